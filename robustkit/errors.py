@@ -1,0 +1,38 @@
+"""Every error that a user can meet, each with the exit code the command line answers with.
+
+    RobustkitError      3  the run could not finish
+    ├── UsageError      2  bad arguments, data, models or configuration: nothing was run
+    └── GateFailed      1  the run finished and the answer is no
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RobustkitError(Exception):
+    """The run could not finish. The message says what was expected, what was got, and the cure."""
+
+    exit_code = 3
+
+
+class UsageError(RobustkitError):
+    """The request cannot be carried out as it stands; nothing was run and nothing was written."""
+
+    exit_code = 2
+
+
+class GateFailed(RobustkitError):
+    """The run finished, and what it was asked to guarantee does not hold."""
+
+    exit_code = 1
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """Build the sentence for a name that does not exist: what was asked, the likely intent, the list."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    listing = ", ".join(names) if names else "none"
+    return UsageError(f"Unknown {kind} {name!r}.{hint} Known: {listing}.")
