@@ -1,0 +1,46 @@
+"""Adversarial training: minimize the loss at the worst point that a short PGD finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from robustkit.adversary import perturb
+from robustkit.nets import small_cnn
+from robustkit.registry import defenses
+from robustkit.threat import Threat
+from robustkit.train import Recipe, Step
+
+
+@defenses.register("pgd_at", cites="arXiv:1706.06083")
+@dataclass(frozen=True)
+class PgdAt:
+    """PGD adversarial training, linf.
+
+    Madry et al. 2018, equation (2.1). Differs from the paper: eps rises linearly over the first
+    fifth of the training, and the optimizer is AdamW with a cosine schedule.
+    """
+
+    eps: float = 0.1
+    steps: int = 7
+    width: int = 32
+
+    @property
+    def recipe(self) -> Recipe:
+        """The schedule of the shipped weights."""
+        return Recipe(epochs=15)
+
+    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """Return the small CNN of `robustkit.nets`."""
+        return small_cnn(shape, classes, self.width)
+
+    def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Mean cross-entropy at the attacked inputs."""
+        threat = Threat("linf", self.eps * min(1.0, 0.05 + step.progress / 0.2))
+
+        def loss(logits: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(logits, y, reduction="sum")
+
+        z = perturb(model, x, loss, threat, steps=self.steps, generator=step.generator)
+        return nn.functional.cross_entropy(model(z), y)

@@ -1,0 +1,32 @@
+"""Standard training: what robustness costs is measured against this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from robustkit.nets import small_cnn
+from robustkit.registry import defenses
+from robustkit.train import Recipe, Step
+
+
+@defenses.register("undefended", cites="")
+@dataclass(frozen=True)
+class Undefended:
+    """Cross-entropy on clean images, no defense."""
+
+    width: int = 32
+
+    @property
+    def recipe(self) -> Recipe:
+        """Ten passes are enough for clean images."""
+        return Recipe(epochs=10)
+
+    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """Return the small CNN of `robustkit.nets`."""
+        return small_cnn(shape, classes, self.width)
+
+    def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Mean cross-entropy."""
+        return nn.functional.cross_entropy(model(x), y)

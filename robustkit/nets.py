@@ -1,0 +1,53 @@
+"""The few small architectures that the bundled defenses share. Inputs [b, c, h, w] in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+_STATISTICS = {1: ((0.2860,), (0.3530,)), 3: ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))}
+
+
+class Normalize(nn.Module):
+    """(x − mean) / std per channel, inside the model, so that eps stays in input units."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] -> [b, c, h, w]."""
+        return (x - self.mean) / self.std
+
+
+def normalize(channels: int) -> Normalize:
+    """Return the fixed statistics of the grayscale or the color data sets."""
+    return Normalize(*_STATISTICS[channels])
+
+
+def small_cnn(shape: tuple[int, int, int], classes: int, width: int = 32) -> nn.Sequential:
+    """Three strided convolutions and two linear layers, without batch coupling: 0.2 M weights.
+
+    At width 32 and 28 × 28 one forward pass is about 4 million multiply-adds.
+    """
+    channels, height, size = shape[0], shape[1], 2 * width
+    flat = size * math.ceil(height / 2 / 2 / 2) ** 2
+    return nn.Sequential(
+        normalize(channels),
+        nn.Conv2d(channels, width, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, size, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(size, size, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(flat, 128),
+        nn.ReLU(),
+        nn.Linear(128, classes),
+    )

@@ -1,0 +1,165 @@
+"""What can be asked for by name: attacks, defenses, datasets and suites.
+
+A pack file registers a frozen dataclass with a decorator; its fields are the options. The packs
+of this distribution and those of the entry-point group `robustkit.packs` load on first use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from robustkit.errors import RobustkitError, UsageError, unknown
+from robustkit.spec import Spec
+
+T = TypeVar("T")
+PACKS = ("robustkit.attacks", "robustkit.defenses")
+
+
+class Entry(NamedTuple):
+    """A registered class with the facts that stand beside its code."""
+
+    name: str
+    target: type[Any]
+    facts: dict[str, Any]
+    origin: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(self.target) or "").split("\n", 1)[0]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Option name to default value."""
+        return {
+            field.name: None if field.default is dataclasses.MISSING else field.default
+            for field in dataclasses.fields(self.target)
+            if field.init
+        }
+
+
+class Registry(Generic[T]):
+    """Names of one kind. A clash is an error that names both files; a miss says what was meant."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, name: str, **facts: Any) -> Callable[[type[T]], type[T]]:
+        """Register a frozen dataclass under `name`, with `facts` such as `cites`.
+
+        Raises:
+            RobustkitError: when the name is taken by another file, or the class is no dataclass.
+        """
+
+        def decorate(target: type[T]) -> type[T]:
+            origin = f"{target.__module__}:{inspect.getsourcelines(target)[1]}"
+            taken = self._entries.get(name)
+            if taken is not None and taken.target.__qualname__ != target.__qualname__:
+                raise RobustkitError(
+                    f"{self.kind.capitalize()} {name!r} is already registered by {taken.origin}; "
+                    f"{origin} must choose another name."
+                )
+            if not dataclasses.is_dataclass(target):
+                raise RobustkitError(f"{origin}: {self.kind} {name!r} must be a frozen dataclass.")
+            self._entries[name] = Entry(name, target, facts, origin)
+            return target
+
+        return decorate
+
+    def entries(self) -> list[Entry]:
+        """List everything registered, sorted by name."""
+        load_packs()
+        return sorted(self._entries.values())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(entry.name for entry in self.entries())
+
+    def __contains__(self, name: object) -> bool:
+        load_packs()
+        return name in self._entries
+
+    def entry(self, name: str) -> Entry:
+        """Look up one entry.
+
+        Raises:
+            UsageError: for an unknown name, with the closest known one.
+        """
+        load_packs()
+        if name not in self._entries:
+            raise unknown(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def build(self, spec: Spec | str) -> T:
+        """Make the object that `spec` names, with its options checked.
+
+        Raises:
+            UsageError: for an unknown name, an unknown option or a value of the wrong type.
+        """
+        spec = Spec.parse(spec) if isinstance(spec, str) else spec
+        entry = self.entry(spec.name)
+        for option, _ in spec.options:
+            if option not in entry.options:
+                known = ", ".join(sorted(entry.options)) or "none"
+                raise UsageError(
+                    f"{self.kind.capitalize()} {spec.name!r} has no option {option!r}. "
+                    f"Its options: {known}."
+                )
+        given = {key: str(v) if isinstance(v, Spec) else v for key, v in spec.options}
+        try:
+            built: T = TypeAdapter(entry.target).validate_python(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "its options"
+            raise UsageError(
+                f"{self.kind} {str(spec)!r}: option {where}: {first['msg']}, got {first['input']!r}."
+            ) from None
+        return built
+
+
+attacks: Registry[Any] = Registry("attack")
+defenses: Registry[Any] = Registry("defense")
+datasets: Registry[Any] = Registry("dataset")
+suites: Registry[Any] = Registry("suite")
+
+_loaded: list[str] = []
+
+
+def load_packs() -> None:
+    """Import every pack once: the built-in ones, then third parties' entry points."""
+    if _loaded:
+        return
+    _loaded.append("loading")
+    try:
+        for module in ("robustkit.data", "robustkit.suites"):
+            importlib.import_module(module)
+        for pack in PACKS:
+            package = _pack(pack)
+            for info in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{pack}.{info.name}")
+        for point in entry_points(group="robustkit.packs"):
+            point.load()
+    except BaseException:
+        _loaded.clear()
+        raise
+
+
+def _pack(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise RobustkitError(
+            f"{name} is not importable: this is a checkout that has not been installed. "
+            "Run `pip install -e .` in it first."
+        ) from None

@@ -1,0 +1,85 @@
+"""`apgd(loss=dlr, steps=50)`: the one way to name a thing with options, on every surface.
+
+A spec is a Python call with bare words for strings and fractions for numbers. It is read with
+`ast`, never evaluated. Its canonical text (options sorted) is the key in records and tables.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import NamedTuple, TypeAlias
+
+from robustkit.errors import UsageError
+
+Value: TypeAlias = "str | int | float | bool | None | tuple[Value, ...] | Spec"
+
+
+class Spec(NamedTuple):
+    """A name and its options, sorted by key."""
+
+    name: str
+    options: tuple[tuple[str, Value], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """Read `name` or `name(option=value, ...)`.
+
+        Raises:
+            UsageError: when `text` is not of that form.
+        """
+        try:
+            node = ast.parse(text.strip(), mode="eval").body
+            return _spec(node)
+        except (SyntaxError, ValueError) as error:
+            raise UsageError(
+                f"expected a name or a call such as 'apgd(loss=dlr, steps=50)', got {text!r} ({error})"
+            ) from None
+
+    def __str__(self) -> str:
+        if not self.options:
+            return self.name
+        return f"{self.name}({', '.join(f'{k}={_text(v)}' for k, v in self.options)})"
+
+
+def _spec(node: ast.expr) -> Spec:
+    if isinstance(node, ast.Name):
+        return Spec(node.id)
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise ValueError("neither a name nor a call")
+    if node.args:
+        raise ValueError("options are given by name")
+    options = {str(k.arg): _value(k.value) for k in node.keywords if k.arg is not None}
+    if len(options) != len(node.keywords):
+        raise ValueError("an option is given twice or without a name")
+    return Spec(node.func.id, tuple(sorted(options.items())))
+
+
+def _value(node: ast.expr) -> Value:
+    match node:
+        case ast.Constant(value=str() | int() | float() | bool() | None as value):
+            return value
+        case ast.Name(id=word):
+            return {"true": True, "false": False, "none": None}.get(word.lower(), word)
+        case ast.Call():
+            return _spec(node)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+        case ast.BinOp(
+            left=ast.Constant(value=int() | float() as top),
+            op=ast.Div(),
+            right=ast.Constant(value=int() | float() as bottom),
+        ) if bottom:
+            return top / bottom
+        case ast.Tuple(elts=items) | ast.List(elts=items):
+            return tuple(_value(item) for item in items)
+    raise ValueError(f"cannot read the value {ast.unparse(node)!r}")
+
+
+def _text(value: Value) -> str:
+    if isinstance(value, Spec):
+        return str(value)
+    if isinstance(value, str):
+        return value if value.isidentifier() else repr(value)
+    if isinstance(value, tuple):
+        return f"({', '.join(_text(v) for v in value)}{',' if len(value) == 1 else ''})"
+    return str(value)

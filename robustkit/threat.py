@@ -1,0 +1,160 @@
+"""What the adversary may do. All geometry of the house lives here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from robustkit.errors import UsageError, unknown
+from robustkit.rng import Keys, normal, uniform
+from robustkit.types import Images, Mask, Scalars, per_point
+
+Norm: TypeAlias = Literal["linf", "l2", "l1"]
+_ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
+# Points are float32: every coordinate is off by up to half a unit in the last place of 1.0.
+_RELATIVE, _ROUNDING = 1e-6, 2.0**-24
+
+
+@dataclass(frozen=True)
+class Threat:
+    """Every x' with ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper. eps is in input units (8/255, not 8).
+
+    Methods take an optional `eps` of one radius per point, for searches that vary it.
+    """
+
+    norm: Norm
+    eps: float
+    lower: float = 0.0
+    upper: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.norm not in _ORDER:
+            raise unknown("norm", self.norm, get_args(Norm))
+        if not (self.eps > 0 and math.isfinite(self.eps)):
+            raise UsageError(f"eps must be positive and finite, got {self.eps!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Threat:
+        """Read `linf:8/255`, `l2:0.5` or `l1:12`.
+
+        Raises:
+            UsageError: for another form, an unknown norm or an eps that is not positive.
+        """
+        norm, _, radius = text.partition(":")
+        top, slash, bottom = radius.partition("/")
+        try:
+            eps = float(top) / float(bottom) if slash else float(top)
+        except (ValueError, ZeroDivisionError):
+            raise UsageError(
+                f"expected a threat model such as 'linf:8/255', 'l2:0.5' or 'l1:12', got {text!r}"
+            ) from None
+        return cls(norm.strip().lower(), eps)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return f"{self.norm}:{self.eps:.6g}"
+
+    def radius(self, x: Images, eps: Scalars | None = None) -> Scalars:
+        """One radius per point of `x`: `eps` if given, else the threat model's own."""
+        return x.new_full((len(x),), self.eps) if eps is None else eps
+
+    def distance(self, z: Images, x: Images) -> Scalars:
+        """‖z − x‖ per point, in float64."""
+        delta = (z.double() - x.double()).flatten(1)
+        return torch.linalg.vector_norm(delta, _ORDER[self.norm], dim=1)
+
+    def contains(self, z: Images, x: Images, eps: Scalars | None = None) -> Mask:
+        """Which points of `z` lie in the ball around `x` and in the box.
+
+        Allowed is what float32 cannot express: 1e-6 of eps, plus one rounding per coordinate.
+        """
+        features = max(1, x[0].numel()) if len(x) else 1
+        slack = _ROUNDING * features ** (1 / _ORDER[self.norm])
+        limit = self.radius(x, eps).double() * (1 + _RELATIVE) + slack
+        boxed = ((z >= self.lower) & (z <= self.upper)).flatten(1).all(1)
+        return (self.distance(z, x) <= limit) & boxed
+
+    def project(self, z: Images, x: Images, eps: Scalars | None = None) -> Images:
+        """Return the point of ball and box together that is nearest to `z` in l2.
+
+        `x` must lie in the box. Exact up to float32.
+        """
+        radius = self.radius(x, eps)
+        if self.norm == "linf":
+            reach = per_point(radius, x)
+            return torch.minimum(torch.maximum(z, x - reach), x + reach).clamp(
+                self.lower, self.upper
+            )
+        delta = z - x
+        room = torch.where(delta > 0, self.upper - x, x - self.lower)
+        size, room = delta.abs().flatten(1), room.flatten(1)
+        shrink = _shrink_l2 if self.norm == "l2" else _shrink_l1
+        inside = shrink(size, room, radius * (1 - _RELATIVE))
+        return (x + delta.sign() * inside.view_as(x)).clamp(self.lower, self.upper)
+
+    def steepest(self, gradient: Images) -> Images:
+        """Return the v with ‖v‖ ≤ 1 that maximizes ⟨gradient, v⟩ (zero where the gradient is)."""
+        if self.norm == "linf":
+            return gradient.sign()
+        flat = gradient.flatten(1)
+        if self.norm == "l2":
+            norm = flat.norm(dim=1).clamp_min(1e-12)
+            return gradient / per_point(norm, gradient)
+        value, place = flat.abs().max(dim=1, keepdim=True)
+        signs = flat.gather(1, place).sign() * (value > 0)
+        return torch.zeros_like(flat).scatter(1, place, signs).view_as(gradient)
+
+    def sample(self, x: Images, keys: Keys, stream: int = 0, eps: Scalars | None = None) -> Images:
+        """Draw a random point of the set around each `x`.
+
+        linf: uniform direction scaled to the surface; l2: uniform on the sphere; l1: a normal draw
+        projected. All are the starting points of AutoAttack's APGD. Then clipped to the box.
+        """
+        radius, features = self.radius(x, eps), x[0].numel()
+        if self.norm == "linf":
+            draw = uniform(keys, features, stream) * 2 - 1
+            draw = draw / draw.abs().amax(1, keepdim=True).clamp_min(1e-12)
+        else:
+            draw = normal(keys, features, stream)
+            if self.norm == "l2":
+                draw = draw / draw.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        reach = 1.0 if self.norm == "l1" else per_point(radius, x)
+        return self.project(x + reach * draw.view_as(x), x, eps)
+
+
+def _shrink_l2(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
+    """Scale `size` [b, d] by one factor per row, clip it at `room`, so that its l2 norm fits.
+
+    The factor solves sum(min(t · size, room)²) = radius². Each round fixes what is clipped at the
+    current t and solves for the rest; t only grows, so that every round stays inside the ball.
+    """
+    scale = (radius / size.norm(dim=1).clamp_min(1e-30)).clamp_max(1)[:, None]
+    for _ in range(10):
+        clipped = scale * size >= room
+        rest = (radius**2 - (room.square() * clipped).sum(1)).clamp_min(0)
+        free = (size.square() * ~clipped).sum(1).clamp_min(1e-30)
+        scale = torch.maximum(scale, (rest / free).sqrt().clamp_max(1)[:, None])
+    return torch.minimum(scale * size, room)
+
+
+def _shrink_l1(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
+    """Lower `size` [b, d] by one threshold per row, clip it at `room`, so that its l1 norm fits.
+
+    The kept mass is piecewise linear in the threshold; its breakpoints are where a coordinate
+    enters (at `size`) and where it is clipped (at `size` − `room`).
+    """
+    points = torch.cat([size, (size - room).clamp_min(0)], dim=1).double()
+    turns = torch.cat([torch.ones_like(size), -torch.ones_like(size)], dim=1).double()
+    points, order = points.sort(dim=1, descending=True)
+    slope = turns.gather(1, order).cumsum(1)
+    gaps = points - torch.cat([points[:, 1:], torch.zeros_like(points[:, :1])], dim=1)
+    mass = (slope * gaps).cumsum(1)
+    place = torch.searchsorted(mass, radius.double()[:, None]).clamp_max(mass.shape[1] - 1)
+    surplus = mass.gather(1, place) - radius.double()[:, None]
+    below = points.gather(1, place) - gaps.gather(1, place)
+    step = surplus / slope.gather(1, place).clamp_min(1)
+    threshold = torch.where(surplus > 0, below + step, torch.zeros_like(step))
+    return torch.minimum((size - threshold.to(size.dtype)).clamp_min(0), room)

@@ -1,0 +1,206 @@
+"""The one training loop. A defense supplies its network, its objective and its recipe.
+
+Every random draw comes from (seed, step), so a run that was killed and resumed follows, step for
+step, the run that was not. The state is written every minute and after every epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from robustkit.data import Dataset
+from robustkit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train: AdamW, linear warm-up over 5% of the steps, cosine to 0."""
+
+    epochs: int = 15
+    batch_size: int = 128
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    clip: float = 5.0
+
+
+class Step(NamedTuple):
+    """Where the training stands. `generator` lives on the CPU and belongs to this step alone."""
+
+    progress: float
+    generator: Generator
+
+
+class Trainable(Protocol):
+    """What `fit` asks of a defense."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The schedule that the shipped weights were trained with."""
+        ...
+
+    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """Build the untrained network for inputs of `shape` [c, h, w]."""
+        ...
+
+    def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Return the scalar to minimize on one batch."""
+        ...
+
+
+class Progress(NamedTuple):
+    """One report of a running training."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+
+
+def fit(
+    defense: Trainable,
+    data: Dataset,
+    folder: Path,
+    *,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    identity: dict[str, Any],
+) -> Iterator[Progress]:
+    """Train, yielding after every batch; the trained weights stand in `folder/model.safetensors`.
+
+    Args:
+        folder: holds the state; a folder with a state is resumed.
+        identity: what the run is (defense, data, seed, ...); a state of another run is refused.
+
+    Raises:
+        UsageError: when `folder` holds the state of a different training.
+    """
+    model = _seeded(lambda: defense.network(data.shape, data.classes), seed).to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
+    )
+    per_epoch = len(data) // recipe.batch_size
+    total = recipe.epochs * per_epoch
+    done = _resume(folder, model, optimizer, identity)
+    saved = time.monotonic()
+    order, flips = torch.empty(0, dtype=torch.long), data.augment
+    model.train()
+    for step in range(done, total):
+        epoch, position = divmod(step, per_epoch)
+        if position == 0 or not len(order):
+            order = torch.randperm(len(data), generator=generator(seed, 0, epoch))
+        chosen = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
+        x, y = data.fetch(chosen)
+        draw = generator(seed, 1, step)
+        x = _augment(x, flips.flip, flips.crop, draw).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * _rate(step / total)
+        loss = defense.objective(model, x, y.to(device), Step(step / total, draw))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        if step + 1 == total or position + 1 == per_epoch or time.monotonic() - saved > 60:
+            _save(folder, model, optimizer, identity, step + 1)
+            saved = time.monotonic()
+        yield Progress(step + 1, total, epoch + 1, float(loss.detach()))
+    save_weights(model, folder / "model.safetensors")
+
+
+def generator(seed: int, stream: int, count: int) -> Generator:
+    """Return a CPU generator that depends on the three numbers alone."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + count * 0x94D049BB133111EB) % (
+        1 << 63
+    )
+    return Generator().manual_seed(mixed)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the state dict as safetensors, atomically."""
+    from safetensors.torch import save
+
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    _replace(path, save(state))
+
+
+def _seeded(build: Any, seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network: nn.Module = build()
+    return network
+
+
+def _rate(progress: float) -> float:
+    return min(progress / 0.05, 0.5 * (1 + math.cos(math.pi * progress))) if progress else 0.01
+
+
+def _augment(x: Tensor, flip: bool, crop: int, draw: Generator) -> Tensor:
+    """Mirror half of the images; shift each by up to `crop` pixels over a zero border."""
+    b, _, h, w = x.shape
+    if flip:
+        mirrored = torch.rand(b, generator=draw) < 0.5
+        x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+    if crop:
+        padded = nn.functional.pad(x, (crop,) * 4)
+        top, left = torch.randint(0, 2 * crop + 1, (2, b), generator=draw)
+        rows = (top[:, None] + torch.arange(h))[:, None, :, None]
+        columns = (left[:, None] + torch.arange(w))[:, None, None, :]
+        channels = torch.arange(x.shape[1])[None, :, None, None]
+        x = padded[torch.arange(b)[:, None, None, None], channels, rows, columns]
+    return x
+
+
+def _save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: dict[str, Any],
+    step: int,
+) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    state = {
+        "identity": identity,
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(state, buffer)
+    _replace(folder / "state.pt", buffer.getvalue())
+
+
+def _resume(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "state.pt"
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for key in sorted(identity.keys() | state["identity"].keys()):
+        was, now = state["identity"].get(key), identity.get(key)
+        if was != now:
+            raise UsageError(
+                f"{folder} holds another training: {key} was {was!r}, now {now!r}. "
+                "Choose another --out, or start over with --fresh."
+            )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write beside the file and rename: a reader sees the old content or the new, never half."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
