@@ -1,0 +1,163 @@
+"""What an attack is: one step of many independent slots.
+
+A search never calls the model and owns no loop. The engine evaluates the model at the `query` of
+every slot at once and hands back a `Reply`; `step` answers with the next state. So that slots can
+be filled, retired and refilled at any time, a state is a NamedTuple of tensors with a leading slot
+axis, counters and step sizes included, and no row may look at another.
+
+    state = search.start(tasks, threat)
+    while slots are live:
+        reply = the model at state.query
+        state = search.step(state, reply, threat)
+
+The engine watches every query: the first one that is misclassified and inside the threat model
+ends its slot, after verification. A search only has to move toward such points, and to set `done`
+when its budget is used up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from robustkit.rng import Keys, task_key
+from robustkit.threat import Threat
+from robustkit.types import Images, Labels, Logits, Mask, Scalars
+
+
+class Job(NamedTuple):
+    """One run of an attack on one point. Every point gets the same list of jobs.
+
+    Attributes:
+        rank: the target is the class with the rank-th highest clean logit; 0 means untargeted.
+        restart: number of the restart.
+    """
+
+    rank: int = 0
+    restart: int = 0
+
+    def key(self, attack: str) -> int:
+        """Identity of this job in the random streams."""
+        return task_key(f"{attack}/{self.rank}/{self.restart}")
+
+
+class Tasks(NamedTuple):
+    """What fresh slots start from; every tensor has the leading axis `s`.
+
+    Attributes:
+        x: clean points.
+        y: their labels, which are also what the model predicts on `x`.
+        target: the class to move toward, −1 where the job is untargeted.
+        keys: the random streams.
+    """
+
+    x: Images
+    y: Labels
+    target: Labels
+    keys: Keys
+
+
+class Reply(NamedTuple):
+    """The model's answer at `state.query`.
+
+    Attributes:
+        logits: [s, k] float32.
+        value: the search's objective [s].
+        gradient: of the objective with respect to the query [s, *f]; empty for forward-only searches.
+    """
+
+    logits: Logits
+    value: Scalars
+    gradient: Images
+
+
+class State(Protocol):
+    """A NamedTuple of tensors. The engine reads these two fields; the rest is the search's own."""
+
+    @property
+    def query(self) -> Images:
+        """Where the model is evaluated next."""
+        ...
+
+    @property
+    def done(self) -> Mask:
+        """Which slots have used up their budget (their query is not evaluated any more)."""
+        ...
+
+
+S = TypeVar("S", bound=State)
+
+
+class Search(Protocol[S]):
+    """One attack. Implementations are frozen dataclasses whose fields are the options."""
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether `Reply.gradient` is needed; without it the engine runs forward passes only."""
+        ...
+
+    def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
+        """List the runs that every point gets, in order.
+
+        Raises:
+            UsageError: when the attack does not support the threat model.
+        """
+        ...
+
+    def start(self, tasks: Tasks, threat: Threat) -> S:
+        """Make fresh slots. No model evaluation is available yet."""
+        ...
+
+    def objective(self, logits: Logits, state: S) -> Scalars:
+        """Return the per-slot value to climb, differentiable in `logits`."""
+        ...
+
+    def step(self, state: S, reply: Reply, threat: Threat) -> S:
+        """Take in the answer at `state.query` and choose the next query. Rows are independent."""
+        ...
+
+
+def select(state: S, rows: Int[Tensor, "r"] | Bool[Tensor, "s"]) -> S:
+    """Return the state of some slots only."""
+    fields = cast("tuple[Tensor, ...]", state)
+    return cast(S, type(state)(*(field[rows] for field in fields)))
+
+
+def place(state: S, rows: Int[Tensor, "r"], fresh: S) -> S:
+    """Return `state` with the slots `rows` replaced by `fresh`."""
+    pairs = zip(cast("tuple[Tensor, ...]", state), cast("tuple[Tensor, ...]", fresh), strict=True)
+    return cast(S, type(state)(*(old.index_copy(0, rows, new) for old, new in pairs)))
+
+
+def choose(mask: Mask, yes: S, no: S) -> S:
+    """Return row by row the state `yes` where `mask`, else `no`."""
+    pairs = zip(cast("tuple[Tensor, ...]", yes), cast("tuple[Tensor, ...]", no), strict=True)
+    return cast(S, type(yes)(*(_where(mask, a, b) for a, b in pairs)))
+
+
+def _where(mask: Mask, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(mask.view(-1, *[1] * (yes.ndim - 1)), yes, no)
+
+
+def attack(
+    model: Any, x: Images, y: Labels, search: Search[Any], threat: Threat, *, seed: int = 0
+) -> Float[Tensor, "b *f"]:
+    """Run a search on a batch as a plain function, without a ledger or verification.
+
+    Jobs run one after another; points that fell in an earlier job are not attacked again.
+
+    Args:
+        model: callable from [b, *f] to logits [b, k]; used as it is.
+        x: clean inputs [b, *f] in [0, 1]; those that are already misclassified come back unchanged.
+        y: labels [b].
+
+    Returns:
+        One input per point: the first adversarial one that was found, else the clean one.
+    """
+    from robustkit.engine import Engine  # the engine builds on this file
+
+    return Engine.once(model, x, y, search, threat, seed)
