@@ -140,8 +140,7 @@ def load_packs() -> None:
         return
     _loaded.append("loading")
     try:
-        for module in ("robustkit.data", "robustkit.suites"):
-            importlib.import_module(module)
+        importlib.import_module("robustkit.data")
         for pack in PACKS:
             package = _pack(pack)
             for info in pkgutil.iter_modules(package.__path__):

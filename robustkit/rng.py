@@ -25,12 +25,12 @@ class Keys(NamedTuple):
     """One independent stream of numbers per slot.
 
     Attributes:
-        seed: of the run.
+        seed: of the run [s].
         point: identity of the point in its data set [s].
         task: identity of the task on that point [s].
     """
 
-    seed: int
+    seed: Int[Tensor, "s"]
     point: Int[Tensor, "s"]
     task: Int[Tensor, "s"]
 
@@ -40,8 +40,8 @@ def task_key(text: str) -> int:
     return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
 
-def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Ten Philox rounds. Four int64 tensors that hold 32-bit words in, four out (broadcast)."""
+def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Ten Philox rounds on 32-bit words held in int64 tensors: counter and key in, four words out."""
     a, b, c, d = counter
     k0, k1 = key
     for _ in range(10):
@@ -58,10 +58,10 @@ def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, .
 
 def bits(keys: Keys, count: int, stream: int | Int[Tensor, "s"]) -> Int[Tensor, "s n"]:
     """Draw `count` 32-bit words per slot. `stream` tells apart the draws of one task."""
-    point, task = keys.point.view(-1, 1), keys.task.view(-1, 1)
+    seed, point, task = (part.view(-1, 1) for part in keys)
     block = torch.arange(-(-count // 4), device=point.device).view(1, -1)
     lane = stream.view(-1, 1) if isinstance(stream, Tensor) else torch.full_like(point, stream)
-    words = philox((block, lane, point, task), (keys.seed & _MASK, (keys.seed >> 32) & _MASK))
+    words = philox((block, lane, point, task), (seed & _MASK, (seed >> 32) & _MASK))
     stacked = torch.stack(torch.broadcast_tensors(*words), dim=2)
     return stacked.flatten(1)[:, :count]
 

@@ -18,15 +18,15 @@ when its budget is used up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from robustkit.rng import Keys, task_key
 from robustkit.threat import Threat
-from robustkit.types import Images, Labels, Logits, Mask, Scalars
+from robustkit.types import Images, Labels, Logits, Mask, Scalars, per_point
 
 
 class Job(NamedTuple):
@@ -52,13 +52,20 @@ class Tasks(NamedTuple):
         x: clean points.
         y: their labels, which are also what the model predicts on `x`.
         target: the class to move toward, −1 where the job is untargeted.
-        keys: the random streams.
+        seed, point, task: the identity of the random stream, see `keys`.
     """
 
     x: Images
     y: Labels
     target: Labels
-    keys: Keys
+    seed: Labels
+    point: Labels
+    task: Labels
+
+    @property
+    def keys(self) -> Keys:
+        """The random stream of each slot."""
+        return Keys(self.seed, self.point, self.task)
 
 
 class Reply(NamedTuple):
@@ -90,6 +97,7 @@ class State(Protocol):
 
 
 S = TypeVar("S", bound=State)
+Rows = TypeVar("Rows")
 
 
 class Search(Protocol[S]):
@@ -121,43 +129,19 @@ class Search(Protocol[S]):
         ...
 
 
-def select(state: S, rows: Int[Tensor, "r"] | Bool[Tensor, "s"]) -> S:
-    """Return the state of some slots only."""
-    fields = cast("tuple[Tensor, ...]", state)
-    return cast(S, type(state)(*(field[rows] for field in fields)))
+def select(rows: Rows, index: Int[Tensor, "r"]) -> Rows:
+    """Return some rows of a NamedTuple of tensors."""
+    fields = cast("tuple[Tensor, ...]", rows)
+    return cast(Rows, type(rows)(*(field[index] for field in fields)))
 
 
-def place(state: S, rows: Int[Tensor, "r"], fresh: S) -> S:
-    """Return `state` with the slots `rows` replaced by `fresh`."""
-    pairs = zip(cast("tuple[Tensor, ...]", state), cast("tuple[Tensor, ...]", fresh), strict=True)
-    return cast(S, type(state)(*(old.index_copy(0, rows, new) for old, new in pairs)))
+def place(rows: Rows, index: Int[Tensor, "r"], fresh: Rows) -> Rows:
+    """Return a NamedTuple of tensors with the rows `index` replaced by `fresh`."""
+    pairs = zip(cast("tuple[Tensor, ...]", rows), cast("tuple[Tensor, ...]", fresh), strict=True)
+    return cast(Rows, type(rows)(*(old.index_copy(0, index, new) for old, new in pairs)))
 
 
-def choose(mask: Mask, yes: S, no: S) -> S:
-    """Return row by row the state `yes` where `mask`, else `no`."""
+def choose(mask: Mask, yes: Rows, no: Rows) -> Rows:
+    """Return row by row `yes` where `mask`, else `no`."""
     pairs = zip(cast("tuple[Tensor, ...]", yes), cast("tuple[Tensor, ...]", no), strict=True)
-    return cast(S, type(yes)(*(_where(mask, a, b) for a, b in pairs)))
-
-
-def _where(mask: Mask, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(mask.view(-1, *[1] * (yes.ndim - 1)), yes, no)
-
-
-def attack(
-    model: Any, x: Images, y: Labels, search: Search[Any], threat: Threat, *, seed: int = 0
-) -> Float[Tensor, "b *f"]:
-    """Run a search on a batch as a plain function, without a ledger or verification.
-
-    Jobs run one after another; points that fell in an earlier job are not attacked again.
-
-    Args:
-        model: callable from [b, *f] to logits [b, k]; used as it is.
-        x: clean inputs [b, *f] in [0, 1]; those that are already misclassified come back unchanged.
-        y: labels [b].
-
-    Returns:
-        One input per point: the first adversarial one that was found, else the clean one.
-    """
-    from robustkit.engine import Engine  # the engine builds on this file
-
-    return Engine.once(model, x, y, search, threat, seed)
+    return cast(Rows, type(yes)(*(torch.where(per_point(mask, a), a, b) for a, b in pairs)))

@@ -1,0 +1,164 @@
+"""The l2 and l1 moves of the Square attack: the norm of one window flows into a bump in another."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from robustkit.threat import Threat
+from robustkit.types import Images
+
+from ._windows import corner, schedule, signs, sizes, span
+
+_TINY = 1e-12
+
+
+def grid(
+    x: Float[Tensor, "s c h w"], draw: Float[Tensor, "s n"], threat: Threat
+) -> Float[Tensor, "s c h w"]:
+    """Tile `x` with bumps on a grid of 5 × 5, each with an orientation, and a sign per channel.
+
+    `draw` holds `grid_draws` numbers in [0, 1).
+    """
+    slots, channels, height, width = x.shape
+    side, down, across = _tiles(height, width)
+    upright = bump(side, _power(threat)).to(x.device)
+    draw = draw.view(slots, channels + 1, down, across, 1, 1)
+    tiles = torch.where(draw[:, :1] < 0.5, upright, upright.T) * signs(draw[:, 1:])
+    margin, delta = (height - 5 * side) // 2, torch.zeros_like(x)
+    delta[:, :, margin : margin + down * side, margin : margin + across * side] = tiles.permute(
+        0, 1, 2, 4, 3, 5
+    ).reshape(slots, channels, down * side, across * side)
+    return _fit(x, delta, threat)
+
+
+def grid_draws(channels: int, height: int, width: int) -> int:
+    """How many random numbers `grid` needs per slot."""
+    _, down, across = _tiles(height, width)
+    return (channels + 1) * down * across
+
+
+def _tiles(height: int, width: int) -> tuple[int, int, int]:
+    """Side of a tile, and how many fit down and across from the margin on."""
+    side = height // 5
+    margin = (height - 5 * side) // 2
+    return side, (height - margin) // side, (width - margin) // side
+
+
+def move(
+    x: Float[Tensor, "s c h w"],
+    best: Float[Tensor, "s c h w"],
+    level: Int[Tensor, "s"],
+    draw: Float[Tensor, "s n"],
+    share: float,
+    threat: Threat,
+) -> Float[Tensor, "s c h w"]:
+    """Clear two windows of the displacement and put a bump, and the old content, into the first.
+
+    It gets the norm that both held and what the ball still has room for, an equal part per channel.
+    `draw` holds 5 + c numbers in [0, 1) per slot.
+    """
+    channels, height, width = x.shape[1:]
+    side = sizes(share, height, width, 3, x.device)[level, :1]
+    top, left = corner(draw[:, 0:2], side, height), corner(draw[:, 2:4], side, width)
+    rows, columns = span(top, side, height), span(left, side, width)
+    target, cleared = (rows[:, :, None, :, None] * columns[:, :, None, None]).unbind(1)
+
+    delta = best - x
+    held, budget = _norms(delta, rows, columns, threat)
+    orientation = (draw[:, 4] < 0.5).long()
+    hill = _look_up(share, level, orientation, top[:, 0], left[:, 0], x.shape, threat) * target
+    fresh = torch.addcmul(hill * signs(draw[:, 5:, None, None]), delta, target / (held + _TINY))
+    gain = budget / (vector_norm(fresh, _power(threat), (2, 3), keepdim=True) + _TINY)
+    kept = delta.mul_((1 - target) * (1 - cleared))
+    return _fit(x, kept.addcmul_(fresh, gain), threat)
+
+
+def _norms(delta: Tensor, rows: Tensor, columns: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
+    """Return, per channel, the norm in the first window, and the norm that the new bump may have."""
+    square = threat.norm == "l2"
+    energy = delta.square() if square else delta.abs()
+    # Sums over both windows, their intersection and the image, all in one product.
+    rows = torch.cat([rows, rows[:, :1] * rows[:, 1:], torch.ones_like(rows[:, :1])], 1)
+    columns = torch.cat(
+        [columns, columns[:, :1] * columns[:, 1:], torch.ones_like(columns[:, :1])], 1
+    )
+    sums = ((energy @ columns.mT[:, None]) * rows.mT[:, None]).sum(2)
+    first, second, both, whole = sums[..., None, None].unbind(2)
+    union = (first + second - both).clamp_min(0)
+    limit = threat.eps**2 if square else threat.eps
+    spare = (limit - whole.sum(1, keepdim=True)).clamp_min(0)
+    channels = delta.shape[1]
+    if square:
+        return first.sqrt(), (spare / channels + union).sqrt()
+    return first, spare + union * channels
+
+
+def _look_up(
+    share: float,
+    level: Tensor,
+    orientation: Tensor,
+    top: Tensor,
+    left: Tensor,
+    shape: torch.Size,
+    threat: Threat,
+) -> Tensor:
+    """Return the bump of each slot at its place [s, 1, h, w]; outside the window it is arbitrary."""
+    height, width = shape[2:]
+    table = _table(share, height, width, _power(threat), top.device)
+    side = table.shape[-1]
+    down = (torch.arange(height, device=top.device) - top[:, None]).clamp_(0, side - 1)
+    across = (torch.arange(width, device=top.device) - left[:, None]).clamp_(0, side - 1)
+    start = (2 * level + orientation)[:, None] * side + down
+    place = (start * side)[..., None] + across[:, None]
+    return table.view(-1).index_select(0, place.view(-1)).view(-1, 1, height, width)
+
+
+def _fit(x: Images, delta: Images, threat: Threat) -> Images:
+    """L2: scale to the sphere and clip to the box. L1: project onto ball and box."""
+    if threat.norm == "l1":
+        return threat.project(x + delta, x)
+    norm = vector_norm(delta, 2, (1, 2, 3), keepdim=True)
+    return torch.addcmul(x, delta, threat.eps / (norm + _TINY)).clamp_(threat.lower, threat.upper)
+
+
+def _power(threat: Threat) -> int:
+    return 2 if threat.norm == "l2" else 1
+
+
+def bump(side: int, power: int) -> Float[Tensor, "side side"]:
+    """Return the pattern that is drawn into windows: a hill above a valley, of `power`-norm 1.
+
+    Andriushchenko et al. 2020, l2-Square; in l1 as in the code of AutoAttack.
+    """
+    upper = side // 2
+    pattern = torch.cat([_hill(upper, side, power), -_hill(side - upper, side, power)])
+    return pattern / vector_norm(pattern, power)
+
+
+def _hill(height: int, width: int, power: int) -> Tensor:
+    """Pile squares around the center: the k-th has half-width k − 1, height 1 / k² (1 / k⁴ in l1)."""
+    rings = torch.arange(1, max(height, width) // 2 + 2)
+    heights = rings.float() ** (-2 if power == 2 else -4)
+    piled = heights.flip(0).cumsum(0).flip(0)
+    rows = (torch.arange(height) - height // 2).abs()
+    columns = (torch.arange(width) - width // 2).abs()
+    hill = piled[torch.maximum(rows[:, None], columns[None])]
+    return hill / vector_norm(hill, power).clamp_min(_TINY)
+
+
+@lru_cache(maxsize=4)
+def _table(
+    share: float, height: int, width: int, power: int, device: torch.device
+) -> Float[Tensor, "levels 2 side side"]:
+    """Return the bumps of all levels, upright and transposed, in the corners of equal squares."""
+    sides = [side for side, _ in schedule(share, height, width, least=3)]
+    table = torch.zeros(len(sides), 2, max(sides), max(sides))
+    for row, side in zip(table, sides, strict=True):
+        row[0, :side, :side] = bump(side, power)
+        row[1, :side, :side] = bump(side, power).T
+    return table.to(device)

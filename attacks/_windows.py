@@ -1,0 +1,66 @@
+"""The windows of the Square attack: how large they are at each query, and where they lie."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# After this many proposals the share of the image that a window covers is halved.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+def schedule(share: float, height: int, width: int, least: int = 1) -> list[tuple[int, int]]:
+    """List height and width of the window at each level; level i covers `share` / 2^i of the image.
+
+    Windows are squares, at least `least` wide, and odd if `least` is 3. In an image of one row they
+    are segments.
+    """
+    areas = [share / 2**level * height * width for level in range(len(_HALVINGS) + 1)]
+    if height == 1:
+        return [(1, max(round(area), 1)) for area in areas]
+    sides = [max(round(math.sqrt(area)), least) for area in areas]
+    odd = int(least == 3)
+    return [(min(side | odd, height, width),) * 2 for side in sides]
+
+
+@lru_cache(maxsize=16)
+def sizes(
+    share: float, height: int, width: int, least: int, device: torch.device
+) -> Int[Tensor, "levels 2"]:
+    """Return `schedule` as a tensor."""
+    return torch.tensor(schedule(share, height, width, least), device=device)
+
+
+@lru_cache(maxsize=4)
+def _halvings(device: torch.device) -> Int[Tensor, "n"]:
+    return torch.tensor(_HALVINGS, device=device)
+
+
+def level(proposal: Int[Tensor, "s"]) -> Int[Tensor, "s"]:
+    """Say at which level of `schedule` a proposal (counted from 0) lies."""
+    return (proposal[:, None] > _halvings(proposal.device)).sum(1)
+
+
+def corner(draw: Float[Tensor, "*s"], size: Int[Tensor, "*s"], extent: int) -> Int[Tensor, "*s"]:
+    """Place a window of `size` along an axis of `extent`, by a number in [0, 1).
+
+    As in the paper's code, the last place is never taken, unless it is the only one.
+    """
+    return (draw * (extent - size)).long()
+
+
+def span(
+    first: Int[Tensor, "*s"], size: Int[Tensor, "*s"], extent: int
+) -> Float[Tensor, "*s extent"]:
+    """Return 1 on the `size` places of an axis from `first` on, and 0 elsewhere."""
+    offset = torch.arange(extent, device=first.device) - first[..., None]
+    return ((offset >= 0) & (offset < size[..., None])).float()
+
+
+def signs(draw: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """Turn numbers in [0, 1) into −1 or 1."""
+    return (draw - 0.5).sign_().add_(0.5).sign_()

@@ -1,0 +1,164 @@
+"""APGD: projected gradient ascent with momentum that chooses its own step size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from robustkit.errors import UsageError
+from robustkit.losses import LOSSES, TARGETED, LossName
+from robustkit.registry import attacks
+from robustkit.search import Job, Reply, Tasks
+from robustkit.threat import Threat
+from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
+
+
+class State(NamedTuple):
+    """Everything APGD remembers per slot: O(1) numbers and six images."""
+
+    query: Images
+    done: Mask
+    x: Images
+    y: Labels
+    target: Labels
+    previous: Images
+    best: Images
+    best_gradient: Images
+    best_value: Scalars
+    last_value: Scalars
+    checked_value: Scalars
+    reduced: Mask
+    rises: Integers
+    step_size: Scalars
+    count: Integers
+
+
+@attacks.register("apgd", white_box=True, cites="arXiv:2003.01690")
+@dataclass(frozen=True)
+class Apgd:
+    """Auto-PGD for linf and l2.
+
+    Croce & Hein 2020, algorithm 1, with the constants of their code (rho 0.75, momentum 0.75,
+    first step 2 eps). A run costs steps + 1 forward and backward passes. Differs from the code: in
+    l2 the projection onto ball and box is exact, not the ball's followed by clipping.
+
+    Attributes:
+        loss: climbed by the search; the targeted ones run once for each of `targets` classes.
+        steps: gradient steps of one run.
+        restarts: random starts per target.
+        targets: how many classes to aim at, by falling clean logit.
+    """
+
+    loss: LossName = "ce"
+    steps: Annotated[int, Field(ge=1)] = 100
+    restarts: Annotated[int, Field(ge=1)] = 1
+    targets: Annotated[int, Field(ge=1)] = 9
+
+    uses_gradient = True
+
+    def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
+        """Targets in order of rank, each with its restarts."""
+        if threat.norm == "l1":
+            raise UsageError("apgd supports linf and l2, got l1. Use apgd_l1.")
+        ranks = range(1, min(self.targets, classes - 1) + 1) if self.loss in TARGETED else (0,)
+        return [Job(rank, restart) for rank in ranks for restart in range(self.restarts)]
+
+    def start(self, tasks: Tasks, threat: Threat) -> State:
+        """Start at a random point of the surface."""
+        query = threat.sample(tasks.x, tasks.keys)
+        size = len(query)
+        low = query.new_full((size,), -torch.inf)
+        zero = torch.zeros(size, dtype=torch.long, device=query.device)
+        yes = torch.ones(size, dtype=torch.bool, device=query.device)
+        return State(
+            query=query,
+            done=~yes,
+            x=tasks.x,
+            y=tasks.y,
+            target=tasks.target,
+            previous=query,
+            best=query,
+            best_gradient=torch.zeros_like(query),
+            best_value=low,
+            last_value=low,
+            checked_value=low,
+            reduced=yes,
+            rises=zero,
+            step_size=query.new_full((size,), 2 * threat.eps),
+            count=zero,
+        )
+
+    def objective(self, logits: Logits, state: State) -> Scalars:
+        """Return the chosen loss."""
+        return LOSSES[self.loss](logits, state.y, state.target)
+
+    def step(self, state: State, reply: Reply, threat: Threat) -> State:
+        """Take in the value at the query, look back at the checkpoints, move on."""
+        state, gradient = self._look_back(_remember(state, reply), reply.gradient)
+        return self._move(state, gradient, threat)
+
+    def _look_back(self, state: State, gradient: Images) -> tuple[State, Images]:
+        """At a checkpoint, halve the step and return to the best point where progress stalled."""
+        windows = torch.tensor(_windows(self.steps), device=state.count.device)
+        window = windows[state.count.clamp_max(self.steps)]
+        due = window > 0
+        stalled = state.rises <= 0.75 * window
+        stuck = ~state.reduced & (state.checked_value >= state.best_value)
+        halve = due & (stalled | stuck)
+        back = per_point(halve, gradient)
+        return state._replace(
+            query=torch.where(back, state.best, state.query),
+            step_size=torch.where(halve, state.step_size / 2, state.step_size),
+            reduced=torch.where(due, halve, state.reduced),
+            checked_value=torch.where(due, state.best_value, state.checked_value),
+            rises=torch.where(due, 0, state.rises),
+        ), torch.where(back, state.best_gradient, gradient)
+
+    def _move(self, state: State, gradient: Images, threat: Threat) -> State:
+        """Step along the steepest direction, then mix in the last displacement."""
+        here, size = state.query, per_point(state.step_size, gradient)
+        ahead = threat.project(here + size * threat.steepest(gradient), state.x)
+        keep = per_point(torch.where(state.count > 0, 0.75, 1.0), gradient).to(here.dtype)
+        mixed = here + keep * (ahead - here) + (1 - keep) * (here - state.previous)
+        return state._replace(
+            query=threat.project(mixed, state.x),
+            previous=here,
+            count=state.count + 1,
+            done=state.count >= self.steps,
+        )
+
+
+def _remember(state: State, reply: Reply) -> State:
+    """Update the best point and count whether the value rose since the last query."""
+    better = reply.value > state.best_value
+    image = per_point(better, reply.gradient)
+    rose = (reply.value > state.last_value) & (state.count > 0)
+    return state._replace(
+        best=torch.where(image, state.query, state.best),
+        best_gradient=torch.where(image, reply.gradient, state.best_gradient),
+        best_value=torch.where(better, reply.value, state.best_value),
+        last_value=reply.value,
+        checked_value=torch.where(state.count > 0, state.checked_value, reply.value),
+        rises=state.rises + rose,
+    )
+
+
+@lru_cache
+def _windows(steps: int) -> tuple[int, ...]:
+    """Length of the window that ends at each iteration, 0 where there is no checkpoint."""
+    window, shortest = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1)
+    shrink = max(int(0.03 * steps), 1)
+    ends, last = [0] * (steps + 1), 0
+    while last + window <= steps:
+        last += window
+        ends[last] = window
+        window = max(window - shrink, shortest)
+    return tuple(ends)
+
+

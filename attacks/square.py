@@ -1,0 +1,152 @@
+"""Square: random search with square windows; needs only the logits, no gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from robustkit import rng
+from robustkit.errors import UsageError
+from robustkit.losses import margin
+from robustkit.registry import attacks
+from robustkit.search import Job, Reply, Tasks
+from robustkit.threat import Threat
+from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
+
+from . import _bumps, _windows
+from ._windows import corner, signs, span
+
+
+class State(NamedTuple):
+    """Per slot three images and a few numbers. `count`: how many queries were answered."""
+
+    query: Images
+    done: Mask
+    x: Images
+    y: Labels
+    best: Images
+    best_value: Scalars
+    count: Integers
+    seed: Integers
+    point: Integers
+    task: Integers
+
+
+@attacks.register("square", white_box=False, cites="arXiv:1912.00049")
+@dataclass(frozen=True)
+class Square:
+    """Square attack on the margin for linf, l2 and l1.
+
+    Andriushchenko et al. 2020, algorithms 1 to 3; l1 and all constants as in AutoAttack's code: the
+    schedule of the window is not rescaled to the budget. A run costs 1 + queries forward passes.
+
+    Inputs are images [c, h, w]. In linf, flat inputs [d] count as an image of one row, in which
+    a window covers the same share of the coordinates.
+
+    Differs from the reference code: every slot draws windows, signs and orientation of its own
+    (there, one draw serves the batch); in l1, the projection is that of `Threat`.
+
+    Attributes:
+        queries: proposals of one run, after the starting point.
+        restarts: independent runs per point.
+        share: part of the image that the first windows cover (p in the paper).
+    """
+
+    queries: Annotated[int, Field(ge=1)] = 5000
+    restarts: Annotated[int, Field(ge=1)] = 1
+    share: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+    uses_gradient = False
+
+    def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
+        """One untargeted run per restart."""
+        return [Job(0, restart) for restart in range(self.restarts)]
+
+    def start(self, tasks: Tasks, threat: Threat) -> State:
+        """Start at vertical stripes (linf) or a grid of bumps (l2, l1).
+
+        Raises:
+            UsageError: in l2 and l1, for inputs that are not images of 5 × 5 pixels or more.
+        """
+        return State(
+            query=_first(_images(tasks.x), tasks.keys, threat).view_as(tasks.x),
+            done=torch.zeros_like(tasks.y, dtype=torch.bool),
+            x=tasks.x,
+            y=tasks.y,
+            best=tasks.x,
+            best_value=tasks.x.new_full((len(tasks.x),), -torch.inf),
+            count=torch.zeros_like(tasks.y),
+            seed=tasks.seed,
+            point=tasks.point,
+            task=tasks.task,
+        )
+
+    def objective(self, logits: Logits, state: State) -> Scalars:
+        """Return the margin."""
+        return margin(logits, state.y, state.y)
+
+    def step(self, state: State, reply: Reply, threat: Threat) -> State:
+        """Keep the query if it is the best so far, and change the best one in a new window."""
+        better = reply.value > state.best_value
+        best = torch.where(per_point(better, state.query), state.query, state.best)
+        return state._replace(
+            query=self._propose(state, best, threat).view_as(best),
+            best=best,
+            best_value=torch.where(better, reply.value, state.best_value),
+            count=state.count + 1,
+            done=state.done | (state.count >= self.queries),
+        )
+
+    def _propose(self, state: State, best: Images, threat: Threat) -> Float[Tensor, "s c h w"]:
+        x, best = _images(state.x), _images(best)
+        keys = rng.Keys(state.seed, state.point, state.task)
+        level, channels = _windows.level(state.count), x.shape[1]
+        if threat.norm == "linf":
+            draw = rng.uniform(keys, 2 + channels, state.count + 1)
+            return _paint(x, best, level, draw, self.share, threat)
+        draw = rng.uniform(keys, 5 + channels, state.count + 1)
+        return _bumps.move(x, best, level, draw, self.share, threat)
+
+
+def _images(x: Images) -> Float[Tensor, "s c h w"]:
+    """View inputs as images; flat ones have one row."""
+    height, width = (1, *x.shape[1:])[-2:]
+    return x.reshape(len(x), -1, height, width)
+
+
+def _first(x: Float[Tensor, "s c h w"], keys: rng.Keys, threat: Threat) -> Tensor:
+    """Vertical stripes of ±eps (linf) or a grid of bumps (l2, l1)."""
+    channels, height, width = x.shape[1:]
+    if threat.norm == "linf":
+        stripes = signs(rng.uniform(keys, channels * width, 0)).view(-1, channels, 1, width)
+        return (x + threat.eps * stripes).clamp_(threat.lower, threat.upper)
+    if min(height, width) < 5:
+        raise UsageError(
+            f"square in {threat.norm} needs images [c, h, w] of at least 5 × 5 pixels, got inputs "
+            f"of {height} × {width}. Use another attack, or the linf threat model."
+        )
+    return _bumps.grid(x, rng.uniform(keys, _bumps.grid_draws(channels, height, width), 0), threat)
+
+
+def _paint(
+    x: Float[Tensor, "s c h w"],
+    best: Float[Tensor, "s c h w"],
+    level: Int[Tensor, "s"],
+    draw: Float[Tensor, "s n"],
+    share: float,
+    threat: Threat,
+) -> Float[Tensor, "s c h w"]:
+    """Linf: set the displacement in a window to ±eps, one sign per channel."""
+    height, width = x.shape[2:]
+    size = _windows.sizes(share, height, width, 1, x.device)[level]
+    rows = span(corner(draw[:, 0], size[:, 0], height), size[:, 0], height)
+    columns = span(corner(draw[:, 1], size[:, 1], width), size[:, 1], width)
+    painted = x + threat.eps * signs(draw[:, 2:, None, None])
+    painted.clamp_(threat.lower, threat.upper)
+    return torch.lerp(best, painted, rows[:, None, :, None] * columns[:, None, None])

@@ -1,0 +1,5 @@
+"""`python -m robustkit` is `robustkit`."""
+
+from robustkit.cli import main
+
+main(prog_name="robustkit")

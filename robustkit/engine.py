@@ -1,0 +1,342 @@
+"""The engine of slots: continuous batching of attack tasks.
+
+A fixed number of slots is kept full from a queue of tasks (point, job). Every step evaluates the
+model once for all slots. A slot ends when its search has used up its budget, when one of its
+queries fools the model and the referee confirms it, or when a sibling task took its point. Freed
+slots are filled from the queue, so that no pass is spent on a fallen point and batches stay full.
+
+The engine knows nothing of ledgers or suites: it asks a `Referee`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustkit.errors import RobustkitError
+from robustkit.search import Job, Reply, Search, Tasks, place, select
+from robustkit.slots import FREE, Books, Outcome, Referee, Work
+from robustkit.threat import Threat
+from robustkit.types import Images, Labels, Mask, Model, per_point
+
+
+@dataclass
+class Engine:
+    """Runs searches over queues of tasks.
+
+    Attributes:
+        model: callable from [s, *f] to logits [s, k]; must treat the rows of a batch independently.
+        slots: how many tasks run at once; halved when memory runs out.
+        stride: steps between two looks at the results; 1 on the CPU, more where a look stalls the
+            device.
+        steps, evaluated: batches and rows evaluated so far, free slots included.
+    """
+
+    model: Model
+    threat: Threat
+    slots: int
+    stride: int = 1
+    steps: int = 0
+    evaluated: int = 0
+
+    def run(
+        self, search: Search[Any], queue: Iterator[Work], pending: int, referee: Referee
+    ) -> None:
+        """Work through `queue`, of which `pending` is an upper bound of the length.
+
+        Raises:
+            RobustkitError: when the model returns logits that are not finite, or when memory does
+                not suffice for a single slot.
+        """
+        floor = _Floor(self, search, queue, referee, max(1, min(self.slots, pending)))
+        floor.refill()
+        while floor.work:
+            for _ in range(self.stride):
+                floor.advance()
+            floor.harvest()
+            floor.refill()
+
+    def ask(self, search: Search[Any], state: Any) -> Reply:
+        """Evaluate the model at `state.query`, with the gradient of the search's objective."""
+        self.steps += 1
+        self.evaluated += len(state.query)
+        if not search.uses_gradient:
+            with torch.no_grad():
+                logits = self.model(state.query).float()
+                return Reply(logits, search.objective(logits, state), logits.new_empty(0))
+        query = state.query.detach().requires_grad_(True)
+        gradient: Tensor | None = None
+        with torch.enable_grad():
+            logits = self.model(query).float()
+            value = search.objective(logits, state)
+            if value.requires_grad:
+                (gradient,) = torch.autograd.grad(value.sum(), query, allow_unused=True)
+        gradient = torch.zeros_like(query) if gradient is None else gradient
+        return Reply(logits.detach(), value.detach(), gradient)
+
+
+class _Floor:
+    """The slots of one run. Row i of every tensor belongs to `work[i]`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        search: Search[Any],
+        queue: Iterator[Work],
+        referee: Referee,
+        slots: int,
+    ) -> None:
+        self.engine, self.search, self.queue, self.referee = engine, search, queue, referee
+        self.slots, self.dry = slots, False
+        self.retry: list[Work] = []
+        self.work: list[Work] = []
+        self.fallen: set[int] = set()
+        self.tasks: Tasks
+        self.state: Any
+        self.books: Books
+
+    def advance(self) -> None:
+        """Evaluate the model at every slot's query and let the search step."""
+        if not self.work:
+            return
+        books, state = self.books, self.state
+        running = books.live & ~state.done & ~books.caught
+        try:
+            reply = self.engine.ask(self.search, state)
+        except RuntimeError as error:
+            self._back_off(error)
+            return
+        books.forwards.add_(running)
+        if self.search.uses_gradient:
+            books.backwards.add_(running)
+        books.broken.logical_or_(running & ~reply.logits.isfinite().all(1))
+        self._catch(running & (reply.logits.argmax(1) != self.tasks.y))
+        self.state = self.search.step(state, reply, self.engine.threat)
+
+    def harvest(self) -> None:
+        """Judge the candidates, end what is over, hand the books to the referee."""
+        if not self.work:
+            return
+        self._refuse_broken()
+        self._judge()
+        over = (self.books.live & (self.state.done | self.books.caught)).tolist()
+        ended = [
+            row
+            for row, work in enumerate(self.work)
+            if work is not FREE and (over[row] or work.point in self.fallen)
+        ]
+        if not ended:
+            return
+        self.referee.settle(self._outcomes(ended))
+        for row in ended:
+            self.work[row] = FREE
+        index = torch.tensor(ended, device=self.books.live.device)
+        self.books.live[index] = False
+        self.books.caught[index] = False
+
+    def refill(self) -> None:
+        """Put waiting tasks into free slots, or close ranks when none is waiting."""
+        free = [row for row, work in enumerate(self.work) if work is FREE]
+        wanted = self.slots - (len(self.work) - len(free))
+        if not self.dry and (wanted > self.slots // 16 or wanted == self.slots):
+            fresh = self._draw(wanted)
+            if fresh:
+                self._seat(fresh, free)
+                return
+        if self.dry and len(free) > len(self.work) // 8:
+            self._keep([row for row, work in enumerate(self.work) if work is not FREE])
+
+    def _catch(self, wrong: Mask) -> None:
+        """Keep the queries that are misclassified and inside the threat model as candidates."""
+        if self.engine.stride == 1 and not bool(wrong.any()):
+            return
+        query = self.state.query
+        hit = wrong & self.engine.threat.contains(query, self.tasks.x)
+        self.books.candidate.copy_(torch.where(per_point(hit, query), query, self.books.candidate))
+        self.books.caught.logical_or_(hit)
+
+    def _judge(self) -> None:
+        """Ask the referee about the candidates; where one does not stand, the search goes on."""
+        rows = self.books.caught.nonzero().flatten()
+        if not len(rows):
+            return
+        work = [self.work[row] for row in rows.tolist()]
+        x, y, z = self.tasks.x[rows], self.tasks.y[rows], self.books.candidate[rows]
+        stands = self.referee.confirm(work, z, x, y)
+        self.books.caught[rows] = torch.tensor(stands, device=rows.device)
+        self.fallen.update(item.point for item, ok in zip(work, stands, strict=True) if ok)
+
+    def _outcomes(self, rows: list[int]) -> list[Outcome]:
+        index = torch.tensor(rows, device=self.books.live.device)
+        counts = torch.stack([self.books.forwards[index], self.books.backwards[index]], 1).tolist()
+        done = self.state.done[index].tolist()
+        return [
+            Outcome(self.work[row], spent and self.work[row].point not in self.fallen, *count)
+            for row, spent, count in zip(rows, done, counts, strict=True)
+        ]
+
+    def _draw(self, wanted: int) -> list[Work]:
+        fresh: list[Work] = []
+        while len(fresh) < wanted:
+            item = self.retry.pop() if self.retry else next(self.queue, None)
+            if item is None:
+                self.dry = True
+                break
+            if item.point not in self.fallen:
+                fresh.append(item)
+        return fresh
+
+    def _seat(self, fresh: list[Work], free: list[int]) -> None:
+        """Start tasks in the free slots; the first call opens the floor."""
+        tasks = self.referee.tasks(fresh)
+        state, books = self.search.start(tasks, self.engine.threat), Books.open(tasks.x)
+        if len(fresh) > len(free):
+            self._keep([row for row, work in enumerate(self.work) if work is not FREE])
+            free = []
+        if not self.work:
+            self.work, self.tasks, self.state, self.books = fresh, tasks, state, books
+        elif not free:
+            pairs = zip(
+                (self.tasks, self.state, self.books), (tasks, state, books), strict=True
+            )
+            joined = [type(a)(*map(torch.cat, zip(a, b, strict=True))) for a, b in pairs]
+            self.work, (self.tasks, self.state, self.books) = self.work + fresh, joined
+        else:
+            rows = torch.tensor(free[: len(fresh)], device=tasks.x.device)
+            self.tasks = place(self.tasks, rows, tasks)
+            self.state = place(self.state, rows, state)
+            self.books = place(self.books, rows, books)
+            for row, item in zip(free, fresh, strict=False):
+                self.work[row] = item
+
+    def _keep(self, rows: list[int]) -> None:
+        """Drop all slots but `rows`."""
+        self.work = [self.work[row] for row in rows]
+        if rows:
+            index = torch.tensor(rows, device=self.books.live.device)
+            self.tasks = select(self.tasks, index)
+            self.state = select(self.state, index)
+            self.books = select(self.books, index)
+
+    def _refuse_broken(self) -> None:
+        if not bool(self.books.broken.any()):
+            return
+        rows = self.books.broken.nonzero().flatten().tolist()
+        points = sorted({self.work[row].point for row in rows})
+        raise RobustkitError(
+            f"the model returned NaN or infinite logits inside the threat model of points "
+            f"{some(points)}. A verdict on such points is not defined; mend the model "
+            "(overflow in half precision, the logarithm of zero, a division by zero?)."
+        )
+
+    def _back_off(self, error: RuntimeError) -> None:
+        """Halve the slots when memory runs out; the tasks that lose their slot start again."""
+        if not out_of_memory(error):
+            raise error
+        occupied = [row for row, work in enumerate(self.work) if work is not FREE]
+        if len(self.work) <= 1:
+            raise RobustkitError(
+                "out of memory with a single point in flight; use a device with more memory"
+            ) from error
+        self.slots = self.engine.slots = len(self.work) // 2
+        self.retry += [self.work[row] for row in occupied[self.slots :]]
+        self.dry = False
+        self._keep(occupied[: self.slots])
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell an allocation that failed, on any device, from other errors."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def some(points: Sequence[int], limit: int = 8) -> str:
+    """List points in an error message without flooding it."""
+    listed = ", ".join(map(str, points[:limit]))
+    return f"{listed}, ... ({len(points)} in all)" if len(points) > limit else listed
+
+
+def attack(
+    model: Model,
+    x: Images,
+    y: Labels,
+    search: Search[Any],
+    threat: Threat,
+    *,
+    seed: int = 0,
+    slots: int = 128,
+) -> Images:
+    """Run a search on a batch as a plain function: no ledger, no verification.
+
+    Args:
+        model: callable from [b, *f] to logits [b, k]; used as it is.
+        x: clean inputs [b, *f] in [0, 1]. Points that are misclassified come back unchanged.
+        y: labels [b].
+
+    Returns:
+        One input per point [b, *f]: an adversarial one inside the threat model, else the clean one.
+
+    Raises:
+        RobustkitError: when the model returns NaN or infinite logits.
+        UsageError: when the search does not support the threat model.
+    """
+    with torch.no_grad():
+        logits = model(x)
+    right = (logits.argmax(1) == y).nonzero().flatten().tolist()
+    jobs = search.jobs(threat, logits.shape[1])
+    referee = _Plain(x, y, logits.argsort(1, descending=True), jobs, type(search).__name__, seed)
+    queue = (Work(point, job) for job in range(len(jobs)) for point in right)
+    Engine(model, threat, slots).run(search, queue, len(right) * len(jobs), referee)
+    return referee.found
+
+
+class _Plain:
+    """A referee that believes every candidate."""
+
+    def __init__(
+        self, x: Images, y: Labels, ranked: Labels, jobs: Sequence[Job], name: str, seed: int
+    ) -> None:
+        self.x, self.y, self.ranked, self.jobs = x, y, ranked, jobs
+        self.name, self.seed, self.found = name, seed, x.clone()
+
+    def tasks(self, work: Sequence[Work]) -> Tasks:
+        index = torch.tensor([item.point for item in work], device=self.x.device)
+        chosen = [self.jobs[item.job] for item in work]
+        return fresh_tasks(
+            self.x[index], self.y[index], self.ranked[index], index, chosen, self.name, self.seed
+        )
+
+    def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
+        self.found[torch.tensor([item.point for item in work], device=z.device)] = z
+        return [True] * len(work)
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        pass
+
+
+def fresh_tasks(
+    x: Images,
+    y: Labels,
+    ranked: Labels,
+    point: Labels,
+    jobs: Sequence[Job],
+    name: str,
+    seed: int,
+) -> Tasks:
+    """Make the tasks of one job per point.
+
+    Args:
+        ranked: classes by falling clean logit, one row per point [b, m].
+        point: identity of each point in its data set [b].
+        name: of the attack; with the job it names the random stream.
+    """
+    rank = torch.tensor([job.rank for job in jobs], device=x.device)
+    target = ranked.gather(1, rank[:, None]).squeeze(1)
+    task = torch.tensor([job.key(name) for job in jobs], device=x.device)
+    seeds = torch.full_like(task, seed)
+    return Tasks(x, y, torch.where(rank > 0, target, -1), seeds, point.to(x.device), task)

@@ -1,0 +1,107 @@
+"""`package.module:attr` and `path/to/file.py:attr`: how a user's own code is named and loaded."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+import traceback
+import zlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from robustkit.errors import UsageError
+
+
+def load_attribute(text: str) -> Any:
+    """Import what `text` names. The code runs: it is trusted as any Python file that is run.
+
+    The working directory (for a module) or the file's folder (for a file) becomes importable, at
+    the end of the search path, so that it never shadows an installed package. A file that has not
+    changed since it was last loaded is not executed again.
+
+    Args:
+        text: `package.module:attr` or `path/to/file.py:attr`; `attr` may be dotted.
+
+    Raises:
+        UsageError: for any other form, a module or file that does not exist, an attribute that it
+            lacks (with the closest one), or code that raises while it is imported.
+    """
+    source, colon, attribute = text.rpartition(":")
+    if not (source and colon and attribute):
+        raise UsageError(f"expected 'package.module:attr' or 'path/to/file.py:attr', got {text!r}.")
+    found: Any = (_file if source.endswith(".py") else _module)(source)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise _lacks(source, found, part)
+        found = getattr(found, part)
+    return found
+
+
+def failure(error: BaseException, file: str | None = None) -> str:
+    """Name an exception raised by a user's code, with the last line of `file` that it passed."""
+    told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if file is None or frame.filename == file]
+    if isinstance(error, SyntaxError) or not file or not lines:
+        return told
+    return f"{told} (line {lines[-1]})"
+
+
+def _lacks(source: str, found: Any, part: str) -> UsageError:
+    public = [name for name in vars(found) if not name.startswith("_")]
+    close = difflib.get_close_matches(part, public, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    own = [name for name in public if getattr(vars(found)[name], "__module__", "") == _home(found)]
+    listing = ", ".join(own[:10]) + (", ..." if len(own) > 10 else "")
+    return UsageError(f"{source} has no attribute {part!r}.{hint} It defines: {listing or 'nothing'}.")
+
+
+def _home(found: Any) -> str:
+    return str(found.__name__ if isinstance(found, ModuleType) else found.__module__)
+
+
+def _file(text: str) -> ModuleType:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist (looked from {Path.cwd()}).")
+    path = path.resolve()
+    version = f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}"
+    name = f"robustkit_user_{path.stem}_{zlib.crc32(version.encode()):08x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} cannot be imported: it is no Python source file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    _reach(path.parent)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UsageError(f"{path} fails when it is run: {failure(error, str(path))}.") from error
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    _reach(Path.cwd())
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise UsageError(f"importing {name} fails: {failure(error)}.") from error
+        raise UsageError(
+            f"there is no module {error.name!r} (wanted {name!r}, looked in {Path.cwd()} and in "
+            "the installed packages). For a file, write path/to/file.py:attr."
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"importing {name} fails: {failure(error)}.") from error
+
+
+def _reach(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

@@ -1,0 +1,216 @@
+"""The run's store: one SQLite file per model, written as verdicts fall.
+
+Every harvest of the engine is one transaction, so that `kill -9` loses at most the tasks that were
+in flight. SQLite holds the file exclusively for as long as it is open; a second run is refused. A
+file that cannot be read is reported and left as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.types import Images
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS clean (
+    point INTEGER PRIMARY KEY, label INTEGER NOT NULL, predicted INTEGER NOT NULL,
+    ranked TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS spent (
+    stage INTEGER, point INTEGER, job INTEGER, PRIMARY KEY (stage, point, job)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS broken (
+    point INTEGER PRIMARY KEY, stage INTEGER NOT NULL, predicted INTEGER NOT NULL,
+    distance REAL NOT NULL, example BLOB);
+CREATE TABLE IF NOT EXISTS cost (
+    stage INTEGER PRIMARY KEY, entered INTEGER NOT NULL DEFAULT 0, forwards INTEGER NOT NULL
+    DEFAULT 0, backwards INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
+    flips INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0);
+"""
+CLEAN = -1  # the stage number of the clean pass
+
+
+class Fall(NamedTuple):
+    """A point that was broken, by which stage, and how."""
+
+    point: int
+    stage: int
+    predicted: int
+    distance: float
+    example: np.ndarray[Any, Any] | None = None
+
+
+class Cost(NamedTuple):
+    """What a stage has used so far."""
+
+    entered: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    flips: int = 0
+    finished: bool = False
+
+
+class Ledger:
+    """The verdicts of one model under one configuration.
+
+    Args:
+        path: the SQLite file; created with its folder when absent.
+        identity: everything that a verdict depends on; a file of another identity is refused.
+
+    Raises:
+        UsageError: when another run holds the file, or it belongs to another configuration.
+        RobustkitError: when the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._errors():
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=0)
+        try:
+            with self._errors():
+                self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.executescript(_TABLES)
+            self._check(identity)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def _check(self, identity: Mapping[str, Any]) -> None:
+        fresh = {key: json.dumps(value, sort_keys=True) for key, value in identity.items()}
+        with self._errors():
+            kept = dict(self._db.execute("SELECT key, value FROM meta"))
+        if kept:
+            for key in sorted(kept.keys() | fresh.keys()):
+                if kept.get(key) != fresh.get(key):
+                    raise UsageError(
+                        f"{self.path.parent} holds a run of another configuration: {key} was "
+                        f"{kept.get(key)}, now {fresh.get(key)}. Choose another --out, or start "
+                        "over with --fresh."
+                    )
+        else:
+            with self.transaction():
+                self._db.executemany("INSERT INTO meta VALUES (?, ?)", fresh.items())
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Write all that happens inside, or nothing."""
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if "locked" in str(error):
+                raise UsageError(
+                    f"{self.path.parent} is in use by another run. Wait for it, or choose another "
+                    "--out."
+                ) from None
+            raise RobustkitError(
+                f"cannot use the ledger {self.path}: {error}. Nothing was overwritten. "
+                "If the disk is full, make room and run the same command again; if the file is "
+                "damaged, move it away or start over with --fresh."
+            ) from error
+
+    def write_clean(
+        self, rows: Iterable[tuple[int, int, int, list[int]]], forwards: int, seconds: float
+    ) -> None:
+        """Store (point, label, predicted, classes by falling logit) of a clean batch."""
+        texts = [(p, y, k, json.dumps(ranked)) for p, y, k, ranked in rows]
+        with self.transaction():
+            self._db.executemany("INSERT OR REPLACE INTO clean VALUES (?, ?, ?, ?)", texts)
+            self._spend(CLEAN, Cost(forwards=forwards, seconds=seconds))
+
+    def clean(self) -> dict[int, tuple[int, int, list[int]]]:
+        """Return point to (label, predicted, classes by falling logit)."""
+        with self._errors():
+            rows = self._db.execute("SELECT point, label, predicted, ranked FROM clean").fetchall()
+        return {p: (y, k, json.loads(ranked)) for p, y, k, ranked in rows}
+
+    def write(
+        self, stage: int, spent: Iterable[tuple[int, int]], falls: Iterable[Fall], cost: Cost
+    ) -> None:
+        """Store in one transaction what a harvest brought: (point, job) pairs, falls, passes."""
+        with self.transaction():
+            self._db.executemany(
+                "INSERT OR IGNORE INTO spent VALUES (?, ?, ?)", ((stage, *pair) for pair in spent)
+            )
+            self._db.executemany(
+                "INSERT OR IGNORE INTO broken VALUES (?, ?, ?, ?, ?)",
+                ((*fall[:4], _pack(fall.example)) for fall in falls),
+            )
+            self._spend(stage, cost)
+
+    def _spend(self, stage: int, cost: Cost) -> None:
+        self._db.execute("INSERT OR IGNORE INTO cost (stage) VALUES (?)", (stage,))
+        self._db.execute(
+            "UPDATE cost SET entered = max(entered, ?), forwards = forwards + ?, backwards = "
+            "backwards + ?, seconds = seconds + ?, flips = flips + ?, finished = max(finished, ?) "
+            "WHERE stage = ?",
+            (*cost, stage),
+        )
+
+    def falls(self) -> dict[int, Fall]:
+        """Return the broken points, without their examples."""
+        query = "SELECT point, stage, predicted, distance FROM broken"
+        with self._errors():
+            return {row[0]: Fall(*row) for row in self._db.execute(query)}
+
+    def spent(self, stage: int) -> set[tuple[int, int]]:
+        """Return the (point, job) pairs of a stage whose budget is used up."""
+        with self._errors():
+            return set(
+                self._db.execute("SELECT point, job FROM spent WHERE stage = ?", (stage,))
+            )
+
+    def costs(self) -> dict[int, Cost]:
+        """Return the cost of every stage that has begun; `CLEAN` is the clean pass."""
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT stage, entered, forwards, backwards, seconds, flips, finished FROM cost"
+            ).fetchall()
+        return {row[0]: Cost(*row[1:6], bool(row[6])) for row in rows}
+
+    def examples(self, shape: tuple[int, ...]) -> dict[int, Images]:
+        """Return the stored adversarial inputs, point to float32 tensor of `shape`."""
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT point, example FROM broken WHERE example IS NOT NULL"
+            ).fetchall()
+        return {
+            point: torch.from_numpy(
+                np.frombuffer(zlib.decompress(blob), dtype="<f4").reshape(shape).copy()
+            )
+            for point, blob in rows
+        }
+
+
+def _pack(example: np.ndarray[Any, Any] | None) -> bytes | None:
+    return None if example is None else zlib.compress(example.astype("<f4").tobytes(), 1)

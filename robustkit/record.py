@@ -1,0 +1,299 @@
+"""What an evaluation leaves behind: configuration, provenance, and the verdict on every point.
+
+A record is evidence: intervals, paired tests, leaderboards and gates are computed from its
+per-point verdicts, without another run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from robustkit import jsonfile
+from robustkit.errors import UsageError
+
+SCHEMA: Literal["robustkit/record/1"] = "robustkit/record/1"
+Status: TypeAlias = Literal["misclassified", "broken", "robust", "certified"]
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+Seconds: TypeAlias = Annotated[float, Field(ge=0)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ClassAccuracy(NamedTuple):
+    """The robust accuracy of the points of one class."""
+
+    label: int
+    accuracy: float
+
+
+class Flag(_Model):
+    """A reason to distrust the numbers: a stable name, what was seen, and what to do about it."""
+
+    name: str
+    message: str
+
+
+class Stage(_Model):
+    """One attack of the suite, over the points that were still standing when it began."""
+
+    attack: str
+    """Canonical spec, such as `apgd(loss=dlr, steps=50)`."""
+    jobs: Count
+    """Searches queued: points times restarts times targets."""
+    entered: Count
+    """Points that the attack was given."""
+    broken: Count
+    """Points that it took, after verification."""
+    forwards: Count
+    """Inputs passed forward through the model, counted one by one; `backwards` likewise."""
+    backwards: Count
+    seconds: Seconds
+
+
+class DataInfo(_Model):
+    """The points that were evaluated."""
+
+    name: str
+    digest: str
+    """SHA-256 of exactly the inputs and labels used."""
+    n: Annotated[int, Field(ge=1)]
+    """Points evaluated, of the `total` points of the data set."""
+    total: Annotated[int, Field(ge=1)]
+    classes: Annotated[int, Field(ge=2)]
+    shape: list[int]
+    """Of one input, such as [1, 28, 28]."""
+    note: str = ""
+    """Origin and license."""
+    class_names: list[str] | None = None
+
+
+class ThreatInfo(_Model):
+    """The threat model: ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper, in input units."""
+
+    norm: str
+    eps: Annotated[float, Field(gt=0)]
+    lower: float = 0.0
+    upper: float = 1.0
+
+
+class WeightsInfo(_Model):
+    """Which weights were evaluated: SHA-256 of the state dict, and number of parameters."""
+
+    digest: str
+    parameters: Count
+
+
+class Commit(_Model):
+    """The git commit that the run was started in; dirty if tracked files differed from it."""
+
+    hash: str
+    dirty: bool
+
+
+class Points(_Model):
+    """One entry per evaluated point, as parallel columns."""
+
+    index: list[Count]
+    """Position in the data set."""
+    label: list[Count]
+    predicted: list[int]
+    """On the clean input; differs from `label` exactly where the point is misclassified."""
+    status: list[Status]
+    attack: list[str | None]
+    """The attack that took the point; None unless it is broken."""
+    distance: list[float | None]
+    """From the clean to the adversarial input, in the norm of the threat model; else None."""
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Points:
+        columns = (self.index, self.label, self.predicted, self.status, self.attack, self.distance)
+        lengths = [len(column) for column in columns]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"columns of equal length expected, got {lengths}")
+        if len(set(self.index)) < len(self.index):
+            raise ValueError("every point is listed once, but an index is repeated")
+        for index, label, predicted, status, attack, distance in zip(*columns, strict=True):
+            if (attack is not None) != (status == "broken"):
+                raise ValueError(f"point {index} is {status}, yet its attack is {attack!r}")
+            if distance is not None and status != "broken":
+                raise ValueError(f"point {index} is {status}, yet its distance is {distance!r}")
+            if (label != predicted) != (status == "misclassified"):
+                raise ValueError(f"point {index} ({label} predicted as {predicted}) is {status}")
+        return self
+
+
+class Record(_Model):
+    """Everything that one evaluation found, and what it takes to repeat it.
+
+    All accuracies are fractions of all n points. A certified point counts as robust.
+    """
+
+    schema_id: Literal["robustkit/record/1"] = Field(default=SCHEMA, alias="schema")
+    robustkit: str
+    """Version of the package."""
+    defense: str
+    data: DataInfo
+    threat: ThreatInfo
+    suite: str | None
+    """None when attacks were named one by one."""
+    attacks: list[str]
+    """Canonical specs, in the order they ran."""
+    seed: int
+    arguments: dict[str, JsonValue]
+    """What the user asked for."""
+    weights: WeightsInfo
+    certify: str | None
+    """The certificate asked for; None: none was."""
+    randomized: bool
+    """Whether two forward passes of one input differ."""
+    flags: list[Flag]
+    notes: list[str]
+    stages: list[Stage]
+    points: Points
+    forwards: Count
+    """Total over the run: clean pass, attacks, verification, diagnostics."""
+    backwards: Count
+    flips: Count
+    """Candidates that an attack claimed and the float32 check did not confirm."""
+    seconds: Seconds
+    started: str
+    """ISO 8601, UTC."""
+    versions: dict[str, str]
+    device: str
+    commit: Commit | None
+
+    @pydantic.field_validator("arguments", mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        # Tuples and paths become what a reader of the file gets back; json refuses NaN.
+        text = json.dumps(value, allow_nan=False, default=str, ensure_ascii=False)
+        return json.loads(text.encode("utf-8", "replace"))
+
+    @pydantic.model_validator(mode="after")
+    def _agrees(self) -> Record:
+        points = self.points
+        if len(points.index) != self.n:
+            raise ValueError(f"{self.n} points expected (data.n), got {len(points.index)}")
+        if max(points.label) >= self.data.classes:
+            raise ValueError(f"label {max(points.label)} of {self.data.classes} classes")
+        if (names := self.data.class_names) and len(names) != self.data.classes:
+            raise ValueError(f"{self.data.classes} class names expected, got {len(names)}")
+        if self.certify is None and "certified" in points.status:
+            raise ValueError("points are certified, but no certificate was asked for")
+        if strangers := {a for a in points.attack if a is not None} - set(self.attacks):
+            raise ValueError(f"points were taken by {sorted(strangers)}, not among the attacks")
+        return self
+
+    @property
+    def n(self) -> int:
+        return self.data.n
+
+    @property
+    def clean(self) -> float:
+        return (self.n - self.points.status.count("misclassified")) / self.n
+
+    @property
+    def robust(self) -> float:
+        """Robust accuracy: no attack of the suite took the point. An upper bound on the truth."""
+        return sum(self.outcomes.values()) / self.n
+
+    @property
+    def certified(self) -> float | None:
+        """Certified accuracy, a lower bound on the truth; None until a certificate is asked for."""
+        return None if self.certify is None else self.points.status.count("certified") / self.n
+
+    @property
+    def outcomes(self) -> dict[int, bool]:
+        """Whether each point stands, by its position in the data set, in ascending order."""
+        pairs = sorted(zip(self.points.index, self.points.status, strict=True))
+        return {index: status in ("robust", "certified") for index, status in pairs}
+
+    @property
+    def per_class(self) -> dict[int, float]:
+        """Robust accuracy of each class that has points, by label."""
+        size, outcomes = Counter(self.points.label), self.outcomes
+        pairs = zip(self.points.index, self.points.label, strict=True)
+        standing = Counter(label for index, label in pairs if outcomes[index])
+        return {label: standing[label] / size[label] for label in sorted(size)}
+
+    @property
+    def worst_class(self) -> ClassAccuracy:
+        """The class with the lowest robust accuracy; of equals, the one with the lowest label."""
+        return self.tail[0]
+
+    @property
+    def tail(self) -> list[ClassAccuracy]:
+        """The ⌈30%⌉ of the classes with the lowest robust accuracy, worst first."""
+        classes = [ClassAccuracy(*pair) for pair in self.per_class.items()]
+        keep = -(-3 * len(classes) // 10)
+        return sorted(classes, key=lambda c: (c.accuracy, c.label))[:keep]
+
+    @property
+    def tail_30(self) -> float:
+        """Mean robust accuracy over `tail`: 3 of 10 classes, 30 of 100, 1 of 2 or 3."""
+        return math.fsum(c.accuracy for c in self.tail) / len(self.tail)
+
+    @property
+    def strongest_attack(self) -> str | None:
+        """The attack that took the most points; of equals, the earlier one; None: none took any."""
+        taken = Counter(attack for attack in self.points.attack if attack is not None)
+        return max(self.attacks, key=lambda a: taken[a]) if taken else None
+
+    @property
+    def forwards_per_point(self) -> float:
+        return self.forwards / self.n
+
+    @property
+    def backwards_per_point(self) -> float:
+        return self.backwards / self.n
+
+    def class_name(self, label: int) -> str:
+        """Name of a class, or its number where the data set has no names."""
+        return self.data.class_names[label] if self.data.class_names else str(label)
+
+
+def save(record: Record, path: Path | str) -> None:
+    """Write `record` as JSON: afterwards `path` holds all of it, or what it held before.
+
+    Raises:
+        RobustkitError: when the file cannot be written.
+    """
+    jsonfile.write(record.model_dump(mode="json", by_alias=True), Path(path))
+
+
+def load(path: Path | str) -> Record:
+    """Read a record.
+
+    Raises:
+        UsageError: when the file is missing, is not JSON, has another or a newer schema, or
+            contradicts itself.
+    """
+    raw = jsonfile.read(Path(path))
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if found != SCHEMA:
+        raise UsageError(f"{path}: expected schema {SCHEMA!r}, got {found!r}. {_cure(found)}")
+    try:
+        return Record.model_validate(raw)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "as a whole"
+        raise UsageError(
+            f"{path}: expected a record of schema {SCHEMA!r}, got an error in {where}: "
+            f"{first['msg']}. The file was changed after it was written: run the evaluation again."
+        ) from None
+
+
+def _cure(found: object) -> str:
+    family, _, version = str(found).rpartition("/")
+    if family == "robustkit/record" and version.isdecimal():
+        return "It was written by a newer robustkit: `pip install --upgrade robustkit`."
+    return "It is not a record written by `robustkit evaluate`."

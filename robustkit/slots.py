@@ -1,0 +1,75 @@
+"""What the engine of slots and its referee say to each other, and the engine's books per slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+from robustkit.search import Tasks
+from robustkit.types import Images, Integers, Labels, Mask
+
+
+class Work(NamedTuple):
+    """One task: a job of the search on a point of the data set."""
+
+    point: int
+    job: int
+
+
+FREE = Work(-1, -1)
+
+
+class Outcome(NamedTuple):
+    """How a task ended, and what it cost in passes of one point through the model.
+
+    `spent`: the budget was used up without success. Otherwise the point fell, to this task or to
+    a sibling.
+    """
+
+    work: Work
+    spent: bool
+    forwards: int
+    backwards: int
+
+
+class Referee(Protocol):
+    """Decides what a candidate is worth and keeps the books."""
+
+    def tasks(self, work: Sequence[Work]) -> Tasks:
+        """Return the inputs of fresh slots, on the engine's device."""
+        ...
+
+    def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
+        """Say which candidates stand; the others are forgotten and their search goes on."""
+        ...
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Write down the tasks that ended, and with them the candidates that stood."""
+        ...
+
+
+class Books(NamedTuple):
+    """What the engine keeps per slot, beside the tasks and the search's own state.
+
+    Attributes:
+        live: the slot holds a task.
+        caught: `candidate` fools the search's model and lies in the threat model.
+        broken: the model answered with NaN or infinite logits.
+        forwards, backwards: passes spent on the task.
+    """
+
+    candidate: Images
+    live: Mask
+    caught: Mask
+    broken: Mask
+    forwards: Integers
+    backwards: Integers
+
+    @classmethod
+    def open(cls, x: Images) -> Books:
+        """Return fresh books for slots at the clean points `x`."""
+        no = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        zero = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return cls(x.clone(), ~no, no, no.clone(), zero, zero.clone())
