@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from robustkit.threat import Threat
-from robustkit.types import Images
+from robustkit.types import Images, Integers
 
 from ._windows import corner, schedule, signs, sizes, span
 
@@ -52,7 +52,7 @@ def _tiles(height: int, width: int) -> tuple[int, int, int]:
 def move(
     x: Float[Tensor, "s c h w"],
     best: Float[Tensor, "s c h w"],
-    level: Int[Tensor, "s"],
+    level: Integers,
     draw: Float[Tensor, "s n"],
     share: float,
     threat: Threat,
@@ -62,7 +62,7 @@ def move(
     It gets the norm that both held and what the ball still has room for, an equal part per channel.
     `draw` holds 5 + c numbers in [0, 1) per slot.
     """
-    channels, height, width = x.shape[1:]
+    height, width = x.shape[2:]
     side = sizes(share, height, width, 3, x.device)[level, :1]
     top, left = corner(draw[:, 0:2], side, height), corner(draw[:, 2:4], side, width)
     rows, columns = span(top, side, height), span(left, side, width)
@@ -70,7 +70,7 @@ def move(
 
     delta = best - x
     held, budget = _norms(delta, rows, columns, threat)
-    orientation = (draw[:, 4] < 0.5).long()
+    orientation = (draw[:, 4] >= 0.5).long()
     hill = _look_up(share, level, orientation, top[:, 0], left[:, 0], x.shape, threat) * target
     fresh = torch.addcmul(hill * signs(draw[:, 5:, None, None]), delta, target / (held + _TINY))
     gain = budget / (vector_norm(fresh, _power(threat), (2, 3), keepdim=True) + _TINY)
@@ -79,7 +79,7 @@ def move(
 
 
 def _norms(delta: Tensor, rows: Tensor, columns: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
-    """Return, per channel, the norm in the first window, and the norm that the new bump may have."""
+    """Return, per channel, the norm in the first window and the norm that the bump may have."""
     square = threat.norm == "l2"
     energy = delta.square() if square else delta.abs()
     # Sums over both windows, their intersection and the image, all in one product.
@@ -107,7 +107,7 @@ def _look_up(
     shape: torch.Size,
     threat: Threat,
 ) -> Tensor:
-    """Return the bump of each slot at its place [s, 1, h, w]; outside the window it is arbitrary."""
+    """Return each slot's bump at its place [s, 1, h, w]; outside the window it is arbitrary."""
     height, width = shape[2:]
     table = _table(share, height, width, _power(threat), top.device)
     side = table.shape[-1]
@@ -137,18 +137,20 @@ def bump(side: int, power: int) -> Float[Tensor, "side side"]:
     """
     upper = side // 2
     pattern = torch.cat([_hill(upper, side, power), -_hill(side - upper, side, power)])
-    return pattern / vector_norm(pattern, power)
+    unit: Tensor = pattern / vector_norm(pattern, power)
+    return unit
 
 
 def _hill(height: int, width: int, power: int) -> Tensor:
-    """Pile squares around the center: the k-th has half-width k − 1, height 1 / k² (1 / k⁴ in l1)."""
+    """Pile squares: the k-th reaches k − 1 from the center and is 1 / k² high (1 / k⁴ in l1)."""
     rings = torch.arange(1, max(height, width) // 2 + 2)
     heights = rings.float() ** (-2 if power == 2 else -4)
     piled = heights.flip(0).cumsum(0).flip(0)
     rows = (torch.arange(height) - height // 2).abs()
     columns = (torch.arange(width) - width // 2).abs()
-    hill = piled[torch.maximum(rows[:, None], columns[None])]
-    return hill / vector_norm(hill, power).clamp_min(_TINY)
+    pile = piled[torch.maximum(rows[:, None], columns[None])]
+    hill: Tensor = pile / vector_norm(pile, power).clamp_min(_TINY)
+    return hill
 
 
 @lru_cache(maxsize=4)

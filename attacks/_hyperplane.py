@@ -1,4 +1,4 @@
-"""Nearest points on a hyperplane inside a box, for linf, l2 and l1, batched and without a host sync."""
+"""Nearest points on a hyperplane inside a box, in linf, l2 and l1; batched, without a host sync."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def displace(
         points: p points per slot, in the box; they share the direction of the plane.
         normal: of the plane; zero displaces nothing.
         offset: the signed value of the affine function at each point.
+        threat: its norm and box.
     """
     scale = normal.abs().amax(1, keepdim=True).clamp_min(_TINY)
     normal = (normal / scale)[:, None]
@@ -46,7 +47,7 @@ def displace(
 
 
 def _level(cap: Tensor, weight: Tensor, need: Tensor) -> Tensor:
-    """Return min(t, cap) [s, p, d] for the least t ≥ 0 with sum(weight · min(t, cap)) = need [s, p].
+    """Return min(t, cap) [s, p, d], t the least with sum(weight · min(t, cap)) = need [s, p].
 
     The sum is concave and piecewise linear in t: Newton's method from 0 approaches the root from
     below and is exact on the last piece.

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from robustkit.types import Integers
+
 # After this many proposals the share of the image that a window covers is halved.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
@@ -36,21 +38,18 @@ def sizes(
 
 
 @lru_cache(maxsize=4)
-def _halvings(device: torch.device) -> Int[Tensor, "n"]:
+def _halvings(device: torch.device) -> Tensor:
     return torch.tensor(_HALVINGS, device=device)
 
 
-def level(proposal: Int[Tensor, "s"]) -> Int[Tensor, "s"]:
+def level(proposal: Integers) -> Integers:
     """Say at which level of `schedule` a proposal (counted from 0) lies."""
     return (proposal[:, None] > _halvings(proposal.device)).sum(1)
 
 
 def corner(draw: Float[Tensor, "*s"], size: Int[Tensor, "*s"], extent: int) -> Int[Tensor, "*s"]:
-    """Place a window of `size` along an axis of `extent`, by a number in [0, 1).
-
-    As in the paper's code, the last place is never taken, unless it is the only one.
-    """
-    return (draw * (extent - size)).long()
+    """Place a window of `size` along an axis of `extent`, by a number in [0, 1)."""
+    return (draw * (extent - size + 1)).long()
 
 
 def span(

@@ -61,6 +61,7 @@ class Apgd:
     targets: Annotated[int, Field(ge=1)] = 9
 
     uses_gradient = True
+    stays_inside = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """Targets in order of rank, each with its restarts."""

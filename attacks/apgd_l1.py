@@ -68,6 +68,7 @@ class ApgdL1:
     shrink: bool = True
 
     uses_gradient = True
+    stays_inside = False
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """Targets in order of rank, each with its restarts."""

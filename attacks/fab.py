@@ -29,7 +29,7 @@ class State(NamedTuple):
     y: Labels
     target: Labels
     pulled: Mask
-    count: Integers
+    projected: Integers
 
 
 @attacks.register("fab", white_box=True, cites="arXiv:1907.02044")
@@ -45,7 +45,7 @@ class Fab:
     A run costs 1 + steps passes, and one more for each iterate that was pulled back. Differs from
     the paper: it ends with the first example inside the threat model; smaller ones are not sought.
     Differs from the reference code: one pass tells whether an iterate fools the model and gives
-    its gradient, and the pulled-back iterates count as well; there are no random restarts.
+    its gradient, and the pulled-back iterates projected as well; there are no random restarts.
 
     Attributes:
         steps: projections of one run.
@@ -69,9 +69,9 @@ class Fab:
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
         """Start at the clean point."""
-        count = torch.zeros_like(tasks.y)
+        projected = torch.zeros_like(tasks.y)
         no = torch.zeros_like(tasks.y, dtype=torch.bool)
-        return State(tasks.x, no, tasks.x, tasks.y, tasks.target, no, count)
+        return State(tasks.x, no, tasks.x, tasks.y, tasks.target, no, projected)
 
     def objective(self, logits: Logits, state: State) -> Scalars:
         """z_target − z_y: positive behind the boundary that is sought."""
@@ -86,8 +86,8 @@ class Fab:
         return state._replace(
             query=query,
             pulled=pull,
-            count=state.count + ~pull,
-            done=state.done | (~state.pulled & (state.count >= self.steps)),
+            projected=state.projected + ~pull,
+            done=state.done | (~state.pulled & (state.projected >= self.steps)),
         )
 
     def _project(self, state: State, reply: Reply, threat: Threat) -> Images:
@@ -107,4 +107,5 @@ class Fab:
 def _lengths(moves: Float[Tensor, "s p d"], threat: Threat) -> Float[Tensor, "s p"]:
     if threat.norm == "linf":
         return moves.abs().amax(2)
-    return torch.linalg.vector_norm(moves, 2 if threat.norm == "l2" else 1, dim=2)
+    lengths: Tensor = torch.linalg.vector_norm(moves, 2 if threat.norm == "l2" else 1, dim=2)
+    return lengths

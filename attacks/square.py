@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from ._windows import corner, signs, span
 
 
 class State(NamedTuple):
-    """Per slot three images and a few numbers. `count`: how many queries were answered."""
+    """Per slot three images and a few numbers. `asked`: how many queries were answered."""
 
     query: Images
     done: Mask
@@ -32,7 +32,7 @@ class State(NamedTuple):
     y: Labels
     best: Images
     best_value: Scalars
-    count: Integers
+    asked: Integers
     seed: Integers
     point: Integers
     task: Integers
@@ -50,7 +50,7 @@ class Square:
     a window covers the same share of the coordinates.
 
     Differs from the reference code: every slot draws windows, signs and orientation of its own
-    (there, one draw serves the batch); in l1, the projection is that of `Threat`.
+    (there, one draw serves the batch), and windows reach the last row and column, as in the paper.
 
     Attributes:
         queries: proposals of one run, after the starting point.
@@ -81,7 +81,7 @@ class Square:
             y=tasks.y,
             best=tasks.x,
             best_value=tasks.x.new_full((len(tasks.x),), -torch.inf),
-            count=torch.zeros_like(tasks.y),
+            asked=torch.zeros_like(tasks.y),
             seed=tasks.seed,
             point=tasks.point,
             task=tasks.task,
@@ -99,18 +99,18 @@ class Square:
             query=self._propose(state, best, threat).view_as(best),
             best=best,
             best_value=torch.where(better, reply.value, state.best_value),
-            count=state.count + 1,
-            done=state.done | (state.count >= self.queries),
+            asked=state.asked + 1,
+            done=state.done | (state.asked >= self.queries),
         )
 
     def _propose(self, state: State, best: Images, threat: Threat) -> Float[Tensor, "s c h w"]:
         x, best = _images(state.x), _images(best)
         keys = rng.Keys(state.seed, state.point, state.task)
-        level, channels = _windows.level(state.count), x.shape[1]
+        level, channels = _windows.level(state.asked), x.shape[1]
         if threat.norm == "linf":
-            draw = rng.uniform(keys, 2 + channels, state.count + 1)
+            draw = rng.uniform(keys, 2 + channels, state.asked + 1)
             return _paint(x, best, level, draw, self.share, threat)
-        draw = rng.uniform(keys, 5 + channels, state.count + 1)
+        draw = rng.uniform(keys, 5 + channels, state.asked + 1)
         return _bumps.move(x, best, level, draw, self.share, threat)
 
 
@@ -137,7 +137,7 @@ def _first(x: Float[Tensor, "s c h w"], keys: rng.Keys, threat: Threat) -> Tenso
 def _paint(
     x: Float[Tensor, "s c h w"],
     best: Float[Tensor, "s c h w"],
-    level: Int[Tensor, "s"],
+    level: Integers,
     draw: Float[Tensor, "s n"],
     share: float,
     threat: Threat,

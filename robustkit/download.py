@@ -37,7 +37,7 @@ def download(name: str, original: str, missing: str) -> Path:
     Raises:
         UsageError: when torchvision is absent or broken, or the download fails, with the cure.
     """
-    source = getattr(_torchvision(missing), original)
+    source = getattr(_torchvision(missing, put(f"{name}.npz")), original)
     target = cache_root() / f"{name}.npz"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -61,18 +61,19 @@ def put(file: str) -> str:
     return f"put {file} into the data root, given by --data-root or ROBUSTKIT_DATA"
 
 
-def _torchvision(missing: str) -> ModuleType:
+def _torchvision(missing: str, otherwise: str) -> ModuleType:
     cure = f"`pip install torchvision` (the build that matches torch {torch.__version__})"
     try:
         from torchvision import datasets
     except ImportError:
         raise UsageError(
-            f"{missing} It cannot be downloaded without torchvision: {cure} and try again."
+            f"{missing} It cannot be downloaded without torchvision: {cure} "
+            f"and try again, or {otherwise}."
         ) from None
     except Exception as error:  # a build for another torch fails in its own ways
         raise UsageError(
             f"{missing} It cannot be downloaded: torchvision is installed but broken "
-            f"({type(error).__name__}: {error}). Run {cure} and try again."
+            f"({type(error).__name__}: {error}). Run {cure} and try again, or {otherwise}."
         ) from error
     module: ModuleType = datasets
     return module

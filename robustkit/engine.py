@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustkit.errors import RobustkitError
+from robustkit.errors import RobustkitError, some
 from robustkit.search import Job, Reply, Search, Tasks, place, select
 from robustkit.slots import FREE, Books, Outcome, Referee, Work
 from robustkit.threat import Threat
@@ -155,7 +155,9 @@ class _Floor:
         if self.engine.stride == 1 and not bool(wrong.any()):
             return
         query = self.state.query
-        hit = wrong & self.engine.threat.contains(query, self.tasks.x)
+        # A search that claims to stay inside is taken at its word here; the referee checks it.
+        inside = self.search.stays_inside or self.engine.threat.contains(query, self.tasks.x)
+        hit = wrong & inside
         self.books.candidate.copy_(torch.where(per_point(hit, query), query, self.books.candidate))
         self.books.caught.logical_or_(hit)
 
@@ -253,12 +255,6 @@ class _Floor:
 def out_of_memory(error: BaseException) -> bool:
     """Tell an allocation that failed, on any device, from other errors."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def some(points: Sequence[int], limit: int = 8) -> str:
-    """List points in an error message without flooding it."""
-    listed = ", ".join(map(str, points[:limit]))
-    return f"{listed}, ... ({len(points)} in all)" if len(points) > limit else listed
 
 
 def attack(

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class RobustkitError(Exception):
@@ -36,3 +36,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     hint = f" Did you mean {close[0]!r}?" if close else ""
     listing = ", ".join(names) if names else "none"
     return UsageError(f"Unknown {kind} {name!r}.{hint} Known: {listing}.")
+
+
+def some(points: Sequence[int], limit: int = 8) -> str:
+    """List points in an error message without flooding it."""
+    listed = ", ".join(map(str, points[:limit]))
+    return f"{listed}, ... ({len(points)} in all)" if len(points) > limit else listed

@@ -51,16 +51,13 @@ def failure(error: BaseException, file: str | None = None) -> str:
 
 
 def _lacks(source: str, found: Any, part: str) -> UsageError:
-    public = [name for name in vars(found) if not name.startswith("_")]
+    public = [name for name in dir(found) if not name.startswith("_")]
     close = difflib.get_close_matches(part, public, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    own = [name for name in public if getattr(vars(found)[name], "__module__", "") == _home(found)]
-    listing = ", ".join(own[:10]) + (", ..." if len(own) > 10 else "")
-    return UsageError(f"{source} has no attribute {part!r}.{hint} It defines: {listing or 'nothing'}.")
-
-
-def _home(found: Any) -> str:
-    return str(found.__name__ if isinstance(found, ModuleType) else found.__module__)
+    home = getattr(found, "__name__", None)
+    own = [name for name in public if getattr(getattr(found, name, None), "__module__", 0) == home]
+    listing = f" It defines: {', '.join(own[:10])}{', ...' * (len(own) > 10)}." if own else ""
+    return UsageError(f"{source} has no attribute {part!r}.{hint}{listing}")
 
 
 def _file(text: str) -> ModuleType:

@@ -66,27 +66,47 @@ class Ledger:
     Args:
         path: the SQLite file; created with its folder when absent.
         identity: everything that a verdict depends on; a file of another identity is refused.
+        fresh: forget what the file holds; one that cannot be read is moved aside.
 
     Raises:
         UsageError: when another run holds the file, or it belongs to another configuration.
         RobustkitError: when the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], *, fresh: bool = False) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._errors():
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=0)
         try:
-            with self._errors():
-                self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-                self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("PRAGMA synchronous=NORMAL")
-                self._db.executescript(_TABLES)
+            self._open()
+        except RobustkitError as error:
+            if not fresh or isinstance(error, UsageError):
+                raise
+            path.replace(path.with_suffix(".damaged"))
+            self._open()
+        try:
+            if fresh:
+                self._forget()
             self._check(identity)
         except BaseException:
             self._db.close()
             raise
+
+    def _open(self) -> None:
+        with self._errors():
+            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=0)
+            try:
+                self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.executescript(_TABLES)
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _forget(self) -> None:
+        with self.transaction():
+            for table in ("meta", "clean", "spent", "broken", "cost"):
+                self._db.execute(f"DELETE FROM {table}")
 
     def __enter__(self) -> Ledger:
         return self

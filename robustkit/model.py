@@ -201,7 +201,7 @@ def _imported(
 def _module(value: Any, text: str) -> nn.Module:
     """Return the module that `value` is or makes."""
     if isinstance(value, nn.Module):
-        return _in_evaluation(value, text)
+        return refuse_training_mode(value, text)
     if not callable(value):
         raise UsageError(
             f"{text} is a {type(value).__name__}; expected an nn.Module, or a function without "
@@ -233,7 +233,8 @@ def _needed(function: Any) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind not in loose]
 
 
-def _in_evaluation(model: nn.Module, text: str) -> nn.Module:
+def refuse_training_mode(model: nn.Module, text: str) -> nn.Module:
+    """Return `model`, unless it is in a training mode that changes its answers (a UsageError)."""
     modal = [
         f"{name or 'itself'} ({type(layer).__name__})"
         for name, layer in model.named_modules()

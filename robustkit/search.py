@@ -108,6 +108,14 @@ class Search(Protocol[S]):
         """Whether `Reply.gradient` is needed; without it the engine runs forward passes only."""
         ...
 
+    @property
+    def stays_inside(self) -> bool:
+        """Whether every query lies inside the threat model.
+
+        Then a query outside is an error of the search; otherwise it is merely no candidate.
+        """
+        ...
+
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """List the runs that every point gets, in order.
 

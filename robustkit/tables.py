@@ -124,48 +124,49 @@ def _read(cells: _Cells) -> list[str]:
         cells["suite"] or "",
         f"{cells['forwards_per_point']:.1f}",
         f"{cells['backwards_per_point']:.1f}",
-        _flags(cells),
+        ", ".join(_flags(cells)),
     ]
 
 
-def _flags(cells: _Cells) -> str:
+def _flags(cells: _Cells) -> list[str]:
     names = cells["flags"].split(";") if cells["flags"] else []
-    return ", ".join(["randomized"] * (cells["randomized"] and "randomized" not in names) + names)
+    return ["randomized"] * (cells["randomized"] and "randomized" not in names) + names
 
 
 def _terminal(title: str, rows: Sequence[_Cells]) -> Table:
-    built = Table(title=Text(_clean(title)), box=SIMPLE_HEAD, title_justify="left")
-    certified = any(cells["certified"] is not None for cells in rows)
-    flagged = any(_flags(cells) for cells in rows)
-    for heading, wraps, shown in (
-        ("rank", False, True),
-        ("defense", True, True),
-        ("clean", False, True),
-        ("robust [95%]", False, True),
-        ("certified", False, certified),
-        ("worst class", True, True),
-        ("strongest attack", True, True),
-        ("F/pt", False, True),
-        ("flags", True, flagged),
-    ):
-        if shown:
-            built.add_column(Text(heading), no_wrap=not wraps, overflow="fold")
-    for cells in rows:
-        proved = "–" if cells["certified"] is None else f"{cells['certified']:.3f}"
-        low, high = cells["robust_low"], cells["robust_high"]
-        line = [
-            cells["rank"],
-            cells["defense"],
-            f"{cells['clean']:.3f}",
-            f"{cells['robust']:.3f} [{low:.3f}, {high:.3f}]",
-            *([proved] if certified else []),
-            f"{cells['worst_class']:.3f} {cells['worst_class_name']}",
-            (cells["strongest_attack"] or "–").partition("(")[0],
-            f"{cells['forwards_per_point']:,.0f}",
-            *([_flags(cells)] if flagged else []),
-        ]
-        built.add_row(*(Text(_clean(text)) for text in line))
+    sizes = sorted({cells["n"] for cells in rows})
+    title += f", n = {'–'.join(map(str, sizes[:1] + sizes[1:][-1:]))}"
+    built = Table(
+        title=Text(_clean(title)),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    columns = [_shown(cells) for cells in rows]
+    for heading in columns[0]:
+        if any(line[heading] for line in columns):
+            whole = heading not in ("defense", "worst class", "strongest attack", "flags")
+            built.add_column(heading, no_wrap=whole, overflow="fold")
+    for line in columns:
+        built.add_row(*(Text(line[str(column.header)] or "–") for column in built.columns))
     return built
+
+
+def _shown(cells: _Cells) -> dict[str, str]:
+    """The cells of one line in a terminal, by heading."""
+    low, high = cells["robust_low"], cells["robust_high"]
+    return {
+        "rank": cells["rank"],
+        "defense": _clean(cells["defense"]),
+        "clean": f"{cells['clean']:.3f}",
+        "robust [95%]": f"{cells['robust']:.3f} [{low:.3f}, {high:.3f}]",
+        "certified": "" if cells["certified"] is None else f"{cells['certified']:.3f}",
+        "worst class": f"{cells['worst_class']:.3f} {_clean(cells['worst_class_name'])}",
+        "strongest attack": _clean(cells["strongest_attack"] or "").partition("(")[0],
+        "F/pt": f"{cells['forwards_per_point']:,.0f}",
+        "flags": "\n".join(map(_clean, _flags(cells))),
+    }
 
 
 def _csv_cell(name: str, value: Any) -> str:

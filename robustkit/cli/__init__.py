@@ -6,15 +6,10 @@ needs beyond its options is imported when it runs, so that help and version answ
 
 from __future__ import annotations
 
-from robustkit.cli.catalog import catalog
-from robustkit.cli.doctor import doctor
-from robustkit.cli.evaluate import evaluate
-from robustkit.cli.leaderboard import leaderboard
-from robustkit.cli.program import program
-from robustkit.cli.train import train
+from robustkit.cli import catalog, doctor, evaluate, leaderboard, train
+from robustkit.cli.program import program as main
 
 __all__ = ["main"]
 
-main = program
-for _command in (evaluate, catalog, leaderboard, train, doctor):
-    main.add_command(_command)
+for _module in (evaluate, catalog, leaderboard, train, doctor):
+    main.add_command(_module.command)

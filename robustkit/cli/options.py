@@ -3,47 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from robustkit.errors import UsageError
-
-if TYPE_CHECKING:
-    import torch
-
-
-class Numbers(click.ParamType):
-    """Comma-separated numbers; a fraction such as 1/4 is one."""
-
-    name = "a,b,c"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        """Read `0.5` or `0.485,0.456,0.406`."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(_number(part) for part in str(value).split(","))
-        except (ValueError, ZeroDivisionError):
-            self.fail(f"expected comma-separated numbers such as 0.485,0.456,0.406, got {value!r}.")
+def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """Read `0.5` or `0.49,0.48,0.45`; a fraction such as 1/4 is a number."""
+    try:
+        return None if value is None else tuple(_number(part) for part in value.split(","))
+    except (ValueError, ZeroDivisionError):
+        raise click.BadParameter(
+            f"expected comma-separated numbers such as 0.49,0.48,0.45, got {value!r}.",
+            ctx,
+            param,
+        ) from None
 
 
-class BatchSize(click.ParamType):
-    """`auto`, or how many inputs go through the model at once."""
-
-    name = "auto|N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        """Read `auto` as None, `64` as 64."""
-        if value == "auto":
-            return None
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"expected 'auto' or a positive whole number, got {value!r}.")
-        return int(value)
+def batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    """Read `auto` as None, `64` as 64."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(
+            f"expected 'auto' or a positive whole number, got {value!r}.", ctx, param
+        )
+    return int(value)
 
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -79,33 +63,6 @@ quiet = click.option("--quiet", is_flag=True, help="Only errors (and --json).")
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else."
 )
-
-
-def choose_device(text: str) -> torch.device:
-    """Return the device that `--device` names; `auto` takes a GPU if there is one.
-
-    Raises:
-        UsageError: for another word, or a GPU that cannot be used.
-    """
-    import torch
-
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = text.partition(":")
-    if kind not in ("cpu", "cuda") or (":" in text and (kind == "cpu" or not number.isdecimal())):
-        raise UsageError(f"--device: expected auto, cpu, cuda or cuda:0, got {text!r}.")
-    if kind == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        raise UsageError(
-            f"--device {text}: this PyTorch ({torch.__version__}) sees no CUDA device. Use "
-            "--device cpu, or install a CUDA build of PyTorch beside a working driver "
-            "(`robustkit doctor` shows what is there)."
-        )
-    if int(number or 0) >= count:
-        raise UsageError(f"--device {text}: there are {count} CUDA devices, the last is {count - 1}.")
-    return torch.device(text)
 
 
 def use_threads(threads: int | None) -> None:

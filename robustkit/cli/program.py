@@ -1,10 +1,7 @@
 """The program `robustkit`: what every command shares, and how an error becomes an exit code.
 
-    0  done
-    1  a gate failed
-    2  the request cannot be carried out as it stands
-    3  the run could not finish
-  130  stopped by Ctrl-C
+0: done. 1: a gate failed. 2: the request cannot be carried out as it stands. 3: the run could not
+finish. 130: stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,7 +17,10 @@ from robustkit.cli.terminal import say, stderr
 from robustkit.errors import RobustkitError, unknown
 
 _DEBUG = "robustkit.debug"
-_RESUMES = ("evaluate", "train")
+_RESUMES = {
+    "evaluate": "nothing is lost, and the same command resumes.",
+    "train": "the same command resumes from the last saved state, at most a minute ago.",
+}
 
 
 class Program(click.Group):
@@ -79,8 +79,7 @@ def _told(error: Exception) -> tuple[str, int]:
 
 
 def _stopped(ctx: click.Context) -> int:
-    resumes = ctx.invoked_subcommand in _RESUMES
-    rest = "nothing is lost, and the same command resumes." if resumes else "nothing was changed."
+    rest = _RESUMES.get(ctx.invoked_subcommand or "", "nothing was changed.")
     say(stderr(), "stopped", rest, "bold yellow")
     return 130
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import click
 from rich.console import Console
 from rich.text import Text
 
@@ -28,7 +29,7 @@ def say(console: Console, label: str, message: str, style: str) -> None:
 
 def result(text: str) -> None:
     """Print plain text, exactly, as a result."""
-    stdout().out(text, end="" if text.endswith("\n") else "\n", highlight=False)
+    click.echo(text, nl=not text.endswith("\n"))
 
 
 def _console(*, stderr: bool) -> Console:

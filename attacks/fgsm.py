@@ -1,0 +1,70 @@
+"""FGSM: one step of length eps along the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from robustkit.losses import ce
+from robustkit.registry import attacks
+from robustkit.search import Job, Reply, Tasks
+from robustkit.threat import Threat
+from robustkit.types import Images, Labels, Logits, Mask, Scalars
+
+
+class State(NamedTuple):
+    """`moved`: the query is the result, not the clean point."""
+
+    query: Images
+    done: Mask
+    x: Images
+    y: Labels
+    moved: Mask
+
+
+@attacks.register("fgsm", white_box=True, cites="arXiv:1412.6572")
+@dataclass(frozen=True)
+class Fgsm:
+    """Fast gradient method on the cross-entropy for linf, l2 and l1.
+
+    Goodfellow et al. 2015, section 4. Two passes: the gradient at the clean point, and the result.
+    Differs from the paper: l2 and l1 as well. The step in l1 is the exact maximizer of the
+    linearized loss in ball and box: it uses up the steepest coordinates one after another.
+    """
+
+    uses_gradient = True
+
+    def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
+        """One untargeted run."""
+        return [Job()]
+
+    def start(self, tasks: Tasks, threat: Threat) -> State:
+        """Ask for the gradient at the clean point."""
+        no = torch.zeros_like(tasks.y, dtype=torch.bool)
+        return State(tasks.x, no, tasks.x, tasks.y, no)
+
+    def objective(self, logits: Logits, state: State) -> Scalars:
+        """Return the cross-entropy."""
+        return ce(logits, state.y, state.y)
+
+    def step(self, state: State, reply: Reply, threat: Threat) -> State:
+        """Take the step; after the second answer, stop."""
+        if threat.norm == "l1":
+            query = _fill(state.x, reply.gradient, threat)
+        else:
+            step = threat.eps * threat.steepest(reply.gradient)
+            query = threat.project(state.x + step, state.x)
+        return state._replace(query=query, moved=torch.ones_like(state.moved), done=state.moved)
+
+
+def _fill(x: Images, gradient: Images, threat: Threat) -> Images:
+    """Move the coordinates with the largest gradients to the edge of the box until eps is spent."""
+    flat, here = gradient.flatten(1), x.flatten(1)
+    order = flat.abs().argsort(dim=1, descending=True)
+    room = torch.where(flat > 0, threat.upper - here, here - threat.lower).gather(1, order)
+    left = (threat.eps - (room.cumsum(1) - room)).clamp_min_(0)
+    size = torch.zeros_like(here).scatter_(1, order, torch.minimum(room, left))
+    return threat.project(x + (flat.sign() * size).view_as(x), x)

@@ -1,0 +1,86 @@
+"""`robustkit evaluate`: its options. What it does is in `robustkit.cli.run`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from robustkit.cli import options
+from robustkit.cli.program import debug, debugging
+
+
+@click.command("evaluate")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option(
+    "--data",
+    default="bundled",
+    show_default=True,
+    metavar="NAME|npz:PATH|folder:PATH|module:function",
+    help="Images and labels.",
+)
+@options.data_root
+@click.option(
+    "--threat",
+    metavar="linf:8/255|l2:0.5|l1:12",
+    help="Norm and eps in input units; by default the usual one of the data set.",
+)
+@click.option("--suite", metavar="NAME", help="A line-up of attacks; 'screen' by default.")
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="SPEC",
+    help='An attack instead of a suite, such as "apgd(loss=dlr, steps=50)"; repeatable.',
+)
+@click.option(
+    "--n",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Points: a seeded, class-balanced subset; all by default.",
+)
+@options.seed
+@options.device
+@click.option(
+    "--batch-size",
+    callback=options.batch_size,
+    default="auto",
+    show_default=True,
+    metavar="auto|N",
+    help="Inputs that go through the model at once.",
+)
+@click.option("--out", type=options.FOLDER, metavar="DIR", help="Folder of the run.")
+@options.fresh
+@click.option(
+    "--save-adversarial/--no-save-adversarial",
+    default=None,
+    help="Keep the adversarial inputs; by default unless they are large.",
+)
+@click.option(
+    "--weights", type=options.FILE, metavar="FILE", help="State dict: .safetensors, .pt or .pth."
+)
+@click.option(
+    "--mean",
+    callback=options.numbers,
+    metavar="A,B,C",
+    help="Subtracted from each channel, inside the model; one number for all, or one for each.",
+)
+@click.option("--std", callback=options.numbers, metavar="A,B,C", help="Divided by, likewise.")
+@options.threads
+@options.as_json
+@options.quiet
+@debug
+@click.pass_context
+def command(ctx: click.Context, /, **given: Any) -> int:
+    """Attack models and print the leaderboard.
+
+    MODEL is a registered defense with options (undefended, "pgd_at(eps=0.1)"), or
+    package.module:attr or path/to/file.py:attr: an nn.Module, or a function without arguments that
+    returns one. Without MODEL, every bundled model for the data is evaluated.
+
+    The same command again resumes. Exit codes: 0 done, 2 the request cannot be carried out as it
+    stands, 3 a model could not be finished.
+    """
+    from robustkit.cli.run import Request, run
+
+    return run(Request(**given), debug=debugging(ctx))

@@ -1,0 +1,117 @@
+"""How a running evaluation or training looks: bars on a terminal, a line per stage elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from robustkit.cli.terminal import say, stderr
+from robustkit.run import Watcher
+from robustkit.train import Progress as Report
+
+
+class Screen(Watcher):
+    """Shows one bar for the models and one for the stage; silent when `quiet`."""
+
+    def __init__(self, models: int, *, quiet: bool) -> None:
+        self._console, self._quiet, self._models = stderr(), quiet, models
+        silent = quiet or not self._console.is_terminal
+        self._bars = _bars(self._console, "standing", disable=silent)
+        self._all: TaskID | None = None
+        self._bar: TaskID | None = None
+        self._name = self._stage = self._standing = ""
+        self._begun = 0
+
+    def __enter__(self) -> Screen:
+        self._bars.start()
+        if self._models > 1:
+            self._all = self._bars.add_task("models", total=self._models, standing="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close_stage()
+        self._bars.stop()
+
+    def model(self, name: str, points: int) -> None:
+        """A model begins."""
+        self._close_stage()
+        if self._all is not None:
+            self._bars.update(self._all, completed=self._begun)
+        self._name, self._standing = name, f"{points} points"
+        self._begun += 1
+
+    def stage(self, name: str, tasks: int) -> None:
+        """An attack begins; `tasks` is an upper bound."""
+        self._close_stage()
+        self._stage = name
+        self._bar = self._bars.add_task(
+            f"{self._name}: {name}", total=tasks, standing=self._standing
+        )
+
+    def advance(self, done: int, robust: int, points: int) -> None:
+        """Some tasks have ended."""
+        self._standing = f"{robust} of {points} standing"
+        if self._bar is not None:
+            self._bars.update(self._bar, completed=done, standing=self._standing)
+
+    def note(self, message: str) -> None:
+        """Something the person should know."""
+        if not self._quiet:
+            say(self._console, "warning", message, "bold yellow")
+
+    def _close_stage(self) -> None:
+        if self._bar is None:
+            return
+        self._bars.remove_task(self._bar)
+        self._bar = None
+        if self._bars.disable and not self._quiet:
+            _line(self._console, f"{self._name}: {self._stage}: {self._standing}")
+
+
+def training_progress(reports: Iterator[Report], name: str, *, quiet: bool) -> None:
+    """Run a training to its end, showing where it stands: a bar, or a line per epoch."""
+    console, loss, epoch = stderr(), 0.0, 0
+    silent = quiet or not console.is_terminal
+    with _bars(console, "loss", disable=silent) as bars:
+        bar = bars.add_task(name, total=None, loss="")
+        for step, steps, current, value in reports:
+            loss = value if loss == 0.0 else 0.98 * loss + 0.02 * value
+            bars.update(bar, completed=step, total=steps, loss=f"epoch {current}, loss {loss:.3f}")
+            if silent and not quiet and current > epoch > 0:
+                _line(console, f"{name}: epoch {epoch} done, loss {loss:.3f}")
+            epoch = current
+
+
+def _bars(console: Console, field: str, *, disable: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{{task.fields[{field}]}}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=disable,
+    )
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(Text(text), soft_wrap=True, highlight=False)

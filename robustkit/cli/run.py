@@ -1,0 +1,103 @@
+"""What `robustkit evaluate` does with a checked request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from robustkit import leaderboard
+from robustkit.cli.options import use_threads
+from robustkit.cli.plan import Plan, Request, claim, make
+from robustkit.cli.program import fail
+from robustkit.cli.progress import Screen
+from robustkit.cli.terminal import result, stdout
+from robustkit.errors import RobustkitError
+from robustkit.evaluate import evaluate
+from robustkit.model import Subject
+from robustkit.record import Record
+
+__all__ = ["Request", "run"]
+
+_Found = list[tuple[Path, Record]]
+_Failures = list[tuple[str, Exception]]
+
+
+def run(request: Request, *, debug: bool) -> int:
+    """Evaluate every model, write and print the leaderboard; return the exit code.
+
+    Raises:
+        UsageError: when the request is refused; nothing was written then.
+        RobustkitError: when the only model cannot be finished.
+    """
+    use_threads(request.threads)
+    plan = make(request)
+    claim(plan)
+    found, failures = _evaluate_all(plan)
+    if found:
+        _report(plan, found)
+    codes = {fail(error, debug=debug, prefix=f"{name}: ") for name, error in failures}
+    if not failures:
+        return 0
+    return codes.pop() if not found and len(codes) == 1 else RobustkitError.exit_code
+
+
+def _evaluate_all(plan: Plan) -> tuple[_Found, _Failures]:
+    """Evaluate one model after the other; the failure of one of several does not stop the rest."""
+    found: _Found = []
+    failures: _Failures = []
+    with Screen(len(plan.subjects), quiet=plan.request.quiet) as screen:
+        for subject in plan.subjects:
+            try:
+                found.append((plan.folder(subject) / "record.json", _one(plan, subject, screen)))
+            except Exception as error:
+                if len(plan.subjects) == 1:
+                    raise
+                failures.append((subject.name, error))
+    return found, failures
+
+
+def _one(plan: Plan, subject: Subject, screen: Screen) -> Record:
+    request = plan.request
+    return evaluate(
+        subject.model,
+        name=subject.name,
+        data=plan.data,
+        threat=plan.threat,
+        suite=plan.suite,
+        attacks=plan.attacks,
+        n=request.n,
+        seed=request.seed,
+        device=request.device,
+        batch_size=request.batch_size,
+        folder=plan.folder(subject),
+        fresh=request.fresh,
+        save_adversarial=request.save_adversarial,
+        arguments=plan.arguments(subject),
+        notes=subject.notes,
+        watcher=screen,
+    )
+
+
+def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
+    frame = leaderboard.table(found)
+    csv = plan.out / "leaderboard.csv"
+    _replace(csv, leaderboard.to_csv(frame))
+    if plan.request.as_json:
+        result(leaderboard.to_json(frame))
+    elif not plan.request.quiet:
+        console = stdout()
+        console.print(leaderboard.to_rich(frame))
+        console.out(f"CSV: {csv}\nRecords: {plan.out}{os.sep}*{os.sep}record.json", highlight=False)
+        if plan.suite == "screen":
+            console.out(
+                "A screen is a first look: an upper bound. Defend a claim with --suite parity.",
+                highlight=False,
+            )
+
+
+def _replace(path: Path, content: str) -> None:
+    """Write beside the file and rename: a reader sees the old content or the new, never half."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(content, encoding="utf-8", newline="\n")
+    os.replace(partial, path)

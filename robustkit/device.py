@@ -1,0 +1,40 @@
+"""Which device runs the model, and how the engine is sized for it."""
+
+from __future__ import annotations
+
+import torch
+
+from robustkit.errors import UsageError
+
+
+def pick_device(text: str) -> torch.device:
+    """Return the device that `auto`, `cpu`, `cuda` or `cuda:0` names; `auto` prefers a GPU.
+
+    Raises:
+        UsageError: for another name, or a GPU that this PyTorch does not see.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "auto":
+        return torch.device("cuda", 0) if count else torch.device("cpu")
+    kind, colon, number = text.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not number.isdecimal())):
+        raise UsageError(f"expected device auto, cpu, cuda or cuda:0, got {text!r}")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if int(number or 0) >= count:
+        raise UsageError(
+            f"device {text!r} is not there: this PyTorch ({torch.__version__}) sees {count} CUDA "
+            "devices. Use --device cpu, or install a CUDA build of PyTorch beside a working "
+            "driver (`robustkit doctor` tells more)."
+        )
+    return torch.device("cuda", int(number or 0))
+
+
+def default_slots(device: torch.device) -> int:
+    """How many points to run at once: small batches stay in a CPU's caches, a GPU wants more."""
+    return 128 if device.type == "cpu" else 1024
+
+
+def stride(device: torch.device) -> int:
+    """Steps between two looks at the results: a look stalls a GPU, and costs nothing on a CPU."""
+    return 1 if device.type == "cpu" else 5

@@ -1,0 +1,115 @@
+"""Between engine and ledger: feeds tasks, judges candidates, writes verdicts as they fall."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from robustkit.data import Dataset
+from robustkit.engine import fresh_tasks
+from robustkit.ledger import Cost, Fall, Ledger
+from robustkit.search import Job, Tasks
+from robustkit.slots import Outcome, Work
+from robustkit.threat import Threat
+from robustkit.types import Images, Labels, Model
+from robustkit.verify import verify
+
+
+@dataclass
+class StageReferee:
+    """The referee of one attack over the points that still stand.
+
+    Attributes:
+        name: canonical spec of the attack; names its random streams and its errors.
+        reference: the original model in float32.
+        ranked: per standing point, the classes by falling clean logit.
+        entered: points that stood when the stage first began.
+        spent: (point, job) pairs that an earlier run of the same command has finished.
+        keep: whether to store adversarial inputs.
+        report: called after every harvest with (tasks finished, points still standing).
+    """
+
+    stage: int
+    name: str
+    jobs: Sequence[Job]
+    data: Dataset
+    reference: Model
+    threat: Threat
+    ledger: Ledger
+    ranked: dict[int, list[int]]
+    entered: int
+    spent: set[tuple[int, int]]
+    seed: int
+    draws: int
+    device: torch.device
+    keep: bool
+    report: Callable[[int, int], None]
+    falls: dict[int, Fall] = field(default_factory=dict)
+    _new: dict[int, Fall] = field(default_factory=dict)
+    _checks: int = 0
+    _flips: int = 0
+    _done: int = 0
+    _clock: float = field(default_factory=time.monotonic)
+
+    def queue(self) -> Iterator[Work]:
+        """Every open task, job by job: with few slots, later targets see only what is left."""
+        for job in range(len(self.jobs)):
+            for point in self.ranked:
+                if (point, job) not in self.spent:
+                    yield Work(point, job)
+
+    def tasks(self, work: Sequence[Work]) -> Tasks:
+        """Read the points and name their targets."""
+        points = np.array([item.point for item in work])
+        x, y = self.data.fetch(points)
+        ranked = torch.tensor([self.ranked[item.point] for item in work])
+        jobs = [self.jobs[item.job] for item in work]
+        tasks = fresh_tasks(x, y, ranked, torch.from_numpy(points), jobs, self.name, self.seed)
+        return Tasks(*(tensor.to(self.device) for tensor in tasks))
+
+    def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
+        """Verify candidates; those that stand wait for the next `settle`."""
+        points = [item.point for item in work]
+        verdict = verify(
+            self.reference, z, x, y, self.threat, attack=self.name, points=points, draws=self.draws
+        )
+        self._checks += len(work) * self.draws
+        stands: list[bool] = verdict.broken.tolist()
+        self._flips += stands.count(False)
+        stored = z.cpu().numpy() if self.keep else None
+        columns = zip(points, stands, verdict.predicted.tolist(), verdict.distance.tolist())
+        for row, (point, ok, predicted, distance) in enumerate(columns):
+            if ok and point not in self.falls:
+                example = None if stored is None else stored[row]
+                fall = Fall(point, self.stage, predicted, distance, example)
+                self.falls[point] = self._new[point] = fall
+        return stands
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Write the ended tasks and the falls in one transaction."""
+        self._write([item.work for item in outcomes if item.spent], _passes(outcomes))
+        self._done += len(outcomes)
+        self.report(self._done, len(self.ranked) - len(self.falls))
+
+    def close(self) -> None:
+        """Write what is left and mark the stage as finished."""
+        self._write([], Cost(entered=self.entered, finished=True))
+
+    def _write(self, spent: Sequence[Work], cost: Cost) -> None:
+        now = time.monotonic()
+        cost = cost._replace(
+            forwards=cost.forwards + self._checks, seconds=now - self._clock, flips=self._flips
+        )
+        self.ledger.write(self.stage, spent, self._new.values(), cost)
+        self._new, self._checks, self._flips, self._clock = {}, 0, 0, now
+
+
+def _passes(outcomes: Sequence[Outcome]) -> Cost:
+    return Cost(
+        forwards=sum(item.forwards for item in outcomes),
+        backwards=sum(item.backwards for item in outcomes),
+    )

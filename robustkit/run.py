@@ -1,0 +1,132 @@
+"""One evaluation in progress: the clean pass, then one attack after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustkit.data import Dataset
+from robustkit.diagnose import Health
+from robustkit.engine import Engine, out_of_memory
+from robustkit.errors import RobustkitError, some
+from robustkit.ledger import Cost, Ledger
+from robustkit.referee import StageReferee
+from robustkit.registry import attacks
+from robustkit.spec import Spec
+from robustkit.threat import Threat
+from robustkit.types import Model
+from robustkit.verify import DRAWS, predict
+
+RANKED = 10  # classes remembered per point, for targeted attacks: as many as AutoAttack's
+
+
+class Watcher:
+    """Hears what a run does; does nothing itself. Subclass it to show progress."""
+
+    def model(self, name: str, points: int) -> None:
+        """An evaluation begins."""
+
+    def stage(self, name: str, tasks: int) -> None:
+        """A stage begins: the clean pass or an attack, with an upper bound of its tasks."""
+
+    def advance(self, done: int, robust: int, points: int) -> None:
+        """`done` tasks of the stage are finished, `robust` of `points` still stand."""
+
+    def note(self, message: str) -> None:
+        """Something the person should know."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation in progress. `model` is the private copy that every pass goes through."""
+
+    name: str
+    model: Model
+    data: Dataset
+    threat: Threat
+    specs: Sequence[Spec]
+    points: np.ndarray[Any, np.dtype[np.int64]]
+    seed: int
+    engine: Engine
+    device: torch.device
+    ledger: Ledger
+    health: Health
+    keep: bool
+    watcher: Watcher
+
+    @property
+    def draws(self) -> int:
+        return DRAWS if self.health.randomized else 1
+
+    def clean(self) -> None:
+        """Classify every point that the ledger does not know yet."""
+        known = self.ledger.clean()
+        todo = [point for point in self.points.tolist() if point not in known]
+        correct = sum(label == predicted for label, predicted, _ in known.values())
+        self.watcher.stage("clean", len(self.points))
+        while todo:
+            batch, clock = todo[: self.engine.slots], time.monotonic()
+            try:
+                rows = self._classify(batch)
+            except RuntimeError as error:
+                if not out_of_memory(error) or len(batch) == 1:
+                    raise
+                self.engine.slots = len(batch) // 2
+                continue
+            self.ledger.write_clean(rows, len(batch) * self.draws, time.monotonic() - clock)
+            todo = todo[len(batch) :]
+            correct += sum(label == predicted for _, label, predicted, _ in rows)
+            self.watcher.advance(len(self.points) - len(todo), correct, len(self.points))
+
+    def _classify(self, batch: list[int]) -> list[tuple[int, int, int, list[int]]]:
+        x, y = self.data.fetch(batch)
+        predicted, logits = predict(self.model, x.to(self.device), self.draws)
+        bad = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise RobustkitError(
+                f"{self.name} returns NaN or infinite logits on the clean points "
+                f"{some([batch[row] for row in bad])}. Mend the model, or leave them out."
+            )
+        ranked = logits.topk(min(RANKED, logits.shape[1]), dim=1).indices.tolist()
+        return list(zip(batch, y.tolist(), predicted.tolist(), ranked, strict=True))
+
+    def attack(self, stage: int) -> None:
+        """Run one attack of the line-up on the points that still stand."""
+        if self.ledger.costs().get(stage, Cost()).finished:
+            return
+        spec = self.specs[stage]
+        search = attacks.build(spec)
+        falls = self.ledger.falls()
+        standing = {
+            point: order
+            for point, (label, predicted, order) in self.ledger.clean().items()
+            if label == predicted and point not in falls
+        }
+        jobs = search.jobs(self.threat, self.health.classes)
+        spent = {item for item in self.ledger.spent(stage) if item[0] in standing}
+        pending = len(standing) * len(jobs) - len(spent)
+        self.watcher.stage(str(spec), pending)
+        referee = StageReferee(
+            stage=stage,
+            name=str(spec),
+            jobs=jobs,
+            data=self.data,
+            reference=self.model,
+            threat=self.threat,
+            ledger=self.ledger,
+            ranked=standing,
+            entered=len(standing) + sum(fall.stage == stage for fall in falls.values()),
+            spent=spent,
+            seed=self.seed,
+            draws=self.draws,
+            device=self.device,
+            keep=self.keep,
+            report=lambda done, left: self.watcher.advance(done, left, len(self.points)),
+        )
+        self.engine.run(search, referee.queue(), pending, referee)
+        referee.close()
