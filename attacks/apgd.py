@@ -9,7 +9,6 @@ from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from robustkit.errors import UsageError
 from robustkit.losses import LOSSES, TARGETED, LossName
@@ -36,7 +35,7 @@ class State(NamedTuple):
     reduced: Mask
     rises: Integers
     step_size: Scalars
-    count: Integers
+    asked: Integers
 
 
 @attacks.register("apgd", white_box=True, cites="arXiv:2003.01690")
@@ -92,7 +91,7 @@ class Apgd:
             reduced=yes,
             rises=zero,
             step_size=query.new_full((size,), 2 * threat.eps),
-            count=zero,
+            asked=zero,
         )
 
     def objective(self, logits: Logits, state: State) -> Scalars:
@@ -106,8 +105,8 @@ class Apgd:
 
     def _look_back(self, state: State, gradient: Images) -> tuple[State, Images]:
         """At a checkpoint, halve the step and return to the best point where progress stalled."""
-        windows = torch.tensor(_windows(self.steps), device=state.count.device)
-        window = windows[state.count.clamp_max(self.steps)]
+        windows = torch.tensor(_windows(self.steps), device=state.asked.device)
+        window = windows[state.asked.clamp_max(self.steps)]
         due = window > 0
         stalled = state.rises <= 0.75 * window
         stuck = ~state.reduced & (state.checked_value >= state.best_value)
@@ -125,13 +124,13 @@ class Apgd:
         """Step along the steepest direction, then mix in the last displacement."""
         here, size = state.query, per_point(state.step_size, gradient)
         ahead = threat.project(here + size * threat.steepest(gradient), state.x)
-        keep = per_point(torch.where(state.count > 0, 0.75, 1.0), gradient).to(here.dtype)
+        keep = per_point(torch.where(state.asked > 0, 0.75, 1.0), gradient).to(here.dtype)
         mixed = here + keep * (ahead - here) + (1 - keep) * (here - state.previous)
         return state._replace(
             query=threat.project(mixed, state.x),
             previous=here,
-            count=state.count + 1,
-            done=state.count >= self.steps,
+            asked=state.asked + 1,
+            done=state.asked >= self.steps,
         )
 
 
@@ -139,13 +138,13 @@ def _remember(state: State, reply: Reply) -> State:
     """Update the best point and count whether the value rose since the last query."""
     better = reply.value > state.best_value
     image = per_point(better, reply.gradient)
-    rose = (reply.value > state.last_value) & (state.count > 0)
+    rose = (reply.value > state.last_value) & (state.asked > 0)
     return state._replace(
         best=torch.where(image, state.query, state.best),
         best_gradient=torch.where(image, reply.gradient, state.best_gradient),
         best_value=torch.where(better, reply.value, state.best_value),
         last_value=reply.value,
-        checked_value=torch.where(state.count > 0, state.checked_value, reply.value),
+        checked_value=torch.where(state.asked > 0, state.checked_value, reply.value),
         rises=state.rises + rose,
     )
 
@@ -161,5 +160,3 @@ def _windows(steps: int) -> tuple[int, ...]:
         ends[last] = window
         window = max(window - shrink, shortest)
     return tuple(ends)
-
-

@@ -34,7 +34,7 @@ class State(NamedTuple):
     density: Scalars
     nonzero: Scalars
     step_size: Scalars
-    count: Integers
+    asked: Integers
 
 
 class _Plan(NamedTuple):
@@ -53,8 +53,8 @@ class ApgdL1:
 
     Croce & Hein 2021, with the schedule of AutoAttack: 30% of the steps at 3 eps, 30% at 2 eps,
     the rest at eps, each phase starting from the best point of the one before. A run costs
-    steps + 3 forward and backward passes. Differs from the code: a point that fools the model inside
-    eps counts in every phase, not in the last one alone.
+    steps + 3 forward and backward passes. Differs from the code: a point that fools the model
+    inside eps counts in every phase, not in the last one alone.
 
     Attributes:
         loss, steps, restarts, targets: as in `apgd`.
@@ -96,7 +96,7 @@ class ApgdL1:
             density=zero,
             nonzero=zero,
             step_size=radius,
-            count=count,
+            asked=count,
         )
 
     def objective(self, logits: Logits, state: State) -> Scalars:
@@ -105,8 +105,8 @@ class ApgdL1:
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Update the best point, adapt density and step size, take a sparse step."""
-        plan = _Plan(*(column.to(state.count.device) for column in _plan(self.steps, self.shrink)))
-        here, coming = (state.count + shift for shift in (0, 1))
+        plan = _Plan(*(column.to(state.asked.device) for column in _plan(self.steps, self.shrink)))
+        here, coming = (state.asked + shift for shift in (0, 1))
         last = len(plan.radius) - 1
         radius = plan.radius[here.clamp_max(last)] * threat.eps
         state = _remember(state, reply, plan.opens[here.clamp_max(last)], radius)
@@ -115,7 +115,7 @@ class ApgdL1:
         following = plan.radius[coming.clamp_max(last)] * threat.eps
         moved = torch.where(closes, state.best, state.query + _sparse_step(state, gradient))
         return state._replace(
-            query=threat.project(moved, state.x, following), count=coming, done=here >= last
+            query=threat.project(moved, state.x, following), asked=coming, done=here >= last
         )
 
 
@@ -139,7 +139,7 @@ def _adapt(
     state: State, gradient: Images, plan: _Plan, last: int, radius: Scalars
 ) -> tuple[State, Images]:
     """Follow the sparsity of the best point; where it grew sparser, go back there."""
-    due = plan.looks_back[state.count.clamp_max(last)]
+    due = plan.looks_back[state.asked.clamp_max(last)]
     support = _support(state.best, state.x)
     sparser = due & (support < 0.95 * state.nonzero)
     smaller = torch.maximum(state.step_size / 1.5, radius / 10)

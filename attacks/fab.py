@@ -62,6 +62,7 @@ class Fab:
     beta: Annotated[float, Field(ge=0, le=1)] = 0.9
 
     uses_gradient = True
+    stays_inside = False
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """One run per target."""

@@ -36,6 +36,7 @@ class Fgsm:
     """
 
     uses_gradient = True
+    stays_inside = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """One untargeted run."""

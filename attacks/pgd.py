@@ -55,6 +55,7 @@ class Pgd:
     targets: Annotated[int, Field(ge=1)] = 9
 
     uses_gradient = True
+    stays_inside = True
 
     def __post_init__(self) -> None:
         if self.restarts > 1 and not self.random_start:

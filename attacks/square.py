@@ -63,6 +63,7 @@ class Square:
     share: Annotated[float, Field(gt=0, le=1)] = 0.8
 
     uses_gradient = False
+    stays_inside = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """One untargeted run per restart."""

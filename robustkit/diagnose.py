@@ -52,8 +52,8 @@ def examine(model: Model, x: Images, classes: int, name: str) -> Health:
         flags.append(
             Flag(
                 name="randomized",
-                message=f"two passes over one input differ (by {noise:.2g} of the logits' length); "
-                "each verdict is the majority of ten passes. Attack with expectation over the noise.",
+                message=f"two passes over one input differ (by {noise:.2g} of the logits' length): "
+                "each verdict is the majority of ten. Attack with expectation over the noise.",
             )
         )
     else:
@@ -93,7 +93,7 @@ def review(
         flags.append(
             Flag(
                 name="black_box",
-                message=f"attacks without gradients took {blind} points that attacks with gradients "
+                message=f"attacks without gradients took {blind} points that those with gradients "
                 "had left: the gradients are masked. Do not trust the robust accuracy.",
             )
         )
@@ -104,7 +104,7 @@ def _logits(model: Model, x: Images, classes: int, name: str) -> Logits:
     shape = list(x.shape[1:])
     try:
         with torch.no_grad():
-            answer = model(x)
+            answer: object = model(x)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise UsageError(
             f"{name} failed on a batch of inputs of shape {shape}: {type(error).__name__}: {error}"

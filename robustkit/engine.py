@@ -202,9 +202,7 @@ class _Floor:
         if not self.work:
             self.work, self.tasks, self.state, self.books = fresh, tasks, state, books
         elif not free:
-            pairs = zip(
-                (self.tasks, self.state, self.books), (tasks, state, books), strict=True
-            )
+            pairs = zip((self.tasks, self.state, self.books), (tasks, state, books), strict=True)
             joined = [type(a)(*map(torch.cat, zip(a, b, strict=True))) for a, b in pairs]
             self.work, (self.tasks, self.state, self.books) = self.work + fresh, joined
         else:
@@ -281,8 +279,14 @@ def attack(
         RobustkitError: when the model returns NaN or infinite logits.
         UsageError: when the search does not support the threat model.
     """
+    x = x.detach()
     with torch.no_grad():
         logits = model(x)
+    if not bool(logits.isfinite().all()):
+        rows = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
+        raise RobustkitError(
+            f"the model returned NaN or infinite logits on the clean points {some(rows)}"
+        )
     right = (logits.argmax(1) == y).nonzero().flatten().tolist()
     jobs = search.jobs(threat, logits.shape[1])
     referee = _Plain(x, y, logits.argsort(1, descending=True), jobs, type(search).__name__, seed)

@@ -1,8 +1,8 @@
 """Every error that a user can meet, each with the exit code the command line answers with.
 
-    RobustkitError      3  the run could not finish
-    ├── UsageError      2  bad arguments, data, models or configuration: nothing was run
-    └── GateFailed      1  the run finished and the answer is no
+RobustkitError      3  the run could not finish
+├── UsageError      2  bad arguments, data, models or configuration: nothing was run
+└── GateFailed      1  the run finished and the answer is no
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class GateFailed(RobustkitError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """Build the sentence for a name that does not exist: what was asked, the likely intent, the list."""
+    """Say that a name does not exist: what was asked, the likely intent, the list."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -89,8 +89,9 @@ def evaluate(
     watcher.model(name, len(points))
     with Ledger(folder / "ledger.sqlite", identity, fresh=fresh) as ledger:
         path = folder / "record.json"
-        if not fresh and path.exists() and ledger.costs().get(len(specs) - 1, Cost()).finished:
+        if path.exists() and ledger.costs().get(len(specs) - 1, Cost()).finished:
             return load_record(path)
+        path.unlink(missing_ok=True)  # of an earlier configuration: the ledger has started over
         sample = data.fetch(points[:: max(1, len(points) // 16)][:16])[0].to(target)
         health = examine(private, sample, data.classes, name)
         run = Run(
@@ -150,8 +151,8 @@ def _keep(asked: bool | None, data: Dataset, n: int, watcher: Watcher) -> bool:
     size = 4 * n * prod(data.shape)
     if asked is None and size > KEEP_BYTES:
         watcher.note(
-            f"adversarial inputs are not stored: up to {size / 2**30:.1f} GiB, and the default ends "
-            f"at {KEEP_BYTES / 2**30:.0f} GiB. Ask for them with --save-adversarial."
+            f"adversarial inputs are not stored: up to {size / 2**30:.1f} GiB, and the default "
+            f"ends at {KEEP_BYTES / 2**30:.0f} GiB. Ask for them with --save-adversarial."
         )
         return False
     return asked is not False

@@ -75,13 +75,13 @@ class Ledger:
 
     def __init__(self, path: Path, identity: Mapping[str, Any], *, fresh: bool = False) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path.parent)
         try:
             self._open()
         except RobustkitError as error:
-            if not fresh or isinstance(error, UsageError):
+            if not fresh or isinstance(error, UsageError) or not path.exists():
                 raise
-            path.replace(path.with_suffix(".damaged"))
+            self._move_aside()
             self._open()
         try:
             if fresh:
@@ -102,6 +102,12 @@ class Ledger:
             except BaseException:
                 self._db.close()
                 raise
+
+    def _move_aside(self) -> None:
+        # The write-ahead log goes too: SQLite would replay it into the next file of this name.
+        for part in (self.path, self.path.with_name(f"{self.path.name}-wal")):
+            if part.exists():
+                part.replace(part.with_name(f"{part.name}.damaged"))
 
     def _forget(self) -> None:
         with self.transaction():
@@ -206,9 +212,7 @@ class Ledger:
     def spent(self, stage: int) -> set[tuple[int, int]]:
         """Return the (point, job) pairs of a stage whose budget is used up."""
         with self._errors():
-            return set(
-                self._db.execute("SELECT point, job FROM spent WHERE stage = ?", (stage,))
-            )
+            return set(self._db.execute("SELECT point, job FROM spent WHERE stage = ?", (stage,)))
 
     def costs(self) -> dict[int, Cost]:
         """Return the cost of every stage that has begun; `CLEAN` is the clean pass."""
@@ -216,7 +220,7 @@ class Ledger:
             rows = self._db.execute(
                 "SELECT stage, entered, forwards, backwards, seconds, flips, finished FROM cost"
             ).fetchall()
-        return {row[0]: Cost(*row[1:6], bool(row[6])) for row in rows}
+        return {row[0]: Cost(*row[1:])._replace(finished=bool(row[6])) for row in rows}
 
     def examples(self, shape: tuple[int, ...]) -> dict[int, Images]:
         """Return the stored adversarial inputs, point to float32 tensor of `shape`."""
@@ -230,6 +234,15 @@ class Ledger:
             )
             for point, blob in rows
         }
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the folder {folder}: {error.strerror}. Choose another --out."
+        ) from None
 
 
 def _pack(example: np.ndarray[Any, Any] | None) -> bytes | None:

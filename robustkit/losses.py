@@ -14,7 +14,9 @@ from torch import Tensor
 
 from robustkit.types import Labels, Logits, Scalars
 
-LossName: TypeAlias = Literal["ce", "dlr", "targeted_dlr", "margin", "targeted_margin", "probability"]
+LossName: TypeAlias = Literal[
+    "ce", "dlr", "targeted_dlr", "margin", "targeted_margin", "probability"
+]
 Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -33,7 +35,7 @@ def ce(logits: Logits, y: Labels, target: Labels) -> Scalars:
 
 
 def margin(logits: Logits, y: Labels, target: Labels) -> Scalars:
-    """max over wrong classes of z_i, minus z_y."""
+    """Largest z_i over the wrong classes, minus z_y."""
     return _runner_up(logits, y) - _pick(logits, y)
 
 

@@ -47,7 +47,7 @@ _CIFAR100 = _Known("cifar100", "CIFAR100", (3, 32, 32), 100, Augment(flip=True, 
 _Reader: TypeAlias = Callable[[_Known, Path, str], ImageSet]
 
 
-@datasets.register("bundled", cites="arXiv:1708.07747", license="MIT")
+@datasets.register("bundled", threat="linf:0.1", cites="arXiv:1708.07747", license="MIT")
 @dataclass(frozen=True)
 class Bundled:
     """1,000 Fashion-MNIST test images, 100 a class, shipped with robustkit."""
@@ -66,7 +66,7 @@ class Bundled:
         return _described(_FASHION, open_npz("bundled", _BUNDLED))
 
 
-@datasets.register("mnist", cites="doi:10.1109/5.726791", license="")
+@datasets.register("mnist", threat="linf:0.3", cites="doi:10.1109/5.726791", license="")
 @dataclass(frozen=True)
 class Mnist:
     """MNIST: 70,000 handwritten digits, 28 × 28, 10 classes."""
@@ -76,7 +76,7 @@ class Mnist:
         return _open(_MNIST, root, split, download, {"mnist.npz": _npz})
 
 
-@datasets.register("fashion_mnist", cites="arXiv:1708.07747", license="MIT")
+@datasets.register("fashion_mnist", threat="linf:0.1", cites="arXiv:1708.07747", license="MIT")
 @dataclass(frozen=True)
 class FashionMnist:
     """Fashion-MNIST: 70,000 articles of clothing, 28 × 28, 10 classes."""
@@ -86,7 +86,7 @@ class FashionMnist:
         return _open(_FASHION, root, split, download, {"fashion_mnist.npz": _npz})
 
 
-@datasets.register("cifar10", cites="Krizhevsky 2009", license="")
+@datasets.register("cifar10", threat="linf:8/255", cites="Krizhevsky 2009", license="")
 @dataclass(frozen=True)
 class Cifar10:
     """CIFAR-10: 60,000 color photographs, 32 × 32, 10 classes."""
@@ -101,7 +101,7 @@ class Cifar10:
         return _open(_CIFAR10, root, split, download, finders)
 
 
-@datasets.register("cifar100", cites="Krizhevsky 2009", license="")
+@datasets.register("cifar100", threat="linf:8/255", cites="Krizhevsky 2009", license="")
 @dataclass(frozen=True)
 class Cifar100:
     """CIFAR-100: 60,000 color photographs, 32 × 32, 100 classes."""

@@ -81,11 +81,12 @@ class StageReferee:
         stands: list[bool] = verdict.broken.tolist()
         self._flips += stands.count(False)
         stored = z.cpu().numpy() if self.keep else None
-        columns = zip(points, stands, verdict.predicted.tolist(), verdict.distance.tolist())
-        for row, (point, ok, predicted, distance) in enumerate(columns):
+        predicted, distances = verdict.predicted.tolist(), verdict.distance.tolist()
+        columns = zip(points, stands, predicted, distances, strict=True)
+        for row, (point, ok, label, distance) in enumerate(columns):
             if ok and point not in self.falls:
                 example = None if stored is None else stored[row]
-                fall = Fall(point, self.stage, predicted, distance, example)
+                fall = Fall(point, self.stage, label, distance, example)
                 self.falls[point] = self._new[point] = fall
         return stands
 

@@ -62,9 +62,9 @@ class Registry(Generic[T]):
         """
 
         def decorate(target: type[T]) -> type[T]:
-            origin = f"{target.__module__}:{inspect.getsourcelines(target)[1]}"
+            origin = _origin(target)
             taken = self._entries.get(name)
-            if taken is not None and taken.target.__qualname__ != target.__qualname__:
+            if taken is not None and _place(taken.target) != _place(target):
                 raise RobustkitError(
                     f"{self.kind.capitalize()} {name!r} is already registered by {taken.origin}; "
                     f"{origin} must choose another name."
@@ -121,7 +121,8 @@ class Registry(Generic[T]):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "its options"
             raise UsageError(
-                f"{self.kind} {str(spec)!r}: option {where}: {first['msg']}, got {first['input']!r}."
+                f"{self.kind.capitalize()} {str(spec)!r}, option {where}: {first['msg']}, "
+                f"got {first['input']!r}."
             ) from None
         return built
 
@@ -150,6 +151,17 @@ def load_packs() -> None:
     except BaseException:
         _loaded.clear()
         raise
+
+
+def _place(target: type[Any]) -> tuple[str, str]:
+    return target.__module__, target.__qualname__
+
+
+def _origin(target: type[Any]) -> str:
+    try:
+        return f"{target.__module__}:{inspect.getsourcelines(target)[1]}"
+    except OSError:  # typed at a prompt: there is no file
+        return f"{target.__module__}.{target.__qualname__}"
 
 
 def _pack(name: str) -> ModuleType:

@@ -30,9 +30,9 @@ class Keys(NamedTuple):
         task: identity of the task on that point [s].
     """
 
-    seed: Int[Tensor, "s"]
-    point: Int[Tensor, "s"]
-    task: Int[Tensor, "s"]
+    seed: Int[Tensor, " s"]
+    point: Int[Tensor, " s"]
+    task: Int[Tensor, " s"]
 
 
 def task_key(text: str) -> int:
@@ -41,7 +41,7 @@ def task_key(text: str) -> int:
 
 
 def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Ten Philox rounds on 32-bit words held in int64 tensors: counter and key in, four words out."""
+    """Turn counter and key into four words: ten rounds, on 32-bit words held in int64 tensors."""
     a, b, c, d = counter
     k0, k1 = key
     for _ in range(10):
@@ -56,22 +56,22 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Ten
     return a, b, c, d
 
 
-def bits(keys: Keys, count: int, stream: int | Int[Tensor, "s"]) -> Int[Tensor, "s n"]:
+def bits(keys: Keys, count: int, stream: int | Int[Tensor, " s"]) -> Int[Tensor, "s n"]:
     """Draw `count` 32-bit words per slot. `stream` tells apart the draws of one task."""
     seed, point, task = (part.view(-1, 1) for part in keys)
     block = torch.arange(-(-count // 4), device=point.device).view(1, -1)
     lane = stream.view(-1, 1) if isinstance(stream, Tensor) else torch.full_like(point, stream)
     words = philox((block, lane, point, task), (seed & _MASK, (seed >> 32) & _MASK))
-    stacked = torch.stack(torch.broadcast_tensors(*words), dim=2)
+    stacked = torch.stack([word.expand(len(point), -1) for word in words], dim=2)
     return stacked.flatten(1)[:, :count]
 
 
-def uniform(keys: Keys, count: int, stream: int | Int[Tensor, "s"]) -> Float[Tensor, "s n"]:
+def uniform(keys: Keys, count: int, stream: int | Int[Tensor, " s"]) -> Float[Tensor, "s n"]:
     """Draw `count` numbers in [0, 1) per slot."""
     return (bits(keys, count, stream) >> 8).float() * 2.0**-24
 
 
-def normal(keys: Keys, count: int, stream: int | Int[Tensor, "s"]) -> Float[Tensor, "s n"]:
+def normal(keys: Keys, count: int, stream: int | Int[Tensor, " s"]) -> Float[Tensor, "s n"]:
     """Draw `count` standard normal numbers per slot (Box-Muller)."""
     half = -(-count // 2)
     u = uniform(keys, 2 * half, stream)

@@ -22,8 +22,6 @@ from robustkit.threat import Threat
 from robustkit.types import Model
 from robustkit.verify import DRAWS, predict
 
-RANKED = 10  # classes remembered per point, for targeted attacks: as many as AutoAttack's
-
 
 class Watcher:
     """Hears what a run does; does nothing itself. Subclass it to show progress."""
@@ -63,6 +61,13 @@ class Run:
     def draws(self) -> int:
         return DRAWS if self.health.randomized else 1
 
+    @property
+    def ranked(self) -> int:
+        """How many classes per point to remember: the predicted one, and those aimed at."""
+        searches = [attacks.build(spec) for spec in self.specs]
+        jobs = [job for s in searches for job in s.jobs(self.threat, self.health.classes)]
+        return 1 + max((job.rank for job in jobs), default=0)
+
     def clean(self) -> None:
         """Classify every point that the ledger does not know yet."""
         known = self.ledger.clean()
@@ -92,7 +97,7 @@ class Run:
                 f"{self.name} returns NaN or infinite logits on the clean points "
                 f"{some([batch[row] for row in bad])}. Mend the model, or leave them out."
             )
-        ranked = logits.topk(min(RANKED, logits.shape[1]), dim=1).indices.tolist()
+        ranked = logits.topk(self.ranked, dim=1).indices.tolist()
         return list(zip(batch, y.tolist(), predicted.tolist(), ranked, strict=True))
 
     def attack(self, stage: int) -> None:

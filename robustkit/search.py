@@ -18,7 +18,7 @@ when its budget is used up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeVar, cast
+from typing import NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -74,7 +74,7 @@ class Reply(NamedTuple):
     Attributes:
         logits: [s, k] float32.
         value: the search's objective [s].
-        gradient: of the objective with respect to the query [s, *f]; empty for forward-only searches.
+        gradient: of the objective by the query [s, *f]; empty for forward-only searches.
     """
 
     logits: Logits
@@ -82,6 +82,7 @@ class Reply(NamedTuple):
     gradient: Images
 
 
+@runtime_checkable
 class State(Protocol):
     """A NamedTuple of tensors. The engine reads these two fields; the rest is the search's own."""
 
@@ -137,19 +138,19 @@ class Search(Protocol[S]):
         ...
 
 
-def select(rows: Rows, index: Int[Tensor, "r"]) -> Rows:
+def select(rows: Rows, index: Int[Tensor, " r"]) -> Rows:
     """Return some rows of a NamedTuple of tensors."""
     fields = cast("tuple[Tensor, ...]", rows)
-    return cast(Rows, type(rows)(*(field[index] for field in fields)))
+    return type(rows)(*(field[index] for field in fields))
 
 
-def place(rows: Rows, index: Int[Tensor, "r"], fresh: Rows) -> Rows:
+def place(rows: Rows, index: Int[Tensor, " r"], fresh: Rows) -> Rows:
     """Return a NamedTuple of tensors with the rows `index` replaced by `fresh`."""
     pairs = zip(cast("tuple[Tensor, ...]", rows), cast("tuple[Tensor, ...]", fresh), strict=True)
-    return cast(Rows, type(rows)(*(old.index_copy(0, index, new) for old, new in pairs)))
+    return type(rows)(*(old.index_copy(0, index, new) for old, new in pairs))
 
 
 def choose(mask: Mask, yes: Rows, no: Rows) -> Rows:
     """Return row by row `yes` where `mask`, else `no`."""
     pairs = zip(cast("tuple[Tensor, ...]", yes), cast("tuple[Tensor, ...]", no), strict=True)
-    return cast(Rows, type(yes)(*(torch.where(per_point(mask, a), a, b) for a, b in pairs)))
+    return type(yes)(*(torch.where(per_point(mask, a), a, b) for a, b in pairs))

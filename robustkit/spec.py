@@ -7,11 +7,14 @@ A spec is a Python call with bare words for strings and fractions for numbers. I
 from __future__ import annotations
 
 import ast
+import keyword
+import math
 from typing import NamedTuple, TypeAlias
 
 from robustkit.errors import UsageError
 
-Value: TypeAlias = "str | int | float | bool | None | tuple[Value, ...] | Spec"
+_WORDS = {"true": True, "false": False, "none": None}
+Value: TypeAlias = "str | int | float | bool | tuple[Value, ...] | Spec | None"
 
 
 class Spec(NamedTuple):
@@ -32,7 +35,8 @@ class Spec(NamedTuple):
             return _spec(node)
         except (SyntaxError, ValueError) as error:
             raise UsageError(
-                f"expected a name or a call such as 'apgd(loss=dlr, steps=50)', got {text!r} ({error})"
+                f"expected a name or a call such as 'apgd(loss=dlr, steps=50)', "
+                f"got {text!r} ({error})"
             ) from None
 
     def __str__(self) -> str:
@@ -56,10 +60,12 @@ def _spec(node: ast.expr) -> Spec:
 
 def _value(node: ast.expr) -> Value:
     match node:
+        case ast.Constant(value=float() as value) if not math.isfinite(value):
+            raise ValueError("a number is too large")
         case ast.Constant(value=str() | int() | float() | bool() | None as value):
             return value
         case ast.Name(id=word):
-            return {"true": True, "false": False, "none": None}.get(word.lower(), word)
+            return _WORDS.get(word.lower(), word)
         case ast.Call():
             return _spec(node)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
@@ -75,11 +81,17 @@ def _value(node: ast.expr) -> Value:
     raise ValueError(f"cannot read the value {ast.unparse(node)!r}")
 
 
+def _is_word(text: str) -> bool:
+    """Whether the bare word is read back as this string."""
+    plain = text.isascii() and text.isidentifier()
+    return plain and not keyword.iskeyword(text) and text.lower() not in _WORDS
+
+
 def _text(value: Value) -> str:
     if isinstance(value, Spec):
         return str(value)
     if isinstance(value, str):
-        return value if value.isidentifier() else repr(value)
+        return value if _is_word(value) else repr(value)
     if isinstance(value, tuple):
         return f"({', '.join(_text(v) for v in value)}{',' if len(value) == 1 else ''})"
     return str(value)

@@ -20,6 +20,8 @@ from torch import Generator, Tensor, nn
 from robustkit.data import Dataset
 from robustkit.errors import UsageError
 
+_ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -82,13 +84,19 @@ def fit(
         identity: what the run is (defense, data, seed, ...); a state of another run is refused.
 
     Raises:
-        UsageError: when `folder` holds the state of a different training.
+        UsageError: when `folder` holds the state of a different training, or the data does not
+            fill a batch.
     """
+    per_epoch = len(data) // recipe.batch_size
+    if not per_epoch:
+        raise UsageError(
+            f"expected at least one full batch of {recipe.batch_size} points to train on, got "
+            f"{len(data)} points. Choose a smaller batch size."
+        )
     model = _seeded(lambda: defense.network(data.shape, data.classes), seed).to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
     )
-    per_epoch = len(data) // recipe.batch_size
     total = recipe.epochs * per_epoch
     done = _resume(folder, model, optimizer, identity)
     saved = time.monotonic()
@@ -118,10 +126,8 @@ def fit(
 
 def generator(seed: int, stream: int, count: int) -> Generator:
     """Return a CPU generator that depends on the three numbers alone."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + count * 0x94D049BB133111EB) % (
-        1 << 63
-    )
-    return Generator().manual_seed(mixed)
+    pairs = zip((seed, stream, count), _ODD, strict=True)
+    return Generator().manual_seed(sum(number * odd for number, odd in pairs) % 2**63)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -11,15 +11,15 @@ from typing import TypeAlias
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Images: TypeAlias = Float[Tensor, "b *f"]
-Labels: TypeAlias = Int[Tensor, "b"]
+Images: TypeAlias = Float[Tensor, " b *f"]
+Labels: TypeAlias = Int[Tensor, " b"]
 Logits: TypeAlias = Float[Tensor, "b k"]
-Scalars: TypeAlias = Float[Tensor, "b"]
-Integers: TypeAlias = Int[Tensor, "b"]
-Mask: TypeAlias = Bool[Tensor, "b"]
+Scalars: TypeAlias = Float[Tensor, " b"]
+Integers: TypeAlias = Int[Tensor, " b"]
+Mask: TypeAlias = Bool[Tensor, " b"]
 Model: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def per_point(values: Tensor, like: Tensor) -> Tensor:
-    """Reshape `[b]` to `[b, 1, ...]` so that it broadcasts over the features of `like` `[b, *f]`."""
+    """Reshape [b] to [b, 1, ...], so that it broadcasts over the features of `like` [b, *f]."""
     return values.view(-1, *[1] * (like.ndim - 1))

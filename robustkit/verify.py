@@ -56,7 +56,8 @@ def verify(
         attack, points: who claims what, for the error message.
 
     Raises:
-        RobustkitError: when a candidate lies outside the threat model or is not finite.
+        RobustkitError: when a candidate lies outside the threat model or is not finite, or when
+            the model's answer to it is not.
     """
     distance = threat.distance(z, x)
     outside = ~(threat.contains(z, x) & z.isfinite().flatten(1).all(1))
@@ -64,9 +65,16 @@ def verify(
         rows = outside.nonzero().flatten().tolist()
         worst = distance[outside].max().item()
         raise RobustkitError(
-            f"{attack} left the threat model {threat} (box [{threat.lower:g}, {threat.upper:g}]) on "
-            f"points {some([points[row] for row in rows])}: distance up to {worst:.6g}. The search "
-            "has an error; its verdicts are not used."
+            f"{attack} left the threat model {threat} (box [{threat.lower:g}, {threat.upper:g}]) "
+            f"on points {some([points[row] for row in rows])}: distance up to {worst:.6g}. "
+            "The search has an error; its verdicts are not used."
         )
-    predicted, _ = predict(model, z, draws)
+    predicted, logits = predict(model, z, draws)
+    if not bool(logits.isfinite().all()):
+        rows = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
+        raise RobustkitError(
+            f"the model returned NaN or infinite logits on what {attack} found for points "
+            f"{some([points[row] for row in rows])}. A verdict on such points is not defined; "
+            "mend the model."
+        )
     return Verdict(predicted != y, predicted, distance)

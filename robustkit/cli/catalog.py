@@ -18,8 +18,8 @@ SCHEMA = "robustkit/list/1"
 _KINDS = ("attacks", "defenses", "datasets", "suites")
 
 
-@click.command("list")
-@click.argument("kind", type=click.Choice(_KINDS))
+@click.command("list", short_help="List what can be asked for by name.")
+@click.argument("kind", type=click.Choice(_KINDS), metavar="|".join(_KINDS))
 @options.as_json
 @debug
 def command(kind: str, as_json: bool) -> None:
@@ -59,7 +59,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     columns = ["name", "summary", "options", "source"]
     columns += ["weights"] if rows and "weights" in rows[0] else []
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column == "name")
+        table.add_column(column, overflow="fold", no_wrap=column in ("name", "source"))
     for row in rows:
         given = ", ".join(f"{key}={_word(value)}" for key, value in row["options"].items())
         cells = {**row, "options": given, "weights": ", ".join(row.get("weights", ()))}

@@ -15,7 +15,7 @@ SCHEMA = "robustkit/doctor/1"
 _STYLES = {"ok": "green", "absent": "dim", "warning": "yellow", "broken": "bold red"}
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Show the environment and what is broken in it.")
 @options.data_root
 @options.as_json
 @debug

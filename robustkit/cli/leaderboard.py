@@ -14,7 +14,7 @@ from robustkit.cli.terminal import result, stdout
 _FORMATS = ("table", "csv", "markdown", "latex", "json")
 
 
-@click.command("leaderboard")
+@click.command("leaderboard", short_help="Rank records.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "layout", type=click.Choice(_FORMATS), default="table", show_default=True)
 @click.option("--output", type=options.FILE, metavar="FILE", help="Write there instead.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+
 def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
     """Read `0.5` or `0.49,0.48,0.45`; a fraction such as 1/4 is a number."""
     try:

@@ -123,8 +123,8 @@ def _subjects(request: Request, data: Dataset) -> tuple[Subject, ...]:
     names = list(request.models) or bundled(data)
     if not names:
         raise UsageError(
-            f"no bundled model fits {data.name}: name a MODEL, or leave out --data to evaluate the "
-            "bundled models on the bundled images."
+            f"no model is bundled for {data.family}: name a MODEL (`robustkit list defenses` shows "
+            "for which data weights are bundled)."
         )
     if request.weights is not None and len(request.models) != 1:
         raise UsageError(f"--weights goes with exactly one MODEL, got {len(request.models)}.")
@@ -209,7 +209,7 @@ def _shown(value: Any) -> str:
 
 def slug(name: str) -> str:
     """Return `name` as the name of a folder on any system."""
-    slug = re.sub(r"[^A-Za-z0-9._=+-]+", "-", name).strip("-.") or "model"
+    slug = re.sub(r"[^A-Za-z0-9._=+]+", "-", name).strip("-.") or "model"
     if len(slug) <= 80:
         return slug
     return f"{slug[:70]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

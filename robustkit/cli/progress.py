@@ -46,7 +46,8 @@ class Screen(Watcher):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close_stage()
+        if error is None:
+            self._close_stage()
         self._bars.stop()
 
     def model(self, name: str, points: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,9 +33,10 @@ def run(request: Request, *, debug: bool) -> int:
         RobustkitError: when the only model cannot be finished.
     """
     use_threads(request.threads)
-    plan = make(request)
-    claim(plan)
-    found, failures = _evaluate_all(plan)
+    with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
+        plan = make(request)
+        claim(plan)
+        found, failures = _evaluate_all(plan)
     if found:
         _report(plan, found)
     codes = {fail(error, debug=debug, prefix=f"{name}: ") for name, error in failures}

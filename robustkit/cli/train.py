@@ -11,7 +11,7 @@ from robustkit.cli import options
 from robustkit.cli.program import debug
 
 
-@click.command("train")
+@click.command("train", short_help="Train a defense and measure it.")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--data", default="fashion_mnist", show_default=True, metavar="NAME", help="Training data."

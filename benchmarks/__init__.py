@@ -1,0 +1,1 @@
+"""Side-by-side comparisons with reference implementations; each module runs as a command."""

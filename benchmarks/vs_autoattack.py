@@ -1,0 +1,278 @@
+"""`parity` beside the reference AutoAttack: same models, same points, one run.
+
+    python -m benchmarks.vs_autoattack                     # bundled models, bundled images
+    python -m benchmarks.vs_autoattack --n 100 --model resnet18 --data cifar10 --data-root DIR
+
+Needs the extra `autoattack`. The reference runs `run_standard_evaluation` of pyautoattack, version
+`standard`, with the given batch size; robustkit runs its suite `parity`. Both get the same number
+of threads. With --chunks K the points are dealt into K parts that the two take in turn, and the
+time ratio is the median over the parts.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from benchmarks.counting import Counting
+from robustkit.data import Dataset, ImageSet, open_dataset, select
+from robustkit.device import pick_device
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.evaluate import evaluate, private_copy
+from robustkit.model import Subject, bundled, load_model
+from robustkit.threat import Threat
+
+_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+
+@dataclass
+class Side:
+    """What one implementation found on some points, and what it cost."""
+
+    standing: list[bool]
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+@dataclass
+class Comparison:
+    """One row of the table."""
+
+    model: str
+    n: int
+    threat: str
+    ours: float
+    reference: float
+    only_ours_broke: int
+    only_reference_broke: int
+    forwards: list[int]
+    backwards: list[int]
+    seconds: list[float]
+    speedup: float
+    """Reference time / robustkit time, median over the chunks."""
+
+
+def reference(
+    model: nn.Module, data: Dataset, threat: Threat, device: torch.device, seed: int, batch: int
+) -> Side:
+    """Run pyautoattack's standard evaluation on all of `data`."""
+    from pyautoattack import AutoAttack
+
+    x, y = (tensor.to(device) for tensor in data.fetch(np.arange(len(data))))
+    counted = Counting(model)
+    attack = AutoAttack(counted, norm=_NORMS[threat.norm], eps=threat.eps, seed=seed, device=device)
+    clock = time.perf_counter()
+    found, _ = attack.run_standard_evaluation(x, y, batch_size=batch)
+    seconds = time.perf_counter() - clock
+    with torch.no_grad():
+        standing = torch.cat([model(part).argmax(1) for part in found.split(batch)]) == y
+    return Side(standing.tolist(), counted.forwards, counted.backwards, seconds)
+
+
+def ours(
+    model: nn.Module, data: Dataset, threat: Threat, device: str, seed: int, suite: str
+) -> Side:
+    """Run a robustkit suite on all of `data`, ledger and verification included."""
+    with tempfile.TemporaryDirectory() as folder:
+        clock = time.perf_counter()
+        record = evaluate(
+            model,
+            name="model",
+            data=data,
+            threat=threat,
+            suite=suite,
+            seed=seed,
+            device=device,
+            folder=Path(folder),
+        )
+        seconds = time.perf_counter() - clock
+    return Side(list(record.outcomes.values()), record.forwards, record.backwards, seconds)
+
+
+def compare(
+    subject: Subject,
+    data: Dataset,
+    threat: Threat,
+    *,
+    device: str,
+    seed: int,
+    batch: int,
+    suite: str,
+    chunks: int,
+) -> Comparison:
+    """Let both run on each chunk in turn; the order changes from chunk to chunk."""
+    target = pick_device(device)
+    model = private_copy(subject.model, target, subject.name)
+    assert isinstance(model, nn.Module)
+    pairs: list[tuple[Side, Side]] = []
+    for number in range(chunks):
+        part = subset(data, np.arange(number, len(data), chunks))
+        if number % 2:
+            theirs = reference(model, part, threat, target, seed, batch)
+            mine = ours(model, part, threat, device, seed, suite)
+        else:
+            mine = ours(model, part, threat, device, seed, suite)
+            theirs = reference(model, part, threat, target, seed, batch)
+        pairs.append((mine, theirs))
+    return _summary(subject.name, str(threat), pairs)
+
+
+def subset(data: Dataset, indices: np.ndarray[Any, np.dtype[np.int64]]) -> ImageSet:
+    """Return the points `indices` as a data set of their own."""
+    return ImageSet(
+        name=data.name,
+        family=data.family,
+        shape=data.shape,
+        classes=data.classes,
+        labels=data.labels[indices],
+        read=lambda chosen: data.fetch(indices[chosen])[0].numpy(),
+    )
+
+
+def _summary(name: str, threat: str, pairs: list[tuple[Side, Side]]) -> Comparison:
+    sides = tuple(zip(*pairs, strict=True))
+    standing = [[ok for side in column for ok in side.standing] for column in sides]
+    both = list(zip(*standing, strict=True))
+    n = len(both)
+    return Comparison(
+        model=name,
+        n=n,
+        threat=threat,
+        ours=sum(standing[0]) / n,
+        reference=sum(standing[1]) / n,
+        only_ours_broke=both.count((False, True)),
+        only_reference_broke=both.count((True, False)),
+        forwards=[sum(side.forwards for side in column) for column in sides],
+        backwards=[sum(side.backwards for side in column) for column in sides],
+        seconds=[sum(side.seconds for side in column) for column in sides],
+        speedup=statistics.median(b.seconds / a.seconds for a, b in pairs),
+    )
+
+
+def reference_resnet18() -> Subject:
+    """Load the robust CIFAR-10 ResNet-18 that ships inside pyautoattack."""
+    import pyautoattack
+
+    folder = Path(pyautoattack.__file__).parent / "examples"
+    from robustkit.importing import load_attribute
+
+    network: Any = load_attribute(f"{folder / 'resnet.py'}:ResNet18")()
+    state = torch.load(folder / "model_test.pt", map_location="cpu", weights_only=True)
+    network.load_state_dict(state)
+    return Subject("resnet18", network.eval())
+
+
+def _subjects(names: tuple[str, ...], data: Dataset) -> list[Subject]:
+    chosen = names or tuple(bundled(data))
+    return [
+        reference_resnet18() if name == "resnet18" else load_model(name, data=data)
+        for name in chosen
+    ]
+
+
+def _table(rows: list[Comparison], suite: str) -> Table:
+    table = Table(title=f"robustkit {suite} / pyautoattack standard")
+    columns = (
+        "model",
+        "n",
+        "robust accuracy",
+        "only ours broke",
+        "only reference broke",
+        "forwards per point",
+        "backwards per point",
+        "seconds",
+        "speed-up",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for row in rows:
+        table.add_row(
+            row.model,
+            str(row.n),
+            f"{row.ours:.4f} / {row.reference:.4f}",
+            str(row.only_ours_broke),
+            str(row.only_reference_broke),
+            " / ".join(f"{count / row.n:.1f}" for count in row.forwards),
+            " / ".join(f"{count / row.n:.1f}" for count in row.backwards),
+            " / ".join(f"{seconds:.1f}" for seconds in row.seconds),
+            f"{row.speedup:.2f}",
+        )
+    return table
+
+
+@click.command()
+@click.option(
+    "--model", "models", multiple=True, help="Registered model, or resnet18. Default: all."
+)
+@click.option("--data", "data_name", default="bundled", show_default=True)
+@click.option("--data-root", type=click.Path(path_type=Path), envvar="ROBUSTKIT_DATA")
+@click.option("--threat", default="linf:0.1", show_default=True)
+@click.option("--suite", default="parity", show_default=True)
+@click.option("--n", default=500, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--batch-size", default=250, show_default=True, help="Of the reference.")
+@click.option("--chunks", default=1, show_default=True)
+@click.option("--threads", type=int, default=None)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def main(
+    models: tuple[str, ...],
+    data_name: str,
+    data_root: Path | None,
+    threat: str,
+    suite: str,
+    n: int,
+    seed: int,
+    batch_size: int,
+    chunks: int,
+    threads: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Compare a robustkit suite with the reference AutoAttack, point by point."""
+    if threads:
+        torch.set_num_threads(threads)
+    console = Console(stderr=as_json)
+    try:
+        whole = open_dataset(data_name, root=data_root)
+        data = subset(whole, select(whole, n, seed))
+        rows = []
+        for subject in _subjects(models, data):
+            rows.append(
+                compare(
+                    subject,
+                    data,
+                    Threat.parse(threat),
+                    device=device,
+                    seed=seed,
+                    batch=batch_size,
+                    suite=suite,
+                    chunks=chunks,
+                )
+            )
+            console.print(_table(rows[-1:], suite))
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{error.name} is missing: pip install 'robustkit[autoattack]'"
+        ) from None
+    except (UsageError, RobustkitError) as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""robustkit tells how robust a classifier really is.
+
+    record = robustkit.evaluate(model, name="mine", data=data, threat=threat, suite="parity", ...)
+
+Importing the package is cheap: PyTorch and the rest are imported when a name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.metadata import version
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from robustkit import errors
+
+if TYPE_CHECKING:
+    from robustkit.data import open_dataset
+    from robustkit.engine import attack
+    from robustkit.evaluate import evaluate
+    from robustkit.model import load_model
+    from robustkit.record import Record
+    from robustkit.run import Watcher
+    from robustkit.threat import Threat
+
+__all__ = [
+    "Record",
+    "Threat",
+    "Watcher",
+    "__version__",
+    "attack",
+    "errors",
+    "evaluate",
+    "load_model",
+    "open_dataset",
+]
+__version__ = version("robustkit")
+
+_HOMES = {
+    "Record": "robustkit.record",
+    "Threat": "robustkit.threat",
+    "Watcher": "robustkit.run",
+    "attack": "robustkit.engine",
+    "evaluate": "robustkit.evaluate",
+    "load_model": "robustkit.model",
+    "open_dataset": "robustkit.data",
+}
+
+
+class _Package(ModuleType):
+    """Keeps `robustkit.evaluate` the function: importing the module of that name would hide it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'robustkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
