@@ -9,6 +9,7 @@ from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from robustkit.errors import UsageError
 from robustkit.losses import LOSSES, TARGETED, LossName
@@ -105,8 +106,7 @@ class Apgd:
 
     def _look_back(self, state: State, gradient: Images) -> tuple[State, Images]:
         """At a checkpoint, halve the step and return to the best point where progress stalled."""
-        windows = torch.tensor(_windows(self.steps), device=state.asked.device)
-        window = windows[state.asked.clamp_max(self.steps)]
+        window = _windows(self.steps, state.asked.device)[state.asked.clamp_max(self.steps)]
         due = window > 0
         stalled = state.rises <= 0.75 * window
         stuck = ~state.reduced & (state.checked_value >= state.best_value)
@@ -150,7 +150,7 @@ def _remember(state: State, reply: Reply) -> State:
 
 
 @lru_cache
-def _windows(steps: int) -> tuple[int, ...]:
+def _windows(steps: int, device: torch.device) -> Tensor:
     """Length of the window that ends at each iteration, 0 where there is no checkpoint."""
     window, shortest = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1)
     shrink = max(int(0.03 * steps), 1)
@@ -159,4 +159,4 @@ def _windows(steps: int) -> tuple[int, ...]:
         last += window
         ends[last] = window
         window = max(window - shrink, shortest)
-    return tuple(ends)
+    return torch.tensor(ends, device=device)

@@ -79,8 +79,8 @@ class ApgdL1:
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
         """Start at a normal draw projected onto the largest ball."""
-        plan = _plan(self.steps, self.shrink)
-        radius = tasks.x.new_full((len(tasks.x),), float(plan.radius[0]) * threat.eps)
+        largest = 3.0 if self.shrink else 1.0
+        radius = tasks.x.new_full((len(tasks.x),), largest * threat.eps)
         query = threat.sample(tasks.x, tasks.keys, eps=radius)
         zero = torch.zeros_like(radius)
         count = torch.zeros(len(query), dtype=torch.long, device=query.device)
@@ -105,7 +105,7 @@ class ApgdL1:
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Update the best point, adapt density and step size, take a sparse step."""
-        plan = _Plan(*(column.to(state.asked.device) for column in _plan(self.steps, self.shrink)))
+        plan = _plan(self.steps, self.shrink, state.asked.device)
         here, coming = (state.asked + shift for shift in (0, 1))
         last = len(plan.radius) - 1
         radius = plan.radius[here.clamp_max(last)] * threat.eps
@@ -169,7 +169,7 @@ def _support(z: Images, x: Images) -> Scalars:
 
 
 @lru_cache
-def _plan(steps: int, shrink: bool) -> _Plan:
+def _plan(steps: int, shrink: bool, device: torch.device) -> _Plan:
     third = math.ceil(0.3 * steps)
     phases = [(3.0, third), (2.0, third), (1.0, steps - 2 * third)] if shrink else [(1.0, steps)]
     rows = [
@@ -177,4 +177,4 @@ def _plan(steps: int, shrink: bool) -> _Plan:
         for radius, length in phases
         for at in range(length + 1)
     ]
-    return _Plan(*(torch.tensor(column) for column in zip(*rows, strict=True)))
+    return _Plan(*(torch.tensor(column, device=device) for column in zip(*rows, strict=True)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,12 @@ __all__ = [
     "load_model",
     "open_dataset",
 ]
-__version__ = version("robustkit")
+try:
+    __version__ = version("robustkit")
+except PackageNotFoundError:
+    raise ImportError(
+        "robustkit is not installed: this is a checkout. Run `pip install -e .` in it first."
+    ) from None
 
 _HOMES = {
     "Record": "robustkit.record",

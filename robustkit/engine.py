@@ -75,7 +75,8 @@ class Engine:
             value = search.objective(logits, state)
             if value.requires_grad:
                 (gradient,) = torch.autograd.grad(value.sum(), query, allow_unused=True)
-        gradient = torch.zeros_like(query) if gradient is None else gradient
+        # A gradient that is not a number points nowhere: the search must go on without it.
+        gradient = torch.zeros_like(query) if gradient is None else gradient.nan_to_num()
         return Reply(logits.detach(), value.detach(), gradient)
 
 
@@ -252,7 +253,7 @@ class _Floor:
 
 def out_of_memory(error: BaseException) -> bool:
     """Tell an allocation that failed, on any device, from other errors."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def attack(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import from_json
 
-from robustkit.errors import RobustkitError, UsageError
+from robustkit import files
+from robustkit.errors import UsageError
 
 
 def text(value: Any) -> str:
@@ -26,23 +26,7 @@ def write(value: Any, path: Path) -> None:
     Raises:
         RobustkitError: when the file cannot be written.
     """
-    content = text(value)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise RobustkitError(
-            f"{path}: could not be written ({error.strerror}); what it held before is untouched. "
-            "Free some space or choose another place."
-        ) from error
+    files.write(text(value).encode(), path)
 
 
 def read(path: Path) -> Any:

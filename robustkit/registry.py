@@ -160,7 +160,7 @@ def _place(target: type[Any]) -> tuple[str, str]:
 def _origin(target: type[Any]) -> str:
     try:
         return f"{target.__module__}:{inspect.getsourcelines(target)[1]}"
-    except OSError:  # typed at a prompt: there is no file
+    except (OSError, TypeError):  # typed at a prompt: there is no file
         return f"{target.__module__}.{target.__qualname__}"
 
 

@@ -33,7 +33,7 @@ class Spec(NamedTuple):
         try:
             node = ast.parse(text.strip(), mode="eval").body
             return _spec(node)
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise UsageError(
                 f"expected a name or a call such as 'apgd(loss=dlr, steps=50)', "
                 f"got {text!r} ({error})"
@@ -67,7 +67,8 @@ def _value(node: ast.expr) -> Value:
         case ast.Name(id=word):
             return _WORDS.get(word.lower(), word)
         case ast.Call():
-            return _spec(node)
+            spec = _spec(node)
+            return spec if spec.options else spec.name
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return -value
         case ast.BinOp(

@@ -90,11 +90,14 @@ class Threat:
                 self.lower, self.upper
             )
         delta = z - x
-        room = torch.where(delta > 0, self.upper - x, x - self.lower)
-        size, room = delta.abs().flatten(1), room.flatten(1)
+        sign = delta.sign()
+        # How far the box reaches in the direction of each coordinate; torch.where would cost more.
+        middle, half = (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
+        room = (middle - x).mul_(sign).add_(half).clamp_min_(0)
+        size, room = delta.abs_().flatten(1), room.flatten(1)
         shrink = _shrink_l2 if self.norm == "l2" else _shrink_l1
         inside = shrink(size, room, radius * (1 - _RELATIVE))
-        return (x + delta.sign() * inside.view_as(x)).clamp(self.lower, self.upper)
+        return (x + sign * inside.view_as(x)).clamp_(self.lower, self.upper)
 
     def steepest(self, gradient: Images) -> Images:
         """Return the v with ‖v‖ ≤ 1 that maximizes ⟨gradient, v⟩ (zero where the gradient is)."""
@@ -131,32 +134,39 @@ def _shrink_l2(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
 
     The factor solves sum(min(t · size, room)²) = radius². Each round fixes what is clipped at the
     current t and solves for the rest; t only grows, so that every round stays inside the ball. Ten
-    rounds are exact up to float32 unless the displacement spans more than eight orders of magnitude.
+    rounds are exact up to float32 where displacements span no more than eight orders of magnitude.
     """
     scale = (radius / size.norm(dim=1).clamp_min(1e-30)).clamp_max(1)[:, None]
+    size2, room2, radius2 = size.square(), room.square(), (radius**2)[:, None]
     for _ in range(10):
-        clipped = scale * size >= room
-        rest = (radius**2 - (room.square() * clipped).sum(1)).clamp_min(0)
-        free = (size.square() * ~clipped).sum(1).clamp_min(1e-30)
-        scale = torch.maximum(scale, (rest / free).sqrt().clamp_max(1)[:, None])
+        clipped = (scale * size >= room).to(size.dtype)
+        fixed = torch.linalg.vecdot(room2, clipped)[:, None]
+        free = torch.linalg.vecdot(size2, clipped.neg_().add_(1))[:, None]
+        wanted = ((radius2 - fixed).clamp_min(0) / free.clamp_min(1e-30)).sqrt().clamp_max(1)
+        grows = wanted > scale
+        if size.device.type == "cpu" and not bool(grows.any()):  # elsewhere, looking costs more
+            break
+        scale = torch.maximum(scale, wanted)
     return torch.minimum(scale * size, room)
 
 
 def _shrink_l1(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
     """Lower `size` [b, d] by one threshold per row, clip it at `room`, so that its l1 norm fits.
 
-    The kept mass is piecewise linear in the threshold; its breakpoints are where a coordinate
-    enters (at `size`) and where it is clipped (at `size` − `room`).
+    The kept mass falls with the threshold: bisection, keeping to the side that fits. Thirty halvings
+    exhaust float32, at a fifth of what sorting the breakpoints costs.
     """
-    points = torch.cat([size, (size - room).clamp_min(0)], dim=1).double()
-    turns = torch.cat([torch.ones_like(size), -torch.ones_like(size)], dim=1).double()
-    points, order = points.sort(dim=1, descending=True)
-    slope = turns.gather(1, order).cumsum(1)
-    gaps = points - torch.cat([points[:, 1:], torch.zeros_like(points[:, :1])], dim=1)
-    mass = (slope * gaps).cumsum(1)
-    place = torch.searchsorted(mass, radius.double()[:, None]).clamp_max(mass.shape[1] - 1)
-    surplus = mass.gather(1, place) - radius.double()[:, None]
-    below = points.gather(1, place) - gaps.gather(1, place)
-    step = surplus / slope.gather(1, place).clamp_min(1)
-    threshold = torch.where(surplus > 0, below + step, torch.zeros_like(step))
-    return torch.minimum((size - threshold.to(size.dtype)).clamp_min(0), room)
+
+    def kept(threshold: Tensor) -> Tensor:
+        return torch.minimum((size - threshold).clamp_min_(0), room)
+
+    target = radius[:, None]
+    low = torch.zeros_like(target)
+    high = torch.where(
+        torch.minimum(size, room).sum(1, keepdim=True) <= target, low, size.amax(1, keepdim=True)
+    )
+    for _ in range(30):
+        middle = (low + high) / 2
+        fits = kept(middle).sum(1, keepdim=True) <= target
+        high, low = torch.where(fits, middle, high), torch.where(fits, low, middle)
+    return kept(high)

@@ -6,8 +6,8 @@ step, the run that was not. The state is written every minute and after every ep
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
+from robustkit import files
 from robustkit.data import Dataset
 from robustkit.errors import UsageError
 
@@ -132,10 +134,8 @@ def generator(seed: int, stream: int, count: int) -> Generator:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors, atomically."""
-    from safetensors.torch import save
-
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    _replace(path, save(state))
+    files.write(save(state), path)
 
 
 def _seeded(build: Any, seed: int) -> nn.Module:
@@ -172,8 +172,6 @@ def _save(
     identity: dict[str, Any],
     step: int,
 ) -> None:
-    import io
-
     buffer = io.BytesIO()
     state = {
         "identity": identity,
@@ -182,7 +180,7 @@ def _save(
         "optimizer": optimizer.state_dict(),
     }
     torch.save(state, buffer)
-    _replace(folder / "state.pt", buffer.getvalue())
+    files.write(buffer.getvalue(), folder / "state.pt")
 
 
 def _resume(
@@ -203,10 +201,3 @@ def _resume(
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside the file and rename: a reader sees the old content or the new, never half."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robustkit import leaderboard
+from robustkit import files, leaderboard
 from robustkit.cli.options import use_threads
 from robustkit.cli.plan import Plan, Request, claim, make
 from robustkit.cli.program import fail
@@ -85,7 +85,7 @@ def _one(plan: Plan, subject: Subject, screen: Screen) -> Record:
 def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
     frame = leaderboard.table(found)
     csv = plan.out / "leaderboard.csv"
-    _replace(csv, leaderboard.to_csv(frame))
+    files.write(leaderboard.to_csv(frame).encode(), csv)
     if plan.request.as_json:
         result(leaderboard.to_json(frame))
     elif not plan.request.quiet:
@@ -98,9 +98,3 @@ def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
                 highlight=False,
             )
 
-
-def _replace(path: Path, content: str) -> None:
-    """Write beside the file and rename: a reader sees the old content or the new, never half."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content, encoding="utf-8", newline="\n")
-    os.replace(partial, path)

@@ -1,0 +1,32 @@
+"""Files that are never half written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from robustkit.errors import RobustkitError
+
+
+def write(content: bytes, path: Path) -> None:
+    """Write a file: afterwards `path` holds all of it, or what it held before.
+
+    Raises:
+        RobustkitError: when the file cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise RobustkitError(
+            f"{path}: could not be written ({error.strerror}); what it held before is untouched. "
+            "Free some space or choose another place."
+        ) from error

@@ -1,0 +1,79 @@
+"""Shared ground of the tests: one thread, small data, small models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from robustkit.data import Dataset, from_arrays, open_dataset
+from robustkit.registry import defenses
+from robustkit.train import Recipe, fit
+
+settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_thread() -> Iterator[None]:
+    """Bits do not depend on the number of cores, and parallel test runs do not crowd each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def prototypes() -> torch.Tensor:
+    """One image [1, 6, 6] for each of four classes."""
+    return torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="session")
+def blobs(prototypes: torch.Tensor) -> Dataset:
+    """80 noisy copies of the prototypes; every twentieth label is wrong."""
+    generator = torch.Generator().manual_seed(6)
+    y = torch.arange(80) % 4
+    noise = torch.rand(80, 1, 6, 6, generator=generator)
+    x = 0.4 * prototypes[y] + 0.6 * noise
+    labels = torch.where(torch.arange(80) % 20 == 7, (y + 1) % 4, y)
+    return from_arrays("blobs", x.numpy(), labels.numpy().astype(np.int64), classes=4)
+
+
+@pytest.fixture
+def nearest(prototypes: torch.Tensor) -> nn.Module:
+    """A linear model that names the nearest prototype, four classes."""
+    linear = nn.Linear(36, 4)
+    flat = prototypes.flatten(1)
+    with torch.no_grad():
+        linear.weight.copy_(2 * flat)
+        linear.bias.copy_(-flat.square().sum(1))
+    return nn.Sequential(nn.Flatten(), linear).eval()
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Dataset:
+    """The images that come with the package."""
+    return open_dataset("bundled")
+
+
+@pytest.fixture(scope="session")
+def hardened(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    """A small network, adversarially trained for a few seconds: at 0.1 some points fall, some stand."""
+    from safetensors.torch import load_file
+
+    folder, defense = (
+        tmp_path_factory.mktemp("hardened"),
+        defenses.build("pgd_at(steps=3, width=4)"),
+    )
+    recipe = Recipe(epochs=8, batch_size=50, lr=5e-3)
+    device = torch.device("cpu")
+    for _ in fit(defense, bundled, folder, recipe=recipe, seed=0, device=device, identity={}):
+        pass
+    model: nn.Module = defense.network(bundled.shape, bundled.classes)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,244 @@
+"""What is installed is what was meant: sdist, wheel and editable install, used from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Callable
+from email.parser import HeaderParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from build import ProjectBuilder
+from pyproject_hooks import quiet_subprocess_runner
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECKOUT = (
+    *("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"),
+    *("robustkit", "attacks", "defenses", "leaderboards", "benchmarks", "tests"),
+)
+PACKS = {"attacks": "robustkit/attacks", "defenses": "robustkit/defenses"}
+MINE = '''
+"""An attack that does nothing, in the one file that adding an attack takes."""
+from dataclasses import dataclass
+from robustkit.registry import attacks
+
+@attacks.register("mine", white_box=False)
+@dataclass(frozen=True)
+class Mine:
+    """Does nothing."""
+    steps: int = 1
+'''
+
+Build = Callable[[str, Path], Path]
+Robustkit = Callable[..., subprocess.CompletedProcess[str]]
+
+pytestmark = pytest.mark.slow
+
+
+def copy_checkout(folder: Path) -> Path:
+    """Copy what git would hand over, so that no build leaves a trace in the checkout."""
+    folder.mkdir()
+    caches = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info")
+    for name in CHECKOUT:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=caches)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    """Build with the setuptools that is installed: nothing is downloaded."""
+    builder = ProjectBuilder(source, runner=quiet_subprocess_runner)
+    return Path(builder.build(kind, out))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    room = tmp_path_factory.mktemp("sdist")
+    return build("sdist", copy_checkout(room / "checkout"), room)
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sdist alone."""
+    room = tmp_path_factory.mktemp("wheel")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(room, filter="data")
+    return build("wheel", room / sdist.name.removesuffix(".tar.gz"), room)
+
+
+@pytest.fixture(scope="module")
+def contents(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_the_sdist_holds_all_that_the_wheel_needs_and_the_texts(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "attacks/__init__.py"} <= names
+    assert "robustkit/bundled/fashion_mnist_1000.npz" in names
+
+
+def test_the_wheel_holds_every_module_under_its_name(contents: set[str]) -> None:
+    wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "robustkit").rglob("*.py")}
+    for folder, package in PACKS.items():
+        wanted |= {f"{package}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+    assert wanted <= contents, "list the package in pyproject.toml: [tool.setuptools] packages"
+
+
+def test_the_wheel_holds_the_images_the_weights_and_the_types(contents: set[str]) -> None:
+    wanted = {"robustkit/py.typed"}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "robustkit/bundled").iterdir()}
+    weights = list((ROOT / "defenses/checkpoints").iterdir())
+    wanted |= {f"robustkit/defenses/checkpoints/{path.name}" for path in weights}
+    assert any(path.suffix == ".safetensors" for path in weights)
+    assert wanted <= contents
+
+
+def test_the_wheel_installs_nothing_but_robustkit(contents: set[str]) -> None:
+    assert {name.split("/")[0].split("-")[0] for name in contents} == {"robustkit"}
+    assert not [name for name in contents if "__pycache__" in name]
+
+
+def test_the_wheel_is_small_enough_to_ship(wheel: Path) -> None:
+    assert wheel.stat().st_size < 12 * 2**20
+
+
+def test_the_metadata_says_what_a_stranger_needs(wheel: Path, contents: set[str]) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in contents if name.endswith(".dist-info/METADATA"))
+        meta = HeaderParser().parsestr(archive.read(name).decode())
+    assert meta["License-Expression"] == "MIT"
+    assert meta["License-File"] == "LICENSE"
+    assert meta["Requires-Python"] == ">=3.10"
+    assert name.replace("METADATA", "licenses/LICENSE") in contents
+    extras = {"autoattack", "torchattacks", "robustbench", "report", "test", "all"}
+    assert extras == set(meta.get_all("Provides-Extra", []))
+    core = [line for line in meta.get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert len(core) <= 10, f"core dependencies stay few: {core}"
+
+
+def environment(folder: Path, dist: Path) -> Path:
+    """Make an environment with `dist` alone in it, and let it see what is installed here."""
+    make = ["-m", "venv", "--without-pip", str(folder)]
+    subprocess.run([sys.executable, *make], check=True)
+    scripts = folder / ("Scripts" if os.name == "nt" else "bin")
+    put = ["--python", str(scripts / "python"), "install", "--no-deps", "--no-index", str(dist)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--quiet", *put], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    site = next(folder.rglob("site-packages"))
+    paths = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (site / "outer.pth").write_text("\n".join(paths))
+    return scripts
+
+
+def user(scripts: Path, folder: Path) -> Robustkit:
+    """Return a function that runs a program of the environment from `folder`."""
+    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "COVERAGE_PROCESS_START")
+    settings = {key: value for key, value in os.environ.items() if key not in hidden}
+
+    def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [str(scripts / program), *arguments],
+            cwd=folder,
+            env=settings,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Robustkit:
+    """The wheel in an environment of its own."""
+    room = tmp_path_factory.mktemp("installed")
+    return user(environment(room / "venv", wheel), room)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_checkout(tmp_path_factory.mktemp("editable") / "checkout")
+
+
+@pytest.fixture(scope="module")
+def editable(checkout: Path) -> Robustkit:
+    """What `pip install -e` makes of a checkout, in an environment of its own."""
+    room = checkout.parent
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Editable installation")
+        dist = build("editable", checkout, room)
+    return user(environment(room / "venv", dist), room)
+
+
+def names(listing: str) -> set[str]:
+    entries: list[dict[str, Any]] = json.loads(listing)["entries"]
+    return {entry["name"] for entry in entries}
+
+
+def where(run: Robustkit, module: str) -> Path:
+    code = f"import importlib; print(importlib.import_module({module!r}).__file__)"
+    return Path(run("python", "-c", code).stdout.strip())
+
+
+class TestWheel:
+    def test_the_program_says_which_version_it_is(self, installed: Robustkit, wheel: Path) -> None:
+        version = installed("robustkit", "--version").stdout.split()[-1]
+        assert wheel.name.startswith(f"robustkit-{version}-")
+
+    @pytest.mark.parametrize("kind", ["attacks", "defenses"])
+    def test_it_lists_what_the_checkout_lists(
+        self, installed: Robustkit, editable: Robustkit, kind: str
+    ) -> None:
+        there = names(installed("robustkit", "list", kind, "--json").stdout)
+        assert there == names(editable("robustkit", "list", kind, "--json").stdout) != set()
+
+    def test_what_runs_is_the_wheel(self, installed: Robustkit) -> None:
+        for module in ("robustkit", "robustkit.attacks", "robustkit.defenses"):
+            assert "site-packages" in where(installed, module).parts
+            assert not where(installed, module).is_relative_to(ROOT)
+
+    def test_the_bundled_images_are_found(self, installed: Robustkit) -> None:
+        code = "from robustkit import open_dataset as o; d = o('bundled'); print(len(d), d.shape)"
+        assert installed("python", "-c", code).stdout == "1000 (1, 28, 28)\n"
+
+
+class TestEditable:
+    def test_what_runs_is_the_checkout(self, editable: Robustkit, checkout: Path) -> None:
+        homes = {"robustkit": "robustkit", **{v.replace("/", "."): k for k, v in PACKS.items()}}
+        for module, folder in homes.items():
+            assert where(editable, module) == checkout / folder / "__init__.py"
+
+    def test_a_new_file_in_a_pack_is_live_at_once(
+        self, editable: Robustkit, checkout: Path
+    ) -> None:
+        before = names(editable("robustkit", "list", "attacks", "--json").stdout)
+        mine = checkout / "attacks" / "mine.py"
+        mine.write_text(MINE)
+        try:
+            after = names(editable("robustkit", "list", "attacks", "--json").stdout)
+        finally:
+            mine.unlink()
+        assert after == before | {"mine"}
+
+    @pytest.mark.usefixtures("editable")
+    def test_the_program_starts_in_the_checkout_too(self, checkout: Path) -> None:
+        program = next((checkout.parent / "venv").glob("[bS]*/robustkit*")).parent
+        inside = user(program, checkout)
+        assert names(inside("python", "-m", "robustkit", "list", "defenses", "--json").stdout)
