@@ -63,7 +63,7 @@ def bundled() -> Dataset:
 
 @pytest.fixture(scope="session")
 def hardened(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    """A small network, adversarially trained for a few seconds: at 0.1 some points fall, some stand."""
+    """A small network, adversarially trained for seconds: at 0.1 some points fall, some stand."""
     from safetensors.torch import load_file
 
     folder, defense = (

@@ -55,12 +55,9 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import robustkit; f = robustkit.evaluate",
         "from robustkit import evaluate as f",
         "from robustkit.evaluate import private_copy; import robustkit; f = robustkit.evaluate",
         "import robustkit.evaluate; f = robustkit.evaluate",
-        "import robustkit.cli.run; from robustkit import evaluate as f",
-        "from robustkit.evaluate import evaluate as f",
     ],
 )
 def test_evaluate_is_the_function_whatever_was_imported_before(code: str) -> None:

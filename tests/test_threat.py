@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import LinearConstraint, NonlinearConstraint, minimize
+from scipy import optimize
 from torch import Tensor
 
 from robustkit.errors import UsageError
@@ -19,6 +19,7 @@ from robustkit.rng import Keys
 from robustkit.threat import Norm, Threat
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
+solver: Any = optimize
 ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 
 
@@ -45,7 +46,8 @@ class Case(NamedTuple):
         )
         delta = (end - self.x).flatten(1)
         size = delta.norm(ORDER[self.threat.norm], dim=1).clamp_min(1e-12)
-        return self.x + ((self.radius / size).clamp_max(1)[:, None] * delta).view_as(end)
+        inside: Tensor = ((self.radius / size).clamp_max(1)[:, None] * delta).view_as(end)
+        return self.x + inside
 
 
 @st.composite
@@ -93,7 +95,7 @@ def test_project_leaves_points_inside_where_they_are(case: Case) -> None:
 
 @given(cases())
 def test_project_finds_the_nearest_point(case: Case) -> None:
-    """Of a convex set, p is the nearest point to z exactly if ⟨z − p, w − p⟩ ≤ 0 for all w in it."""
+    """Of a convex set, p is nearest to z exactly if ⟨z − p, w − p⟩ ≤ 0 for all w in it."""
     p = case.threat.project(case.z, case.x, case.eps)
     away = (case.z - p).flatten(1).double()
     for _ in range(8):
@@ -119,15 +121,19 @@ def test_project_is_what_a_solver_finds(norm: Norm, seed: int) -> None:
     x, z = generator.random(d), generator.normal(0.5, 1.0, d)
     eps = float(generator.choice([0.2, 0.6]))
     if norm == "l2":
-        ball = NonlinearConstraint(lambda p: np.sum((p - x) ** 2), -np.inf, eps**2)
+        ball = solver.NonlinearConstraint(lambda p: np.sum((p - x) ** 2), -np.inf, eps**2)
     else:
-        rows = np.eye(d) if norm == "linf" else np.array([*itertools.product([-1, 1], repeat=d)])
-        ball = LinearConstraint(rows, rows @ x - eps, rows @ x + eps)
-    start = x + 0.1 * eps * (z.clip(0, 1) - x)
-    found = minimize(
-        lambda p: np.sum((p - z) ** 2), start, bounds=[(0, 1)] * d, constraints=[ball], method="SLSQP",
+        signs = np.array([*itertools.product([-1, 1], repeat=d)])
+        rows = np.eye(d) if norm == "linf" else signs
+        ball = solver.LinearConstraint(rows, rows @ x - eps, rows @ x + eps)
+    found = solver.minimize(
+        lambda p: np.sum((p - z) ** 2),
+        x + 0.1 * eps * (z.clip(0, 1) - x),
+        bounds=[(0, 1)] * d,
+        constraints=[ball],
+        method="SLSQP",
         options={"ftol": 1e-10, "maxiter": 500},
-    )  # fmt: skip
+    )
     assert found.success
     ours = Threat(norm, eps).project(*(torch.tensor(a, dtype=torch.float32)[None] for a in (z, x)))
     np.testing.assert_allclose(ours[0].numpy(), found.x, atol=1e-4)

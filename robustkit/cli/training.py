@@ -86,6 +86,8 @@ class _Course:
             words += ["--epochs", str(self.recipe.epochs)]
         if self.recipe.batch_size != self.defense.recipe.batch_size:
             words += ["--batch-size", str(self.recipe.batch_size)]
+        if self.asked.threads:  # sums are rounded otherwise with another number
+            words += ["--threads", str(self.asked.threads)]
         return shlex.join([*words, "--seed", str(self.asked.seed)])
 
     @property

@@ -1,0 +1,116 @@
+"""Verification: what a search claims is checked again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustkit.errors import RobustkitError
+from robustkit.threat import Norm, Threat
+from robustkit.verify import predict, verify
+
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
+
+
+def bright(x: Tensor) -> Tensor:
+    """Class 1 if the first coordinate is above 0.5, else class 0."""
+    first = x.flatten(1)[:, :1] - 0.5
+    return torch.cat([-first, first, torch.full_like(first, -9)], dim=1)
+
+
+def moved(*shifts: float) -> tuple[Tensor, Tensor]:
+    """Points at 0.4, and the same with the first coordinate shifted."""
+    x = torch.full((len(shifts), 1, 2, 2), 0.4)
+    z = x.clone()
+    z[:, 0, 0, 0] += torch.tensor(shifts)
+    return z, x
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_candidate_stands_if_the_model_is_fooled(norm: Norm) -> None:
+    z, x = moved(0.05, 0.15, -0.2)
+    y = torch.tensor([0, 0, 1])
+    verdict = verify(bright, z, x, y, Threat(norm, 0.2), attack="toy", points=[3, 1, 4])
+    assert verdict.broken.tolist() == [False, True, True]
+    assert verdict.predicted.tolist() == [0, 1, 0]
+    assert verdict.distance.dtype == torch.float64
+    assert verdict.distance.tolist() == pytest.approx([0.05, 0.15, 0.2], abs=1e-7)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_outside_the_ball_is_an_error_of_the_attack(norm: Norm) -> None:
+    z, x = moved(0.05, 0.2001, 0.1, 0.3)
+    with pytest.raises(RobustkitError) as caught:
+        verify(bright, z, x, torch.zeros(4), Threat(norm, 0.2), attack="toy", points=[3, 1, 4, 15])
+    assert str(caught.value) == (
+        f"toy left the threat model {norm}:0.2 (box [0, 1]) on points 1, 15: distance up to 0.3. "
+        "The search has an error; its verdicts are not used."
+    )
+
+
+def test_outside_the_box_is_an_error_of_the_attack() -> None:
+    x = torch.full((2, 3), 0.95)
+    z = x.clone()
+    z[1, 2] = 1.0000001
+    with pytest.raises(RobustkitError, match=r"toy left the threat model .* on points 8: distance"):
+        verify(bright, z, x, torch.zeros(2), Threat("linf", 0.2), attack="toy", points=[7, 8])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_candidate_that_is_no_number_is_an_error(bad: float) -> None:
+    z, x = moved(0.1, 0.1)
+    z[0, 0, 1, 1] = bad
+    with pytest.raises(RobustkitError, match="on points 7"):
+        verify(bright, z, x, torch.zeros(2), Threat("linf", 0.2), attack="toy", points=[7, 8])
+
+
+def test_many_points_outside_do_not_flood_the_message() -> None:
+    z, x = moved(*[0.5] * 20)
+    with pytest.raises(
+        RobustkitError, match=r"points 0, 1, 2, 3, 4, 5, 6, 7, \.\.\. \(20 in all\)"
+    ):
+        verify(bright, z, x, torch.zeros(20), Threat("l2", 0.2), attack="a", points=range(20))
+
+
+def test_an_answer_that_is_no_number_is_no_verdict() -> None:
+    def broken(x: Tensor) -> Tensor:
+        return bright(x).where(x.flatten(1)[:, :1] < 0.55, torch.nan)
+
+    z, x = moved(0.1, 0.2)
+    with pytest.raises(RobustkitError, match=r"NaN or infinite logits on what toy found .* 8\."):
+        verify(broken, z, x, torch.zeros(2), Threat("l2", 0.2), attack="toy", points=[7, 8])
+
+
+class Fickle:
+    """Answers from a script, one class per pass, for all rows."""
+
+    def __init__(self, *script: int) -> None:
+        self.script = list(script)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        chosen = torch.tensor([self.script.pop(0)] * len(x))
+        return torch.nn.functional.one_hot(chosen, 3).double()
+
+
+def test_the_majority_of_the_draws_decides() -> None:
+    z, x = moved(0.1)
+    y, threat = torch.tensor([2]), Threat("linf", 0.2)
+
+    def judge(*script: int) -> tuple[bool, int]:
+        verdict = verify(
+            Fickle(*script), z, x, y, threat, attack="toy", points=[0], draws=len(script)
+        )
+        return bool(verdict.broken), int(verdict.predicted)
+
+    assert judge(2, 1, 2, 1, 2) == (False, 2)
+    assert judge(2, 1, 1, 1, 2) == (True, 1)
+    assert judge(2, 0, 2, 0) == (True, 0)  # a tie goes to the lower label
+
+
+def test_predict_averages_float32_logits() -> None:
+    predicted, logits = predict(Fickle(2, 2, 0, 1), torch.zeros(5, 4), draws=4)
+    assert predicted.tolist() == [2] * 5
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, torch.tensor([[0.25, 0.25, 0.5]]).expand(5, -1))
