@@ -25,7 +25,7 @@ class Counting(nn.Module):
         if not (torch.is_grad_enabled() and x.requires_grad):
             answer: Tensor = self.model(x)
             return answer
-        watched = _Watch.apply(x, self)  # type: ignore[no-untyped-call]
+        watched = _Watch.apply(x, self)
         answer = self.model(watched)
         return answer
 

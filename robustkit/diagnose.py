@@ -42,7 +42,7 @@ def examine(model: Model, x: Images, classes: int, name: str) -> Health:
             least `classes` finite logits per input, or lets the inputs of a batch influence each
             other.
     """
-    x = x if len(x) > 1 else torch.cat([x, x.flip(-1)])  # coupling takes two
+    x = x if len(x) > 1 else torch.cat([x, x.flip(-1) / 2])  # coupling takes two
     first = _logits(model, x, classes, name)
     repeats = torch.stack([_logits(model, x, classes, name) for _ in range(4)])
     noise = max(_difference(first, other) for other in repeats)

@@ -125,13 +125,16 @@ class Ledger:
         with self._errors():
             kept = dict(self._db.execute("SELECT key, value FROM meta"))
         if kept:
-            for key in sorted(kept.keys() | fresh.keys()):
-                if kept.get(key) != fresh.get(key):
-                    raise UsageError(
-                        f"{self.path.parent} holds a run of another configuration: {key} was "
-                        f"{kept.get(key)}, now {fresh.get(key)}. Choose another --out, or start "
-                        "over with --fresh."
-                    )
+            changes = [
+                f"{key} was {kept.get(key)}, now {fresh.get(key)}"
+                for key in sorted(kept.keys() | fresh.keys())
+                if kept.get(key) != fresh.get(key)
+            ]
+            if changes:
+                raise UsageError(
+                    f"{self.path.parent} holds a run of another configuration: "
+                    f"{'; '.join(changes)}. Choose another --out, or start over with --fresh."
+                )
         else:
             with self.transaction():
                 self._db.executemany("INSERT INTO meta VALUES (?, ?)", fresh.items())

@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 
 from robustkit import files
 from robustkit.data import Dataset
-from robustkit.errors import UsageError
+from robustkit.errors import RobustkitError, UsageError
 
 _ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
 
@@ -88,6 +88,7 @@ def fit(
     Raises:
         UsageError: when `folder` holds the state of a different training, or the data does not
             fill a batch.
+        RobustkitError: when the state cannot be read or written.
     """
     per_epoch = len(data) // recipe.batch_size
     if not per_epoch:
@@ -116,7 +117,7 @@ def fit(
             group["lr"] = recipe.lr * _rate(step / total)
         loss = defense.objective(model, x, y.to(device), Step(step / total, draw))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()
         if step + 1 == total or position + 1 == per_epoch or time.monotonic() - saved > 60:
@@ -183,6 +184,17 @@ def _save(
     files.write(buffer.getvalue(), folder / "state.pt")
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive fails in many ways
+        raise RobustkitError(
+            f"cannot read the training state {path} ({type(error).__name__}). Nothing was "
+            "overwritten; move the file away, or start over with --fresh."
+        ) from error
+    return state
+
+
 def _resume(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
 ) -> int:
@@ -190,7 +202,7 @@ def _resume(
     path = folder / "state.pt"
     if not path.exists():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = _read(path)
     for key in sorted(identity.keys() | state["identity"].keys()):
         was, now = state["identity"].get(key), identity.get(key)
         if was != now:
