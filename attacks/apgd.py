@@ -46,7 +46,8 @@ class Apgd:
 
     Croce & Hein 2020, algorithm 1, with the constants of their code (rho 0.75, momentum 0.75,
     first step 2 eps). A run costs steps + 1 forward and backward passes. Differs from the code: in
-    l2 the projection onto ball and box is exact, not the ball's followed by clipping.
+    l2 the projection onto ball and box is exact, not the ball's followed by clipping; the first
+    window begins with the value at the start, as in the paper (the code compares with 0).
 
     Attributes:
         loss: climbed by the search; the targeted ones run once for each of `targets` classes.

@@ -54,7 +54,8 @@ class ApgdL1:
     Croce & Hein 2021, with the schedule of AutoAttack: 30% of the steps at 3 eps, 30% at 2 eps,
     the rest at eps, each phase starting from the best point of the one before. A run costs
     steps + 3 forward and backward passes. Differs from the code: a point that fools the model
-    inside eps counts in every phase, not in the last one alone.
+    inside eps counts in every phase, not in the last one alone; residues of rounding do not count
+    as changed coordinates.
 
     Attributes:
         loss, steps, restarts, targets: as in `apgd`.

@@ -153,8 +153,8 @@ def _shrink_l2(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
 def _shrink_l1(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
     """Lower `size` [b, d] by one threshold per row, clip it at `room`, so that its l1 norm fits.
 
-    The kept mass falls with the threshold: bisection, keeping to the side that fits. Thirty halvings
-    exhaust float32, at a fifth of what sorting the breakpoints costs.
+    The kept mass falls with the threshold: bisection, keeping to the side that fits. Thirty
+    halvings exhaust float32, at a fifth of what sorting the breakpoints costs.
     """
 
     def kept(threshold: Tensor) -> Tensor:

@@ -246,7 +246,8 @@ def test_perturb_climbs_inside_the_threat_model(
     assert not z.requires_grad
     assert bool(threat.contains(z, prototypes).all())
     heights = [float(loss(nearest(images)).detach()) for images in (prototypes, run(1), z)]
-    assert heights[0] < heights[1] < heights[2]
+    assert heights[0] < min(heights[1:])
+    assert heights[2] >= heights[1] - 1e-6  # in l1, one step may reach the optimum
     assert torch.equal(run(10), z)
     assert not torch.equal(run(1, seed=1), run(1))
     assert torch.equal(run(3, start=0.0), run(3, seed=1, start=0.0))
