@@ -17,9 +17,9 @@ from robustkit import errors
 
 if TYPE_CHECKING:
     from robustkit.data import open_dataset
-    from robustkit.engine import attack
     from robustkit.evaluate import evaluate
     from robustkit.model import load_model
+    from robustkit.plain import attack
     from robustkit.record import Record
     from robustkit.run import Watcher
     from robustkit.threat import Threat
@@ -46,7 +46,7 @@ _HOMES = {
     "Record": "robustkit.record",
     "Threat": "robustkit.threat",
     "Watcher": "robustkit.run",
-    "attack": "robustkit.engine",
+    "attack": "robustkit.plain",
     "evaluate": "robustkit.evaluate",
     "load_model": "robustkit.model",
     "open_dataset": "robustkit.data",

@@ -25,12 +25,14 @@ class Health(NamedTuple):
     Attributes:
         randomized: two passes over the same input differ.
         classes: number of logits.
+        answers: the logits that were looked at [b, k].
         forwards: passes spent looking.
     """
 
     randomized: bool
     classes: int
     flags: tuple[Flag, ...]
+    answers: Logits
     forwards: int
 
 
@@ -69,7 +71,7 @@ def examine(model: Model, x: Images, classes: int, name: str) -> Health:
                 "vanish with them. Return the layer before the softmax.",
             )
         )
-    return Health(randomized, first.shape[1], tuple(flags), forwards)
+    return Health(randomized, first.shape[1], tuple(flags), first, forwards)
 
 
 def review(

@@ -10,7 +10,7 @@ The engine knows nothing of ledgers or suites: it asks a `Referee`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from robustkit.errors import RobustkitError, some
-from robustkit.search import Job, Reply, Search, Tasks, place, select
+from robustkit.search import Reply, Search, Tasks, place, select
 from robustkit.slots import FREE, Books, Outcome, Referee, Work
 from robustkit.threat import Threat
-from robustkit.types import Images, Labels, Mask, Model, per_point
+from robustkit.types import Mask, Model, per_point
 
 
 @dataclass
@@ -254,90 +254,3 @@ class _Floor:
 def out_of_memory(error: BaseException) -> bool:
     """Tell an allocation that failed, on any device, from other errors."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def attack(
-    model: Model,
-    x: Images,
-    y: Labels,
-    search: Search[Any],
-    threat: Threat,
-    *,
-    seed: int = 0,
-    slots: int = 128,
-) -> Images:
-    """Run a search on a batch as a plain function: no ledger, no verification.
-
-    Args:
-        model: callable from [b, *f] to logits [b, k]; used as it is.
-        x: clean inputs [b, *f] in [0, 1]. Points that are misclassified come back unchanged.
-        y: labels [b].
-
-    Returns:
-        One input per point [b, *f]: an adversarial one inside the threat model, else the clean one.
-
-    Raises:
-        RobustkitError: when the model returns NaN or infinite logits.
-        UsageError: when the search does not support the threat model.
-    """
-    x = x.detach()
-    with torch.no_grad():
-        logits = model(x)
-    if not bool(logits.isfinite().all()):
-        rows = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
-        raise RobustkitError(
-            f"the model returned NaN or infinite logits on the clean points {some(rows)}"
-        )
-    right = (logits.argmax(1) == y).nonzero().flatten().tolist()
-    jobs = search.jobs(threat, logits.shape[1])
-    referee = _Plain(x, y, logits.argsort(1, descending=True), jobs, type(search).__name__, seed)
-    queue = (Work(point, job) for job in range(len(jobs)) for point in right)
-    Engine(model, threat, slots).run(search, queue, len(right) * len(jobs), referee)
-    return referee.found
-
-
-class _Plain:
-    """A referee that believes every candidate."""
-
-    def __init__(
-        self, x: Images, y: Labels, ranked: Labels, jobs: Sequence[Job], name: str, seed: int
-    ) -> None:
-        self.x, self.y, self.ranked, self.jobs = x, y, ranked, jobs
-        self.name, self.seed, self.found = name, seed, x.clone()
-
-    def tasks(self, work: Sequence[Work]) -> Tasks:
-        index = torch.tensor([item.point for item in work], device=self.x.device)
-        chosen = [self.jobs[item.job] for item in work]
-        return fresh_tasks(
-            self.x[index], self.y[index], self.ranked[index], index, chosen, self.name, self.seed
-        )
-
-    def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
-        self.found[torch.tensor([item.point for item in work], device=z.device)] = z
-        return [True] * len(work)
-
-    def settle(self, outcomes: Sequence[Outcome]) -> None:
-        pass
-
-
-def fresh_tasks(
-    x: Images,
-    y: Labels,
-    ranked: Labels,
-    point: Labels,
-    jobs: Sequence[Job],
-    name: str,
-    seed: int,
-) -> Tasks:
-    """Make the tasks of one job per point.
-
-    Args:
-        ranked: classes by falling clean logit, one row per point [b, m].
-        point: identity of each point in its data set [b].
-        name: of the attack; with the job it names the random stream.
-    """
-    rank = torch.tensor([job.rank for job in jobs], device=x.device)
-    target = ranked.gather(1, rank[:, None]).squeeze(1)
-    task = torch.tensor([job.key(name) for job in jobs], device=x.device)
-    seeds = torch.full_like(task, seed)
-    return Tasks(x, y, torch.where(rank > 0, target, -1), seeds, point.to(x.device), task)

@@ -17,10 +17,10 @@ import robustkit.registry as registry
 from robustkit import provenance
 from robustkit.data import Dataset, digest, select
 from robustkit.device import default_slots, pick_device, stride
-from robustkit.diagnose import examine, review
+from robustkit.diagnose import Health, examine, review
 from robustkit.engine import Engine
 from robustkit.errors import UsageError
-from robustkit.ledger import CLEAN, Cost, Ledger
+from robustkit.ledger import Cost, Ledger
 from robustkit.model import refuse_training_mode
 from robustkit.record import DataInfo, Points, Record, Stage, Status, ThreatInfo, WeightsInfo
 from robustkit.record import load as load_record
@@ -72,8 +72,7 @@ def evaluate(
         RobustkitError: when the run cannot finish; what was found so far is kept.
     """
     watcher, target = watcher or Watcher(), pick_device(device)
-    specs = line_up(suite, attacks, threat)
-    points = select(data, n, seed)
+    specs, points = line_up(suite, attacks, threat), select(data, n, seed)
     private = private_copy(model, target, name)
     weights, content = _weights(private), digest(data, points)
     identity = {
@@ -87,38 +86,42 @@ def evaluate(
         "seed": seed,
     }
     watcher.model(name, len(points))
+    sample = data.fetch(points[:: max(1, len(points) // 16)][:16])[0].to(target)
+    health = examine(private, sample, data.classes, name)
+    path = folder / "record.json"
     with Ledger(folder / "ledger.sqlite", identity, fresh=fresh) as ledger:
-        path = folder / "record.json"
+        _same_answers(ledger, health, name)
         if path.exists() and ledger.costs().get(len(specs) - 1, Cost()).finished:
-            return load_record(path)
-        path.unlink(missing_ok=True)  # of an earlier configuration: the ledger has started over
-        sample = data.fetch(points[:: max(1, len(points) // 16)][:16])[0].to(target)
-        health = examine(private, sample, data.classes, name)
-        run = Run(
-            name=name,
-            model=private,
-            data=data,
-            threat=threat,
-            specs=specs,
-            points=points,
-            seed=seed,
-            engine=Engine(private, threat, batch_size or default_slots(target), stride(target)),
-            device=target,
-            ledger=ledger,
-            health=health,
-            keep=_keep(save_adversarial, data, len(points), watcher),
-            watcher=watcher,
-        )
-        if CLEAN not in ledger.costs():
-            ledger.write(CLEAN, [], [], Cost(forwards=health.forwards))
-        run.clean()
-        for stage in range(len(specs)):
-            run.attack(stage)
-        record = _record(run, suite, weights, content, arguments or {}, notes)
-        save_record(record, path)
+            record = load_record(path)
+        else:
+            path.unlink(missing_ok=True)  # of an earlier configuration: the ledger started over
+            engine = Engine(private, threat, batch_size or default_slots(target), stride(target))
+            keep = _keep(save_adversarial, data, len(points), watcher)
+            run = Run(name, private, data, threat, specs, points, seed, engine, target, ledger,
+                      health, keep, watcher)  # fmt: skip
+            run.all()
+            record = _record(run, suite, weights, content, arguments or {}, notes)
+            save_record(record, path)
     for flag in record.flags:
         watcher.note(f"{name}: {flag.name}: {flag.message}")
     return record
+
+
+def _same_answers(ledger: Ledger, health: Health, name: str) -> None:
+    """Refuse to go on with a model that answers otherwise than when the run began.
+
+    The digest of the weights does not see a changed forward pass.
+    """
+    now, before = health.answers.cpu(), ledger.remembered("answers")
+    if before is None or health.randomized:
+        ledger.remember("answers", now.tolist())
+        return
+    then = torch.tensor(before)
+    if then.shape != now.shape or float((then - now).abs().max() / now.abs().max()) > 1e-3:
+        raise UsageError(
+            f"{ledger.path.parent} holds a run of {name} when it answered otherwise to the same "
+            "inputs: its code has changed. Choose another --out, or start over with --fresh."
+        )
 
 
 def private_copy(model: Model | nn.Module, device: torch.device, name: str) -> Model:

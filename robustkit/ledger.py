@@ -23,6 +23,7 @@ from robustkit.types import Images
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS memo (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS clean (
     point INTEGER PRIMARY KEY, label INTEGER NOT NULL, predicted INTEGER NOT NULL,
     ranked TEXT NOT NULL);
@@ -111,7 +112,7 @@ class Ledger:
 
     def _forget(self) -> None:
         with self.transaction():
-            for table in ("meta", "clean", "spent", "broken", "cost"):
+            for table in ("meta", "memo", "clean", "spent", "broken", "cost"):
                 self._db.execute(f"DELETE FROM {table}")
 
     def __enter__(self) -> Ledger:
@@ -167,6 +168,17 @@ class Ledger:
                 "If the disk is full, make room and run the same command again; if the file is "
                 "damaged, move it away or start over with --fresh."
             ) from error
+
+    def remember(self, key: str, value: Any) -> None:
+        """Store a JSON value that belongs to the run but not to its identity."""
+        with self.transaction():
+            self._db.execute("INSERT OR REPLACE INTO memo VALUES (?, ?)", (key, json.dumps(value)))
+
+    def remembered(self, key: str) -> Any:
+        """Return what was remembered under `key`, or None."""
+        with self._errors():
+            row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
 
     def write_clean(
         self, rows: Iterable[tuple[int, int, int, list[int]]], forwards: int, seconds: float

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from robustkit.data import Dataset
-from robustkit.engine import fresh_tasks
 from robustkit.ledger import Cost, Fall, Ledger
 from robustkit.search import Job, Tasks
-from robustkit.slots import Outcome, Work
+from robustkit.slots import Outcome, Work, fresh_tasks
 from robustkit.threat import Threat
 from robustkit.types import Images, Labels, Model
 from robustkit.verify import verify

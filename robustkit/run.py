@@ -14,7 +14,7 @@ from robustkit.data import Dataset
 from robustkit.diagnose import Health
 from robustkit.engine import Engine, out_of_memory
 from robustkit.errors import RobustkitError, some
-from robustkit.ledger import Cost, Ledger
+from robustkit.ledger import CLEAN, Cost, Ledger
 from robustkit.referee import StageReferee
 from robustkit.registry import attacks
 from robustkit.spec import Spec
@@ -67,6 +67,14 @@ class Run:
         searches = [attacks.build(spec) for spec in self.specs]
         jobs = [job for s in searches for job in s.jobs(self.threat, self.health.classes)]
         return 1 + max((job.rank for job in jobs), default=0)
+
+    def all(self) -> None:
+        """Do what an earlier run of the same command has not done yet."""
+        if CLEAN not in self.ledger.costs():
+            self.ledger.write(CLEAN, [], [], Cost(forwards=self.health.forwards))
+        self.clean()
+        for stage in range(len(self.specs)):
+            self.attack(stage)
 
     def clean(self) -> None:
         """Classify every point that the ledger does not know yet."""

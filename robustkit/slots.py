@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from robustkit.search import Tasks
+from robustkit.search import Job, Tasks
 from robustkit.types import Images, Integers, Labels, Mask
 
 
@@ -73,3 +73,26 @@ class Books(NamedTuple):
         no = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         zero = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return cls(x.clone(), ~no, no, no.clone(), zero, zero.clone())
+
+
+def fresh_tasks(
+    x: Images,
+    y: Labels,
+    ranked: Labels,
+    point: Labels,
+    jobs: Sequence[Job],
+    name: str,
+    seed: int,
+) -> Tasks:
+    """Make the tasks of one job per point.
+
+    Args:
+        ranked: classes by falling clean logit, one row per point [b, m].
+        point: identity of each point in its data set [b].
+        name: of the attack; with the job it names the random stream.
+    """
+    rank = torch.tensor([job.rank for job in jobs], device=x.device)
+    target = ranked.gather(1, rank[:, None]).squeeze(1)
+    task = torch.tensor([job.key(name) for job in jobs], device=x.device)
+    seeds = torch.full_like(task, seed)
+    return Tasks(x, y, torch.where(rank > 0, target, -1), seeds, point.to(x.device), task)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.data import Dataset
-from robustkit.engine import attack, fresh_tasks
 from robustkit.errors import UsageError
+from robustkit.plain import attack
 from robustkit.registry import attacks
 from robustkit.search import Job, Reply, Search, Tasks
+from robustkit.slots import fresh_tasks
 from robustkit.threat import Norm, Threat
 
 REFERENCE = {"linf": "Linf", "l2": "L2", "l1": "L1"}

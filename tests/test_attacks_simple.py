@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.engine import attack, fresh_tasks
 from robustkit.errors import UsageError
+from robustkit.plain import attack
 from robustkit.registry import attacks
 from robustkit.search import Job, Reply, Search
+from robustkit.slots import fresh_tasks
 from robustkit.threat import Norm, Threat
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")

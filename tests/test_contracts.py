@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.engine import Engine, attack, fresh_tasks
+from robustkit.engine import Engine
 from robustkit.errors import UsageError
+from robustkit.plain import attack
 from robustkit.registry import attacks, defenses, suites
 from robustkit.search import Job, Search, Tasks
-from robustkit.slots import Outcome, Work
+from robustkit.slots import Outcome, Work, fresh_tasks
 from robustkit.spec import Spec
 from robustkit.threat import Norm, Threat
 from robustkit.train import Step, generator

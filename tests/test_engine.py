@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.engine import Engine, attack, fresh_tasks
+from robustkit.engine import Engine
 from robustkit.errors import RobustkitError
+from robustkit.plain import attack
 from robustkit.registry import attacks
 from robustkit.search import Job, Reply, Search, Tasks
-from robustkit.slots import Outcome, Work
+from robustkit.slots import Outcome, Work, fresh_tasks
 from robustkit.threat import Threat
 
 WIDE = Threat("linf", 1e9, lower=-1e9, upper=1e9)

@@ -559,3 +559,13 @@ def test_l2_and_l1(run: Callable[..., Record]) -> None:
 
 def test_records_are_frozen(run: Callable[..., Record]) -> None:
     assert dataclasses.asdict(THREAT) == run(attacks=["fgsm"]).threat.model_dump()
+
+
+def test_a_model_whose_code_changed_is_not_resumed(
+    run: Callable[..., Record], nearest: nn.Module
+) -> None:
+    """The weights are the same, the forward pass is not: the old verdicts are not its own."""
+    first = run(lambda x: nearest(x))
+    assert run(lambda x: nearest(x)) == first
+    with pytest.raises(UsageError, match="answered otherwise to the same inputs: its code has"):
+        run(lambda x: 2 * nearest(x))

@@ -16,7 +16,7 @@ STAGES = {
     "ground": "errors types spec registry rng threat losses importing files jsonfile device",
     "data": "npz download points folder sources named data",
     "defense": "nets adversary train checkpoints model",
-    "search": "search slots engine suites",
+    "search": "search slots engine plain suites",
     "verify": "verify ledger referee",
     "record": "record provenance diagnose run evaluate",
     "leaderboard": "stats tables leaderboard",

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from robustkit import registry
-from robustkit.engine import attack
 from robustkit.importing import load_attribute
+from robustkit.plain import attack
 from robustkit.threat import Threat
 
 README = Path(__file__).parents[1] / "README.md"

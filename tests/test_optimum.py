@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.engine import attack
 from robustkit.errors import UsageError
+from robustkit.plain import attack
 from robustkit.registry import attacks
 from robustkit.search import Search
 from robustkit.threat import Norm, Threat

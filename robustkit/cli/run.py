@@ -97,4 +97,3 @@ def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
                 "A screen is a first look: an upper bound. Defend a claim with --suite parity.",
                 highlight=False,
             )
-

@@ -20,9 +20,9 @@ from robustkit.cli.progress import training_progress
 from robustkit.cli.terminal import say, stderr, stdout
 from robustkit.data import Dataset, open_dataset, select
 from robustkit.device import pick_device
-from robustkit.engine import attack
 from robustkit.errors import UsageError
 from robustkit.model import name_of
+from robustkit.plain import attack
 from robustkit.registry import attacks, datasets, defenses
 from robustkit.spec import Spec
 from robustkit.threat import Threat
