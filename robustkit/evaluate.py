@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,7 +22,16 @@ from robustkit.engine import Engine
 from robustkit.errors import UsageError
 from robustkit.ledger import Cost, Ledger
 from robustkit.model import refuse_training_mode
-from robustkit.record import DataInfo, Points, Record, Stage, Status, ThreatInfo, WeightsInfo
+from robustkit.record import (
+    Commit,
+    DataInfo,
+    Points,
+    Record,
+    Stage,
+    Status,
+    ThreatInfo,
+    WeightsInfo,
+)
 from robustkit.record import load as load_record
 from robustkit.record import save as save_record
 from robustkit.run import Run, Watcher
@@ -32,6 +41,21 @@ from robustkit.threat import Threat
 from robustkit.types import Model
 
 KEEP_BYTES = 2**30  # adversarial inputs are stored by default up to this size
+
+
+class Origin(NamedTuple):
+    """What a record says beside the outcome: what was asked for, of what, when, and by which code.
+
+    `content` is the digest of the points.
+    """
+
+    suite: str | None
+    weights: WeightsInfo
+    content: str
+    arguments: dict[str, Any]
+    notes: list[str]
+    started: str
+    commit: Commit | None
 
 
 def evaluate(
@@ -88,9 +112,11 @@ def evaluate(
     watcher.model(name, len(points))
     sample = data.fetch(points[:: max(1, len(points) // 16)][:16])[0].to(target)
     health = examine(private, sample, data.classes, name)
-    path = folder / "record.json"
+    path, commit = folder / "record.json", provenance.commit()
     with Ledger(folder / "ledger.sqlite", identity, fresh=fresh) as ledger:
         _same_answers(ledger, health, name)
+        origin = Origin(suite, weights, content, dict(arguments or {}), list(notes),
+                        _first_start(ledger), commit)  # fmt: skip
         if path.exists() and ledger.costs().get(len(specs) - 1, Cost()).finished:
             record = load_record(path)
         else:
@@ -100,7 +126,7 @@ def evaluate(
             run = Run(name, private, data, threat, specs, points, seed, engine, target, ledger,
                       health, keep, watcher)  # fmt: skip
             run.all()
-            record = _record(run, suite, weights, content, arguments or {}, notes)
+            record = _record(run, origin)
             save_record(record, path)
     for flag in record.flags:
         watcher.note(f"{name}: {flag.name}: {flag.message}")
@@ -161,14 +187,16 @@ def _keep(asked: bool | None, data: Dataset, n: int, watcher: Watcher) -> bool:
     return asked is not False
 
 
-def _record(
-    run: Run,
-    suite: str | None,
-    weights: WeightsInfo,
-    content: str,
-    arguments: Mapping[str, Any],
-    notes: Sequence[str],
-) -> Record:
+def _first_start(ledger: Ledger) -> str:
+    """Return when the run began, in its first life."""
+    started = ledger.remembered("started")
+    if started is None:
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        ledger.remember("started", started)
+    return str(started)
+
+
+def _record(run: Run, origin: Origin) -> Record:
     costs, stages, points = run.ledger.costs(), _stages(run), _points(run)
     data, threat, names = run.data, run.threat, [str(spec) for spec in run.specs]
     white_box = [registry.attacks.entry(spec.name).facts["white_box"] for spec in run.specs]
@@ -179,7 +207,7 @@ def _record(
         defense=run.name,
         data=DataInfo(
             name=data.name,
-            digest=content,
+            digest=origin.content,
             n=len(run.points),
             total=len(data),
             classes=data.classes,
@@ -188,25 +216,25 @@ def _record(
             class_names=list(data.class_names) or None,
         ),
         threat=ThreatInfo(**asdict(threat)),
-        suite=suite,
+        suite=origin.suite,
         attacks=names,
         seed=run.seed,
-        arguments=dict(arguments),
-        weights=weights,
+        arguments=origin.arguments,
+        weights=origin.weights,
         certify=None,
         randomized=run.health.randomized,
         flags=[*run.health.flags, *flags],
-        notes=list(notes),
+        notes=origin.notes,
         stages=stages,
         points=points,
         forwards=sum(cost.forwards for cost in costs.values()),
         backwards=sum(cost.backwards for cost in costs.values()),
         flips=sum(cost.flips for cost in costs.values()),
         seconds=sum(cost.seconds for cost in costs.values()),
-        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        started=origin.started,
         versions=provenance.versions(),
         device=provenance.device_name(run.device),
-        commit=provenance.commit(),
+        commit=origin.commit,
     )
 
 
