@@ -30,7 +30,7 @@ from benchmarks.counting import Counting
 from robustkit.data import Dataset, ImageSet, open_dataset, select
 from robustkit.device import pick_device
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluate import evaluate, private_copy
+from robustkit.evaluate import evaluate
 from robustkit.model import Subject, bundled, load_model
 from robustkit.threat import Threat
 
@@ -115,8 +115,7 @@ def compare(
 ) -> Comparison:
     """Let both run on each chunk in turn; the order changes from chunk to chunk."""
     target = pick_device(device)
-    model = private_copy(subject.model, target, subject.name)
-    assert isinstance(model, nn.Module)
+    model = subject.model.to(target)  # as a user has it: the weights may ask for gradients
     pairs: list[tuple[Side, Side]] = []
     for number in range(chunks):
         part = subset(data, np.arange(number, len(data), chunks))
@@ -245,7 +244,7 @@ def main(
     """Compare a robustkit suite with the reference AutoAttack, point by point."""
     if threads:
         torch.set_num_threads(threads)
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, width=max(130, Console().width))
     try:
         whole = open_dataset(data_name, root=data_root)
         data = subset(whole, select(whole, n, seed))
