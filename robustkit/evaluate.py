@@ -169,7 +169,7 @@ def private_copy(model: Model | nn.Module, device: torch.device, name: str) -> M
         ) from error
     private = private.to(device).eval().requires_grad_(False)
     if device.type == "cpu":  # the layout that a CPU's convolutions are fastest in
-        private = private.to(memory_format=torch.channels_last)
+        private = private.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return private
 
 
