@@ -26,7 +26,7 @@ class Health(NamedTuple):
         randomized: two passes over the same input differ.
         classes: number of logits.
         answers: the logits that were looked at [b, k].
-        forwards: passes spent looking.
+        forwards, backwards: passes spent looking.
     """
 
     randomized: bool
@@ -34,6 +34,7 @@ class Health(NamedTuple):
     flags: tuple[Flag, ...]
     answers: Logits
     forwards: int
+    backwards: int
 
 
 def examine(model: Model, x: Images, classes: int, name: str) -> Health:
@@ -63,6 +64,16 @@ def examine(model: Model, x: Images, classes: int, name: str) -> Health:
         alone = torch.cat([_logits(model, x[i : i + 1], classes, name) for i in range(len(x))])
         forwards += len(x)
         _refuse_coupling(_difference(first, alone), name)
+    dead = _without_gradient(model, x, name)
+    if dead:
+        flags.append(
+            Flag(
+                name="no_gradient",
+                message=f"the margin has no gradient at {dead} of {len(x)} inputs (zero, or not a "
+                "number): attacks that follow it are blind there, and the robust accuracy means "
+                "little. Look for rounding, detach, no_grad, saturation; attack a smooth stand-in.",
+            )
+        )
     if bool(((first >= 0) & (first <= 1)).all() and ((first.sum(1) - 1).abs() < 1e-4).all()):
         flags.append(
             Flag(
@@ -71,7 +82,9 @@ def examine(model: Model, x: Images, classes: int, name: str) -> Health:
                 "vanish with them. Return the layer before the softmax.",
             )
         )
-    return Health(randomized, first.shape[1], tuple(flags), first, forwards)
+    return Health(
+        randomized, first.shape[1], tuple(flags), first, forwards + len(x), backwards=len(x)
+    )
 
 
 def review(
@@ -80,19 +93,25 @@ def review(
     """Look at the outcome: `clean` of `n` points were classified correctly.
 
     Raised flags: `chance` when the clean accuracy is not above guessing (5% level), `black_box`
-    when an attack without gradients takes more than 0.2% of the points after those with gradients.
+    when attacks without gradients take more than one point, and more than 0.2% of the points, from
+    attacks with gradients that ran before them.
     """
     flags: list[Flag] = []
     if binomtest(clean, n, 1 / classes, alternative="greater").pvalue > 0.05:
         flags.append(
             Flag(
                 name="chance",
-                message=f"clean accuracy {clean / n:.3f} is not above guessing among {classes} "
-                "classes. Preprocessing (--mean, --std), channel order, or labels?",
+                message=f"clean accuracy {clean / n:.3f} on {n} points cannot be told from "
+                f"guessing among {classes} classes. Preprocessing (--mean, --std), channel order, "
+                "or labels?",
             )
         )
-    blind = sum(s.broken for s, white in zip(stages, white_box, strict=True) if not white)
-    if any(white_box) and blind > 0.002 * n:
+    blind = sum(
+        stage.broken
+        for number, stage in enumerate(stages)
+        if not white_box[number] and any(white_box[:number])
+    )
+    if blind > max(1.0, 0.002 * n):
         flags.append(
             Flag(
                 name="black_box",
@@ -108,7 +127,7 @@ def _logits(model: Model, x: Images, classes: int, name: str) -> Logits:
     try:
         with torch.no_grad():
             answer: object = model(x)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except Exception as error:
         raise UsageError(
             f"{name} failed on a batch of inputs of shape {shape}: {type(error).__name__}: {error}"
         ) from error
@@ -120,12 +139,31 @@ def _logits(model: Model, x: Images, classes: int, name: str) -> Logits:
         )
     if answer.shape[1] < classes:
         raise UsageError(
-            f"{name} returns {answer.shape[1]} logits, but the data has {classes} classes"
+            f"{name} returns {answer.shape[1]} logits, but the data has {classes} classes "
+            "(the largest label, plus one: do the labels start at 0?)"
         )
     if not bool(answer.isfinite().all()):
         rows = (~answer.isfinite().all(1)).nonzero().flatten().tolist()
         raise UsageError(f"{name} returns NaN or infinite logits on clean inputs (rows {rows})")
     return answer.float()
+
+
+def _without_gradient(model: Model, x: Images, name: str) -> int:
+    """Count the inputs at which the gradient of the margin is zero or not finite."""
+    query = x.detach().requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            top = model(query).float().topk(2, dim=1).values
+            margin = top[:, 0] - top[:, 1]
+            if not margin.requires_grad:
+                return len(x)
+            (gradient,) = torch.autograd.grad(margin.sum(), query, allow_unused=True)
+    except RuntimeError as error:
+        raise UsageError(f"{name} cannot be differentiated: {error}") from error
+    if gradient is None:
+        return len(x)
+    size = gradient.flatten(1).abs().amax(1)
+    return int((~(size > 0) | ~size.isfinite()).sum())
 
 
 def _difference(a: Logits, b: Logits) -> float:

@@ -108,15 +108,15 @@ class _Floor:
         running = books.live & ~state.done & ~books.caught
         try:
             reply = self.engine.ask(self.search, state)
+            following = self.search.step(state, reply, self.engine.threat)
         except RuntimeError as error:
             self._back_off(error)
             return
         books.forwards.add_(running)
         if self.search.uses_gradient:
             books.backwards.add_(running)
-        books.broken.logical_or_(running & ~reply.logits.isfinite().all(1))
         self._catch(running & (reply.logits.argmax(1) != self.tasks.y))
-        self.state = self.search.step(state, reply, self.engine.threat)
+        self.state = self._drop_undefined(running & ~reply.logits.isfinite().all(1), following)
 
     def harvest(self) -> None:
         """Judge the candidates, end what is over, hand the books to the referee."""
@@ -150,6 +150,15 @@ class _Floor:
                 return
         if self.dry and len(free) > len(self.work) // 8:
             self._keep([row for row, work in enumerate(self.work) if work is not FREE])
+
+    def _drop_undefined(self, undefined: Mask, following: Any) -> Any:
+        """Note undefined logits inside the threat model; outside it, end the search there."""
+        if self.engine.stride == 1 and not bool(undefined.any()):
+            return following
+        inside = undefined & self.engine.threat.contains(self.state.query, self.tasks.x)
+        self.books.broken.logical_or_(inside)
+        self.books.caught.logical_and_(~undefined)
+        return following._replace(done=following.done | undefined)
 
     def _catch(self, wrong: Mask) -> None:
         """Keep the queries that are misclassified and inside the threat model as candidates."""

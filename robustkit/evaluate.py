@@ -8,32 +8,22 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-import robustkit.registry as registry
 from robustkit import provenance
 from robustkit.data import Dataset, digest, select
 from robustkit.device import default_slots, pick_device, stride
-from robustkit.diagnose import Health, examine, review
+from robustkit.diagnose import Health, examine
 from robustkit.engine import Engine
 from robustkit.errors import UsageError
 from robustkit.ledger import Cost, Ledger
 from robustkit.model import refuse_training_mode
-from robustkit.record import (
-    Commit,
-    DataInfo,
-    Points,
-    Record,
-    Stage,
-    Status,
-    ThreatInfo,
-    WeightsInfo,
-)
-from robustkit.record import load as load_record
-from robustkit.record import save as save_record
+from robustkit.outcome import Origin, make_record, settle_record
+from robustkit.record import Record, WeightsInfo
 from robustkit.run import Run, Watcher
 from robustkit.spec import Spec
 from robustkit.suites import line_up
@@ -43,28 +33,13 @@ from robustkit.types import Model
 KEEP_BYTES = 2**30  # adversarial inputs are stored by default up to this size
 
 
-class Origin(NamedTuple):
-    """What a record says beside the outcome: what was asked for, of what, when, and by which code.
-
-    `content` is the digest of the points.
-    """
-
-    suite: str | None
-    weights: WeightsInfo
-    content: str
-    arguments: dict[str, Any]
-    notes: list[str]
-    started: str
-    commit: Commit | None
-
-
 def evaluate(
     model: Model | nn.Module,
     *,
     name: str,
     data: Dataset,
     threat: Threat,
-    folder: Path,
+    folder: Path | str,
     suite: str | None = None,
     attacks: Sequence[str | Spec] = (),
     n: int | None = None,
@@ -95,9 +70,9 @@ def evaluate(
             is in use or holds another evaluation.
         RobustkitError: when the run cannot finish; what was found so far is kept.
     """
-    watcher, target = watcher or Watcher(), pick_device(device)
+    watcher, target, folder = watcher or Watcher(), pick_device(device), Path(folder)
     specs, points = line_up(suite, attacks, threat), select(data, n, seed)
-    private = private_copy(model, target, name)
+    private, health = preflight(model, name, data, points, target)
     weights, content = _weights(private), digest(data, points)
     identity = {
         "robustkit": provenance.versions()["robustkit"],
@@ -110,24 +85,22 @@ def evaluate(
         "seed": seed,
     }
     watcher.model(name, len(points))
-    sample = data.fetch(points[:: max(1, len(points) // 16)][:16])[0].to(target)
-    health = examine(private, sample, data.classes, name)
+    _warn_of_eps(threat, data, watcher)
     path, commit = folder / "record.json", provenance.commit()
     with Ledger(folder / "ledger.sqlite", identity, fresh=fresh) as ledger:
         _same_answers(ledger, health, name)
+        ledger.remember("shape", list(data.shape))
         origin = Origin(suite, weights, content, dict(arguments or {}), list(notes),
                         _first_start(ledger), commit)  # fmt: skip
-        if path.exists() and ledger.costs().get(len(specs) - 1, Cost()).finished:
-            record = load_record(path)
-        else:
+        engine = Engine(private, threat, batch_size or default_slots(target), stride(target))
+        keep = _keep(save_adversarial, data, len(points), watcher)
+        run = Run(name, private, data, threat, specs, points, seed, engine, target, ledger,
+                  health, keep, watcher)  # fmt: skip
+        finished = ledger.costs().get(len(specs) - 1, Cost()).finished
+        if not finished:
             path.unlink(missing_ok=True)  # of an earlier configuration: the ledger started over
-            engine = Engine(private, threat, batch_size or default_slots(target), stride(target))
-            keep = _keep(save_adversarial, data, len(points), watcher)
-            run = Run(name, private, data, threat, specs, points, seed, engine, target, ledger,
-                      health, keep, watcher)  # fmt: skip
             run.all()
-            record = _record(run, origin)
-            save_record(record, path)
+        record = settle_record(make_record(run, origin), path, watcher)
     for flag in record.flags:
         watcher.note(f"{name}: {flag.name}: {flag.message}")
     return record
@@ -147,6 +120,36 @@ def _same_answers(ledger: Ledger, health: Health, name: str) -> None:
         raise UsageError(
             f"{ledger.path.parent} holds a run of {name} when it answered otherwise to the same "
             "inputs: its code has changed. Choose another --out, or start over with --fresh."
+        )
+
+
+def preflight(
+    model: Model | nn.Module,
+    name: str,
+    data: Dataset,
+    points: np.ndarray[Any, np.dtype[np.int64]],
+    device: torch.device,
+) -> tuple[Model, Health]:
+    """Return the private copy that will be evaluated, after a first look at it on a few points.
+
+    Raises:
+        UsageError: when model and data cannot be evaluated together. Nothing was written then.
+    """
+    if data.classes < 2:
+        raise UsageError(f"{data.name} has one class: a classifier has nothing to tell apart.")
+    private = private_copy(model, device, name)
+    sample = data.fetch(points[:: max(1, len(points) // 16)][:16])[0].to(device)
+    return private, examine(private, sample, data.classes, name)
+
+
+def _warn_of_eps(threat: Threat, data: Dataset, watcher: Watcher) -> None:
+    """Say so when the ball reaches from black to gray: the usual slip is a lost /255."""
+    half = (threat.upper - threat.lower) / 2
+    gray = torch.full((1, *data.shape), half)
+    if threat.eps >= float(threat.distance(gray, torch.zeros_like(gray))):
+        watcher.note(
+            f"{threat} reaches from any image to plain gray: no classifier can stand. eps is in "
+            "units of inputs in [0, 1]; was 8/255 meant, not 8?"
         )
 
 
@@ -197,82 +200,3 @@ def _first_start(ledger: Ledger) -> str:
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         ledger.remember("started", started)
     return str(started)
-
-
-def _record(run: Run, origin: Origin) -> Record:
-    costs, stages, points = run.ledger.costs(), _stages(run), _points(run)
-    data, threat, names = run.data, run.threat, [str(spec) for spec in run.specs]
-    white_box = [registry.attacks.entry(spec.name).facts["white_box"] for spec in run.specs]
-    clean = len(points.status) - points.status.count("misclassified")
-    flags = review(stages, white_box, clean, len(points.status), data.classes)
-    return Record(
-        robustkit=provenance.versions()["robustkit"],
-        defense=run.name,
-        data=DataInfo(
-            name=data.name,
-            digest=origin.content,
-            n=len(run.points),
-            total=len(data),
-            classes=data.classes,
-            shape=list(data.shape),
-            note=data.note,
-            class_names=list(data.class_names) or None,
-        ),
-        threat=ThreatInfo(**asdict(threat)),
-        suite=origin.suite,
-        attacks=names,
-        seed=run.seed,
-        arguments=origin.arguments,
-        weights=origin.weights,
-        certify=None,
-        randomized=run.health.randomized,
-        flags=[*run.health.flags, *flags],
-        notes=origin.notes,
-        stages=stages,
-        points=points,
-        forwards=sum(cost.forwards for cost in costs.values()),
-        backwards=sum(cost.backwards for cost in costs.values()),
-        flips=sum(cost.flips for cost in costs.values()),
-        seconds=sum(cost.seconds for cost in costs.values()),
-        started=origin.started,
-        versions=provenance.versions(),
-        device=provenance.device_name(run.device),
-        commit=origin.commit,
-    )
-
-
-def _stages(run: Run) -> list[Stage]:
-    costs, falls = run.ledger.costs(), run.ledger.falls().values()
-    stages = []
-    for number, spec in enumerate(run.specs):
-        cost = costs[number]
-        jobs = registry.attacks.build(spec).jobs(run.threat, run.health.classes)
-        stages.append(
-            Stage(
-                attack=str(spec),
-                jobs=cost.entered * len(jobs),
-                entered=cost.entered,
-                broken=sum(fall.stage == number for fall in falls),
-                forwards=cost.forwards,
-                backwards=cost.backwards,
-                seconds=cost.seconds,
-            )
-        )
-    return stages
-
-
-def _points(run: Run) -> Points:
-    clean, falls = run.ledger.clean(), run.ledger.falls()
-    index = run.points.tolist()
-    statuses: list[Status] = [
-        "misclassified" if clean[p][0] != clean[p][1] else "broken" if p in falls else "robust"
-        for p in index
-    ]
-    return Points(
-        index=index,
-        label=[clean[point][0] for point in index],
-        predicted=[clean[point][1] for point in index],
-        status=statuses,
-        attack=[str(run.specs[falls[p].stage]) if p in falls else None for p in index],
-        distance=[falls[p].distance if p in falls else None for p in index],
-    )

@@ -67,6 +67,7 @@ class Ledger:
     Args:
         path: the SQLite file; created with its folder when absent.
         identity: everything that a verdict depends on; a file of another identity is refused.
+            None: whatever it is, to read it.
         fresh: forget what the file holds; one that cannot be read is moved aside.
 
     Raises:
@@ -74,7 +75,9 @@ class Ledger:
         RobustkitError: when the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], *, fresh: bool = False) -> None:
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any] | None, *, fresh: bool = False
+    ) -> None:
         self.path = path
         _make(path.parent)
         try:
@@ -87,7 +90,8 @@ class Ledger:
         try:
             if fresh:
                 self._forget()
-            self._check(identity)
+            if identity is not None:
+                self._check(identity)
         except BaseException:
             self._db.close()
             raise
@@ -258,6 +262,22 @@ def _make(folder: Path) -> None:
         raise UsageError(
             f"cannot make the folder {folder}: {error.strerror}. Choose another --out."
         ) from None
+
+
+def adversarial_inputs(folder: Path | str) -> dict[int, Images]:
+    """Return what an evaluation found: position of the point in the data set -> input [c, h, w].
+
+    Args:
+        folder: that of one model's evaluation; it must not be in use.
+
+    Raises:
+        UsageError: when there is no ledger in it, or a run is writing it.
+    """
+    path = Path(folder) / "ledger.sqlite"
+    if not path.exists():
+        raise UsageError(f"{folder} holds no ledger.sqlite: name the folder of one model's run.")
+    with Ledger(path, None) as ledger:
+        return ledger.examples(tuple(ledger.remembered("shape")))
 
 
 def _pack(example: np.ndarray[Any, Any] | None) -> bytes | None:

@@ -49,7 +49,8 @@ def attack(
         )
     right = (logits.argmax(1) == y).nonzero().flatten().tolist()
     jobs = search.jobs(threat, logits.shape[1])
-    referee = _Plain(x, y, logits.argsort(1, descending=True), jobs, type(search).__name__, seed)
+    ranked = logits.scatter(1, y[:, None], torch.inf).argsort(1, descending=True)
+    referee = _Plain(x, y, ranked, jobs, type(search).__name__, seed)
     queue = (Work(point, job) for job in range(len(jobs)) for point in right)
     Engine(model, threat, slots).run(search, queue, len(right) * len(jobs), referee)
     return referee.found

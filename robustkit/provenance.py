@@ -18,14 +18,17 @@ PACKAGES = ("robustkit", "torch", "numpy", "pyautoattack", "torchattacks", "robu
 
 
 def versions() -> dict[str, str]:
-    """Python's version, and that of each of `PACKAGES` that is installed; imports none of them."""
+    """Python's version, and that of each of `PACKAGES` that is installed; imports none of them.
+
+    PyTorch's includes the build, such as 2.13.0+cpu.
+    """
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return {**found, "torch": str(torch.__version__)}
 
 
 def device_name(device: torch.device) -> str:

@@ -71,7 +71,8 @@ class Run:
     def all(self) -> None:
         """Do what an earlier run of the same command has not done yet."""
         if CLEAN not in self.ledger.costs():
-            self.ledger.write(CLEAN, [], [], Cost(forwards=self.health.forwards))
+            cost = Cost(forwards=self.health.forwards, backwards=self.health.backwards)
+            self.ledger.write(CLEAN, [], [], cost)
         self.clean()
         for stage in range(len(self.specs)):
             self.attack(stage)
@@ -105,7 +106,9 @@ class Run:
                 f"{self.name} returns NaN or infinite logits on the clean points "
                 f"{some([batch[row] for row in bad])}. Mend the model, or leave them out."
             )
-        ranked = logits.topk(self.ranked, dim=1).indices.tolist()
+        # Ties and votes can put another class first: the predicted one must not become a target.
+        first = logits.scatter(1, predicted[:, None], torch.inf)
+        ranked = first.topk(self.ranked, dim=1).indices.tolist()
         return list(zip(batch, y.tolist(), predicted.tolist(), ranked, strict=True))
 
     def attack(self, stage: int) -> None:

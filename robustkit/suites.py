@@ -33,5 +33,5 @@ def line_up(suite: str | None, chosen: Sequence[Spec | str], threat: Threat) -> 
         attacks.build(spec).jobs(threat, 10)
     repeated = {str(spec) for spec in specs if specs.count(spec) > 1}
     if repeated:
-        raise UsageError(f"attack {sorted(repeated)[0]!r} is listed twice; use its restarts option")
+        raise UsageError(f"attack {sorted(repeated)[0]!r} is listed twice")
     return specs

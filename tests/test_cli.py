@@ -36,6 +36,15 @@ class NaN(nn.Module):
     def forward(self, x):
         return x.flatten(1)[:, :3] * float("nan")
 
+class Late(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x):  # sound on the clean points, undefined where a pixel is black or white
+        edge = ((x == 0) | (x == 1)).flatten(1).any(1, keepdim=True)
+        return torch.where(edge, float("nan"), self.net(x))
+
 class Slow(nn.Module):
     def forward(self, x):
         time.sleep(0.2)
@@ -152,11 +161,21 @@ class TestEvaluate:
         assert (room / "config.json").read_text() == '{"name": "webpack"}'
 
     def test_one_failing_model_does_not_stop_the_others(self, room: Path) -> None:
-        result = evaluate("models.py:NaN", "models.py:net", "--attack", "fgsm", "--json")
+        result = evaluate("models.py:Late", "models.py:net", "--attack", "fgsm", "--json")
         assert result.exit_code == 3
         assert [row["defense"] for row in json.loads(result.stdout)["rows"]] == ["models.py:net"]
-        assert "error: models.py:NaN: " in result.stderr
+        assert "error: models.py:Late: " in result.stderr
         assert "Traceback" not in result.stderr
+
+    def test_a_model_that_is_refused_leaves_the_folder_as_it_was(self, room: Path) -> None:
+        assert evaluate("models.py:net", "--attack", "fgsm", "--out", "out").exit_code == 0
+        before = {path: path.read_bytes() for path in (room / "out").rglob("*.json")}
+        for more in ([], ["--fresh"]):
+            result = evaluate("models.py:NaN", "--attack", "pgd", "--out", "out", *more)
+            assert result.exit_code == 2
+        assert {path: path.read_bytes() for path in (room / "out").rglob("*.json")} == before
+        assert evaluate("models.py:NaN", "--attack", "fgsm", "--out", "new").exit_code == 2
+        assert not (room / "new").exists()
 
     def test_ctrl_c_says_that_the_same_command_resumes(
         self, room: Path, monkeypatch: pytest.MonkeyPatch
@@ -415,10 +434,10 @@ def test_help_and_version_do_not_import_torch(tmp_path: Path) -> None:
 
 def test_the_exit_code_and_json_of_a_real_process(room: Path) -> None:
     common = ["--data", "npz:data.npz", "--threat", "linf:0.1", "--attack", "fgsm", "--json"]
-    result = shell("evaluate", "models.py:NaN", "models.py:net", *common, cwd=room)
+    result = shell("evaluate", "models.py:Late", "models.py:net", *common, cwd=room)
     assert result.returncode == 3, result.stderr
     assert json.loads(result.stdout)["rows"][0]["n"] == 12
-    assert "error: models.py:NaN: " in result.stderr
+    assert "error: models.py:Late: " in result.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")

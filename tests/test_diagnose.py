@@ -25,7 +25,7 @@ def names(flags: object) -> list[str]:
 def test_a_sound_model_raises_no_flag(nearest: nn.Module, x: Tensor) -> None:
     health = examine(nearest, x, 4, "toy")
     assert (health.randomized, health.classes, health.flags) == (False, 4, ())
-    assert health.forwards == 6 * 8
+    assert (health.forwards, health.backwards) == (7 * 8, 8)
 
 
 def test_forwards_are_counted(nearest: nn.Module, x: Tensor) -> None:
@@ -118,7 +118,7 @@ def test_wrong_shapes_are_refused(answer: object, got: str, x: Tensor) -> None:
 
 
 def test_too_few_classes_are_refused(nearest: nn.Module, x: Tensor) -> None:
-    with pytest.raises(UsageError, match=r"^toy returns 4 logits, but the data has 10 classes$"):
+    with pytest.raises(UsageError, match=r"^toy returns 4 logits, but the data has 10 classes "):
         examine(nearest, x, 10, "toy")
 
 
@@ -157,7 +157,8 @@ def test_chance_is_flagged(clean: int, n: int, classes: int, raised: bool) -> No
     flags = review(stages(0), [True], clean, n, classes)
     assert names(flags) == (["chance"] if raised else [])
     if raised:
-        assert f"{clean / n:.3f} is not above guessing among {classes}" in flags[0].message
+        told = f"{clean / n:.3f} on {n} points cannot be told from guessing among {classes}"
+        assert told in flags[0].message
         assert "--mean, --std" in flags[0].message
 
 
@@ -169,6 +170,7 @@ def test_chance_is_flagged(clean: int, n: int, classes: int, raised: bool) -> No
         ((0, 3), (True, False), True),
         ((300, 40, 3), (True, True, True), False),
         ((900,), (False,), False),
+        ((900, 40), (False, True), False),  # the black box came first: nothing had been left
     ],
 )
 def test_black_box_success_is_flagged(
@@ -178,3 +180,35 @@ def test_black_box_success_is_flagged(
     assert names(flags) == (["black_box"] if raised else [])
     if raised:
         assert "took 3 points" in flags[0].message
+
+
+def test_one_point_of_few_is_no_sign_of_masking() -> None:
+    assert names(review(stages(3, 1), [True, False], 18, 20, 10)) == []
+    assert names(review(stages(3, 2), [True, False], 18, 20, 10)) == ["black_box"]
+
+
+class Masked(nn.Module):
+    """The same decisions without a usable gradient."""
+
+    def __init__(self, model: nn.Module, how: str) -> None:
+        super().__init__()
+        self.model, self.how = model, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor
+        if self.how == "no_grad":
+            with torch.no_grad():
+                logits = self.model(x)
+        elif self.how == "round":
+            logits = self.model((x * 255).round() / 255)
+        else:
+            logits = self.model(x)
+            logits = logits + (logits * 0).abs().sqrt()  # its derivative at 0 is not a number
+        return logits
+
+
+@pytest.mark.parametrize("how", ["no_grad", "round", "nan"])
+def test_a_missing_gradient_is_flagged(how: str, nearest: nn.Module, x: Tensor) -> None:
+    flags = examine(Masked(nearest, how), x, 4, "toy").flags
+    assert names(flags) == ["no_gradient"]
+    assert "at 8 of 8 inputs" in flags[0].message

@@ -220,6 +220,24 @@ def test_logits_that_are_no_numbers_name_their_points(bad: float) -> None:
     assert "mend the model" in str(caught.value)
 
 
+def test_nonsense_outside_the_threat_model_only_ends_the_search_there() -> None:
+    """FAB walks outside the ball, where a model owes nothing."""
+
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = torch.stack([x[:, 0] - 0.5, 0.5 - x[:, 0]], 1)
+            return torch.where(((x - 0.6).abs().amax(1) > 0.05)[:, None], torch.nan, logits)
+
+    x, threat = torch.full((3, 4), 0.6), Threat("linf", 0.04)
+    found = attack(Broken(), x, torch.zeros(3, dtype=torch.long), attacks.build("fab"), threat)
+    assert torch.equal(found, x)
+    with pytest.raises(RobustkitError, match="inside the threat model of points 0, 1, 2"):
+        attack(
+            Broken(), x, torch.zeros(3, dtype=torch.long), attacks.build("fgsm"),
+            Threat("linf", 0.08),
+        )  # fmt: skip
+
+
 def test_an_idle_slot_may_answer_nonsense() -> None:
     """A slot that ended is still evaluated until it is filled; its answer does not matter."""
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import robustkit
 import robustkit.registry as registry
 from robustkit.data import Dataset, from_arrays
 from robustkit.errors import RobustkitError, UsageError
@@ -145,7 +146,8 @@ def test_passes_are_counted_one_by_one(run: Callable[..., Record], nearest: nn.M
 
     record = run(counting, n=12, batch_size=1)
     assert record.forwards == rows[0]
-    assert record.backwards == sum(stage.backwards for stage in record.stages)
+    looked = 12  # of the points, for their gradient before the attacks
+    assert record.backwards == looked + sum(stage.backwards for stage in record.stages)
 
 
 def _identity(tmp_path: Path) -> dict[str, Any]:
@@ -222,9 +224,8 @@ def test_a_record_of_an_earlier_configuration_is_never_returned(
 ) -> None:
     """The run is ended between its last verdict and its record."""
     run(attacks=["fgsm"])
-    module = importlib_of(evaluate)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("robustkit.outcome.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(attacks=["pgd(steps=3)"], fresh=True)
     assert run(attacks=["pgd(steps=3)"]).attacks == ["pgd(steps=3)"]
@@ -413,7 +414,7 @@ def test_masked_gradients_are_flagged(run: Callable[..., Record], nearest: nn.Mo
     record = run(
         Hidden(nearest).eval(), attacks=["fgsm", "square(queries=100)"], threat=Threat("linf", 0.12)
     )
-    assert [flag.name for flag in record.flags] == ["black_box"]
+    assert [flag.name for flag in record.flags] == ["no_gradient", "black_box"]
     assert record.strongest_attack == "square(queries=100)"
 
 
@@ -434,11 +435,11 @@ def test_a_randomized_model_is_judged_by_majority(
 ) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        record = run(Noisy(nearest).eval(), n=20, attacks=["apgd(steps=5)"])
+        record = run(Noisy(nearest).eval(), n=40, attacks=["apgd(steps=5)"])
     assert record.randomized
     assert [flag.name for flag in record.flags] == ["randomized"]
     assert record.flips > 0
-    assert record.forwards >= 10 * 20 + 6 * record.points.status.count("robust")
+    assert record.forwards >= 10 * 40 + 6 * record.points.status.count("robust")
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(
@@ -569,3 +570,62 @@ def test_a_model_whose_code_changed_is_not_resumed(
     assert run(lambda x: nearest(x)) == first
     with pytest.raises(UsageError, match="answered otherwise to the same inputs: its code has"):
         run(lambda x: 2 * nearest(x))
+
+
+def test_a_record_that_disagrees_with_the_ledger_is_written_anew(
+    run: Callable[..., Record], tmp_path: Path
+) -> None:
+    first, path, heard = run(), tmp_path / "out" / "record.json", Listener()
+    forged = json.loads(path.read_text())
+    points = forged["points"]
+    points["status"] = ["robust" if s == "broken" else s for s in points["status"]]
+    points["attack"] = points["distance"] = [None] * len(points["index"])
+    for text in (json.dumps(forged), "garbage{"):
+        path.write_text(text)
+        assert verdicts(run(watcher=heard)) == verdicts(first)
+        assert "did not agree with the ledger" in heard.notes.pop()
+    assert run(watcher=heard) == run() and not heard.notes
+
+
+def test_the_adversarial_inputs_can_be_read_again(
+    run: Callable[..., Record], blobs: Dataset, nearest: nn.Module, tmp_path: Path
+) -> None:
+    record = run()
+    found = robustkit.adversarial_inputs(tmp_path / "out")
+    pairs = zip(record.points.index, record.points.status, strict=True)
+    broken = [index for index, status in pairs if status == "broken"]
+    assert sorted(found) == broken
+    z, (x, y) = torch.stack([found[i] for i in broken]), blobs.fetch(broken)
+    assert bool((nearest(z).argmax(1) != y).all())
+    assert bool(THREAT.contains(z, x).all())
+    with pytest.raises(UsageError, match=r"holds no ledger\.sqlite"):
+        robustkit.adversarial_inputs(tmp_path)
+
+
+def test_data_with_one_class_are_refused(run: Callable[..., Record]) -> None:
+    x, y = np.zeros((4, 1, 6, 6), np.float32), np.zeros(4, np.int64)
+    one = from_arrays("one", x, y, classes=1)
+    with pytest.raises(UsageError, match="has one class"):
+        run(data=one)
+
+
+def test_an_eps_that_covers_the_box_is_doubted(run: Callable[..., Record]) -> None:
+    heard = Listener()
+    run(threat=Threat("linf", 8.0), watcher=heard)
+    assert any("was 8/255 meant" in note for note in heard.notes)
+
+
+def test_the_true_class_never_becomes_a_target(
+    run: Callable[..., Record], blobs: Dataset, tmp_path: Path
+) -> None:
+    """All logits tie: argmax says class 0, and the largest ten may come in any order."""
+    flat = int(np.prod(blobs.shape))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(flat, 10))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    run(model)
+    with Ledger(tmp_path / "out" / "ledger.sqlite", None) as ledger:
+        rows = ledger.clean().values()
+    assert rows
+    assert all(ranked[0] == predicted for _, predicted, ranked in rows)

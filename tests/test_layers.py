@@ -18,7 +18,7 @@ STAGES = {
     "defense": "nets adversary train checkpoints model",
     "search": "search slots engine plain suites",
     "verify": "verify ledger referee",
-    "record": "record provenance diagnose run evaluate",
+    "record": "record provenance diagnose run outcome evaluate",
     "leaderboard": "stats tables leaderboard",
     "terminal": "doctor cli __main__",
 }

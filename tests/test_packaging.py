@@ -129,6 +129,16 @@ def test_the_metadata_says_what_a_stranger_needs(wheel: Path, contents: set[str]
     assert len(core) <= 10, f"core dependencies stay few: {core}"
 
 
+def others(folder: Path) -> Path:
+    """Link to everything that is installed here except robustkit."""
+    folder.mkdir()
+    for scheme in dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")):
+        for path in Path(scheme).iterdir():
+            if "robustkit" not in path.name and path.suffix != ".pth":
+                (folder / path.name).symlink_to(path)
+    return folder
+
+
 def environment(folder: Path, dist: Path) -> Path:
     """Make an environment with `dist` alone in it, and let it see what is installed here."""
     make = ["-m", "venv", "--without-pip", str(folder)]
@@ -140,8 +150,7 @@ def environment(folder: Path, dist: Path) -> Path:
     )
     assert done.returncode == 0, done.stderr
     site = next(folder.rglob("site-packages"))
-    paths = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
-    (site / "outer.pth").write_text("\n".join(paths))
+    (site / "others.pth").write_text(str(others(folder / "others")))
     return scripts
 
 

@@ -14,8 +14,10 @@ from robustkit.cli.plan import Plan, Request, claim, make
 from robustkit.cli.program import fail
 from robustkit.cli.progress import Screen
 from robustkit.cli.terminal import result, stdout
+from robustkit.data import select
+from robustkit.device import pick_device
 from robustkit.errors import RobustkitError
-from robustkit.evaluate import evaluate
+from robustkit.evaluate import evaluate, preflight
 from robustkit.model import Subject
 from robustkit.record import Record
 
@@ -35,6 +37,7 @@ def run(request: Request, *, debug: bool) -> int:
     use_threads(request.threads)
     with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
         plan = make(request)
+        _look(plan)
         claim(plan)
         found, failures = _evaluate_all(plan)
     if found:
@@ -43,6 +46,13 @@ def run(request: Request, *, debug: bool) -> int:
     if not failures:
         return 0
     return codes.pop() if not found and len(codes) == 1 else RobustkitError.exit_code
+
+
+def _look(plan: Plan) -> None:
+    """Refuse what cannot be evaluated before anything is written."""
+    points = select(plan.data, plan.request.n, plan.request.seed)
+    for subject in plan.subjects:
+        preflight(subject.model, subject.name, plan.data, points, pick_device(plan.request.device))
 
 
 def _evaluate_all(plan: Plan) -> tuple[_Found, _Failures]:

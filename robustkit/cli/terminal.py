@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 from rich.console import Console
 from rich.text import Text
@@ -34,6 +32,6 @@ def result(text: str) -> None:
 
 def _console(*, stderr: bool) -> Console:
     console = Console(stderr=stderr)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPED
+    if not console.is_terminal:  # whoever reads it, a file has no right margin
+        console.width = max(_PIPED, console.width)
     return console
