@@ -171,9 +171,9 @@ def private_copy(model: Model | nn.Module, device: torch.device, name: str) -> M
             "parameters, buffers and plain values, not tensors with a gradient history."
         ) from error
     private = private.to(device).eval().requires_grad_(False)
-    if device.type == "cpu":  # the layout that a CPU's convolutions are fastest in
-        private = private.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return private
+    # The layout that a CPU's convolutions are fastest in.
+    layout: dict[str, Any] = {"memory_format": torch.channels_last}
+    return private.to(**layout) if device.type == "cpu" else private
 
 
 def _weights(model: Model) -> WeightsInfo:
