@@ -15,7 +15,7 @@ from torch import Tensor
 from robustkit.errors import UsageError
 from robustkit.losses import LOSSES, TARGETED, LossName
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Tasks
+from robustkit.search import Job, Reply, Tasks, list_jobs
 from robustkit.threat import Threat
 from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 
@@ -75,8 +75,7 @@ class ApgdL1:
         """Targets in order of rank, each with its restarts."""
         if threat.norm != "l1":
             raise UsageError(f"apgd_l1 supports l1, got {threat.norm}. Use apgd.")
-        ranks = range(1, min(self.targets, classes - 1) + 1) if self.loss in TARGETED else (0,)
-        return [Job(rank, restart) for rank in ranks for restart in range(self.restarts)]
+        return list_jobs(self.targets if self.loss in TARGETED else 0, self.restarts, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
         """Start at a normal draw projected onto the largest ball."""

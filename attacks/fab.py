@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustkit.losses import targeted_margin
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Tasks
+from robustkit.search import Job, Reply, Tasks, list_jobs
 from robustkit.threat import Threat
 from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 
@@ -66,7 +66,7 @@ class Fab:
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """One run per target."""
-        return [Job(rank) for rank in range(1, min(self.targets, classes - 1) + 1)]
+        return list_jobs(self.targets, 1, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
         """Start at the clean point."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from robustkit.errors import UsageError
 from robustkit.losses import LOSSES, TARGETED, LossName
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Tasks
+from robustkit.search import Job, Reply, Tasks, list_jobs
 from robustkit.threat import Threat
 from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars
 
@@ -66,8 +66,7 @@ class Pgd:
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """Targets in order of rank, each with its restarts."""
-        ranks = range(1, min(self.targets, classes - 1) + 1) if self.loss in TARGETED else (0,)
-        return [Job(rank, restart) for rank in ranks for restart in range(self.restarts)]
+        return list_jobs(self.targets if self.loss in TARGETED else 0, self.restarts, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
         """Start at a random point or at the clean one."""

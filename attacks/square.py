@@ -15,7 +15,7 @@ from robustkit import rng
 from robustkit.errors import UsageError
 from robustkit.losses import margin
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Tasks
+from robustkit.search import Job, Reply, Tasks, list_jobs
 from robustkit.threat import Threat
 from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 
@@ -67,7 +67,7 @@ class Square:
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """One untargeted run per restart."""
-        return [Job(0, restart) for restart in range(self.restarts)]
+        return list_jobs(0, self.restarts, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
         """Start at vertical stripes (linf) or a grid of bumps (l2, l1).

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robustkit.adversary import perturb
+from robustkit.adversary import perturb, ramp
 from robustkit.nets import small_cnn
 from robustkit.registry import defenses
 from robustkit.threat import Threat
@@ -37,7 +37,7 @@ class PgdAt:
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Mean cross-entropy at the attacked inputs."""
-        threat = Threat("linf", self.eps * min(1.0, 0.05 + step.progress / 0.2))
+        threat = Threat("linf", ramp(self.eps, step.progress))
 
         def loss(logits: Tensor) -> Tensor:
             return nn.functional.cross_entropy(logits, y, reduction="sum")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustkit.adversary import perturb
+from robustkit.adversary import perturb, ramp
 from robustkit.nets import small_cnn
 from robustkit.registry import defenses
 from robustkit.threat import Threat
@@ -40,7 +40,7 @@ class Trades:
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """CE on clean inputs plus beta times the mean KL divergence at the attacked ones."""
-        threat = Threat("linf", self.eps * min(1.0, 0.05 + step.progress / 0.2))
+        threat = Threat("linf", ramp(self.eps, step.progress))
         with torch.no_grad():
             reference = model(x).log_softmax(1)
 

@@ -14,6 +14,11 @@ from torch import Generator, Tensor, nn
 from robustkit.threat import Threat
 
 
+def ramp(eps: float, progress: float) -> float:
+    """Return the radius at a point of the training, 0 to 1: from 5% of eps to all of it at 19%."""
+    return eps * min(1.0, 0.05 + progress / 0.2)
+
+
 def perturb(
     model: nn.Module,
     x: Tensor,

@@ -20,13 +20,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from robustkit.rng import Keys, task_key
 from robustkit.threat import Threat
-from robustkit.types import Images, Labels, Logits, Mask, Scalars, per_point
+from robustkit.types import Images, Labels, Logits, Mask, Scalars
 
 
 class Job(NamedTuple):
@@ -43,6 +42,15 @@ class Job(NamedTuple):
     def key(self, attack: str) -> int:
         """Identity of this job in the random streams."""
         return task_key(f"{attack}/{self.rank}/{self.restart}")
+
+
+def list_jobs(targets: int, restarts: int, classes: int) -> list[Job]:
+    """List the restarts of an untargeted run (`targets` = 0), or of each of so many targets.
+
+    There are never more targets than wrong classes.
+    """
+    ranks = range(1, min(targets, classes - 1) + 1) if targets else (0,)
+    return [Job(rank, restart) for rank in ranks for restart in range(restarts)]
 
 
 class Tasks(NamedTuple):
@@ -148,9 +156,3 @@ def place(rows: Rows, index: Int[Tensor, " r"], fresh: Rows) -> Rows:
     """Return a NamedTuple of tensors with the rows `index` replaced by `fresh`."""
     pairs = zip(cast("tuple[Tensor, ...]", rows), cast("tuple[Tensor, ...]", fresh), strict=True)
     return type(rows)(*(old.index_copy(0, index, new) for old, new in pairs))
-
-
-def choose(mask: Mask, yes: Rows, no: Rows) -> Rows:
-    """Return row by row `yes` where `mask`, else `no`."""
-    pairs = zip(cast("tuple[Tensor, ...]", yes), cast("tuple[Tensor, ...]", no), strict=True)
-    return type(yes)(*(torch.where(per_point(mask, a), a, b) for a, b in pairs))
