@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from robustkit.data import Dataset
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.importing import failure, load_attribute
 from robustkit.nets import Normalize
+from robustkit.parts import Composed, Network, assemble, learned
 from robustkit.registry import Entry, defenses
 from robustkit.spec import Spec
 
@@ -33,24 +34,6 @@ class Subject(NamedTuple):
     name: str
     model: nn.Module
     notes: tuple[str, ...] = ()
-
-
-@runtime_checkable
-class Network(Protocol):
-    """A defense that is one network with weights of its own."""
-
-    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Build the untrained network for inputs of `shape` [c, h, w]."""
-        ...
-
-
-@runtime_checkable
-class Composed(Protocol):
-    """A defense that is made of others: it finds their weights itself."""
-
-    def load(self, data: Dataset) -> nn.Module:
-        """Return the ready model for `data`."""
-        ...
 
 
 def load_model(
@@ -108,18 +91,27 @@ def name_of(entry: Entry, defense: Any) -> str:
 
 def _registered(spec: Spec, data: Dataset, weights: Path | None) -> Subject:
     entry, asked = defenses.entry(spec.name), defenses.build(spec)
-    if weights is None and isinstance(asked, Composed):
-        return Subject(name_of(entry, asked), asked.load(data).eval())
+    if weights is None and _whole(asked):
+        return Subject(name_of(entry, asked), _built(asked, data, spec).eval())
     if weights is not None:
         built = _as_trained(spec, asked, checkpoints.beside(weights))
-        model, source = _network(built, data, spec), str(weights)
-        checkpoints.put(checkpoints.read_weights(weights), model, source)
+        state, source = checkpoints.read_weights(weights), str(weights)
     else:
         checkpoint = _shipped(entry, spec, asked, data)
         built, source = defenses.build(_spec(checkpoint.card)), checkpoint.source
-        model = _network(built, data, spec)
-        checkpoints.put(checkpoint.load(), model, source)
+        state = checkpoint.load()
+    model = _built(built, data, spec)
+    part = learned(built, model)
+    if part is None:
+        raise UsageError(f"{spec} takes no weights: it is made of other models.")
+    checkpoints.put(state, part, source)
     return Subject(name_of(entry, built), model.eval(), (f"weights: {source}",))
+
+
+def _whole(defense: Any) -> bool:
+    """Whether a defense is complete without weights of its own."""
+    trained = getattr(defense, "trained", True)
+    return isinstance(defense, Composed) and (not hasattr(defense, "learned") or not trained)
 
 
 def _as_trained(spec: Spec, asked: Any, card: Card | None) -> Any:
@@ -158,12 +150,10 @@ def _spec(card: Card) -> Spec:
     return Spec(card.defense, tuple(sorted(card.options.items())))
 
 
-def _network(defense: Any, data: Dataset, spec: Spec) -> nn.Module:
-    if not isinstance(defense, Network):
-        raise UsageError(f"{spec} takes no weights: it is made of other models.")
+def _built(defense: Network | Composed, data: Dataset, spec: Spec) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
-            return defense.network(data.shape, data.classes)
+            return assemble(defense, data)
     except RobustkitError:
         raise
     except Exception as error:

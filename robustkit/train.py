@@ -10,9 +10,9 @@ import io
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from safetensors.torch import save
@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 from robustkit import files
 from robustkit.data import Dataset
 from robustkit.errors import RobustkitError, UsageError
+from robustkit.parts import assemble, learned
 
 _ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
 
@@ -36,23 +37,27 @@ class Recipe:
     clip: float = 5.0
 
 
-class Step(NamedTuple):
-    """Where the training stands. `generator` lives on the CPU and belongs to this step alone."""
+@dataclass(frozen=True)
+class Step:
+    """Where the training stands.
+
+    Attributes:
+        progress: from 0 to 1.
+        generator: lives on the CPU and belongs to this step alone.
+        memory: tensors that an objective keeps from step to step; saved with the state.
+    """
 
     progress: float
     generator: Generator
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Trainable(Protocol):
-    """What `fit` asks of a defense."""
+    """What `fit` asks of a defense, beside its model (see `robustkit.parts`)."""
 
     @property
     def recipe(self) -> Recipe:
         """The schedule that the shipped weights were trained with."""
-        ...
-
-    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Build the untrained network for inputs of `shape` [c, h, w]."""
         ...
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
@@ -96,12 +101,11 @@ def fit(
             f"expected at least one full batch of {recipe.batch_size} points to train on, got "
             f"{len(data)} points. Choose a smaller batch size."
         )
-    model = _seeded(lambda: defense.network(data.shape, data.classes), seed).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
-    )
-    total = recipe.epochs * per_epoch
-    done = _resume(folder, model, optimizer, identity)
+    model = _seeded(lambda: assemble(cast(Any, defense), data), seed).to(device)
+    part = learned(defense, model) or model
+    optimizer = torch.optim.AdamW(part.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    total, memory = recipe.epochs * per_epoch, dict[str, Tensor]()
+    done = _resume(folder, part, optimizer, memory, identity)
     saved = time.monotonic()
     order, flips = torch.empty(0, dtype=torch.long), data.augment
     model.train()
@@ -115,16 +119,16 @@ def fit(
         x = _augment(x, flips.flip, flips.crop, draw).to(device)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _rate(step / total)
-        loss = defense.objective(model, x, y.to(device), Step(step / total, draw))
+        loss = defense.objective(model, x, y.to(device), Step(step / total, draw, memory))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        nn.utils.clip_grad_norm_(part.parameters(), recipe.clip)
         optimizer.step()
         if step + 1 == total or position + 1 == per_epoch or time.monotonic() - saved > 60:
-            _save(folder, model, optimizer, identity, step + 1)
+            _save(folder, part, optimizer, memory, identity, step + 1)
             saved = time.monotonic()
         yield Progress(step + 1, total, epoch + 1, float(loss.detach()))
-    save_weights(model, folder / "model.safetensors")
+    save_weights(part, folder / "model.safetensors")
 
 
 def generator(seed: int, stream: int, count: int) -> Generator:
@@ -170,6 +174,7 @@ def _save(
     folder: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    memory: dict[str, Tensor],
     identity: dict[str, Any],
     step: int,
 ) -> None:
@@ -179,6 +184,7 @@ def _save(
         "step": step,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "memory": memory,
     }
     torch.save(state, buffer)
     files.write(buffer.getvalue(), folder / "state.pt")
@@ -196,7 +202,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _resume(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    memory: dict[str, Tensor],
+    identity: dict[str, Any],
 ) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "state.pt"
@@ -212,4 +222,6 @@ def _resume(
             )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+    device = next(model.parameters()).device
+    memory.update({key: value.to(device) for key, value in state.get("memory", {}).items()})
     return int(state["step"])

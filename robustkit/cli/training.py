@@ -22,6 +22,7 @@ from robustkit.data import Dataset, open_dataset, select
 from robustkit.device import pick_device
 from robustkit.errors import UsageError
 from robustkit.model import name_of
+from robustkit.parts import assemble, learned
 from robustkit.plain import attack
 from robustkit.registry import attacks, datasets, defenses
 from robustkit.spec import Spec
@@ -162,8 +163,8 @@ def _measure(course: _Course) -> dict[str, Any]:
         say(stderr(), "warning", f"{asked.data} has no test split; nothing was measured.", "yellow")
         return {}
     data = open_dataset(asked.data, root=asked.data_root, split="test")
-    model = course.defense.network(data.shape, data.classes)
-    put(read_weights(course.weights), model, str(course.weights))
+    model = assemble(cast(Any, course.defense), data)
+    put(read_weights(course.weights), learned(course.defense, model) or model, str(course.weights))
     model = model.to(course.device).eval().requires_grad_(False)
     threat, search = _threat(course), attacks.build(_PGD)
     points = select(data, min(_TESTED, len(data)), 0)
