@@ -54,12 +54,16 @@ class Apgd:
         steps: gradient steps of one run.
         restarts: random starts per target.
         targets: how many classes to aim at, by falling clean logit.
+        surrogate: take gradients from this stand-in, which the model must declare.
+        eot: passes averaged at every query, for randomized models.
     """
 
     loss: LossName = "ce"
     steps: Annotated[int, Field(ge=1)] = 100
     restarts: Annotated[int, Field(ge=1)] = 1
     targets: Annotated[int, Field(ge=1)] = 9
+    surrogate: str = ""
+    eot: Annotated[int, Field(ge=1)] = 1
 
     uses_gradient = True
     stays_inside = True

@@ -58,7 +58,7 @@ class ApgdL1:
     as changed coordinates.
 
     Attributes:
-        loss, steps, restarts, targets: as in `apgd`.
+        loss, steps, restarts, targets, surrogate, eot: as in `apgd`.
         shrink: whether to use the larger radii first.
     """
 
@@ -67,6 +67,8 @@ class ApgdL1:
     restarts: Annotated[int, Field(ge=1)] = 1
     targets: Annotated[int, Field(ge=1)] = 9
     shrink: bool = True
+    surrogate: str = ""
+    eot: Annotated[int, Field(ge=1)] = 1
 
     uses_gradient = True
     stays_inside = False

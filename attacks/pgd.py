@@ -45,6 +45,8 @@ class Pgd:
         restarts: runs per target.
         random_start: start at a random point of the threat model, else at the clean one.
         targets: how many classes to aim at, by falling clean logit.
+        surrogate: take gradients from this stand-in, which the model must declare.
+        eot: passes averaged at every query, for randomized models.
     """
 
     loss: LossName = "ce"
@@ -53,6 +55,8 @@ class Pgd:
     restarts: Annotated[int, Field(ge=1)] = 1
     random_start: bool = True
     targets: Annotated[int, Field(ge=1)] = 9
+    surrogate: str = ""
+    eot: Annotated[int, Field(ge=1)] = 1
 
     uses_gradient = True
     stays_inside = True

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from robustkit.errors import RobustkitError, some
-from robustkit.search import Reply, Search, Tasks, place, select
+from robustkit.search import Reply, Search, Tasks, draws, place, select, stand_in
 from robustkit.slots import FREE, Books, Outcome, Referee, Work
+from robustkit.surrogate import source
 from robustkit.threat import Threat
 from robustkit.types import Mask, Model, per_point
 
@@ -63,23 +64,42 @@ class Engine:
             floor.refill()
 
     def ask(self, search: Search[Any], state: Any) -> Reply:
-        """Evaluate the model at `state.query`, with the gradient of the search's objective."""
+        """Evaluate the model at `state.query`, with the gradient of the search's objective.
+
+        A search with the option `surrogate` climbs on that stand-in of the model, one with
+        `eot` > 1 on the mean of so many draws; the logits of a reply are always the model's own.
+        """
         self.steps += 1
         self.evaluated += len(state.query)
         if not search.uses_gradient:
             with torch.no_grad():
                 logits = self.model(state.query).float()
                 return Reply(logits, search.objective(logits, state), logits.new_empty(0))
+        model, eot = source(self.model, stand_in(search)), draws(search)
         query = state.query.detach().requires_grad_(True)
+        logits, value, gradient = self._climb(model, search, state, query)
+        for _ in range(eot - 1):
+            more = self._climb(model, search, state, query)
+            logits, value, gradient = logits + more[0], value + more[1], gradient + more[2]
+        if stand_in(search):
+            with torch.no_grad():
+                logits = self.model(state.query).float()
+        return Reply(logits, value / eot, gradient)
+
+    @staticmethod
+    def _climb(
+        model: Model, search: Search[Any], state: Any, query: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits, objective and gradient of one pass."""
         gradient: Tensor | None = None
         with torch.enable_grad():
-            logits = self.model(query).float()
+            logits = model(query).float()
             value = search.objective(logits, state)
             if value.requires_grad:
                 (gradient,) = torch.autograd.grad(value.sum(), query, allow_unused=True)
         # A gradient that is not a number points nowhere: the search must go on without it.
         gradient = torch.zeros_like(query) if gradient is None else gradient.nan_to_num()
-        return Reply(logits.detach(), value.detach(), gradient)
+        return logits.detach(), value.detach(), gradient
 
 
 class _Floor:
@@ -114,9 +134,11 @@ class _Floor:
         except RuntimeError as error:
             self._back_off(error)
             return
-        books.forwards.add_(running)
+        # A pass of a surrogate is counted like one of the model.
+        eot = draws(self.search)
+        books.forwards.add_(running * (eot + bool(stand_in(self.search))))
         if self.search.uses_gradient:
-            books.backwards.add_(running)
+            books.backwards.add_(running * eot)
         self._catch(running & (reply.logits.argmax(1) != self.tasks.y))
         self.state = self._drop_undefined(running & ~reply.logits.isfinite().all(1), following)
 

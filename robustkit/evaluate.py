@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from robustkit import provenance
+from robustkit.bounds.certify import Certifier, certifier
 from robustkit.data import Dataset, digest, select
 from robustkit.device import default_slots, pick_device, stride
 from robustkit.diagnose import Health, examine
@@ -42,6 +43,8 @@ def evaluate(
     folder: Path | str,
     suite: str | None = None,
     attacks: Sequence[str | Spec] = (),
+    certify: str | None = None,
+    attack_certified: bool = False,
     n: int | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -60,6 +63,8 @@ def evaluate(
     Args:
         model: maps [b, c, h, w] in [0, 1] to logits [b, k], each row by itself.
         suite, attacks: a named line-up, or specs such as "apgd(steps=50)"; exactly one of them.
+        certify: a certificate to try first: "ibp", "crown", "alpha-crown", "smoothing" or "auto".
+            Points that are proved robust get no attack, unless `attack_certified` is set.
         n: evaluate a fixed, seeded, class-balanced subset of this size.
         batch_size: points in flight at once; chosen by device when not given.
         save_adversarial: store what was found; by default up to 1 GiB.
@@ -68,13 +73,16 @@ def evaluate(
     Raises:
         UsageError: for arguments, data or a model that cannot be evaluated, and for a folder that
             is in use or holds another evaluation.
-        RobustkitError: when the run cannot finish; what was found so far is kept.
+        RobustkitError: when the run cannot finish; what was found so far is kept. Also when an
+            attack takes a point with a certificate.
     """
     watcher, target, folder = watcher or Watcher(), pick_device(device), Path(folder)
-    specs, points = line_up(suite, attacks, threat), select(data, n, seed)
+    specs, points = line_up(suite, attacks, threat, model), select(data, n, seed)
     private, health = preflight(model, name, data, points, target)
+    prover = certifier(private, data.shape, threat, certify, seed) if certify else None
     weights, content = _weights(private), digest(data, points)
-    identity = {
+    proof = {"certify": prover.name, "attack_certified": attack_certified} if prover else {}
+    identity: dict[str, Any] = {
         "robustkit": provenance.versions()["robustkit"],
         "defense": name,
         "weights": weights.digest,
@@ -83,8 +91,10 @@ def evaluate(
         "threat": asdict(threat),
         "attacks": [str(spec) for spec in specs],
         "seed": seed,
+        **proof,
     }
     watcher.model(name, len(points))
+    _warn_of_certificate(name, certify, prover, watcher)
     _warn_of_eps(threat, data, watcher)
     path, commit = folder / "record.json", provenance.commit()
     with Ledger(folder / "ledger.sqlite", identity, fresh=fresh) as ledger:
@@ -95,7 +105,7 @@ def evaluate(
         engine = Engine(private, threat, batch_size or default_slots(target), stride(target))
         keep = _keep(save_adversarial, data, len(points), watcher)
         run = Run(name, private, data, threat, specs, points, seed, engine, target, ledger,
-                  health, keep, watcher)  # fmt: skip
+                  health, keep, watcher, prover, attack_certified)  # fmt: skip
         finished = ledger.costs().get(len(specs) - 1, Cost()).finished
         if not finished:
             path.unlink(missing_ok=True)  # of an earlier configuration: the ledger started over
@@ -140,6 +150,13 @@ def preflight(
     private = private_copy(model, device, name)
     sample = data.fetch(points[:: max(1, len(points) // 16)][:16])[0].to(device)
     return private, examine(private, sample, data.classes, name)
+
+
+def _warn_of_certificate(
+    name: str, asked: str | None, prover: Certifier | None, watcher: Watcher
+) -> None:
+    if asked and prover is None:
+        watcher.note(f"{name}: no certificate is known for a model of this kind.")
 
 
 def _warn_of_eps(threat: Threat, data: Dataset, watcher: Watcher) -> None:

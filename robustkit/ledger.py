@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS memo (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS clean (
     point INTEGER PRIMARY KEY, label INTEGER NOT NULL, predicted INTEGER NOT NULL,
     ranked TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS certified (point INTEGER PRIMARY KEY, proved INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS spent (
     stage INTEGER, point INTEGER, job INTEGER, PRIMARY KEY (stage, point, job)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS broken (
@@ -37,7 +38,7 @@ CREATE TABLE IF NOT EXISTS cost (
     DEFAULT 0, backwards INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
     flips INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0);
 """
-CLEAN = -1  # the stage number of the clean pass
+CLEAN, CERTIFY = -1, -2  # the stage numbers of the clean pass and of the certificate
 
 
 class Fall(NamedTuple):
@@ -116,7 +117,7 @@ class Ledger:
 
     def _forget(self) -> None:
         with self.transaction():
-            for table in ("meta", "memo", "clean", "spent", "broken", "cost"):
+            for table in ("meta", "memo", "clean", "certified", "spent", "broken", "cost"):
                 self._db.execute(f"DELETE FROM {table}")
 
     def __enter__(self) -> Ledger:
@@ -198,6 +199,18 @@ class Ledger:
         with self._errors():
             rows = self._db.execute("SELECT point, label, predicted, ranked FROM clean").fetchall()
         return {p: (y, k, json.loads(ranked)) for p, y, k, ranked in rows}
+
+    def write_certified(self, rows: Iterable[tuple[int, bool]], seconds: float) -> None:
+        """Store for some points whether the certificate holds."""
+        with self.transaction():
+            self._db.executemany("INSERT OR REPLACE INTO certified VALUES (?, ?)", rows)
+            self._spend(CERTIFY, Cost(seconds=seconds))
+
+    def certified(self) -> dict[int, bool]:
+        """Return the points that the certificate was tried on, and whether it holds."""
+        with self._errors():
+            rows = self._db.execute("SELECT point, proved FROM certified").fetchall()
+        return {point: bool(proved) for point, proved in rows}
 
     def write(
         self, stage: int, spent: Iterable[tuple[int, int]], falls: Iterable[Fall], cost: Cost

@@ -51,3 +51,49 @@ def small_cnn(shape: tuple[int, int, int], classes: int, width: int = 32) -> nn.
         nn.ReLU(),
         nn.Linear(128, classes),
     )
+
+
+def cnn3(shape: tuple[int, int, int], classes: int, width: int = 16) -> nn.Sequential:
+    """Two strided convolutions and one linear layer: 25 thousand weights at 28 × 28.
+
+    CNN3 of CTBench (Mao et al. 2025): convolutions of 5 × 5 and 4 × 4, stride 2.
+    """
+    channels, height, size = shape
+    flat = 2 * width * (math.ceil(height / 2) // 2) * (math.ceil(size / 2) // 2)
+    return nn.Sequential(
+        *([normalize(channels)] if channels == 3 else []),
+        nn.Conv2d(channels, width, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(flat, classes),
+    )
+
+
+def cnn7(shape: tuple[int, int, int], classes: int, width: int = 64) -> nn.Sequential:
+    """Five convolutions with batch normalization and two linear layers: 13 M weights at 28 × 28.
+
+    CNN7 of Shi et al. 2021 and CTBench. About 200 million multiply-adds per 28 × 28 image: for a
+    GPU.
+    """
+    channels, height, size = shape
+    layers: list[nn.Module] = [normalize(channels)] if channels == 3 else []
+    plan = [(width, 1), (width, 1), (2 * width, 2), (2 * width, 1), (2 * width, 1)]
+    before = channels
+    for after, stride in plan:
+        layers += [
+            nn.Conv2d(before, after, 3, stride=stride, padding=1),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+        ]
+        before = after
+    flat, hidden = before * math.ceil(height / 2) * math.ceil(size / 2), 8 * width
+    return nn.Sequential(
+        *layers,
+        nn.Flatten(),
+        nn.Linear(flat, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, classes),
+    )

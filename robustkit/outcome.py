@@ -86,7 +86,7 @@ def make_record(run: Run, origin: Origin) -> Record:
         seed=run.seed,
         arguments=origin.arguments,
         weights=origin.weights,
-        certify=None,
+        certify=None if run.certifier is None else run.certifier.name,
         randomized=run.health.randomized,
         flags=[*run.health.flags, *flags],
         notes=origin.notes,
@@ -124,10 +124,16 @@ def _stages(run: Run) -> list[Stage]:
 
 
 def _points(run: Run) -> Points:
-    clean, falls = run.ledger.clean(), run.ledger.falls()
+    clean, falls, proved = run.ledger.clean(), run.ledger.falls(), run.ledger.certified()
     index = run.points.tolist()
     statuses: list[Status] = [
-        "misclassified" if clean[p][0] != clean[p][1] else "broken" if p in falls else "robust"
+        "misclassified"
+        if clean[p][0] != clean[p][1]
+        else "broken"
+        if p in falls
+        else "certified"
+        if proved.get(p)
+        else "robust"
         for p in index
     ]
     return Points(

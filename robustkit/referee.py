@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from robustkit.data import Dataset
+from robustkit.errors import RobustkitError, some
 from robustkit.ledger import Cost, Fall, Ledger
 from robustkit.search import Job, Tasks
 from robustkit.slots import Outcome, Work, fresh_tasks
@@ -28,6 +29,7 @@ class StageReferee:
         ranked: per standing point, the classes by falling clean logit.
         entered: points that stood when the stage first began.
         spent: (point, job) pairs that an earlier run of the same command has finished.
+        proved: points with a certificate; one that falls all the same stops the run.
         keep: whether to store adversarial inputs.
         report: called after every harvest with (tasks finished, points still standing).
     """
@@ -42,6 +44,7 @@ class StageReferee:
     ranked: dict[int, list[int]]
     entered: int
     spent: set[tuple[int, int]]
+    proved: set[int]
     seed: int
     draws: int
     device: torch.device
@@ -79,6 +82,13 @@ class StageReferee:
         self._checks += len(work) * self.draws
         stands: list[bool] = verdict.broken.tolist()
         self._flips += stands.count(False)
+        refuted = [p for p, ok in zip(points, stands, strict=True) if ok and p in self.proved]
+        if refuted:
+            raise RobustkitError(
+                f"certificate refuted: {self.name} broke points {some(refuted)}, which were proved "
+                f"robust at {self.threat}. The bounds or the model's certificate are unsound; none "
+                "of its certificates may be used. Please report this with the run's folder."
+            )
         stored = z.cpu().numpy() if self.keep else None
         predicted, distances = verdict.predicted.tolist(), verdict.distance.tolist()
         columns = zip(points, stands, predicted, distances, strict=True)

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
@@ -78,3 +79,12 @@ def normal(keys: Keys, count: int, stream: int | Int[Tensor, " s"]) -> Float[Ten
     radius = (-2 * (1 - u[:, :half]).log()).sqrt()
     angle = 2 * math.pi * u[:, half:]
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+
+
+def generator(seed: int, stream: int, count: int) -> Generator:
+    """Return a CPU generator that depends on the three numbers alone.
+
+    PyTorch's CPU generator looks at the low 32 bits of its seed alone: all three reach them.
+    """
+    pairs = zip((seed, stream, count), _ODD, strict=True)
+    return Generator().manual_seed(sum(number * odd for number, odd in pairs) % 2**63)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from robustkit.bounds.certify import Certifier
 from robustkit.data import Dataset
 from robustkit.diagnose import Health
 from robustkit.engine import Engine, out_of_memory
@@ -56,6 +57,8 @@ class Run:
     health: Health
     keep: bool
     watcher: Watcher
+    certifier: Certifier | None = None
+    attack_certified: bool = False
 
     @property
     def draws(self) -> int:
@@ -74,6 +77,7 @@ class Run:
             cost = Cost(forwards=self.health.forwards, backwards=self.health.backwards)
             self.ledger.write(CLEAN, [], [], cost)
         self.clean()
+        self.certify()
         for stage in range(len(self.specs)):
             self.attack(stage)
 
@@ -111,6 +115,24 @@ class Run:
         ranked = first.topk(self.ranked, dim=1).indices.tolist()
         return list(zip(batch, y.tolist(), predicted.tolist(), ranked, strict=True))
 
+    def certify(self) -> None:
+        """Try the certificate on every point that is classified correctly."""
+        if self.certifier is None:
+            return
+        tried = self.ledger.certified()
+        clean = self.ledger.clean()
+        right = [p for p, (label, predicted, _) in clean.items() if label == predicted]
+        todo, proved = [p for p in right if p not in tried], sum(tried.values())
+        self.watcher.stage(f"certify {self.certifier.name}", len(right))
+        size = self.certifier.batch
+        for start in range(0, len(todo), size):
+            batch, clock = todo[start : start + size], time.monotonic()
+            x, y = (part.to(self.device) for part in self.data.fetch(batch))
+            holds = self.certifier.prove(x, y).tolist()
+            self.ledger.write_certified(zip(batch, holds, strict=True), time.monotonic() - clock)
+            proved += sum(holds)
+            self.watcher.advance(len(right) - len(todo) + start + len(batch), proved, len(right))
+
     def attack(self, stage: int) -> None:
         """Run one attack of the line-up on the points that still stand."""
         if self.ledger.costs().get(stage, Cost()).finished:
@@ -118,10 +140,12 @@ class Run:
         spec = self.specs[stage]
         search = attacks.build(spec)
         falls = self.ledger.falls()
+        proved = {point for point, holds in self.ledger.certified().items() if holds}
+        spared = set() if self.attack_certified else proved
         standing = {
             point: order
             for point, (label, predicted, order) in self.ledger.clean().items()
-            if label == predicted and point not in falls
+            if label == predicted and point not in falls and point not in spared
         }
         jobs = search.jobs(self.threat, self.health.classes)
         spent = {item for item in self.ledger.spent(stage) if item[0] in standing}
@@ -138,6 +162,7 @@ class Run:
             ranked=standing,
             entered=len(standing) + sum(fall.stage == stage for fall in falls.values()),
             spent=spent,
+            proved=proved,
             seed=self.seed,
             draws=self.draws,
             device=self.device,

@@ -110,7 +110,11 @@ Rows = TypeVar("Rows")
 
 
 class Search(Protocol[S]):
-    """One attack. Implementations are frozen dataclasses whose fields are the options."""
+    """One attack. Implementations are frozen dataclasses whose fields are the options.
+
+    Two options mean something to the engine: `surrogate` (str) names a stand-in that the model
+    declares, `eot` (int) the passes that are averaged at every query.
+    """
 
     @property
     def uses_gradient(self) -> bool:
@@ -144,6 +148,16 @@ class Search(Protocol[S]):
     def step(self, state: S, reply: Reply, threat: Threat) -> S:
         """Take in the answer at `state.query` and choose the next query. Rows are independent."""
         ...
+
+
+def stand_in(search: object) -> str:
+    """Return the surrogate that a search follows; "" where it follows the model itself."""
+    return str(getattr(search, "surrogate", ""))
+
+
+def draws(search: object) -> int:
+    """Return how many passes a search averages at every query (expectation over randomness)."""
+    return int(getattr(search, "eot", 1))
 
 
 def select(rows: Rows, index: Int[Tensor, " r"]) -> Rows:

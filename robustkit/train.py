@@ -22,8 +22,7 @@ from robustkit import files
 from robustkit.data import Dataset
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.parts import assemble, learned
-
-_ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
+from robustkit.rng import generator
 
 
 @dataclass(frozen=True)
@@ -129,12 +128,6 @@ def fit(
             saved = time.monotonic()
         yield Progress(step + 1, total, epoch + 1, float(loss.detach()))
     save_weights(part, folder / "model.safetensors")
-
-
-def generator(seed: int, stream: int, count: int) -> Generator:
-    """Return a CPU generator that depends on the three numbers alone."""
-    pairs = zip((seed, stream, count), _ODD, strict=True)
-    return Generator().manual_seed(sum(number * odd for number, odd in pairs) % 2**63)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

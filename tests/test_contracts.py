@@ -10,15 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustkit.data import open_dataset
 from robustkit.engine import Engine
 from robustkit.errors import UsageError
+from robustkit.parts import assemble, learned
 from robustkit.plain import attack
 from robustkit.registry import attacks, defenses, suites
+from robustkit.rng import generator
 from robustkit.search import Job, Search, Tasks
 from robustkit.slots import Outcome, Work, fresh_tasks
 from robustkit.spec import Spec
+from robustkit.surrogate import declared
 from robustkit.threat import Norm, Threat
-from robustkit.train import Step, generator
+from robustkit.train import Step
 
 THREATS = [Threat("linf", 0.04), Threat("l2", 0.35), Threat("l1", 1.8)]
 SMALL = {"steps": 8, "queries": 30, "targets": 2}
@@ -259,7 +263,11 @@ def test_suites_list_attacks_that_support_the_norm(name: str, threat: Threat) ->
         assert attacks.build(spec).jobs(threat, 2)
 
 
-@pytest.mark.parametrize("name", list(defenses))
+def is_network(name: str) -> bool:
+    return hasattr(defenses.entry(name).target, "network")
+
+
+@pytest.mark.parametrize("name", [name for name in defenses if is_network(name)])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 12)])
 def test_defenses_can_be_trained_and_evaluated(name: str, shape: tuple[int, int, int]) -> None:
     options = {"width": 4} if "width" in defenses.entry(name).options else {}
@@ -289,5 +297,37 @@ def test_defenses_can_be_trained_and_evaluated(name: str, shape: tuple[int, int,
     logits = network(x)
     assert logits.shape == (5, 3)
     assert bool(logits.isfinite().all())
+    if getattr(network, "randomized", False):
+        assert not torch.equal(network(x), logits)
+        return
     assert torch.equal(network(x), logits)
     torch.testing.assert_close(network(x[2:3]), logits[2:3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in defenses if not is_network(name)])
+def test_composed_defenses_answer_and_learn_their_own_part(name: str) -> None:
+    defense, data = defenses.build(name), open_dataset("bundled")
+    model = assemble(defense, data).eval()
+    x, y = data.fetch([0, 1, 2, 3])
+    logits = model(x)
+    assert logits.shape == (4, 10)
+    assert bool(logits.isfinite().all())
+    for surrogate in declared(model).values():
+        query = x.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(surrogate(query).square().sum(), query)
+        assert bool(gradient.isfinite().all())
+        assert bool(gradient.any())
+    part = learned(defense, model)
+    if part is None or not hasattr(defense, "objective"):
+        return
+    own, state = dict(part.named_parameters()), copy.deepcopy(model.state_dict())
+    model.train()
+    step = Step(0.5, generator(0, 1, 0))
+    loss = defense.objective(model, x, y, step)
+    found = torch.autograd.grad(loss, list(own.values()))
+    assert bool(loss.isfinite())
+    assert all(bool(g.isfinite().all()) for g in found)
+    others = set(dict(model.named_parameters())) - {
+        key for key, p in model.named_parameters() if any(p is q for q in own.values())
+    }
+    assert all(torch.equal(model.state_dict()[key], state[key]) for key in others)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = {
     "ground": "errors types spec registry rng threat losses importing files jsonfile device",
     "data": "npz download points folder sources named data",
-    "defense": "parts nets adversary train checkpoints model",
+    "defense": "surrogate parts nets adversary mixing bounds train checkpoints model",
     "search": "search slots engine plain suites",
     "verify": "verify ledger referee",
     "record": "record provenance diagnose run outcome evaluate",

@@ -18,8 +18,9 @@ from robustkit.adversary import perturb
 from robustkit.data import Augment, Dataset, ImageSet, from_arrays
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.registry import defenses
+from robustkit.rng import generator
 from robustkit.threat import Norm, Threat
-from robustkit.train import Progress, Recipe, Step, fit, generator
+from robustkit.train import Progress, Recipe, Step, fit
 
 RECIPE = Recipe(epochs=3, batch_size=16)
 LAST = 15  # steps: 80 points in batches of 16, three times

@@ -34,6 +34,14 @@ from robustkit.cli.program import debug, debugging
     help='An attack instead of a suite, such as "apgd(loss=dlr, steps=50)"; repeatable.',
 )
 @click.option(
+    "--certify",
+    type=click.Choice(["auto", "ibp", "crown", "alpha-crown", "smoothing"]),
+    help="Prove points robust before the attacks; those are not attacked.",
+)
+@click.option(
+    "--attack-certified", is_flag=True, help="Attack certified points too, to check the proof."
+)
+@click.option(
     "--n",
     type=click.IntRange(min=1),
     metavar="N",

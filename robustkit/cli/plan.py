@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robustkit import jsonfile
+from robustkit.bounds.certify import certifier
 from robustkit.data import Dataset, open_dataset, select
 from robustkit.device import pick_device
 from robustkit.errors import UsageError
@@ -34,6 +35,8 @@ class Request:
     threat: str | None = None
     suite: str | None = None
     attacks: tuple[str, ...] = ()
+    certify: str | None = None
+    attack_certified: bool = False
     n: int | None = None
     seed: int = 0
     device: str = "auto"
@@ -86,8 +89,14 @@ def make(request: Request) -> Plan:
     suite = request.suite or (None if request.attacks else _DEFAULT_SUITE)
     attacks = tuple(Spec.parse(text) for text in request.attacks)
     line_up(suite, attacks, threat)
+    if request.attack_certified and not request.certify:
+        raise UsageError("--attack-certified needs --certify: nothing is certified without it.")
     select(data, request.n, request.seed)
     subjects = _subjects(request, data)
+    for subject in subjects:
+        line_up(suite, attacks, threat, subject.model)
+        if request.certify:
+            certifier(subject.model, data.shape, threat, request.certify, request.seed)
     config = _config(request, threat, suite, attacks, subjects)
     out = request.out or Path("robustkit-runs") / _default_name(config, data)
     _refuse_other(out, config, fresh=request.fresh)
@@ -157,6 +166,8 @@ def _config(
         "attacks": [str(spec) for spec in attacks],
         "n": request.n,
         "seed": request.seed,
+        **({"certify": request.certify} if request.certify else {}),
+        **({"attack_certified": True} if request.attack_certified else {}),
     }
 
 
@@ -174,8 +185,8 @@ def _refuse_other(out: Path, config: dict[str, Any], *, fresh: bool) -> None:
     before = _previous(out)
     if before is None or fresh:
         return
-    for key in config:
-        was, now = before.get(key), config[key]
+    for key in {**config, **before}:
+        was, now = before.get(key), config.get(key)
         if was != now:
             raise UsageError(
                 f"{out} holds another evaluation: {_difference(key, was, now, config)}. "

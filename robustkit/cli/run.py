@@ -79,6 +79,8 @@ def _one(plan: Plan, subject: Subject, screen: Screen) -> Record:
         threat=plan.threat,
         suite=plan.suite,
         attacks=plan.attacks,
+        certify=request.certify,
+        attack_certified=request.attack_certified,
         n=request.n,
         seed=request.seed,
         device=request.device,

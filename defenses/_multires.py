@@ -1,0 +1,151 @@
+"""A stack of noisy copies of one image at several resolutions, drawn anew at every pass."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Generator, Tensor, nn
+
+from robustkit.errors import UsageError
+from robustkit.rng import generator as keyed
+
+_LUMA = (0.2989, 0.587, 0.114)
+_LEVELS = 100
+
+
+class MultiResolution(nn.Module):
+    """Every image as v copies: jittered, blurred to a lower resolution, noisy. [0, 1] in and out.
+
+    Fort & Lakshminarayanan 2024 and the notebook of its authors. For every image and copy, with
+    draws of its own: contrast, shift with wrap-around, mix with the mean of the channels, bicubic
+    to the copy's resolution, noise there, bicubic back, noise again, clip. All of it is
+    differentiable in the image.
+
+    Differs from the paper: contrast is a factor of its own (the notebook overwrites it with the
+    color factor), and the draws come from a generator. As in the notebook, and unlike the text,
+    noise is uniform on [0, `noise`], so that it brightens the image by `noise` / 2 on average.
+
+    Without a generator, pass number `calls` draws from (`seed`, `calls`): a deep copy goes on with
+    the same numbers as its original.
+
+    Attributes:
+        resolutions: side of every copy as a fraction of the image's side; sides are rounded up.
+        jitter: largest shift along either axis, in pixels.
+        contrast: smallest and largest factor.
+        color: smallest and largest weight of the colors against their mean.
+        noise: largest value added to a pixel, in input units.
+        seed: of the draws without a generator.
+        calls: passes so far without a generator.
+
+    Raises:
+        UsageError: for options out of range.
+    """
+
+    def __init__(
+        self,
+        resolutions: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125),
+        jitter: int = 3,
+        contrast: tuple[float, float] = (0.7, 1.5),
+        color: tuple[float, float] = (0.5, 1.0),
+        noise: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not resolutions or not all(0 < r <= 1 for r in resolutions):
+            raise UsageError(
+                f"resolutions: expected fractions of the image's side above 0 and up to 1, got "
+                f"{resolutions}. Write 0.5 for half of it."
+            )
+        if jitter < 0 or not (noise >= 0 and math.isfinite(noise)):
+            raise UsageError(
+                f"expected jitter and noise of 0 or more, got jitter={jitter}, noise={noise}. "
+                "Use 0 to switch one off."
+            )
+        for name, (low, high) in (("contrast", contrast), ("color", color)):
+            if not 0 <= low <= high < math.inf:
+                raise UsageError(
+                    f"{name}: expected two factors from 0 up, the smaller first, got "
+                    f"{(low, high)}. Write (1.0, 1.0) to switch it off."
+                )
+        self.resolutions, self.jitter, self.noise = resolutions, jitter, noise
+        self.contrast, self.color = contrast, color
+        self.seed, self.calls = seed, 0
+
+    def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """[b, c, h, w] -> [b, v · c, h, w], copy after copy; `generator` lives on the CPU."""
+        if generator is None:
+            generator = keyed(self.seed, 2, self.calls)
+            self.calls += 1
+        draws = torch.rand(len(x), sum(self._sizes(x)), generator=generator)
+        draws = draws.to(x.device, x.dtype)
+        dials = draws[:, : 4 * len(self.resolutions)].view(len(x), -1, 4)
+        factors = (_choice(dials[..., 0], self.contrast), _choice(dials[..., 1], self.color))
+        shifts = ((2 * self.jitter + 1) * dials[..., 2:]).floor().long() - self.jitter
+        return self._stack(x, *factors, shifts, draws)
+
+    def fixed(self, x: Tensor) -> Tensor:
+        """Return the stack without chance: no shift, factors 1 and noise at its mean."""
+        one = x.new_ones(len(x), len(self.resolutions))
+        still = torch.zeros(*one.shape, 2, dtype=torch.long, device=x.device)
+        return self._stack(x, one, one, still, x.new_full((len(x), sum(self._sizes(x))), 0.5))
+
+    def _sides(self, x: Tensor) -> list[tuple[int, int]]:
+        height, width = x.shape[2:]
+        return [(math.ceil(height * r), math.ceil(width * r)) for r in self.resolutions]
+
+    def _sizes(self, x: Tensor) -> list[int]:
+        """How many numbers an image needs: for its factors, and for every copy's two noises."""
+        channels, height, width = x.shape[1:]
+        low = [channels * h * w for h, w in self._sides(x)]
+        return [4 * len(low), *low, *[channels * height * width] * len(low)]
+
+    def _stack(
+        self, x: Tensor, contrast: Tensor, color: Tensor, shifts: Tensor, draws: Tensor
+    ) -> Tensor:
+        batch, channels, height, width = x.shape
+        copies = len(self.resolutions)
+        ends = torch.tensor([0, *self._sizes(x)]).cumsum(0).tolist()
+        noises = [self.noise * draws[:, a:b] for a, b in pairwise(ends[1:])]
+        varied = x[:, None].expand(-1, copies, -1, -1, -1)
+        varied = _contrasted(varied, contrast[..., None, None, None])
+        varied = _shifted(varied, shifts)
+        weight = color[..., None, None, None]
+        varied = weight * varied + (1 - weight) * varied.mean(2, keepdim=True)
+        stack = []
+        for i, (h, w) in enumerate(self._sides(x)):
+            low = _resized(varied[:, i], (h, w)) + noises[i].view(batch, channels, h, w)
+            full = _resized(low, (height, width))
+            stack.append(full + noises[copies + i].view(batch, channels, height, width))
+        return torch.cat(stack, dim=1).clamp(0, 1)
+
+
+def _choice(uniform: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Turn uniform numbers into one of 100 evenly spaced ones, both limits among them."""
+    low, high = limits
+    return low + (high - low) * (_LEVELS * uniform).floor() / (_LEVELS - 1)
+
+
+def _contrasted(x: Tensor, factor: Tensor) -> Tensor:
+    """Move [b, v, c, h, w] from or to its mean brightness, clipped as torchvision does."""
+    if x.shape[2] == len(_LUMA):
+        gray = (x.mean((3, 4), keepdim=True) * x.new_tensor(_LUMA).view(-1, 1, 1)).sum(2, True)
+    else:
+        gray = x.mean((2, 3, 4), keepdim=True)
+    return (factor * x + (1 - factor) * gray).clamp(0, 1)
+
+
+def _shifted(x: Tensor, shifts: Tensor) -> Tensor:
+    """Roll [b, v, c, h, w] by (rows, columns) [b, v, 2], with wrap-around."""
+    height, width = x.shape[3:]
+    rows = (torch.arange(height, device=x.device) - shifts[..., :1]) % height
+    columns = (torch.arange(width, device=x.device) - shifts[..., 1:]) % width
+    x = x.gather(3, rows[:, :, None, :, None].expand(x.shape))
+    return x.gather(4, columns[:, :, None, None, :].expand(x.shape))
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    if x.shape[2:] == size:
+        return x
+    return nn.functional.interpolate(x, size=size, mode="bicubic", align_corners=False)

@@ -1,0 +1,1 @@
+"""Sound bounds on what a network answers: intervals, linear bounds, and randomized smoothing."""

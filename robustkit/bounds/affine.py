@@ -1,0 +1,206 @@
+"""Affine operations as bounds need them: W x + b, |W| r, A W and A b, without a matrix.
+
+Every operation reads its weights when it is called, so that bounds follow a network in training.
+`terms` is the number of summands behind one output, for the bound on what float32 rounds off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Statistics = dict[nn.Module, tuple[Tensor, Tensor]]  # of a batch: mean and variance per layer
+UNIT = 2.0**-24  # half the distance of neighboring float32 numbers, relative
+
+
+class Affine(Protocol):
+    """y = W x + b over one example; tensors carry leading axes before the features."""
+
+    @property
+    def terms(self) -> int:
+        """Summands of one output."""
+        ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        """W x + b for x [b, *f]."""
+        ...
+
+    def spread(self, r: Tensor) -> Tensor:
+        """|W| r for r ≥ 0 [b, *f]."""
+        ...
+
+    def squares(self, r: Tensor) -> Tensor:
+        """W² r, elementwise square, for r ≥ 0 [b, *f]."""
+        ...
+
+    def pull(self, a: Tensor) -> Tensor:
+        """A W for A [b, s, *out] -> [b, s, *in]."""
+        ...
+
+    def offset(self, a: Tensor) -> Tensor:
+        """A b for A [b, s, *out] -> [b, s]."""
+        ...
+
+    def size(self) -> Tensor:
+        """|b|, broadcastable to an output [1, *out]."""
+        ...
+
+
+def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
+    bias: Tensor | None = layer.bias
+    return layer.weight.new_zeros(len(layer.weight)) if bias is None else bias
+
+
+@dataclass
+class LinearOp:
+    """A fully connected layer."""
+
+    layer: nn.Linear
+
+    @property
+    def terms(self) -> int:
+        return self.layer.in_features + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.layer.weight, self.layer.bias)
+
+    def spread(self, r: Tensor) -> Tensor:
+        return F.linear(r, self.layer.weight.abs())
+
+    def squares(self, r: Tensor) -> Tensor:
+        return F.linear(r, self.layer.weight.square())
+
+    def pull(self, a: Tensor) -> Tensor:
+        return torch.matmul(a, self.layer.weight)
+
+    def offset(self, a: Tensor) -> Tensor:
+        return torch.matmul(a, _bias(self.layer))
+
+    def size(self) -> Tensor:
+        return _bias(self.layer).abs()[None]
+
+
+@dataclass
+class ConvOp:
+    """A convolution with zero padding. `shape` is that of its input [c, h, w]."""
+
+    layer: nn.Conv2d
+    shape: tuple[int, ...]
+
+    @property
+    def terms(self) -> int:
+        return int(self.layer.weight[0].numel()) + 1
+
+    def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        c = self.layer
+        padding: Any = c.padding
+        return F.conv2d(x, weight, bias, c.stride, padding, c.dilation, c.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x, self.layer.weight, self.layer.bias)
+
+    def spread(self, r: Tensor) -> Tensor:
+        return self._run(r, self.layer.weight.abs(), None)
+
+    def squares(self, r: Tensor) -> Tensor:
+        return self._run(r, self.layer.weight.square(), None)
+
+    def pull(self, a: Tensor) -> Tensor:
+        c, flat = self.layer, a.flatten(0, 1)
+        padding = tuple(int(p) for p in c.padding)
+        rest = [
+            size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
+            for size, out, stride, pad, dilation, kernel in zip(
+                self.shape[1:], a.shape[3:], c.stride, padding, c.dilation, c.kernel_size,
+                strict=True,
+            )
+        ]  # fmt: skip
+        back = F.conv_transpose2d(
+            flat, c.weight, None, c.stride, padding, rest, c.groups, c.dilation
+        )
+        return back.view(*a.shape[:2], *self.shape)
+
+    def offset(self, a: Tensor) -> Tensor:
+        return torch.einsum("bschw,c->bs", a, _bias(self.layer))
+
+    def size(self) -> Tensor:
+        return _bias(self.layer).abs().view(1, -1, 1, 1)
+
+
+@dataclass
+class ScaleOp:
+    """w · x + b with w and b broadcast over an example; both are read by `read`."""
+
+    read: Callable[[], tuple[Tensor, Tensor]]
+    terms: int = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, b = self.read()
+        return x * w + b
+
+    def spread(self, r: Tensor) -> Tensor:
+        return r * self.read()[0].abs()
+
+    def squares(self, r: Tensor) -> Tensor:
+        return r * self.read()[0].square()
+
+    def pull(self, a: Tensor) -> Tensor:
+        return a * self.read()[0]
+
+    def offset(self, a: Tensor) -> Tensor:
+        return (a * self.read()[1]).flatten(2).sum(2)
+
+    def size(self) -> Tensor:
+        return self.read()[1].abs()
+
+
+@dataclass
+class AverageOp:
+    """A linear map with weights that are not negative and no bias: reshapes, average pooling."""
+
+    function: Callable[[Tensor], Tensor]
+    shape: tuple[int, ...]
+    terms: int = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def spread(self, r: Tensor) -> Tensor:
+        return self.function(r)
+
+    def squares(self, r: Tensor) -> Tensor:
+        # sum w² r ≤ max w · sum w r, and weights of an average are at most 1.
+        return self.function(r)
+
+    def pull(self, a: Tensor) -> Tensor:
+        flat = a.flatten(0, 1)
+        point = flat.new_zeros(len(flat), *self.shape, requires_grad=True)
+        with torch.enable_grad():
+            (back,) = torch.autograd.grad(
+                self.function(point), point, flat, create_graph=flat.requires_grad
+            )
+        return back.view(*a.shape[:2], *self.shape)
+
+    def offset(self, a: Tensor) -> Tensor:
+        return a.new_zeros(a.shape[:2])
+
+    def size(self) -> Tensor:
+        return torch.zeros(())
+
+
+def widening(op: Affine, size: Tensor) -> Tensor:
+    """Bound what a float32 evaluation of `op` at |x| ≤ `size` [b, *in] is off by: [b, *out].
+
+    gamma_n (|W| |x| + |b|), gamma_n = n u / (1 − n u). Higham, Accuracy and Stability of Numerical
+    Algorithms, section 3.1: sums in any order, with or without fused operations. Not covered:
+    Winograd and FFT convolutions, TF32.
+    """
+    if not op.terms:
+        return torch.zeros((), dtype=size.dtype, device=size.device)
+    n = op.terms + 2
+    return (n * UNIT / (1 - n * UNIT)) * (op.spread(size) + op.size())
