@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustkit.bounds.affine import UNIT
+
+SOFTPLUS_STEP = 4e-9  # torch.nn.functional.softplus(x) is x above 20: a step down of 2.1e-9
 Shape: TypeAlias = Literal["convex", "sigmoid", "dip"]
 
 
@@ -36,9 +39,18 @@ class Activation:
     minimum: float = 0.0
     rounding: float = 0.0
 
+    def slack(self, low: Tensor, high: Tensor) -> Tensor:
+        """Bound what float32 rounds off where the answer is in [low, high].
+
+        Relative to 1 + |f|: 1 + erf in GELU and exp − 1 in ELU cancel for negative arguments.
+        """
+        return self.rounding * UNIT * (1 + torch.maximum(low.abs(), high.abs()))
+
     def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the exact range over [low, high]."""
+        """Return the range over [low, high]: exact, but for less than 1e-8 in softplus."""
         below, above = self.function(low), self.function(high)
+        if self.name == "softplus":
+            return below - SOFTPLUS_STEP, above + SOFTPLUS_STEP
         if self.shape != "dip":
             return below, above
         bottom = self.function(torch.full_like(low, self.minimum))
@@ -56,6 +68,7 @@ class Activation:
         if self.name == "relu":
             return _relu(low, high, slope)
         f_low, f_high = self.function(low), self.function(high)
+        step = SOFTPLUS_STEP if self.name == "softplus" else 0.0
         if self.shape == "dip":
             least, most = self.interval(low, high)
             return Lines(torch.zeros_like(low), least, torch.zeros_like(low), most)
@@ -68,9 +81,9 @@ class Activation:
         tangent = self._derivative(middle)
         return Lines(
             tangent,
-            self.function(middle) - tangent * middle,
+            self.function(middle) - tangent * middle - step,
             chord,
-            torch.where(wide, f_low - chord * low, f_high),
+            torch.where(wide, f_low - chord * low, f_high) + step,
         )
 
     def _derivative(self, x: Tensor) -> Tensor:
@@ -83,7 +96,8 @@ class Activation:
 def _relu(low: Tensor, high: Tensor, slope: Tensor | None) -> Lines:
     on, off = low >= 0, high <= 0
     unstable = ~(on | off)
-    chord = torch.where(unstable, high / (high - low).clamp_min(1e-30), on.to(low.dtype))
+    width = torch.where(unstable, high - low, 1.0)
+    chord = torch.where(unstable, high / width, on.to(low.dtype))
     if slope is None:
         slope = (high > -low).to(low.dtype)
     below = torch.where(unstable, slope, on.to(low.dtype))
@@ -105,5 +119,5 @@ KNOWN = {
     "softplus": Activation("softplus", F.softplus, "convex", rounding=8),
     # Minimum points to 16 digits; the slack in `interval` covers the rest.
     "silu": Activation("silu", F.silu, "dip", minimum=-1.2784645427610738, rounding=8),
-    "gelu": Activation("gelu", F.gelu, "dip", minimum=-0.7517915246935645, rounding=8),
+    "gelu": Activation("gelu", F.gelu, "dip", minimum=-0.7517915246935645, rounding=32),
 }

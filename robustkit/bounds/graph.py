@@ -3,45 +3,30 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from robustkit.bounds.activations import Activation
-from robustkit.bounds.affine import Affine, AverageOp, ConvOp, LinearOp, ScaleOp
+from robustkit.bounds.affine import Statistics
 from robustkit.bounds.operations import (
+    BATCH_STATISTICS,
+    Call,
+    Input,
+    Join,
     MaxPool,
-    activation,
-    batch_norm,
-    clean_statistics,
-    constant,
-    max_pool,
-    reshaping,
+    Op,
+    Sum,
+    operation,
 )
 from robustkit.errors import UsageError
 from robustkit.nets import Normalize
 
-__all__ = ["Graph", "MaxPool", "clean_statistics", "trace"]
-
-
-class Input(NamedTuple):
-    """The input of the network."""
-
-
-class Sum(NamedTuple):
-    """a + sign · b."""
-
-    sign: int
-
-
-class Join(NamedTuple):
-    """Concatenation along a feature axis, counted with the batch axis."""
-
-    axis: int
-
-
-Op: TypeAlias = "Input | Sum | Join | MaxPool | Activation | Affine"
+_QUERIES = ("size", "dim", "shape", "ndim", "dtype", "device")
 
 
 class Node(NamedTuple):
@@ -61,6 +46,25 @@ class Graph(NamedTuple):
         """Return the nodes that feed a ReLU."""
         return [n.inputs[0] for n in self.nodes if getattr(n.op, "name", "") == "relu"]
 
+    def values(self, x: Tensor) -> list[Tensor]:
+        """Run the operations on x [b, *f]: one tensor [b, *shape] per node."""
+        values: list[Tensor] = []
+        for op, inputs, _ in self.nodes:
+            got = [values[index] for index in inputs]
+            if isinstance(op, Input):
+                values.append(x)
+            elif isinstance(op, Activation):
+                values.append(op.function(got[0]))
+            elif isinstance(op, Sum):
+                values.append(got[0] + op.sign * got[1])
+            elif isinstance(op, Join):
+                values.append(torch.cat(got, op.axis))
+            elif isinstance(op, MaxPool):
+                values.append(F.max_pool2d(got[0], **op.options))
+            else:
+                values.append(op.forward(got[0]))
+        return values
+
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -70,17 +74,52 @@ class _Tracer(fx.Tracer):
 def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     """Read a network for inputs of `shape` [c, h, w]; weights stay where they are.
 
+    The network is read as it is in evaluation, and its flags are put back. Constants that the
+    network computes from its parameters are read once, here.
+
     Raises:
         UsageError: naming the operation that no bounds are known for.
     """
+    modes = {m: m.training for m in model.modules()}
+    for module in modes:
+        module.training = False
     try:
-        traced = _Tracer().trace(model)
-    except Exception as error:  # control flow on values fails in many ways
+        try:
+            traced = _Tracer().trace(model)
+        except Exception as error:  # control flow on values fails in many ways
+            raise UsageError(
+                f"no bounds for {type(model).__name__}: torch.fx cannot read it ({error}). Bounds "
+                "need a network without branches on values; attack it, or smooth it."
+            ) from error
+        with torch.no_grad():
+            graph = _Reader(model, shape).read(traced)
+            _compare(model, graph, shape)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return graph
+
+
+def _compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
+    """Refuse a graph that does not answer as the network does.
+
+    Operations in place, views and dependence on the batch do not show in single nodes.
+    """
+    first = next(iter(model.parameters()), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, *shape, generator=generator)
+    x = torch.cat([x, 4 * x.flip(0) - 2]).to(first)
+    try:
+        answer, read = model(x.clone()), graph.values(x)[-1]
+        alike = torch.allclose(read, answer, rtol=1e-3, atol=1e-4 * (1 + float(answer.abs().max())))
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        alike = False
+    if not alike:
         raise UsageError(
-            f"no bounds for {type(model).__name__}: torch.fx cannot read it ({error}). Bounds need "
-            "a network without branches on values; attack it, or smooth it."
-        ) from error
-    return _Reader(model, shape).read(traced)
+            f"no bounds for {type(model).__name__}: read operation by operation, it answers "
+            "otherwise than when it is called. Avoid operations in place on values that are used "
+            "again, and dependence on other points of the batch."
+        )
 
 
 class _Reader:
@@ -94,78 +133,83 @@ class _Reader:
         self.value: dict[fx.Node, Any] = {}
 
     def read(self, traced: fx.Graph) -> Graph:
-        modes = {m: m.training for m in self.model.modules()}
-        for module in modes:
-            module.training = False
-        try:
-            with torch.no_grad():
-                for node in traced.nodes:
-                    if node.op == "output":
-                        return self._finish(node)
-                    self._lower(node)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-        raise UsageError(f"no bounds for {type(self.model).__name__}: it returns nothing.")
+        for node in traced.nodes:
+            if node.op == "output":
+                return self._finish(node)
+            self._lower(node)
+        raise self._refusal("it returns nothing")
+
+    def _refusal(self, reason: str) -> UsageError:
+        return UsageError(f"no bounds for {type(self.model).__name__}: {reason}.")
 
     def _finish(self, node: fx.Node) -> Graph:
         result = node.args[0]
         if not isinstance(result, fx.Node) or self.place.get(result) != len(self.nodes) - 1:
-            raise UsageError(
-                f"no bounds for {type(self.model).__name__}: it must return the logits alone, made "
-                "by its last operation."
-            )
+            raise self._refusal("it must return the logits alone, made by its last operation")
+        if len(self.nodes[-1].shape) != 1:
+            raise self._refusal(f"expected logits [b, k], got [b, *{self.nodes[-1].shape}]")
         return Graph(self.nodes)
 
     def _lower(self, node: fx.Node) -> None:
         if node.op == "placeholder":
+            if self.nodes:
+                raise self._refusal("its forward takes more than the images; wrap it")
             self._append(node, Input(), (), self.example)
             return
         if node.op == "get_attr":
             self.value[node] = operator.attrgetter(str(node.target))(self.model)
             return
         args, kwargs = self._values(node.args), self._values(node.kwargs)
-        sources = [a for a in node.all_input_nodes if a in self.place]
-        target: Any = node.target
-        if node.op == "call_module":
-            module = self.model.get_submodule(str(target))
-            result = module(*args, **kwargs)
-            name = type(module).__name__.lower()
-        else:
-            module = None
-            name = str(target if node.op == "call_method" else target.__name__)
-            result = (
-                getattr(args[0], name)(*args[1:], **kwargs)
-                if node.op == "call_method"
-                else target(*args, **kwargs)
-            )
-        if not sources or not isinstance(result, Tensor):
+        name, module = self._name(node)
+        try:
+            result = self._run(node, module, args, kwargs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise self._refusal(
+                f"{node.name} fails on {list(self.example.shape)}: {error}"
+            ) from None
+        sources = self._sources([*node.args, *node.kwargs.values()])
+        query = args[1] if name == "getattr" else name
+        if not sources or query in _QUERIES:
             self.value[node] = result
             return
-        op = self._operation(node, name.strip("_"), module, args, kwargs, sources)
+        op = None
+        if isinstance(result, Tensor) and len(result) == 1:
+            shapes = [self.nodes[self.place[s]].shape for s in sources]
+            first = bool(node.args) and node.args[0] is sources[0]
+            call = Call(name, module, args, kwargs, shapes, first, tuple(result.shape[1:]))
+            op = operation(call)
         if op is None:
-            kind = type(module).__name__ if module is not None else name
-            raise UsageError(
-                f"no bounds are known for the operation {kind} ({node.name}) of "
-                f"{type(self.model).__name__}. Known: linear, convolution, batch normalization, "
-                "pooling, reshapes, sums, concatenation, and the usual activations."
+            raise self._refusal(
+                f"none are known for the operation {name} ({node.name}) as it is used. Known: "
+                "linear, convolution, batch normalization, pooling, reshapes, sums, concatenation, "
+                "constants, and the usual activations. Attack it, or smooth it"
             )
-        self._append(node, op, tuple(self.place[s] for s in self._order(node)), result)
+        self._append(node, op, tuple(self.place[s] for s in sources), result)
 
-    def _order(self, node: fx.Node) -> list[fx.Node]:
-        flat = fx.node.map_aggregate(node.args, lambda a: a)
-        listed: list[fx.Node] = []
+    def _name(self, node: fx.Node) -> tuple[str, nn.Module | None]:
+        if node.op == "call_module":
+            module = self.model.get_submodule(str(node.target))
+            return type(module).__name__, module
+        target: Any = node.target
+        return str(target if node.op == "call_method" else target.__name__), None
 
-        def visit(value: Any) -> None:
-            if isinstance(value, fx.Node):
-                if value in self.place:
-                    listed.append(value)
-            elif isinstance(value, (tuple, list)):
-                for item in value:
-                    visit(item)
+    def _run(self, node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
+        if module is not None:
+            return module(*args, **kwargs)
+        target: Any = node.target
+        if node.op == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
 
-        visit(flat)
-        return listed
+    def _sources(self, tree: Any) -> list[fx.Node]:
+        """List the arguments that depend on the input, in order and with repetition."""
+        if isinstance(tree, fx.Node):
+            return [tree] if tree in self.place else []
+        if isinstance(tree, dict):
+            tree = list(tree.values())
+        if isinstance(tree, (tuple, list)):
+            return [found for item in tree for found in self._sources(item)]
+        return []
 
     def _append(self, node: fx.Node, op: Op, inputs: tuple[int, ...], value: Tensor) -> None:
         self.place[node] = len(self.nodes)
@@ -175,37 +219,30 @@ class _Reader:
     def _values(self, tree: Any) -> Any:
         return fx.node.map_arg(tree, lambda n: self.value[n])
 
-    def _operation(
-        self,
-        node: fx.Node,
-        name: str,
-        module: nn.Module | None,
-        args: Any,
-        kwargs: Any,
-        sources: list[fx.Node],
-    ) -> Op | None:
-        shape = self.nodes[self.place[sources[0]]].shape
-        if isinstance(module, nn.Linear):
-            return LinearOp(module)
-        if isinstance(module, nn.Conv2d):
-            zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-            return ConvOp(module, shape) if zeros else None
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            return batch_norm(module, len(shape)) if module.running_var is not None else None
-        if isinstance(module, Normalize):
-            return ScaleOp(lambda: (1 / module.std, -module.mean / module.std))
-        if known := activation(name, module, kwargs):
-            return known
-        if name in ("identity", "dropout", "dropout2d", "contiguous"):
-            return AverageOp(lambda x: x, shape)
-        if name in ("add", "sub") and len(self._order(node)) == 2:
-            return Sum(1 if name == "add" else -1)
-        if name in ("cat", "concat"):
-            axis = int(kwargs.get("dim", args[1] if len(args) > 1 else 0))
-            rank = len(shape) + 1
-            return Join(axis % rank) if axis % rank else None
-        if name == "maxpool2d" or name == "max_pool2d":
-            return max_pool(module, args, kwargs)
-        if (linear := constant(name, node, args, self.place)) is not None:
-            return linear
-        return reshaping(name, module, args, kwargs, shape)
+
+@contextmanager
+def clean_statistics(model: nn.Module) -> Iterator[None]:
+    """Bound a network in training with the statistics of the latest forward pass, with gradient.
+
+    Inside, every pass of `model` in training mode records the batch mean and (biased) variance of
+    its batch normalization layers, and bounds use those instead of the running statistics (the
+    convention of CTBench).
+    """
+    found: Statistics = {}
+
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if layer.training:
+            x = inputs[0]
+            axes = [axis for axis in range(x.ndim) if axis != 1]
+            found[layer] = (x.mean(axes), x.var(axes, unbiased=False))
+
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    layers = [m for m in model.modules() if isinstance(m, kinds)]
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
+    BATCH_STATISTICS.append(found)
+    try:
+        yield
+    finally:
+        BATCH_STATISTICS.pop()
+        for hook in hooks:
+            hook.remove()

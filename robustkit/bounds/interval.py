@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustkit.bounds.activations import Activation
-from robustkit.bounds.affine import UNIT, Affine, ConvOp, LinearOp, ScaleOp, widening
-from robustkit.bounds.graph import Graph, Input, Join, MaxPool, Node, Sum
+from robustkit.bounds.affine import UNIT, Affine, AverageOp, ConvOp, LinearOp, ScaleOp, widening
+from robustkit.bounds.graph import Graph, Node
+from robustkit.bounds.operations import Input, Join, MaxPool, Sum
 from robustkit.threat import Threat
 from robustkit.types import Images, Labels
 
@@ -34,7 +35,6 @@ def intervals(
     rounding: bool = False,
     ball: tuple[Images, Threat] | None = None,
     known: list[Box] | None = None,
-    upto: int = -1,
 ) -> list[Box]:
     """Return a box that holds every value of each node.
 
@@ -43,6 +43,7 @@ def intervals(
         rounding: hold the values of a float32 evaluation too; give weights and box in float64.
         ball: the clean inputs and an l2 threat model: the first layer is bounded by the norms of
             its rows where that is tighter than the box.
+        known: boxes that hold already, for the first nodes or all; every box is cut with its own.
     """
     boxes: list[Box] = []
     for node in graph.nodes:
@@ -50,6 +51,8 @@ def intervals(
         boxes.append(box if isinstance(node.op, Input) else _step(node, sources, rounding))
         if ball is not None and ball[1].norm == "l2":
             _tighten(graph, boxes, ball, rounding)
+        if known is not None and len(boxes) <= len(known):
+            boxes[-1] = _cut(boxes[-1], known[len(boxes) - 1])
     return boxes
 
 
@@ -89,7 +92,8 @@ def _step(node: Node, sources: list[Box], rounding: bool) -> Box:
     op = node.op
     if isinstance(op, Activation):
         low, high = op.interval(*sources[0])
-        return _outward(Box(low, high), op.rounding * UNIT if rounding else 0.0)
+        off = op.slack(low, high) if rounding else 0.0
+        return Box(low - off, high + off)
     if isinstance(op, Sum):
         a, b = sources
         joined = (
@@ -97,7 +101,8 @@ def _step(node: Node, sources: list[Box], rounding: bool) -> Box:
             if op.sign > 0
             else Box(a.low - b.high, a.high - b.low)
         )
-        return _outward(joined, 2 * UNIT if rounding else 0.0)
+        off = 2 * UNIT * torch.maximum(joined.low.abs(), joined.high.abs()) if rounding else 0.0
+        return Box(joined.low - off, joined.high + off)
     if isinstance(op, Join):
         return Box(*(torch.cat(parts, op.axis) for parts in zip(*sources, strict=True)))
     if isinstance(op, MaxPool):
@@ -108,6 +113,10 @@ def _step(node: Node, sources: list[Box], rounding: bool) -> Box:
 
 def _affine(op: Affine, source: Box, rounding: bool) -> Box:
     low, high = source
+    if isinstance(op, AverageOp):  # of its ends: exact for a reshape
+        size = torch.maximum(low.abs(), high.abs())
+        off = widening(op, size) if rounding else 0.0
+        return Box(op.forward(low) - off, op.forward(high) + off)
     center, radius = op.forward((low + high) / 2), op.spread((high - low) / 2)
     if rounding:
         # The bound itself is computed in float64: 1e-12 of it covers that.
@@ -115,25 +124,21 @@ def _affine(op: Affine, source: Box, rounding: bool) -> Box:
     return Box(center - radius, center + radius)
 
 
-def _outward(box: Box, relative: float) -> Box:
-    if not relative:
-        return box
-    off = relative * torch.maximum(box.low.abs(), box.high.abs()) + relative * UNIT
-    return Box(box.low - off, box.high + off)
+def _cut(a: Box, b: Box) -> Box:
+    return Box(torch.maximum(a.low, b.low), torch.minimum(a.high, b.high))
 
 
 def _tighten(graph: Graph, boxes: list[Box], ball: tuple[Images, Threat], rounding: bool) -> None:
-    """Intersect the box of the newest node with the row norms, if only scales lie before it."""
+    """Cut the box of the newest node with the row norms, if only scales and reshapes precede it."""
     index, chain = len(boxes) - 1, list[Affine]()
     while index:
         node = graph.nodes[index]
-        first = not chain
-        known = (ScaleOp, ConvOp, LinearOp) if first else (ScaleOp,)
-        if not isinstance(node.op, known):
+        allowed = (ScaleOp, AverageOp) if chain else (ConvOp, LinearOp)
+        if not isinstance(node.op, allowed) or (isinstance(node.op, AverageOp) and node.op.terms):
             return
         chain.append(node.op)
         index = node.inputs[0]
-    if not chain or isinstance(chain[0], ScaleOp):
+    if not chain:
         return
     (x, threat), size = ball, torch.maximum(boxes[0].low.abs(), boxes[0].high.abs())
     center, squares = x, torch.ones_like(x)
@@ -144,7 +149,4 @@ def _tighten(graph: Graph, boxes: list[Box], ball: tuple[Images, Threat], roundi
             size = op.spread(size) + op.size() + off
         center, squares = op.forward(center), op.squares(squares)
     radius = threat.eps * squares.sqrt() * (1 + 1e-12) + (off if rounding else 0.0)
-    box = boxes[-1]
-    boxes[-1] = Box(
-        torch.maximum(box.low, center - radius), torch.minimum(box.high, center + radius)
-    )
+    boxes[-1] = _cut(boxes[-1], Box(center - radius, center + radius))

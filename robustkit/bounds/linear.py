@@ -10,12 +10,16 @@ from torch.nn import functional as F
 
 from robustkit.bounds.activations import Activation
 from robustkit.bounds.affine import UNIT, widening
-from robustkit.bounds.graph import Graph, Input, Join, MaxPool, Sum
+from robustkit.bounds.graph import Graph
 from robustkit.bounds.interval import Box, input_box, intervals
+from robustkit.bounds.operations import Input, Join, MaxPool, Sum
 from robustkit.threat import Threat
 from robustkit.types import Images, Labels
 
 _CHUNK = 2**21  # numbers in one block of coefficients: 16 MiB of float64
+
+
+_KINKED = ("relu", "leaky_relu")  # linear on either side of zero
 
 
 class _Scene(NamedTuple):
@@ -60,7 +64,7 @@ def crown_margins(
     k = graph.nodes[-1].shape[0]
     eye = torch.eye(k, dtype=x.dtype, device=x.device)
     wanted = eye[y][:, None] - eye[None]
-    lower = _bound(scene, len(graph.nodes) - 1, wanted)
+    lower = _chunked(scene, len(graph.nodes) - 1, wanted)
     if iterations:
         lower = _raise(scene, wanted, lower, iterations)
     return lower.masked_fill(eye[y].bool(), 0.0)
@@ -69,6 +73,7 @@ def crown_margins(
 def _raise(scene: _Scene, wanted: Tensor, lower: Tensor, iterations: int) -> Tensor:
     """Climb on the worst margins by the slopes, keeping the best bound of each margin."""
     slopes = {}
+    scene = scene._replace(boxes=[Box(low.detach(), high.detach()) for low, high in scene.boxes])
     for index in scene.graph.relu_inputs():
         low, high = scene.boxes[index]
         slopes[index] = (high > -low).to(low.dtype).requires_grad_(True)
@@ -82,8 +87,9 @@ def _raise(scene: _Scene, wanted: Tensor, lower: Tensor, iterations: int) -> Ten
             loss = -found.clamp_max(0).sum()
         if not loss.requires_grad:
             break
-        optimizer.zero_grad()
-        loss.backward()
+        gradients = torch.autograd.grad(loss, list(slopes.values()), allow_unused=True)
+        for slope, gradient in zip(slopes.values(), gradients, strict=True):
+            slope.grad = gradient  # and none for the weights
         best = torch.maximum(best, found.detach())
         if bool((best >= 0).all()):
             break
@@ -104,11 +110,17 @@ def _refine(scene: _Scene) -> None:
         if index < first and scene.threat.norm == "linf":
             continue  # with one affine layer behind it the interval is exact
         low, high = boxes[index]
-        open_units = ((low < 0) & (high > 0)).flatten(1).any(0).nonzero().flatten()
+        kinked = all(
+            n.op.name in _KINKED
+            for n in graph.nodes
+            if index in n.inputs and isinstance(n.op, Activation)
+        )
+        loose = (low < 0) & (high > 0) if kinked else high > low
+        open_units = loose.flatten(1).any(0).nonzero().flatten()
         if not len(open_units):
             continue
         b, features = len(low), low[0].numel()
-        size = max(1, _CHUNK // (b * max(_product(n.shape) for n in graph.nodes[: index + 1])))
+        size = _room(scene, index)
         new_low, new_high = low.flatten(1).clone(), high.flatten(1).clone()
         for start in range(0, len(open_units), size):
             units = open_units[start : start + size]
@@ -129,13 +141,23 @@ def _propagate(scene: _Scene, changed: int) -> None:
         rounding=scene.rounding,
         ball=(scene.x, scene.threat),
         known=scene.boxes,
-        upto=changed,
     )
     for index in range(changed + 1, len(fresh)):
         scene.boxes[index] = Box(
             torch.maximum(scene.boxes[index].low, fresh[index].low),
             torch.minimum(scene.boxes[index].high, fresh[index].high),
         )
+
+
+def _room(scene: _Scene, index: int) -> int:
+    """Return how many rows of coefficients to carry at once from node `index`."""
+    largest = max(_product(n.shape) for n in scene.graph.nodes[: index + 1])
+    return max(1, _CHUNK // (len(scene.x) * largest))
+
+
+def _chunked(scene: _Scene, index: int, wanted: Tensor) -> Tensor:
+    parts = wanted.split(_room(scene, index), dim=1)
+    return torch.cat([_bound(scene, index, part) for part in parts], dim=1)
 
 
 def _bound(scene: _Scene, index: int, wanted: Tensor) -> Tensor:
@@ -170,7 +192,7 @@ def _through(scene: _Scene, at: int, a: Tensor, boxes: list[Box]) -> tuple[list[
         shift = (up * low_shift + down * high_shift).flatten(2).sum(2)
         if scene.rounding and op.rounding:
             low, high = scene.boxes[at]
-            off = op.rounding * UNIT * (torch.maximum(low.abs(), high.abs()) + UNIT)
+            off = op.slack(low, high)
             shift = shift - (a.abs() * off[:, None]).flatten(2).sum(2)
         return [up * low_slope + down * high_slope], shift
     if isinstance(op, Sum):
@@ -207,7 +229,11 @@ def _max_pool(op: MaxPool, a: Tensor, box: Box) -> tuple[list[Tensor], Tensor]:
     # An input that wins one window may lie in others: hiding it there too only loses tightness
     # where windows overlap, so dominance is asked for only without overlap.
     options = op.options
-    apart = options.get("stride") in (None, options["kernel_size"]) and not options.get("padding")
+    apart = (
+        options.get("stride") in (None, options["kernel_size"])
+        and not options.get("padding")
+        and options.get("dilation", 1) in (1, (1, 1))
+    )
     others = F.max_pool2d(masked, **options) if apart else torch.full_like(low, torch.inf)
     dominates = low >= others
     up, down = a.clamp_min(0), a.clamp_max(0)

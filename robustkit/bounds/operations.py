@@ -1,19 +1,36 @@
-"""How one operation of torch.fx is read: activations, pooling, constants, reshapes, batch norms."""
+"""Which operation of the bounds stands for a node of torch.fx.
+
+An operation is taken only where its bounds are known to hold. What depends on the input in any
+other way (a tuple, a number read from values, an argument that changes the function) is refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustkit.bounds.activations import KNOWN, Activation, leaky
-from robustkit.bounds.affine import AverageOp, ScaleOp
+from robustkit.bounds.affine import Affine, AverageOp, ConvOp, LinearOp, ScaleOp, Statistics
+from robustkit.nets import Normalize
 
-_batch_norms: list[dict[nn.Module, tuple[Tensor, Tensor]]] = []
+
+class Input(NamedTuple):
+    """The input of the network."""
+
+
+class Sum(NamedTuple):
+    """a + sign · b."""
+
+    sign: int
+
+
+class Join(NamedTuple):
+    """Concatenation along a feature axis, counted with the batch axis."""
+
+    axis: int
 
 
 class MaxPool(NamedTuple):
@@ -22,61 +39,131 @@ class MaxPool(NamedTuple):
     options: dict[str, Any]
 
 
-def batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, rank: int) -> ScaleOp:
-    """Read batch normalization as a scale, by the statistics that hold when it is called."""
+Op: TypeAlias = "Input | Sum | Join | MaxPool | Activation | Affine"
 
-    def read() -> tuple[Tensor, Tensor]:
+BATCH_STATISTICS: list[Statistics] = []  # innermost last; see graph.clean_statistics
+_IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "div", "neg")
+_RESHAPES = ("flatten", "view", "reshape", "identity", "dropout", "dropout2d", "contiguous")
+_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+
+class Call(NamedTuple):
+    """A node with its arguments filled in for an example of batch 1.
+
+    `sources`: shapes of the arguments that depend on the input, in order; `first`: whether the
+    first argument does; `result`: shape of the outcome. Shapes are without the batch axis.
+    """
+
+    name: str
+    module: nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    sources: list[tuple[int, ...]]
+    first: bool
+    result: tuple[int, ...]
+
+
+def operation(call: Call) -> Op | None:
+    """Return the operation of a node, or None where no bounds are known."""
+    name = call.name.lower().strip("_")
+    name = _IN_PLACE.get(name, name)
+    if name in ("cat", "concat"):
+        axis = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0)
+        axis = int(axis) % (len(call.result) + 1)
+        return Join(axis) if axis and len(call.args[0]) == len(call.sources) else None
+    if name in ("add", "sub") and len(call.sources) == 2:
+        same = call.sources == [call.result] * 2
+        return Sum(1 if name == "add" else -1) if same and not call.kwargs else None
+    if len(call.sources) != 1:
+        return None
+    if isinstance(call.module, (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize)):
+        return _layer(call.module, call.sources[0])
+    if name in _ARITHMETIC:
+        return _constant(name, call)
+    if name in ("maxpool2d", "max_pool2d"):
+        return _max_pool(call)
+    return _activation(name, call) or _averaging(name, call)
+
+
+def _layer(layer: nn.Module, shape: tuple[int, ...]) -> Affine | None:
+    if isinstance(layer, nn.Linear):
+        return LinearOp(layer) if len(shape) == 1 else None
+    if isinstance(layer, nn.Conv2d):
+        zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        return ConvOp(layer, shape) if zeros else None
+    if isinstance(layer, Normalize):
+        return ScaleOp(lambda: (1 / layer.std, -layer.mean / layer.std))
+    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.running_var is not None:
+        return _batch_norm(layer, len(shape))
+    return None
+
+
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, rank: int) -> ScaleOp:
+    view = (1, -1, *[1] * (rank - 1))
+
+    def parts() -> tuple[Tensor, Tensor, Tensor]:
         mean, var = layer.running_mean, layer.running_var
-        if layer.training and _batch_norms and layer in _batch_norms[-1]:
-            mean, var = _batch_norms[-1][layer]
+        if layer.training and BATCH_STATISTICS and layer in BATCH_STATISTICS[-1]:
+            mean, var = BATCH_STATISTICS[-1][layer]
         assert mean is not None
         assert var is not None
         scale = (var + layer.eps).rsqrt()
         if layer.affine:
             scale = scale * layer.weight
-        shift = -mean * scale + (layer.bias if layer.affine else 0)
-        view = (1, -1, *[1] * (rank - 1))
-        return scale.view(view), shift.view(view)
+        bias = layer.bias if layer.affine else torch.zeros_like(mean)
+        return scale.view(view), (mean * scale).view(view), bias.view(view)
 
-    return ScaleOp(read, terms=4)
+    def read() -> tuple[Tensor, Tensor]:
+        scale, center, bias = parts()
+        return scale, bias - center
+
+    def bulk() -> Tensor:
+        # Not |bias − center|: what float32 rounds off does not cancel.
+        _, center, bias = parts()
+        return center.abs() + bias.abs()
+
+    return ScaleOp(read, terms=8, bulk=bulk)
 
 
-def activation(name: str, module: nn.Module | None, kwargs: Any) -> Activation | None:
-    """Return the known activation, or None."""
+def _activation(name: str, call: Call) -> Activation | None:
+    module = call.module
+    rest = [value for value in call.args[1:] if not isinstance(value, bool)]  # inplace
+    options = {key: value for key, value in call.kwargs.items() if key != "inplace"}
     if name in ("leakyrelu", "leaky_relu"):
-        slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else None
-        slope = kwargs.get("negative_slope", 0.01) if slope is None else slope
+        slope = rest[0] if rest else options.get("negative_slope", 0.01)
+        slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else slope
         return leaky(float(slope)) if 0 <= float(slope) <= 1 else None
+    if rest or options:
+        return None
     if isinstance(module, nn.ELU) and module.alpha != 1:
         return None
     if isinstance(module, nn.Softplus) and (module.beta != 1 or module.threshold != 20):
         return None
     if isinstance(module, nn.GELU) and module.approximate != "none":
         return None
-    if module is None and name in ("elu", "softplus", "gelu") and kwargs:
-        return None
     return KNOWN.get(name)
 
 
-def max_pool(module: nn.Module | None, args: Any, kwargs: Any) -> MaxPool | None:
-    """Read max pooling."""
+def _max_pool(call: Call) -> MaxPool | None:
+    module = call.module
     if isinstance(module, nn.MaxPool2d):
-        keys = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        return MaxPool({key: getattr(module, key) for key in keys})
-    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    given = {**dict(zip(names, args[1:], strict=False)), **kwargs}
-    return MaxPool({key: value for key, value in given.items() if key in names})
+        return MaxPool({key: getattr(module, key) for key in _POOL})
+    options = {**dict(zip(_POOL, call.args[1:], strict=False)), **call.kwargs}
+    options.pop("return_indices", None)  # a tuple, refused before, where it is true
+    return MaxPool(options) if set(options) <= set(_POOL) else None
 
 
-def constant(name: str, node: fx.Node, args: Any, place: dict[fx.Node, int]) -> ScaleOp | None:
+def _constant(name: str, call: Call) -> ScaleOp | None:
     """Sums and products with what does not depend on the input."""
+    if call.kwargs or call.result != call.sources[0]:
+        return None
     if name == "neg":
         return ScaleOp(lambda: (-torch.ones(()), torch.zeros(())))
-    if name not in ("add", "sub", "mul", "truediv", "div") or len(args) != 2:
+    if len(call.args) != 2 or (name in ("truediv", "div") and not call.first):
         return None
-    left = isinstance(node.args[0], fx.Node) and node.args[0] in place
-    other = args[1] if left else args[0]
-    if name in ("truediv", "div") and not left:
+    other = call.args[1] if call.first else call.args[0]
+    if not isinstance(other, (int, float, Tensor)):
         return None
 
     def read() -> tuple[Tensor, Tensor]:
@@ -85,40 +172,36 @@ def constant(name: str, node: fx.Node, args: Any, place: dict[fx.Node, int]) -> 
         if name == "add":
             return one, c
         if name == "sub":
-            return (one, -c) if left else (-one, c)
+            return (one, -c) if call.first else (-one, c)
         return (c, zero) if name == "mul" else (1 / c, zero)
 
     return ScaleOp(read)
 
 
-def reshaping(
-    name: str, module: nn.Module | None, args: Any, kwargs: Any, shape: tuple[int, ...]
-) -> AverageOp | None:
+def _averaging(name: str, call: Call) -> AverageOp | None:
     """Maps with weights between 0 and 1 and no bias."""
-    function: Callable[[Tensor], Tensor]
-    if isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1:
-        return AverageOp(lambda x: x.flatten(1), shape)
-    if isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
-        return AverageOp(lambda x: module(x), shape, terms=shape[1] * shape[2])
-    if name == "flatten":
-        start = kwargs.get("start_dim", args[1] if len(args) > 1 else 0)
-        return AverageOp(lambda x: x.flatten(1), shape) if start == 1 else None
-    if name in ("view", "reshape"):
-        sizes = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
-        if sizes[0] not in (1, -1):
+    shape, result, module = call.sources[0], call.result, call.module
+    if name in _RESHAPES:
+        if _product(shape) != _product(result):
             return None
-        return AverageOp(lambda x: x.reshape(len(x), *sizes[1:]), shape)
+        return AverageOp(lambda x: x.reshape(len(x), *result), shape)
+    rest, kwargs = call.args[1:], call.kwargs
     if name == "mean":
-        given = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        given = kwargs.get("dim", rest[0] if rest else None)
         dims = [given] if isinstance(given, int) else given
         if dims is None or any(d % (len(shape) + 1) == 0 for d in dims):
             return None
-        keep = bool(kwargs.get("keepdim", args[2] if len(args) > 2 else False))
+        keep = bool(kwargs.get("keepdim", rest[1] if len(rest) > 1 else False))
         return AverageOp(lambda x: x.mean(dims, keepdim=keep), shape, terms=_product(shape))
+    terms = _product(shape[1:])
+    if isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
+        plain = getattr(module, "divisor_override", None) is None
+        return AverageOp(lambda x: module(x), shape, terms=terms) if plain else None
     if name in ("avg_pool2d", "adaptive_avg_pool2d"):
-        function = getattr(F, name)
-        rest = args[1:]
-        return AverageOp(lambda x: function(x, *rest, **kwargs), shape, terms=_product(shape[1:]))
+        if len(rest) > 5 or kwargs.get("divisor_override") is not None:
+            return None
+        function: Any = getattr(F, name)
+        return AverageOp(lambda x: function(x, *rest, **kwargs), shape, terms=terms)
     return None
 
 
@@ -127,30 +210,3 @@ def _product(sizes: tuple[int, ...]) -> int:
     for size in sizes:
         product *= size
     return product
-
-
-@contextmanager
-def clean_statistics(model: nn.Module) -> Iterator[None]:
-    """Bound a network in training with the statistics of the next forward pass, gradient included.
-
-    Inside, every pass of `model` records the batch mean and variance of its batch normalization
-    layers, and bounds use those instead of the running statistics (the convention of CTBench).
-    """
-    found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if layer.training:
-            x = inputs[0]
-            axes = [axis for axis in range(x.ndim) if axis != 1]
-            found[layer] = (x.mean(axes), x.var(axes, unbiased=False))
-
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
-    layers = [m for m in model.modules() if isinstance(m, kinds)]
-    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
-    _batch_norms.append(found)
-    try:
-        yield
-    finally:
-        _batch_norms.remove(found)
-        for hook in hooks:
-            hook.remove()
