@@ -1,0 +1,150 @@
+"""Certificates in an evaluation: they bracket, spare the attacks, and stop the run when refuted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkit.bounds import certify as room
+from robustkit.bounds.certify import certifier
+from robustkit.data import Dataset, from_arrays
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.evaluate import evaluate
+from robustkit.mixing import Mixed
+from robustkit.plain import attack
+from robustkit.registry import attacks
+from robustkit.threat import Threat
+
+THREAT = Threat("linf", 0.1)
+
+
+def line(scale: float = 4.0) -> nn.Module:
+    """Class 1 where the first pixel exceeds 0.5."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    linear = list(net.children())[1]
+    assert isinstance(linear, nn.Linear)
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.weight[:, 0] = torch.tensor([-scale, scale])
+        linear.bias.copy_(torch.tensor([scale / 2, -scale / 2]))
+    return net.eval()
+
+
+@pytest.fixture
+def data() -> Dataset:
+    """Distances to the boundary from 0.02 to 0.4; the last two points are labeled wrongly."""
+    x = torch.full((12, 1, 2, 2), 0.3)
+    away = torch.linspace(0.02, 0.4, 12)
+    sign = torch.where(torch.arange(12) % 2 == 0, 1.0, -1.0)
+    x[:, 0, 0, 0] = 0.5 + sign * away
+    y = (sign > 0).long()
+    y[10:] = 1 - y[10:]
+    return from_arrays("line", x.numpy(), y.numpy())
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown", "alpha-crown", "auto"])
+def test_the_row_brackets_and_a_linear_model_is_decided(
+    method: str, data: Dataset, tmp_path: Path
+) -> None:
+    record = evaluate(
+        line(), name="line", data=data, threat=THREAT, folder=tmp_path, attacks=["apgd(steps=10)"],
+        certify=method,
+    )  # fmt: skip
+    assert record.certify == method
+    assert record.certified is not None
+    assert record.certified == record.robust == 7 / 12  # farther than 0.1, and labeled rightly
+    assert record.certified <= record.robust <= record.clean == 10 / 12
+    assert record.stages[0].entered == 3  # certified points were not attacked
+
+
+def test_certified_points_are_attacked_on_request(data: Dataset, tmp_path: Path) -> None:
+    record = evaluate(
+        line(), name="line", data=data, threat=THREAT, folder=tmp_path, attacks=["apgd(steps=10)"],
+        certify="ibp", attack_certified=True,
+    )  # fmt: skip
+    assert record.stages[0].entered == 10
+    assert record.points.status.count("certified") == 7
+
+
+def test_a_broken_certificate_stops_the_run(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        room.Bounds, "prove", lambda self, x, y: torch.ones(len(x), dtype=torch.bool)
+    )
+    with pytest.raises(RobustkitError, match="certificate refuted") as caught:
+        evaluate(
+            line(), name="line", data=data, threat=THREAT, folder=tmp_path,
+            attacks=["apgd(steps=10)"], certify="ibp", attack_certified=True,
+        )  # fmt: skip
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "record.json").exists()
+
+
+def test_an_interrupted_certificate_goes_on(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(
+        line(), name="line", data=data, threat=THREAT, folder=tmp_path / "a",
+        attacks=["apgd(steps=10)"], certify="ibp",
+    )  # fmt: skip
+    seen: list[int] = []
+    prove = room.Bounds.prove
+
+    def counted(self: room.Bounds, x: Tensor, y: Tensor) -> Tensor:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(len(x))
+        return prove(self, x, y)
+
+    monkeypatch.setattr(room.Bounds, "batch", 3)
+    monkeypatch.setattr(room.Bounds, "prove", counted)
+    given = {"name": "line", "data": data, "threat": THREAT, "folder": tmp_path / "b"}
+    more = {"attacks": ["apgd(steps=10)"], "certify": "ibp"}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(line(), **given, **more)  # type: ignore[arg-type]
+    seen.clear()
+    record = evaluate(line(), **given, **more)  # type: ignore[arg-type]
+    assert sum(seen) == 4  # six of ten points were proved before
+    assert record.points == whole.points
+
+
+def test_other_certificates_make_another_run(data: Dataset, tmp_path: Path) -> None:
+    given = {"name": "line", "data": data, "threat": THREAT, "folder": tmp_path}
+    evaluate(line(), **given, attacks=["fgsm"], certify="ibp")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="certify"):
+        evaluate(line(), **given, attacks=["fgsm"], certify="crown")  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_bounded_is_refused_by_name_and_skipped_by_auto() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Softmax(1))
+    assert certifier(net, (1, 2, 2), THREAT, "auto") is None
+    with pytest.raises(UsageError, match=r"[Ss]oftmax"):
+        certifier(net, (1, 2, 2), THREAT, "ibp")
+    assert certifier(lambda x: x, (1, 2, 2), THREAT, "auto") is None
+    with pytest.raises(UsageError, match="expected a certificate"):
+        certifier(net, (1, 2, 2), THREAT, "zonotope")
+
+
+def test_a_mixture_is_certified_by_its_robust_part(data: Dataset) -> None:
+    """Whatever the other part says: here it says the contrary."""
+    wrong = nn.Sequential(line(), Negated())
+    mixed = Mixed(wrong, line(40.0), alpha=0.8)
+    prover = certifier(mixed, data.shape, THREAT, "auto")
+    assert prover is not None
+    x, y = data.fetch(list(range(10)))
+    holds = prover.prove(x, y)
+    assert 3 <= int(holds.sum()) <= 7
+    found = attack(mixed, x, y, attacks.build("pgd(restarts=5)"), THREAT)
+    assert torch.equal(found[holds], x[holds])
+    weak = certifier(Mixed(wrong, line(40.0), alpha=0.45), data.shape, THREAT, "auto")
+    assert weak is not None
+    assert not bool(weak.prove(x, y).any())
+
+
+class Negated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return -x

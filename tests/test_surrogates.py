@@ -1,0 +1,105 @@
+"""Attacks through stand-ins: gradients from the stand-in, verdicts from the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkit.data import Dataset, from_arrays
+from robustkit.errors import UsageError
+from robustkit.evaluate import evaluate
+from robustkit.registry import suites
+from robustkit.suites import line_up
+from robustkit.surrogate import declared, source
+from robustkit.threat import Threat
+
+THREAT = Threat("linf", 0.1)
+
+
+class Rounded(nn.Module):
+    """Class 1 where the first pixel exceeds 0.5, by logits without gradient."""
+
+    def _score(self, x: Tensor) -> Tensor:
+        score = 100 * (x.flatten(1)[:, 0] - 0.5)
+        return torch.stack([-score, score], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._score(x).round()
+
+    def surrogates(self) -> dict[str, nn.Module]:
+        return {"smooth": self._score}  # type: ignore[dict-item]
+
+
+class Noisy(Rounded):
+    """Rounds after noise: one gradient says little, the mean of many is right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        clean = self._score(x)
+        return clean + torch.randn_like(clean)
+
+
+@pytest.fixture
+def data() -> Dataset:
+    x = torch.full((8, 1, 2, 2), 0.3)
+    x[:, 0, 0, 0] = torch.tensor([0.56, 0.44, 0.57, 0.43, 0.9, 0.1, 0.8, 0.2])
+    return from_arrays("rounded", x.numpy(), (x[:, 0, 0, 0] > 0.5).long().numpy())
+
+
+def test_a_stand_in_leads_where_the_model_has_no_gradient(data: Dataset, tmp_path: Path) -> None:
+    found = {
+        spec: evaluate(
+            Rounded(), name="rounded", data=data, threat=THREAT, folder=tmp_path / str(number),
+            attacks=[spec],
+        ).robust
+        for number, spec in enumerate(
+            ["pgd(random_start=false)", "pgd(random_start=false, surrogate=smooth)"]
+        )
+    }  # fmt: skip
+    assert list(found.values()) == [1.0, 0.5]  # true: four points lie within 0.1
+
+
+def test_passes_of_stand_ins_and_draws_are_counted(data: Dataset, tmp_path: Path) -> None:
+    record = evaluate(
+        Rounded(), name="rounded", data=data, threat=Threat("linf", 0.001), folder=tmp_path,
+        attacks=["pgd(steps=4)", "pgd(steps=4, surrogate=smooth)", "pgd(eot=3, steps=4)"],
+    )  # fmt: skip
+    passes = [(stage.forwards, stage.backwards) for stage in record.stages]
+    assert passes == [(40, 40), (80, 40), (120, 120)]
+
+
+def test_screen_and_surrogates_use_what_is_declared(data: Dataset, tmp_path: Path) -> None:
+    record = evaluate(
+        Rounded(), name="rounded", data=data, threat=THREAT, folder=tmp_path, suite="screen"
+    )
+    assert record.robust == 0.5
+    assert any("surrogate=smooth" in spec for spec in record.attacks)
+    specs = [str(spec) for spec in line_up("surrogates(eot=2)", (), THREAT, Rounded())]
+    assert sum("surrogate=smooth" in spec for spec in specs) == len(specs) / 2 == 2
+    assert all("eot=2" in spec for spec in specs)
+    assert not any("surrogate" in s for s in suites.build("surrogates").attacks(THREAT))
+
+
+def test_unknown_stand_ins_are_refused(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"declares \(smooth\), got 'rough'"):
+        evaluate(
+            Rounded(), name="rounded", data=data, threat=THREAT, folder=tmp_path,
+            attacks=["pgd(surrogate=rough)"],
+        )  # fmt: skip
+    assert declared(nn.Identity()) == {}
+    with pytest.raises(UsageError, match="none"):
+        source(nn.Identity(), "smooth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_expectation_over_noise_breaks_what_it_should(data: Dataset, tmp_path: Path) -> None:
+    record = evaluate(
+        Noisy(), name="noisy", data=data, threat=THREAT, folder=tmp_path, suite="rand(eot=10)"
+    )
+    assert record.randomized
+    far = [s for i, s in zip(record.points.index, record.points.status, strict=True) if i >= 4]
+    near = [s for i, s in zip(record.points.index, record.points.status, strict=True) if i < 4]
+    assert far == ["robust"] * 4
+    assert "robust" not in near
