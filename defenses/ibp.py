@@ -66,7 +66,7 @@ class Ibp:
     @property
     def recipe(self) -> Recipe:
         """A third of the published length."""
-        return Recipe(epochs=25, lr=1e-3, weight_decay=0.0, clip=10.0)
+        return Recipe(epochs=25, lr=1e-3, weight_decay=0.0, clip=10.0, half=False)
 
     def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         """Return CNN3 or CNN7, initialized for interval bounds."""

@@ -267,3 +267,43 @@ def test_generators_of_different_steps_differ() -> None:
     assert torch.equal(
         torch.rand(9, generator=generator(5, 1, 7)), torch.rand(9, generator=generator(5, 1, 7))
     )
+
+
+@dataclass(frozen=True)
+class _Precision:
+    """Notes in which precision the objective is computed."""
+
+    recipe: Recipe = RECIPE
+    seen: list[bool] = field(default_factory=list)
+
+    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
+
+    def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        self.seen.append(torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"))
+        return nn.functional.cross_entropy(model(x), y)
+
+
+def test_a_cpu_trains_in_full_precision(data: Dataset, tmp_path: Path) -> None:
+    defense = _Precision()
+    for _ in fit(defense, data, tmp_path, recipe=RECIPE, seed=0, device=torch.device("cpu"),
+                 identity={}):  # fmt: skip
+        pass
+    assert defense.seen == [False] * LAST
+
+
+def test_bounds_are_never_trained_in_half_precision() -> None:
+    assert not defenses.build("ibp").recipe.half
+    assert defenses.build("pgd_at").recipe.half
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("half", [True, False])
+def test_a_gpu_trains_in_bfloat16_where_it_may(data: Dataset, tmp_path: Path, half: bool) -> None:
+    defense = _Precision()
+    recipe = replace(RECIPE, half=half)
+    for _ in fit(defense, data, tmp_path, recipe=recipe, seed=0, device=torch.device("cuda"),
+                 identity={}):  # fmt: skip
+        pass
+    assert defense.seen == [half] * LAST

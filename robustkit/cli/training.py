@@ -206,7 +206,8 @@ def _measure(course: _Course) -> dict[str, Any]:
 
 def _threat(course: _Course) -> Threat:
     """Return the threat model that was trained for, else the usual one of the data."""
-    if isinstance(eps := course.options.get("eps"), float):
+    eps = course.options.get("eps")
+    if isinstance(eps, float) and eps > 0:  # 0: trained without an adversary
         return Threat("linf", eps)
     return Threat.parse(usual_threat(course.asked.data) or "linf:0.1")
 
