@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from robustkit.audit import Audit
 from robustkit.registry import suites
 from robustkit.threat import Threat
 
@@ -30,24 +31,54 @@ class Parity:
         return [*first, "fab(targets=9)", "square(queries=5000)"]
 
 
-@suites.register("screen", cites="")
+@suites.register("quick", cites="")
 @dataclass(frozen=True)
-class Screen:
-    """A first look in seconds: short white-box searches. An upper bound, not a claim.
+class Quick:
+    """For CI: at most 118 forward and backward passes per survivor, and no audit.
 
-    Up to 284 forward and backward passes for a point that survives everything (linf, l2), and 102
-    more forward and 51 backward passes for each surrogate that the model declares.
+    The same again for each surrogate that the model declares. An upper bound, not a claim.
     """
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
-        """APGD on the margin, then on the three closest targets."""
-        name = "apgd_l1" if threat.norm == "l1" else "apgd"
-        return [
-            f"{name}(loss=margin, steps=50)",
-            f"{name}(loss=targeted_dlr, steps=30, targets=3)",
-            f"{name}(loss=ce, steps=30)",
-            *(f"{name}(loss=margin, steps=50, surrogate={stand_in})" for stand_in in surrogates),
-        ]
+        """`relay` with a small budget; in l1 `apgd_l1`, on the margin and on two targets."""
+        return _through(
+            surrogates,
+            ["apgd_l1(loss=margin, steps=54)", "apgd_l1(loss=targeted_dlr, steps=30, targets=2)"]
+            if threat.norm == "l1"
+            else ["relay(first=15, legs=3, probe=8, probes=3, steps=24)"],
+        )
+
+
+@suites.register("fast", cites="")
+@dataclass(frozen=True)
+class Fast:
+    """The verdict of `parity` at a few percent of its cost, with a bound on what it may miss.
+
+    `relay`, through every surrogate that the model declares too; then an audit: all attacks of
+    `parity` on the survivors that came nearest to falling and on a random part of the rest, and on
+    every survivor when the sample loses more than 0.2% of the points.
+
+    Attributes:
+        audit_share: survivors that are audited, as a share of all, half of them the nearest.
+        audit_least: the least number of them.
+    """
+
+    audit_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    audit_least: Annotated[int, Field(ge=2)] = 32
+
+    def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+        """`relay`; in l1 `apgd_l1`, on the margin and on targets."""
+        return _through(
+            surrogates,
+            ["apgd_l1(loss=margin)", "apgd_l1(loss=targeted_dlr, steps=40, targets=4)"]
+            if threat.norm == "l1"
+            else ["relay"],
+        )
+
+    def audit(self, threat: Threat) -> Audit:
+        """All of `parity`, on the sample."""
+        half, least = self.audit_share / 2, self.audit_least // 2
+        return Audit(Parity().attacks(threat), near=half, random=half, least=least)
 
 
 @suites.register("rand", cites="arXiv:2003.01690")
@@ -86,3 +117,13 @@ class Surrogates:
             for through in ["", *(f", surrogate={stand_in}" for stand_in in surrogates)]
             for loss in ("margin", "ce")
         ]
+
+
+def _through(surrogates: Sequence[str], specs: Sequence[str]) -> list[str]:
+    """List the attacks on the model itself, then the same through each surrogate."""
+    found = list(specs)
+    for stand_in in surrogates:
+        for spec in specs:
+            head, given = (spec.rstrip(")") + ", ").split("(", 1) if "(" in spec else (spec, "")
+            found.append(f"{head}({given}surrogate={stand_in})")
+    return found

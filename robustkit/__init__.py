@@ -18,7 +18,7 @@ from robustkit import errors
 if TYPE_CHECKING:
     from robustkit.data import open_dataset
     from robustkit.evaluate import evaluate
-    from robustkit.ledger import adversarial_inputs
+    from robustkit.examples import adversarial_inputs
     from robustkit.model import load_model
     from robustkit.plain import attack
     from robustkit.record import Record
@@ -48,7 +48,7 @@ _HOMES = {
     "Record": "robustkit.record",
     "Threat": "robustkit.threat",
     "Watcher": "robustkit.run",
-    "adversarial_inputs": "robustkit.ledger",
+    "adversarial_inputs": "robustkit.examples",
     "attack": "robustkit.plain",
     "evaluate": "robustkit.evaluate",
     "load_model": "robustkit.model",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from robustkit.errors import UsageError
@@ -30,11 +33,17 @@ def pick_device(text: str) -> torch.device:
     return torch.device("cuda", int(number or 0))
 
 
-def default_slots(device: torch.device) -> int:
-    """How many points to run at once: small batches stay in a CPU's caches, a GPU wants more."""
-    return 128 if device.type == "cpu" else 1024
-
-
 def stride(device: torch.device) -> int:
     """Steps between two looks at the results: a look stalls a GPU, and costs nothing on a CPU."""
     return 1 if device.type == "cpu" else 5
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Keep a GPU from rounding float32 products to TF32, as verdicts need it; then as before."""
+    cudnn, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = cudnn, matmul

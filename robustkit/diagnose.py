@@ -36,6 +36,11 @@ class Health(NamedTuple):
     forwards: int
     backwards: int
 
+    def after(self, forwards: int, backwards: int) -> Health:
+        """Return the same with more passes spent."""
+        spent = (self.forwards + forwards, self.backwards + backwards)
+        return self._replace(forwards=spent[0], backwards=spent[1])
+
 
 def examine(model: Model, x: Images, classes: int, name: str) -> Health:
     """Check on a few inputs `x` [b, *f] that the model can be evaluated at all.

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from robustkit.errors import RobustkitError, some
+from robustkit.passes import ask
 from robustkit.search import Reply, Search, Tasks, draws, place, select, stand_in
 from robustkit.slots import FREE, Books, Outcome, Referee, Work
-from robustkit.surrogate import source
 from robustkit.threat import Threat
 from robustkit.types import Mask, Model, per_point
 
@@ -34,6 +33,7 @@ class Engine:
         slots: how many tasks run at once; halved when memory runs out.
         stride: steps between two looks at the results; 1 on the CPU, more where a look stalls the
             device.
+        half: the model computes in 16 bits, so that small gradients vanish unless they are scaled.
         steps, evaluated: batches and rows evaluated so far, free slots included.
     """
 
@@ -41,6 +41,7 @@ class Engine:
     threat: Threat
     slots: int
     stride: int = 1
+    half: bool = False
     steps: int = 0
     evaluated: int = 0
 
@@ -64,42 +65,10 @@ class Engine:
             floor.refill()
 
     def ask(self, search: Search[Any], state: Any) -> Reply:
-        """Evaluate the model at `state.query`, with the gradient of the search's objective.
-
-        A search with the option `surrogate` climbs on that stand-in of the model, one with
-        `eot` > 1 on the mean of so many draws; the logits of a reply are always the model's own.
-        """
+        """Evaluate the model at `state.query`; see `robustkit.passes.ask`."""
         self.steps += 1
         self.evaluated += len(state.query)
-        if not search.uses_gradient:
-            with torch.no_grad():
-                logits = self.model(state.query).float()
-                return Reply(logits, search.objective(logits, state), logits.new_empty(0))
-        model, eot = source(self.model, stand_in(search)), draws(search)
-        query = state.query.detach().requires_grad_(True)
-        logits, value, gradient = self._climb(model, search, state, query)
-        for _ in range(eot - 1):
-            more = self._climb(model, search, state, query)
-            logits, value, gradient = logits + more[0], value + more[1], gradient + more[2]
-        if stand_in(search):
-            with torch.no_grad():
-                logits = self.model(state.query).float()
-        return Reply(logits, value / eot, gradient)
-
-    @staticmethod
-    def _climb(
-        model: Model, search: Search[Any], state: Any, query: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits, objective and gradient of one pass."""
-        gradient: Tensor | None = None
-        with torch.enable_grad():
-            logits = model(query).float()
-            value = search.objective(logits, state)
-            if value.requires_grad:
-                (gradient,) = torch.autograd.grad(value.sum(), query, allow_unused=True)
-        # A gradient that is not a number points nowhere: the search must go on without it.
-        gradient = torch.zeros_like(query) if gradient is None else gradient.nan_to_num()
-        return logits.detach(), value.detach(), gradient
+        return ask(self.model, search, state, half=self.half)
 
 
 class _Floor:
@@ -209,10 +178,19 @@ class _Floor:
     def _outcomes(self, rows: list[int]) -> list[Outcome]:
         index = torch.tensor(rows, device=self.books.live.device)
         counts = torch.stack([self.books.forwards[index], self.books.backwards[index]], 1).tolist()
-        done = self.state.done[index].tolist()
+        done, known = self.state.done[index].tolist(), getattr(self.state, "closest", None)
+        if stand_in(self.search):  # near for the stand-in says little of the model
+            known = None
+        closest = [None] * len(rows) if known is None else known[index].tolist()
         return [
-            Outcome(self.work[row], spent and self.work[row].point not in self.fallen, *count)
-            for row, spent, count in zip(rows, done, counts, strict=True)
+            Outcome(
+                self.work[row],
+                spent and self.work[row].point not in self.fallen,
+                passes[0],
+                passes[1],
+                near,
+            )
+            for row, spent, passes, near in zip(rows, done, counts, closest, strict=True)
         ]
 
     def _draw(self, wanted: int) -> list[Work]:

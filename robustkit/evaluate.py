@@ -17,7 +17,7 @@ from torch import nn
 from robustkit import provenance
 from robustkit.bounds.certify import Certifier, certifier
 from robustkit.data import Dataset, digest, select
-from robustkit.device import default_slots, pick_device, stride
+from robustkit.device import pick_device, stride
 from robustkit.diagnose import Health, examine
 from robustkit.engine import Engine
 from robustkit.errors import UsageError
@@ -27,9 +27,10 @@ from robustkit.outcome import Origin, make_record, settle_record
 from robustkit.record import Record, WeightsInfo
 from robustkit.run import Run, Watcher
 from robustkit.spec import Spec
-from robustkit.suites import line_up
+from robustkit.suites import LineUp, line_up
 from robustkit.threat import Threat
-from robustkit.types import Model
+from robustkit.tuning import AUTOMATIC, Tuning, tune
+from robustkit.types import Images, Model
 
 KEEP_BYTES = 2**30  # adversarial inputs are stored by default up to this size
 
@@ -49,6 +50,7 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
     batch_size: int | None = None,
+    tuning: Tuning = AUTOMATIC,
     fresh: bool = False,
     save_adversarial: bool | None = None,
     arguments: Mapping[str, Any] | None = None,
@@ -67,6 +69,7 @@ def evaluate(
             Points that are proved robust get no attack, unless `attack_certified` is set.
         n: evaluate a fixed, seeded, class-balanced subset of this size.
         batch_size: points in flight at once; chosen by device when not given.
+        tuning: how the model is made fast for searches; verdicts are always float32.
         save_adversarial: store what was found; by default up to 1 GiB.
         arguments: what the user typed, for the record.
 
@@ -77,11 +80,12 @@ def evaluate(
             attack takes a point with a certificate.
     """
     watcher, target, folder = watcher or Watcher(), pick_device(device), Path(folder)
-    specs, points = line_up(suite, attacks, threat, model), select(data, n, seed)
-    private, health = preflight(model, name, data, points, target)
+    line, points = line_up(suite, attacks, threat, model), select(data, n, seed)
+    private, health, sample = preflight(model, name, data, points, target)
+    tuned = tune(private, sample, tuning, randomized=health.randomized)
+    health, notes = health.after(tuned.forwards, tuned.backwards), [*notes, *tuned.notes]
     prover = certifier(private, data.shape, threat, certify, seed) if certify else None
     weights, content = _weights(private), digest(data, points)
-    proof = {"certify": prover.name, "attack_certified": attack_certified} if prover else {}
     identity: dict[str, Any] = {
         "robustkit": provenance.versions()["robustkit"],
         "defense": name,
@@ -89,31 +93,38 @@ def evaluate(
         "data": content,
         "n": len(points),
         "threat": asdict(threat),
-        "attacks": [str(spec) for spec in specs],
         "seed": seed,
-        **proof,
+        **_program(line, prover, attack_certified),
     }
     watcher.model(name, len(points))
-    _warn_of_certificate(name, certify, prover, watcher)
-    _warn_of_eps(threat, data, watcher)
+    _warn(name, certify, prover, threat, data, watcher)
     path, commit = folder / "record.json", provenance.commit()
     with Ledger(folder / "ledger.sqlite", identity, fresh=fresh) as ledger:
         _same_answers(ledger, health, name)
         ledger.remember("shape", list(data.shape))
-        origin = Origin(suite, weights, content, dict(arguments or {}), list(notes),
+        origin = Origin(suite, weights, content, dict(arguments or {}), notes,
                         _first_start(ledger), commit)  # fmt: skip
-        engine = Engine(private, threat, batch_size or default_slots(target), stride(target))
         keep = _keep(save_adversarial, data, len(points), watcher)
-        run = Run(name, private, data, threat, specs, points, seed, engine, target, ledger,
+        engine = Engine(tuned.model, threat, batch_size or tuned.slots, stride(target), tuned.half)
+        run = Run(name, private, data, threat, line, points, seed, engine, target, ledger,
                   health, keep, watcher, prover, attack_certified)  # fmt: skip
-        finished = ledger.costs().get(len(specs) - 1, Cost()).finished
-        if not finished:
-            path.unlink(missing_ok=True)  # of an earlier configuration: the ledger started over
+        if not ledger.costs().get(len(line.specs) - 1, Cost()).finished:
+            path.unlink(missing_ok=True)  # of an earlier configuration
             run.all()
         record = settle_record(make_record(run, origin), path, watcher)
     for flag in record.flags:
         watcher.note(f"{name}: {flag.name}: {flag.message}")
     return record
+
+
+def _program(line: LineUp, prover: Certifier | None, attack_certified: bool) -> dict[str, Any]:
+    """Describe what is done to the points, as far as verdicts depend on it."""
+    program: dict[str, Any] = {"attacks": [str(spec) for spec in line.specs]}
+    if line.audit:
+        program["audit"] = asdict(line.audit)
+    if prover:
+        program |= {"certify": prover.name, "attack_certified": attack_certified}
+    return program
 
 
 def _same_answers(ledger: Ledger, health: Health, name: str) -> None:
@@ -139,8 +150,8 @@ def preflight(
     data: Dataset,
     points: np.ndarray[Any, np.dtype[np.int64]],
     device: torch.device,
-) -> tuple[Model, Health]:
-    """Return the private copy that will be evaluated, after a first look at it on a few points.
+) -> tuple[Model, Health, Images]:
+    """Return the private copy that will be evaluated, and a first look at it on a few points.
 
     Raises:
         UsageError: when model and data cannot be evaluated together. Nothing was written then.
@@ -149,18 +160,23 @@ def preflight(
         raise UsageError(f"{data.name} has one class: a classifier has nothing to tell apart.")
     private = private_copy(model, device, name)
     sample = data.fetch(points[:: max(1, len(points) // 16)][:16])[0].to(device)
-    return private, examine(private, sample, data.classes, name)
+    return private, examine(private, sample, data.classes, name), sample
 
 
-def _warn_of_certificate(
-    name: str, asked: str | None, prover: Certifier | None, watcher: Watcher
+def _warn(
+    name: str,
+    asked: str | None,
+    prover: Certifier | None,
+    threat: Threat,
+    data: Dataset,
+    watcher: Watcher,
 ) -> None:
+    """Say where nothing can be certified, and where the ball reaches from black to gray.
+
+    The usual slip behind the second is a lost /255.
+    """
     if asked and prover is None:
         watcher.note(f"{name}: no certificate is known for a model of this kind.")
-
-
-def _warn_of_eps(threat: Threat, data: Dataset, watcher: Watcher) -> None:
-    """Say so when the ball reaches from black to gray: the usual slip is a lost /255."""
     half = (threat.upper - threat.lower) / 2
     gray = torch.full((1, *data.shape), half)
     if threat.eps >= float(threat.distance(gray, torch.zeros_like(gray))):
@@ -188,9 +204,7 @@ def private_copy(model: Model | nn.Module, device: torch.device, name: str) -> M
             "parameters, buffers and plain values, not tensors with a gradient history."
         ) from error
     private = private.to(device).eval().requires_grad_(False)
-    # The layout that a CPU's convolutions are fastest in.
-    layout: dict[str, Any] = {"memory_format": torch.channels_last}
-    return private.to(**layout) if device.type == "cpu" else private
+    return private
 
 
 def _weights(model: Model) -> WeightsInfo:

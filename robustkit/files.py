@@ -5,7 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from robustkit.errors import RobustkitError
+from robustkit.errors import RobustkitError, UsageError
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder of a run, with its parents.
+
+    Raises:
+        UsageError: when it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the folder {path}: {error.strerror}. Choose another --out."
+        ) from None
 
 
 def write(content: bytes, path: Path) -> None:

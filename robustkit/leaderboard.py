@@ -46,6 +46,7 @@ class Row(NamedTuple):
     robust: float
     robust_low: float
     robust_high: float
+    audit_bound: float | None
     certified: float | None
     worst_class: float
     worst_class_name: str
@@ -81,6 +82,7 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
         robust=record.robust,
         robust_low=round(interval.low, 6),
         robust_high=round(interval.high, 6),
+        audit_bound=record.audit_bound,
         certified=record.certified,
         worst_class=record.worst_class.accuracy,
         worst_class_name=record.class_name(record.worst_class.label),

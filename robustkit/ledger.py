@@ -8,6 +8,7 @@ file that cannot be read is reported and left as it is.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from robustkit.errors import RobustkitError, UsageError
+from robustkit.files import make_folder
 from robustkit.types import Images
 
 _TABLES = """
@@ -33,11 +35,13 @@ CREATE TABLE IF NOT EXISTS spent (
 CREATE TABLE IF NOT EXISTS broken (
     point INTEGER PRIMARY KEY, stage INTEGER NOT NULL, predicted INTEGER NOT NULL,
     distance REAL NOT NULL, example BLOB);
+CREATE TABLE IF NOT EXISTS closest (point INTEGER PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cost (
     stage INTEGER PRIMARY KEY, entered INTEGER NOT NULL DEFAULT 0, forwards INTEGER NOT NULL
     DEFAULT 0, backwards INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
     flips INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0);
 """
+_NAMES = re.findall(r"EXISTS (\w+)", _TABLES)
 CLEAN, CERTIFY = -1, -2  # the stage numbers of the clean pass and of the certificate
 
 
@@ -80,7 +84,7 @@ class Ledger:
         self, path: Path, identity: Mapping[str, Any] | None, *, fresh: bool = False
     ) -> None:
         self.path = path
-        _make(path.parent)
+        make_folder(path.parent)
         try:
             self._open()
         except RobustkitError as error:
@@ -117,7 +121,7 @@ class Ledger:
 
     def _forget(self) -> None:
         with self.transaction():
-            for table in ("meta", "memo", "clean", "certified", "spent", "broken", "cost"):
+            for table in _NAMES:
                 self._db.execute(f"DELETE FROM {table}")
 
     def __enter__(self) -> Ledger:
@@ -213,10 +217,25 @@ class Ledger:
         return {point: bool(proved) for point, proved in rows}
 
     def write(
-        self, stage: int, spent: Iterable[tuple[int, int]], falls: Iterable[Fall], cost: Cost
+        self,
+        stage: int,
+        spent: Iterable[tuple[int, int]],
+        falls: Iterable[Fall],
+        cost: Cost,
+        closest: Mapping[int, float] | None = None,
     ) -> None:
-        """Store in one transaction what a harvest brought: (point, job) pairs, falls, passes."""
+        """Store in one transaction what a harvest brought.
+
+        Args:
+            spent: (point, job) pairs whose budget is used up.
+            closest: how near these points came to falling; the highest number is kept.
+        """
         with self.transaction():
+            self._db.executemany(
+                "INSERT INTO closest VALUES (?, ?) ON CONFLICT (point) DO UPDATE SET value = "
+                "max(value, excluded.value)",
+                (closest or {}).items(),
+            )
             self._db.executemany(
                 "INSERT OR IGNORE INTO spent VALUES (?, ?, ?)", ((stage, *pair) for pair in spent)
             )
@@ -246,6 +265,11 @@ class Ledger:
         with self._errors():
             return set(self._db.execute("SELECT point, job FROM spent WHERE stage = ?", (stage,)))
 
+    def closest(self) -> dict[int, float]:
+        """Return how near points came to falling, as far as searches could tell."""
+        with self._errors():
+            return dict(self._db.execute("SELECT point, value FROM closest"))
+
     def costs(self) -> dict[int, Cost]:
         """Return the cost of every stage that has begun; `CLEAN` is the clean pass."""
         with self._errors():
@@ -266,31 +290,6 @@ class Ledger:
             )
             for point, blob in rows
         }
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot make the folder {folder}: {error.strerror}. Choose another --out."
-        ) from None
-
-
-def adversarial_inputs(folder: Path | str) -> dict[int, Images]:
-    """Return what an evaluation found: position of the point in the data set -> input [c, h, w].
-
-    Args:
-        folder: that of one model's evaluation; it must not be in use.
-
-    Raises:
-        UsageError: when there is no ledger in it, or a run is writing it.
-    """
-    path = Path(folder) / "ledger.sqlite"
-    if not path.exists():
-        raise UsageError(f"{folder} holds no ledger.sqlite: name the folder of one model's run.")
-    with Ledger(path, None) as ledger:
-        return ledger.examples(tuple(ledger.remembered("shape")))
 
 
 def _pack(example: np.ndarray[Any, Any] | None) -> bytes | None:

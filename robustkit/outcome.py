@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import robustkit.registry as registry
 from robustkit import provenance
+from robustkit.audit import CONFIDENCE, missed
 from robustkit.diagnose import review
 from robustkit.errors import UsageError
 from robustkit.record import (
+    AuditInfo,
     Commit,
     DataInfo,
     Points,
@@ -90,6 +92,7 @@ def make_record(run: Run, origin: Origin) -> Record:
         randomized=run.health.randomized,
         flags=[*run.health.flags, *flags],
         notes=origin.notes,
+        audit=_audit(run),
         stages=stages,
         points=points,
         forwards=sum(cost.forwards for cost in costs.values()),
@@ -100,6 +103,23 @@ def make_record(run: Run, origin: Origin) -> Record:
         versions=provenance.versions(),
         device=provenance.device_name(run.device),
         commit=origin.commit,
+    )
+
+
+def _audit(run: Run) -> AuditInfo | None:
+    sample = run.sample()
+    if sample is None:
+        return None
+    broken, escalated = run.audit_broken(sample), bool(run.ledger.remembered("escalated"))
+    return AuditInfo(
+        near=len(sample.near),
+        near_broken=len(broken & set(sample.near)),
+        random=len(sample.random),
+        random_broken=len(broken & set(sample.random)),
+        rest=sample.rest,
+        escalated=escalated,
+        missed=0 if escalated else missed(sample, broken),
+        confidence=CONFIDENCE,
     )
 
 

@@ -10,96 +10,48 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from robustkit import jsonfile
 from robustkit.errors import UsageError
+from robustkit.facts import (
+    AuditInfo,
+    ClassAccuracy,
+    Commit,
+    Count,
+    DataInfo,
+    Flag,
+    Part,
+    Seconds,
+    Stage,
+    ThreatInfo,
+    WeightsInfo,
+)
+
+__all__ = [
+    "AuditInfo",
+    "ClassAccuracy",
+    "Commit",
+    "DataInfo",
+    "Flag",
+    "Points",
+    "Record",
+    "Stage",
+    "Status",
+    "ThreatInfo",
+    "WeightsInfo",
+    "load",
+    "save",
+]
 
 SCHEMA: Literal["robustkit/record/1"] = "robustkit/record/1"
 Status: TypeAlias = Literal["misclassified", "broken", "robust", "certified"]
-Count: TypeAlias = Annotated[int, Field(ge=0)]
-Seconds: TypeAlias = Annotated[float, Field(ge=0)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ClassAccuracy(NamedTuple):
-    """The robust accuracy of the points of one class."""
-
-    label: int
-    accuracy: float
-
-
-class Flag(_Model):
-    """A reason to distrust the numbers: a stable name, what was seen, and what to do about it."""
-
-    name: str
-    message: str
-
-
-class Stage(_Model):
-    """One attack of the suite, over the points that were still standing when it began."""
-
-    attack: str
-    """Canonical spec, such as `apgd(loss=dlr, steps=50)`."""
-    jobs: Count
-    """Searches queued: points times restarts times targets."""
-    entered: Count
-    """Points that the attack was given."""
-    broken: Count
-    """Points that it took, after verification."""
-    forwards: Count
-    """Inputs passed forward through the model, counted one by one; `backwards` likewise."""
-    backwards: Count
-    seconds: Seconds
-
-
-class DataInfo(_Model):
-    """The points that were evaluated."""
-
-    name: str
-    digest: str
-    """SHA-256 of exactly the inputs and labels used."""
-    n: Annotated[int, Field(ge=1)]
-    """Points evaluated, of the `total` points of the data set."""
-    total: Annotated[int, Field(ge=1)]
-    classes: Annotated[int, Field(ge=2)]
-    shape: list[int]
-    """Of one input, such as [1, 28, 28]."""
-    note: str = ""
-    """Origin and license."""
-    class_names: list[str] | None = None
-
-
-class ThreatInfo(_Model):
-    """The threat model: ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper, in input units."""
-
-    norm: str
-    eps: Annotated[float, Field(gt=0)]
-    lower: float = 0.0
-    upper: float = 1.0
-
-
-class WeightsInfo(_Model):
-    """Which weights were evaluated: SHA-256 of the state dict, and number of parameters."""
-
-    digest: str
-    parameters: Count
-
-
-class Commit(_Model):
-    """The git commit that the run was started in; dirty if tracked files differed from it."""
-
-    hash: str
-    dirty: bool
-
-
-class Points(_Model):
+class Points(Part):
     """One entry per evaluated point, as parallel columns."""
 
     index: list[Count]
@@ -131,7 +83,7 @@ class Points(_Model):
         return self
 
 
-class Record(_Model):
+class Record(Part):
     """Everything that one evaluation found, and what it takes to repeat it.
 
     All accuracies are fractions of all n points. A certified point counts as robust.
@@ -157,6 +109,8 @@ class Record(_Model):
     """Whether two forward passes of one input differ."""
     flags: list[Flag]
     notes: list[str]
+    audit: AuditInfo | None = None
+    """None where the suite has no audit."""
     stages: list[Stage]
     points: Points
     forwards: Count
@@ -210,6 +164,11 @@ class Record(_Model):
     def certified(self) -> float | None:
         """Certified accuracy, a lower bound on the truth; None until a certificate is asked for."""
         return None if self.certify is None else self.points.status.count("certified") / self.n
+
+    @property
+    def audit_bound(self) -> float | None:
+        """How far the audit's full line-up would lower `robust` at most, as a fraction of n."""
+        return None if self.audit is None else self.audit.missed / self.n
 
     @property
     def outcomes(self) -> dict[int, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -101,20 +102,27 @@ class StageReferee:
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Write the ended tasks and the falls in one transaction."""
-        self._write([item.work for item in outcomes if item.spent], _passes(outcomes))
+        spent = [item for item in outcomes if item.spent]
+        closest: dict[int, float] = {}
+        for work, near in ((item.work, item.closest) for item in spent):
+            if near is not None:
+                closest[work.point] = max(near, closest.get(work.point, -math.inf))
+        self._write([item.work for item in spent], _passes(outcomes), closest)
         self._done += len(outcomes)
         self.report(self._done, len(self.ranked) - len(self.falls))
 
-    def close(self) -> None:
-        """Write what is left and mark the stage as finished."""
-        self._write([], Cost(entered=self.entered, finished=True))
+    def close(self, *, finished: bool = True) -> None:
+        """Write what is left, and mark the stage as finished unless more points are to come."""
+        self._write([], Cost(entered=self.entered, finished=finished))
 
-    def _write(self, spent: Sequence[Work], cost: Cost) -> None:
+    def _write(
+        self, spent: Sequence[Work], cost: Cost, closest: dict[int, float] | None = None
+    ) -> None:
         now = time.monotonic()
         cost = cost._replace(
             forwards=cost.forwards + self._checks, seconds=now - self._clock, flips=self._flips
         )
-        self.ledger.write(self.stage, spent, self._new.values(), cost)
+        self.ledger.write(self.stage, spent, self._new.values(), cost, closest)
         self._new, self._checks, self._flips, self._clock = {}, 0, 0, now
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from robustkit.audit import Audit, Sample, alarming, draw
 from robustkit.bounds.certify import Certifier
 from robustkit.data import Dataset
 from robustkit.diagnose import Health
@@ -18,7 +19,9 @@ from robustkit.errors import RobustkitError, some
 from robustkit.ledger import CLEAN, Cost, Ledger
 from robustkit.referee import StageReferee
 from robustkit.registry import attacks
+from robustkit.search import aims
 from robustkit.spec import Spec
+from robustkit.suites import LineUp
 from robustkit.threat import Threat
 from robustkit.types import Model
 from robustkit.verify import DRAWS, predict
@@ -48,7 +51,7 @@ class Run:
     model: Model
     data: Dataset
     threat: Threat
-    specs: Sequence[Spec]
+    line: LineUp
     points: np.ndarray[Any, np.dtype[np.int64]]
     seed: int
     engine: Engine
@@ -61,15 +64,20 @@ class Run:
     attack_certified: bool = False
 
     @property
+    def specs(self) -> Sequence[Spec]:
+        """Every attack, those of the audit last; a stage is a place in this list."""
+        return self.line.specs
+
+    @property
     def draws(self) -> int:
         return DRAWS if self.health.randomized else 1
 
     @property
     def ranked(self) -> int:
         """How many classes per point to remember: the predicted one, and those aimed at."""
-        searches = [attacks.build(spec) for spec in self.specs]
-        jobs = [job for s in searches for job in s.jobs(self.threat, self.health.classes)]
-        return 1 + max((job.rank for job in jobs), default=0)
+        classes, searches = self.health.classes, [attacks.build(spec) for spec in self.specs]
+        wanted = [aims(search, search.jobs(self.threat, classes)) for search in searches]
+        return min(classes, 1 + max(wanted, default=0))
 
     def all(self) -> None:
         """Do what an earlier run of the same command has not done yet."""
@@ -78,8 +86,10 @@ class Run:
             self.ledger.write(CLEAN, [], [], cost)
         self.clean()
         self.certify()
-        for stage in range(len(self.specs)):
+        for stage in range(self.line.audited):
             self.attack(stage)
+        if self.line.audit is not None:
+            self._audit(self.line.audit)
 
     def clean(self) -> None:
         """Classify every point that the ledger does not know yet."""
@@ -133,20 +143,57 @@ class Run:
             proved += sum(holds)
             self.watcher.advance(len(right) - len(todo) + start + len(batch), proved, len(right))
 
-    def attack(self, stage: int) -> None:
-        """Run one attack of the line-up on the points that still stand."""
+    def _audit(self, audit: Audit) -> None:
+        """Attack a sample of the survivors, and all of them if too much of it falls."""
+        stages = range(self.line.audited, len(self.specs))
+        sample = self.sample()
+        if sample is None:
+            sample = draw(audit, self.ledger.closest(), list(self._standing()), self.seed)
+            self.ledger.remember("audit", asdict(sample))
+        for stage in stages:
+            self.attack(stage, sample.points, finished=False)
+        everything = alarming(audit, sample, self.audit_broken(sample), len(self.points))
+        for stage in stages:
+            self.attack(stage, None if everything else sample.points)
+        self.ledger.remember("escalated", everything)
+
+    def sample(self) -> Sample | None:
+        """Return the audit's sample, once it is drawn."""
+        kept = self.ledger.remembered("audit")
+        return kept and Sample(tuple(kept["near"]), tuple(kept["random"]), kept["rest"])
+
+    def audit_broken(self, sample: Sample) -> set[int]:
+        """Return which points of the sample fell to the audit."""
+        falls = self.ledger.falls()
+        return {p for p in sample.points if p in falls and falls[p].stage >= self.line.audited}
+
+    def _standing(self) -> dict[int, list[int]]:
+        """Return the points that attacks are to try, with their classes by falling logit."""
+        falls, certified = self.ledger.falls(), self.ledger.certified()
+        return {
+            point: order
+            for point, (label, predicted, order) in self.ledger.clean().items()
+            if label == predicted
+            and point not in falls
+            and (self.attack_certified or not certified.get(point))
+        }
+
+    def attack(
+        self, stage: int, only: Collection[int] | None = None, *, finished: bool = True
+    ) -> None:
+        """Run one attack of the line-up on the points that still stand.
+
+        Args:
+            only: leave the others alone.
+            finished: this is all that the stage will be given.
+        """
         if self.ledger.costs().get(stage, Cost()).finished:
             return
         spec = self.specs[stage]
         search = attacks.build(spec)
-        falls = self.ledger.falls()
-        proved = {point for point, holds in self.ledger.certified().items() if holds}
-        spared = set() if self.attack_certified else proved
-        standing = {
-            point: order
-            for point, (label, predicted, order) in self.ledger.clean().items()
-            if label == predicted and point not in falls and point not in spared
-        }
+        falls, standing = self.ledger.falls(), self._standing()
+        if only is not None:
+            standing = {point: order for point, order in standing.items() if point in only}
         jobs = search.jobs(self.threat, self.health.classes)
         spent = {item for item in self.ledger.spent(stage) if item[0] in standing}
         pending = len(standing) * len(jobs) - len(spent)
@@ -162,7 +209,7 @@ class Run:
             ranked=standing,
             entered=len(standing) + sum(fall.stage == stage for fall in falls.values()),
             spent=spent,
-            proved=proved,
+            proved={point for point, holds in self.ledger.certified().items() if holds},
             seed=self.seed,
             draws=self.draws,
             device=self.device,
@@ -170,4 +217,4 @@ class Run:
             report=lambda done, left: self.watcher.advance(done, left, len(self.points)),
         )
         self.engine.run(search, referee.queue(), pending, referee)
-        referee.close()
+        referee.close(finished=finished)

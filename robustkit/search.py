@@ -59,12 +59,15 @@ class Tasks(NamedTuple):
     Attributes:
         x: clean points.
         y: their labels, which are also what the model predicts on `x`.
+        ranked: classes by falling clean logit, the predicted one first [s, m]; m is 1 + the most
+            that the searches of a run aim at.
         target: the class to move toward, −1 where the job is untargeted.
         seed, point, task: the identity of the random stream, see `keys`.
     """
 
     x: Images
     y: Labels
+    ranked: Int[Tensor, "s m"]
     target: Labels
     seed: Labels
     point: Labels
@@ -113,7 +116,9 @@ class Search(Protocol[S]):
     """One attack. Implementations are frozen dataclasses whose fields are the options.
 
     Two options mean something to the engine: `surrogate` (str) names a stand-in that the model
-    declares, `eot` (int) the passes that are averaged at every query.
+    declares, `eot` (int) the passes that are averaged at every query. A search that chooses its
+    targets itself says by `aims` (int) how many classes it may choose from; a state that knows how
+    near it came to a success says so by `closest` (one number per slot, higher is nearer).
     """
 
     @property
@@ -158,6 +163,11 @@ def stand_in(search: object) -> str:
 def draws(search: object) -> int:
     """Return how many passes a search averages at every query (expectation over randomness)."""
     return int(getattr(search, "eot", 1))
+
+
+def aims(search: object, jobs: Sequence[Job]) -> int:
+    """Return how many wrong classes a search needs to know, in order of the clean logits."""
+    return max(int(getattr(search, "aims", 0)), *(job.rank for job in jobs))
 
 
 def select(rows: Rows, index: Int[Tensor, " r"]) -> Rows:

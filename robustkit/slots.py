@@ -25,13 +25,14 @@ class Outcome(NamedTuple):
     """How a task ended, and what it cost in passes of one point through the model.
 
     `spent`: the budget was used up without success. Otherwise the point fell, to this task or to
-    a sibling.
+    a sibling. `closest`: how near it came, where the search can tell; higher is nearer.
     """
 
     work: Work
     spent: bool
     forwards: int
     backwards: int
+    closest: float | None = None
 
 
 class Referee(Protocol):
@@ -95,4 +96,5 @@ def fresh_tasks(
     target = ranked.gather(1, rank[:, None]).squeeze(1)
     task = torch.tensor([job.key(name) for job in jobs], device=x.device)
     seeds = torch.full_like(task, seed)
-    return Tasks(x, y, torch.where(rank > 0, target, -1), seeds, point.to(x.device), task)
+    aimed = torch.where(rank > 0, target, -1)
+    return Tasks(x, y, ranked, aimed, seeds, point.to(x.device), task)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from robustkit.audit import Audit
 from robustkit.errors import UsageError
 from robustkit.registry import attacks, suites
 from robustkit.search import stand_in
@@ -14,7 +15,11 @@ from robustkit.threat import Threat
 
 
 class Suite(Protocol):
-    """A line-up with its budgets."""
+    """A line-up with its budgets.
+
+    One that leaves out attacks for speed may have a method `audit(threat)` too, which returns how
+    to audit what it leaves standing (`robustkit.audit.Audit`).
+    """
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """List attack specs in the order in which they run; each gets what the last one left.
@@ -25,9 +30,17 @@ class Suite(Protocol):
         ...
 
 
+class LineUp(NamedTuple):
+    """The attacks of a run in order; those from `audited` on are the audit's."""
+
+    specs: list[Spec]
+    audited: int
+    audit: Audit | None
+
+
 def line_up(
     suite: str | None, chosen: Sequence[Spec | str], threat: Threat, model: Any = None
-) -> list[Spec]:
+) -> LineUp:
     """Return the attacks of a run on `model` in order, checked.
 
     Raises:
@@ -37,7 +50,11 @@ def line_up(
     known = declared(model)
     if bool(suite) == bool(chosen):
         raise UsageError("expected either a suite or a list of attacks, got both or neither")
-    texts = suites.build(suite).attacks(threat, list(known)) if suite else chosen
+    built = suites.build(suite) if suite else None
+    texts = list(built.attacks(threat, list(known)) if built else chosen)
+    audit: Audit | None = built.audit(threat) if built and hasattr(built, "audit") else None
+    audited = len(texts)
+    texts += audit.attacks if audit else ()
     specs = [Spec.parse(text) if isinstance(text, str) else text for text in texts]
     for spec in specs:
         search = attacks.build(spec)
@@ -47,4 +64,4 @@ def line_up(
     repeated = {str(spec) for spec in specs if specs.count(spec) > 1}
     if repeated:
         raise UsageError(f"attack {sorted(repeated)[0]!r} is listed twice")
-    return specs
+    return LineUp(specs, audited, audit)

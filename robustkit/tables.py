@@ -23,7 +23,7 @@ from rich.text import Text
 SCHEMA = "robustkit/rows/1"
 _DIGITS = {
     **dict.fromkeys(("clean", "robust", "robust_low", "robust_high"), ".4f"),
-    **dict.fromkeys(("certified", "worst_class", "tail_30"), ".4f"),
+    **dict.fromkeys(("audit_bound", "certified", "worst_class", "tail_30"), ".4f"),
     **dict.fromkeys(("forwards_per_point", "backwards_per_point"), ".2f"),
     **{"eps": ".6g", "seconds": ".1f"},
 }
@@ -36,14 +36,20 @@ _LATEX = str.maketrans(
 )
 _READ = {  # heading in Markdown and LaTeX, and its alignment
     **{"rank": "l", "defense": "l", "n": "r", "clean": "r", "robust": "r", "95% interval": "r"},
-    **{"certified": "r", "worst class": "l", "tail 30%": "r", "strongest attack": "l"},
+    **{
+        "may miss": "r",
+        "certified": "r",
+        "worst class": "l",
+        "tail 30%": "r",
+        "strongest attack": "l",
+    },
     **{"suite": "l", "F/pt": "r", "B/pt": "r", "flags": "l"},
 }
 _CONTRACT = (
     *("defense", "data", "norm", "eps", "n", "clean", "robust", "robust_low", "robust_high"),
     *("certified", "randomized", "flags", "strongest_attack", "suite", "forwards_per_point"),
     *("backwards_per_point", "seconds", "seed", "record"),
-    *("rank", "worst_class", "worst_class_name", "tail_30"),
+    *("rank", "worst_class", "worst_class_name", "tail_30", "audit_bound"),
 )
 _Cells: TypeAlias = Mapping[str, Any]
 
@@ -117,6 +123,7 @@ def _read(cells: _Cells) -> list[str]:
         f"{cells['clean']:.4f}",
         f"{cells['robust']:.4f}",
         f"{cells['robust_low']:.4f}–{cells['robust_high']:.4f}",
+        "" if cells["audit_bound"] is None else f"{cells['audit_bound']:.4f}",
         "" if cells["certified"] is None else f"{cells['certified']:.4f}",
         f"{cells['worst_class']:.4f} ({cells['worst_class_name']})",
         f"{cells['tail_30']:.4f}",
@@ -161,6 +168,7 @@ def _shown(cells: _Cells) -> dict[str, str]:
         "defense": _clean(cells["defense"]),
         "clean": f"{cells['clean']:.3f}",
         "robust [95%]": f"{cells['robust']:.3f} [{low:.3f}, {high:.3f}]",
+        "may miss": "" if cells["audit_bound"] is None else f"{cells['audit_bound']:.3f}",
         "certified": "" if cells["certified"] is None else f"{cells['certified']:.3f}",
         "worst class": f"{cells['worst_class']:.3f} {_clean(cells['worst_class_name'])}",
         "strongest attack": _clean(cells["strongest_attack"] or "").partition("(")[0],

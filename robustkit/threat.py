@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustkit.errors import UsageError, unknown
 from robustkit.rng import Keys, normal, uniform
-from robustkit.types import Images, Mask, Scalars, per_point
+from robustkit.types import Images, Labels, Mask, Scalars, per_point
 
 Norm: TypeAlias = Literal["linf", "l2", "l1"]
 _ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
@@ -111,13 +111,15 @@ class Threat:
         signs = flat.gather(1, place).sign() * (value > 0)
         return torch.zeros_like(flat).scatter(1, place, signs).view_as(gradient)
 
-    def sample(self, x: Images, keys: Keys, stream: int = 0, eps: Scalars | None = None) -> Images:
-        """Draw a random point of the set around each `x`.
+    def sample(
+        self, x: Images, keys: Keys, stream: int | Labels = 0, eps: Scalars | None = None
+    ) -> Images:
+        """Draw a random point of the set around each `x`; `stream` may differ by point.
 
         linf: uniform direction scaled to the surface; l2: uniform on the sphere; l1: a normal draw
         projected. All are the starting points of AutoAttack's APGD. Then clipped to the box.
         """
-        radius, features = self.radius(x, eps), x[0].numel()
+        radius, features = self.radius(x, eps), math.prod(x.shape[1:])
         if self.norm == "linf":
             draw = uniform(keys, features, stream) * 2 - 1
             draw = draw / draw.abs().amax(1, keepdim=True).clamp_min(1e-12)

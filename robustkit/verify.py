@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from robustkit.device import full_precision
 from robustkit.errors import RobustkitError, some
 from robustkit.threat import Threat
 from robustkit.types import Images, Labels, Logits, Mask, Model, Scalars
@@ -32,7 +33,7 @@ def predict(model: Model, x: Images, draws: int = 1) -> tuple[Labels, Logits]:
 
     With several draws the prediction is the most frequent class, ties going to the lower label.
     """
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         answers = torch.stack([model(x).float() for _ in range(draws)])
     votes = torch.nn.functional.one_hot(answers.argmax(2), answers.shape[2]).sum(0)
     return votes.argmax(1), answers.mean(0)

@@ -188,10 +188,10 @@ class TestEvaluate:
         assert result.exit_code == 130
         assert result.stderr.endswith("stopped: nothing is lost, and the same command resumes.\n")
 
-    def test_the_screen_says_that_it_is_no_claim(self, room: Path) -> None:
+    def test_quick_says_that_it_is_no_claim(self, room: Path) -> None:
         result = evaluate("models.py:net")
         assert result.exit_code == 0, result.stderr
-        assert "Defend a claim with --suite parity." in result.stdout
+        assert "defend a claim by --suite fast or parity." in result.stdout
 
     def test_statistics_and_weights_reach_the_model(self, room: Path) -> None:
         import torch
@@ -201,7 +201,7 @@ class TestEvaluate:
         assert evaluate(*arguments, "--attack", "fgsm", "--out", "out", "--quiet").exit_code == 0
         record = json.loads((room / "out" / "models.py-net" / "record.json").read_text())
         told = "inputs are normalized: mean 0.5, std 0.25"
-        assert record["notes"] == ["weights: w.pt", told]
+        assert record["notes"][:2] == ["weights: w.pt", told]
         assert set(record["points"]["predicted"]) == {0}
 
     def test_the_usual_threat_of_the_data_is_the_default(

@@ -82,7 +82,7 @@ class Judge:
         self.started += work
         x = torch.tensor([[float(self.falls[item])] for item in work])
         zero = torch.zeros(len(work), dtype=torch.long)
-        return Tasks(x, zero, zero - 1, zero, zero, zero)
+        return Tasks(x, zero, zero[:, None], zero - 1, zero, zero, zero)
 
     def confirm(self, work: Sequence[Work], z: Tensor, x: Tensor, y: Tensor) -> list[bool]:
         self.asked += [(item, float(row)) for item, row in zip(work, z, strict=True)]
@@ -123,7 +123,7 @@ def line(*countdowns: int) -> dict[Work, int]:
 @pytest.mark.parametrize("gradient", [True, False])
 def test_passes_are_counted_exactly(gradient: bool) -> None:
     judge, _ = play(line(1, 3, NEVER), slots=8, search=Script(7, uses_gradient=gradient))
-    counts = [tuple(judge.outcomes[Work(point, 0)][1:]) for point in range(3)]
+    counts = [tuple(judge.outcomes[Work(point, 0)][1:4]) for point in range(3)]
     back = int(gradient)
     assert counts == [(False, 2, 2 * back), (False, 4, 4 * back), (True, 7, 7 * back)]
     assert judge.asked == [(Work(0, 0), 0.0), (Work(1, 0), 0.0)]
@@ -131,9 +131,9 @@ def test_passes_are_counted_exactly(gradient: bool) -> None:
 
 def test_a_success_at_the_last_pass_counts_as_success() -> None:
     judge, _ = play(line(6), slots=1, search=Script(7))
-    assert judge.outcomes[Work(0, 0)] == (Work(0, 0), False, 7, 7)
+    assert judge.outcomes[Work(0, 0)] == Outcome(Work(0, 0), False, 7, 7)
     judge, _ = play(line(7), slots=1, search=Script(7))
-    assert judge.outcomes[Work(0, 0)] == (Work(0, 0), True, 7, 7)
+    assert judge.outcomes[Work(0, 0)] == Outcome(Work(0, 0), True, 7, 7)
     assert not judge.asked
 
 
@@ -178,7 +178,7 @@ def test_a_fallen_point_cancels_its_other_tasks() -> None:
     judge, _ = play(falls, slots=4)
     assert {work for work in judge.started if work.point == 0} == {Work(0, j) for j in range(4)}
     assert set(judge.batches[0]) == {Work(0, j) for j in range(4)}
-    assert all(judge.outcomes[Work(0, j)] == (Work(0, j), False, 2, 2) for j in range(4))
+    assert all(judge.outcomes[Work(0, j)] == Outcome(Work(0, j), False, 2, 2) for j in range(4))
     assert judge.outcomes[Work(1, 0)].spent
     assert judge.asked == [(Work(0, 3), 0.0)]
 
@@ -187,9 +187,9 @@ def test_what_is_not_confirmed_goes_on() -> None:
     doubts = {Work(0, 0): 2, Work(1, 0): NEVER}
     judge, _ = play(line(3, 3, 1), slots=4, doubts=doubts)
     assert [z for work, z in judge.asked if work.point == 0] == [0.0, -1.0, -2.0]
-    assert judge.outcomes[Work(0, 0)] == (Work(0, 0), False, 6, 6)
+    assert judge.outcomes[Work(0, 0)] == Outcome(Work(0, 0), False, 6, 6)
     assert len([work for work, _ in judge.asked if work.point == 1]) == 7
-    assert judge.outcomes[Work(1, 0)] == (Work(1, 0), True, 10, 10)
+    assert judge.outcomes[Work(1, 0)] == Outcome(Work(1, 0), True, 10, 10)
 
 
 def test_queries_outside_are_no_candidates_of_a_search_that_wanders() -> None:
@@ -373,7 +373,7 @@ def test_a_point_that_survives_costs_what_the_attack_says(
     referee = Plain(nearest, prototypes, jobs)
     queue = [Work(point, job) for job in range(len(jobs)) for point in range(4)]
     Engine(model, threat, 64).run(search, iter(queue), len(queue), referee)
-    assert [outcome[1:] for outcome in referee.outcomes] == [(True, *passes)] * len(queue)
+    assert [outcome[1:4] for outcome in referee.outcomes] == [(True, *passes)] * len(queue)
     assert rows[0] == passes[0] * len(queue)
 
 

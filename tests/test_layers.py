@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # data → defense → search → verify → record → leaderboard: a room imports only rooms to its left.
 STAGES = {
-    "ground": "errors types spec registry rng threat losses importing files jsonfile device",
+    "ground": "errors types spec registry rng threat losses importing files jsonfile device stem",
     "data": "npz download points folder sources named data",
     "defense": "surrogate parts nets adversary mixing bounds train checkpoints model",
-    "search": "search slots engine plain suites",
-    "verify": "verify ledger referee",
-    "record": "record provenance diagnose run outcome evaluate",
+    "search": "tuning audit search slots passes engine plain suites",
+    "verify": "verify ledger examples referee",
+    "record": "facts record provenance diagnose run outcome evaluate",
     "leaderboard": "stats tables leaderboard",
     "terminal": "doctor cli __main__",
 }

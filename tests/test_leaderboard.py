@@ -128,6 +128,7 @@ def test_a_row_is_what_its_record_says() -> None:
         robust=0.75,
         robust_low=0.508954,
         robust_high=0.913429,
+        audit_bound=None,
         certified=None,
         worst_class=0.6,
         worst_class_name="T-shirt/top",
@@ -209,7 +210,7 @@ def test_no_name_is_markdown() -> None:
     assert re.split(r"(?<!\\)\|", line)[2].strip() == (
         r"a\|b \*\*c\*\* &lt;b&gt;&amp;\`x\` \[l\](http\://u) \_i\_ snake_case \$m\$ \\ \~\~"
     )
-    assert len(re.findall(r"(?<!\\)\|", line)) == 15
+    assert len(re.findall(r"(?<!\\)\|", line)) == 16
 
 
 def test_no_name_is_latex() -> None:
@@ -220,7 +221,7 @@ def test_no_name_is_latex() -> None:
         r"\textasciicircum{} \textless{} \textgreater{} \textbar{} "
         r"\textbackslash{}\textbackslash{} & 20 & "
     )
-    assert line.count(" & ") == 13
+    assert line.count(" & ") == 14
 
 
 def test_no_name_is_terminal_markup() -> None:

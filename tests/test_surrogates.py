@@ -70,13 +70,13 @@ def test_passes_of_stand_ins_and_draws_are_counted(data: Dataset, tmp_path: Path
     assert passes == [(40, 40), (80, 40), (120, 120)]
 
 
-def test_screen_and_surrogates_use_what_is_declared(data: Dataset, tmp_path: Path) -> None:
+def test_quick_and_surrogates_use_what_is_declared(data: Dataset, tmp_path: Path) -> None:
     record = evaluate(
-        Rounded(), name="rounded", data=data, threat=THREAT, folder=tmp_path, suite="screen"
+        Rounded(), name="rounded", data=data, threat=THREAT, folder=tmp_path, suite="quick"
     )
     assert record.robust == 0.5
     assert any("surrogate=smooth" in spec for spec in record.attacks)
-    specs = [str(spec) for spec in line_up("surrogates(eot=2)", (), THREAT, Rounded())]
+    specs = [str(spec) for spec in line_up("surrogates(eot=2)", (), THREAT, Rounded()).specs]
     assert sum("surrogate=smooth" in spec for spec in specs) == len(specs) / 2 == 2
     assert all("eot=2" in spec for spec in specs)
     assert not any("surrogate" in s for s in suites.build("surrogates").attacks(THREAT))

@@ -25,7 +25,7 @@ from robustkit.cli.program import debug, debugging
     metavar="linf:8/255|l2:0.5|l1:12",
     help="Norm and eps in input units; by default the usual one of the data set.",
 )
-@click.option("--suite", metavar="NAME", help="A line-up of attacks; 'screen' by default.")
+@click.option("--suite", metavar="NAME", help="A line-up of attacks; 'quick' by default.")
 @click.option(
     "--attack",
     "attacks",
@@ -56,6 +56,23 @@ from robustkit.cli.program import debug, debugging
     show_default=True,
     metavar="auto|N",
     help="Inputs that go through the model at once.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of searches; verdicts are always float32. auto: float16 on a GPU.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["auto", "contiguous", "channels_last"]),
+    default="auto",
+    show_default=True,
+    help="Of images and convolutions in searches.",
+)
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the model for searches (torch.compile)."
 )
 @click.option("--out", type=options.FOLDER, metavar="DIR", help="Folder of the run.")
 @options.fresh
@@ -90,5 +107,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     stands, 3 a model could not be finished.
     """
     from robustkit.cli.run import Request, run
+    from robustkit.tuning import Tuning
 
-    return run(Request(**given), debug=debugging(ctx))
+    tuning = Tuning(*(given.pop(name) for name in ("precision", "layout", "compiled")))
+    return run(Request(**given, tuning=tuning), debug=debugging(ctx))

@@ -20,9 +20,10 @@ from robustkit.registry import datasets
 from robustkit.spec import Spec
 from robustkit.suites import line_up
 from robustkit.threat import Threat
+from robustkit.tuning import AUTOMATIC, Tuning
 
 SCHEMA = "robustkit/run/1"
-_DEFAULT_SUITE = "screen"
+_DEFAULT_SUITE = "quick"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Request:
     seed: int = 0
     device: str = "auto"
     batch_size: int | None = None
+    tuning: Tuning = AUTOMATIC
     out: Path | None = None
     fresh: bool = False
     save_adversarial: bool | None = None

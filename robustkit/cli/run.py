@@ -85,6 +85,7 @@ def _one(plan: Plan, subject: Subject, screen: Screen) -> Record:
         seed=request.seed,
         device=request.device,
         batch_size=request.batch_size,
+        tuning=request.tuning,
         folder=plan.folder(subject),
         fresh=request.fresh,
         save_adversarial=request.save_adversarial,
@@ -104,8 +105,8 @@ def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
         console = stdout()
         console.print(leaderboard.to_rich(frame))
         console.out(f"CSV: {csv}\nRecords: {plan.out}{os.sep}*{os.sep}record.json", highlight=False)
-        if plan.suite == "screen":
+        if plan.suite == "quick":
             console.out(
-                "A screen is a first look: an upper bound. Defend a claim with --suite parity.",
+                "quick is an upper bound, a first look: defend a claim by --suite fast or parity.",
                 highlight=False,
             )

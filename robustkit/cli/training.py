@@ -144,7 +144,7 @@ def _prepare(asked: Training) -> _Course:
         raise UsageError(f"{spec.name} is not trained: it is made of other models.")
     trainable, name = cast(Trainable, defense), name_of(entry, defense)
     data = open_dataset(asked.data, root=asked.data_root, split="train")
-    given = {"epochs": asked.epochs, "batch_size": asked.batch_size}
+    given: dict[str, Any] = {"epochs": asked.epochs, "batch_size": asked.batch_size}
     usual = trainable.recipe if isinstance(defense, _Learns) else Recipe(epochs=1)
     recipe = replace(usual, **{k: v for k, v in given.items() if v is not None})
     if recipe.batch_size > len(data):

@@ -1,0 +1,104 @@
+"""The parts of a record: flags, stages, the audit, and what was evaluated by what."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+Seconds: TypeAlias = Annotated[float, Field(ge=0)]
+
+
+class Part(BaseModel):
+    """Frozen, and strict about its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ClassAccuracy(NamedTuple):
+    """The robust accuracy of the points of one class."""
+
+    label: int
+    accuracy: float
+
+
+class Flag(Part):
+    """A reason to distrust the numbers: a stable name, what was seen, and what to do about it."""
+
+    name: str
+    message: str
+
+
+class Stage(Part):
+    """One attack of the suite, over the points that were still standing when it began."""
+
+    attack: str
+    """Canonical spec, such as `apgd(loss=dlr, steps=50)`."""
+    jobs: Count
+    """Searches queued: points times restarts times targets."""
+    entered: Count
+    """Points that the attack was given."""
+    broken: Count
+    """Points that it took, after verification."""
+    forwards: Count
+    """Inputs passed forward through the model, counted one by one; `backwards` likewise."""
+    backwards: Count
+    seconds: Seconds
+
+
+class AuditInfo(Part):
+    """What the full line-up did to a sample of the survivors of a faster one."""
+
+    near: Count
+    """Audited points of those that came nearest to falling."""
+    near_broken: Count
+    random: Count
+    """Audited points drawn from the `rest`."""
+    random_broken: Count
+    rest: Count
+    escalated: bool
+    """Too much of the sample fell, so that the full line-up ran on every survivor."""
+    missed: Count
+    """Upper bound, at `confidence`, on the points never audited that the line-up would take."""
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+
+
+class DataInfo(Part):
+    """The points that were evaluated."""
+
+    name: str
+    digest: str
+    """SHA-256 of exactly the inputs and labels used."""
+    n: Annotated[int, Field(ge=1)]
+    """Points evaluated, of the `total` points of the data set."""
+    total: Annotated[int, Field(ge=1)]
+    classes: Annotated[int, Field(ge=2)]
+    shape: list[int]
+    """Of one input, such as [1, 28, 28]."""
+    note: str = ""
+    """Origin and license."""
+    class_names: list[str] | None = None
+
+
+class ThreatInfo(Part):
+    """The threat model: ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper, in input units."""
+
+    norm: str
+    eps: Annotated[float, Field(gt=0)]
+    lower: float = 0.0
+    upper: float = 1.0
+
+
+class WeightsInfo(Part):
+    """Which weights were evaluated: SHA-256 of the state dict, and number of parameters."""
+
+    digest: str
+    parameters: Count
+
+
+class Commit(Part):
+    """The git commit that the run was started in; dirty if tracked files differed from it."""
+
+    hash: str
+    dirty: bool

@@ -1,0 +1,63 @@
+"""A faster way back through the first convolution, for searches on a CPU.
+
+The gradient of a convolution by an input of few channels is small work that CPU kernels do slowly:
+through a grayscale stem they take as long as for the rest of a small network. One matrix product
+and a fold do the same at a fraction of the time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_FEW = 4  # input channels up to which the fold wins
+
+
+class _Fold(torch.autograd.Function):
+    """conv2d with zero padding; the input's gradient by matmul and fold, none for the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d) -> Tensor:
+        ctx.layer, ctx.size = layer, x.shape[2:]
+        padding: Any = layer.padding
+        return F.conv2d(x, layer.weight, layer.bias, layer.stride, padding, layer.dilation)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        layer = ctx.layer
+        columns = torch.matmul(layer.weight.flatten(1).t(), gradients[0].flatten(2))
+        shape = (ctx.size, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        return F.fold(columns, *shape), None
+
+
+class Stem(nn.Conv2d):
+    """A convolution with frozen weights that answers as `nn.Conv2d` does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] -> [b, c', h', w']."""
+        if x.requires_grad and x.ndim == 4 and not self.weight.requires_grad:
+            answer: Tensor = _Fold.apply(x, self)
+            return answer
+        return super().forward(x)
+
+
+def suits(layer: nn.Module) -> bool:
+    """Say whether a `Stem` can stand for this layer and is worth it."""
+    return (
+        type(layer) is nn.Conv2d
+        and layer.in_channels <= _FEW
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+    )
+
+
+def speed_up(model: nn.Module) -> int:
+    """Turn the layers of `model` that suit into stems, in place; return how many there were."""
+    found = [layer for layer in model.modules() if suits(layer)]
+    for layer in found:
+        layer.__class__ = Stem  # the same weights, hooks and names
+    return len(found)
