@@ -167,6 +167,11 @@ class Run:
         falls = self.ledger.falls()
         return {p for p in sample.points if p in falls and falls[p].stage >= self.line.audited}
 
+    def _robust(self) -> int:
+        """Count the points that are classified correctly and have not fallen."""
+        clean = self.ledger.clean().values()
+        return sum(label == predicted for label, predicted, _ in clean) - len(self.ledger.falls())
+
     def _standing(self) -> dict[int, list[int]]:
         """Return the points that attacks are to try, with their classes by falling logit."""
         falls, certified = self.ledger.falls(), self.ledger.certified()
@@ -195,6 +200,7 @@ class Run:
         if only is not None:
             standing = {point: order for point, order in standing.items() if point in only}
         jobs = search.jobs(self.threat, self.health.classes)
+        others = self._robust() - len(standing)
         spent = {item for item in self.ledger.spent(stage) if item[0] in standing}
         pending = len(standing) * len(jobs) - len(spent)
         self.watcher.stage(str(spec), pending)
@@ -214,7 +220,7 @@ class Run:
             draws=self.draws,
             device=self.device,
             keep=self.keep,
-            report=lambda done, left: self.watcher.advance(done, left, len(self.points)),
+            report=lambda done, left: self.watcher.advance(done, others + left, len(self.points)),
         )
         self.engine.run(search, referee.queue(), pending, referee)
         referee.close(finished=finished)

@@ -148,3 +148,11 @@ def test_a_mixture_is_certified_by_its_robust_part(data: Dataset) -> None:
 class Negated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return -x
+
+
+def test_a_batch_that_one_method_decides_alone_asks_no_other(data: Dataset) -> None:
+    """The cascade ends when nothing is open any more."""
+    x, y = data.fetch([8, 9])  # the farthest from the boundary
+    prover = certifier(line(), data.shape, THREAT, "auto")
+    assert prover is not None
+    assert prover.prove(x, y).tolist() == [True, True]

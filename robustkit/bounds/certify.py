@@ -98,6 +98,8 @@ class Bounds:
         cascade = ("ibp", "crown-ibp", "alpha-crown")
         for method in cascade if self.method == "auto" else (self.method,):
             rows = (~holds).nonzero().flatten()
+            if not len(rows):
+                break
             # Which neurons need a pass of their own differs by point: one at a time on a CPU.
             apart = x.device.type == "cpu" and method in ("crown", "alpha-crown")
             for part in rows.split(1 if apart else len(x)):
