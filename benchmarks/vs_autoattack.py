@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.counting import Counting
-from robustkit.data import Dataset, ImageSet, open_dataset, select
+from robustkit.data import Dataset, open_dataset, select, subset
 from robustkit.device import pick_device
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluate import evaluate
@@ -127,18 +127,6 @@ def compare(
             theirs = reference(model, part, threat, target, seed, batch)
         pairs.append((mine, theirs))
     return _summary(subject.name, str(threat), pairs)
-
-
-def subset(data: Dataset, indices: np.ndarray[Any, np.dtype[np.int64]]) -> ImageSet:
-    """Return the points `indices` as a data set of their own."""
-    return ImageSet(
-        name=data.name,
-        family=data.family,
-        shape=data.shape,
-        classes=data.classes,
-        labels=data.labels[indices],
-        read=lambda chosen: data.fetch(indices[chosen])[0].numpy(),
-    )
 
 
 def _summary(name: str, threat: str, pairs: list[tuple[Side, Side]]) -> Comparison:

@@ -11,7 +11,7 @@ import robustkit.named  # noqa: F401  registers the names
 from robustkit.download import cache_root
 from robustkit.errors import UsageError, unknown
 from robustkit.folder import open_folder
-from robustkit.points import Augment, Dataset, ImageSet, digest, select
+from robustkit.points import Augment, Dataset, ImageSet, digest, select, subset
 from robustkit.registry import datasets
 from robustkit.sources import from_arrays, open_function, open_npz
 
@@ -25,6 +25,7 @@ __all__ = [
     "from_arrays",
     "open_dataset",
     "select",
+    "subset",
 ]
 
 

@@ -168,6 +168,26 @@ def select(data: Dataset, n: int | None, seed: int) -> NDArray[np.int64]:
     return np.sort(np.lexsort((draw, turn))[:n]).astype(np.int64)
 
 
+def subset(data: Dataset, indices: Indices) -> ImageSet:
+    """Return the points `indices` [b] as a data set of their own.
+
+    Raises:
+        IndexError: for an index outside 0 to n − 1.
+    """
+    chosen = _checked(indices, len(data))
+    return ImageSet(
+        name=data.name,
+        family=data.family,
+        shape=data.shape,
+        classes=data.classes,
+        labels=data.labels[chosen],
+        read=lambda places: data.fetch(chosen[places])[0].numpy(),
+        class_names=data.class_names,
+        augment=data.augment,
+        note=data.note,
+    )
+
+
 def digest(data: Dataset, indices: Indices) -> str:
     """Return the SHA-256 of exactly these points: shape, pixels (float32) and labels, in order.
 

@@ -1,0 +1,155 @@
+"""The suites `quick` and `fast`: budgets, the audit in a run, its verdict in the record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+import robustkit.registry as registry
+from robustkit.audit import Audit
+from robustkit.data import Dataset, subset
+from robustkit.evaluate import evaluate
+from robustkit.leaderboard import row
+from robustkit.record import Record
+from robustkit.registry import attacks, suites
+from robustkit.run import Watcher
+from robustkit.threat import Threat
+
+THREAT = Threat("linf", 0.08)
+WEAK = ["pgd(steps=1, step_size=0.3, random_start=false)"]
+FULL = ["apgd(steps=20)", "square(queries=30)"]
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """Searches by a third of a step, and lets the audit find out."""
+
+    threshold: float = 0.002
+
+    def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+        return WEAK
+
+    def audit(self, threat: Threat) -> Audit:
+        return Audit(FULL, near=0.2, random=0.2, least=4, threshold=self.threshold)
+
+
+@pytest.fixture
+def lazy() -> Iterator[None]:
+    suites.register("lazy")(Lazy)
+    yield
+    registry.suites._entries.pop("lazy")
+
+
+@pytest.fixture
+def few(bundled: Dataset) -> Dataset:
+    return subset(bundled, range(0, 1000, 12))
+
+
+def run(model: nn.Module, data: Dataset, folder: Path, **options: Any) -> Record:
+    return evaluate(
+        model, name="net", data=data, threat=THREAT, folder=folder, **{"device": "cpu", **options}
+    )
+
+
+def outcome(record: Record) -> list[tuple[int, str, str | None]]:
+    points = record.points
+    return list(zip(points.index, points.status, points.attack, strict=True))
+
+
+@pytest.mark.usefixtures("lazy")
+def test_an_audit_that_alarms_gives_the_full_line_up(
+    hardened: nn.Module, few: Dataset, tmp_path: Path
+) -> None:
+    audited = run(hardened, few, tmp_path / "lazy", suite="lazy")
+    full = run(hardened, few, tmp_path / "full", attacks=[*WEAK, *FULL])
+    assert audited.audit is not None
+    assert audited.audit.near_broken + audited.audit.random_broken > 0
+    assert audited.audit.escalated
+    assert audited.audit_bound == 0
+    assert outcome(audited) == outcome(full)
+    assert audited.stages[1].entered == full.stages[1].entered
+
+
+@pytest.mark.usefixtures("lazy")
+def test_an_audit_that_does_not_alarm_states_its_bound(
+    hardened: nn.Module, few: Dataset, tmp_path: Path
+) -> None:
+    record = run(hardened, few, tmp_path, suite="lazy(threshold=1.0)")
+    audit = record.audit
+    assert audit is not None
+    assert not audit.escalated
+    left = record.stages[0].entered - record.stages[0].broken
+    assert audit.near == audit.random == round(0.2 * left)
+    assert audit.rest == left - audit.near
+    assert record.stages[1].entered == audit.near + audit.random
+    assert record.stages[1].broken + record.stages[2].broken == (
+        audit.near_broken + audit.random_broken
+    )
+    assert 0 < audit.missed <= audit.rest - audit.random
+    assert record.audit_bound == audit.missed / record.n
+    assert row(record, "r").audit_bound == record.audit_bound
+
+
+@pytest.mark.usefixtures("lazy")
+@pytest.mark.parametrize("suite", ["lazy", "lazy(threshold=1.0)"])
+@pytest.mark.parametrize("length", [2, 4, 6, 9])
+def test_an_interrupted_audit_ends_like_an_uninterrupted_one(
+    hardened: nn.Module, few: Dataset, tmp_path: Path, suite: str, length: int
+) -> None:
+    class Fuse(Watcher):
+        left = length
+
+        def advance(self, done: int, robust: int, points: int) -> None:
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+    whole = run(hardened, few, tmp_path / "whole", suite=suite)
+    with pytest.raises(KeyboardInterrupt):
+        run(hardened, few, tmp_path / "cut", suite=suite, watcher=Fuse(), batch_size=7)
+    cut = run(hardened, few, tmp_path / "cut", suite=suite, batch_size=16)
+    assert outcome(cut) == outcome(whole)
+    assert cut.audit == whole.audit
+
+
+def test_fast_does_not_depend_on_the_batch(
+    hardened: nn.Module, few: Dataset, tmp_path: Path
+) -> None:
+    suite = "fast(audit_least=2)"
+    small = run(hardened, few, tmp_path / "a", suite=suite, batch_size=5, n=40)
+    large = run(hardened, few, tmp_path / "b", suite=suite, batch_size=200, n=40)
+    assert outcome(small) == outcome(large)
+    assert small.audit == large.audit
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_quick_keeps_to_its_budget(norm: Any) -> None:
+    """Steps and one pass each for the start of every leg or run."""
+    threat, spent = Threat(norm, 0.1), 0
+    for spec in suites.build("quick").attacks(threat):
+        search = attacks.build(spec)
+        if spec.startswith("relay"):
+            legs = [search.first] + search.probes * [search.probe] + search.legs * [search.steps]
+            spent += sum(leg + 1 for leg in legs)
+        else:
+            spent += len(search.jobs(threat, 10)) * (search.steps + 1)
+    assert spent <= 120
+
+
+def test_surrogates_are_attacked_too() -> None:
+    specs = suites.build("fast").attacks(THREAT, ["smooth"])
+    assert specs == ["relay", "relay(surrogate=smooth)"]
+    quick = suites.build("quick").attacks(THREAT, ["smooth"])
+    assert [attacks.build(spec).surrogate for spec in quick] == ["", "smooth"]
+    assert attacks.build(quick[1]).steps == attacks.build(quick[0]).steps
+
+
+def test_suites_without_audit_say_so(hardened: nn.Module, few: Dataset, tmp_path: Path) -> None:
+    record = run(hardened, few, tmp_path, suite="quick", n=10)
+    assert record.audit is None
+    assert record.audit_bound is None
