@@ -22,9 +22,14 @@ from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per
 from . import _bumps, _windows
 from ._windows import corner, signs, span
 
+_BLOCK = 16  # proposals whose random numbers are drawn together: a draw costs many small operations
+
 
 class State(NamedTuple):
-    """Per slot three images and a few numbers. `asked`: how many queries were answered."""
+    """Per slot three images and a few numbers.
+
+    asked: how many queries were answered; lots: random numbers of a block of proposals [s, n, m].
+    """
 
     query: Images
     done: Mask
@@ -36,6 +41,7 @@ class State(NamedTuple):
     seed: Integers
     point: Integers
     task: Integers
+    lots: Float[Tensor, "s n m"]
 
 
 @attacks.register("square", white_box=False, cites="arXiv:1912.00049")
@@ -75,6 +81,8 @@ class Square:
         Raises:
             UsageError: in l2 and l1, for inputs that are not images of 5 × 5 pixels or more.
         """
+        channels = _images(tasks.x[:1]).shape[1] if len(tasks.x) else 1
+        numbers = channels + (2 if threat.norm == "linf" else 5)
         return State(
             query=_first(_images(tasks.x), tasks.keys, threat).view_as(tasks.x),
             done=torch.zeros_like(tasks.y, dtype=torch.bool),
@@ -86,6 +94,7 @@ class Square:
             seed=tasks.seed,
             point=tasks.point,
             task=tasks.task,
+            lots=tasks.x.new_zeros(len(tasks.x), _BLOCK, numbers),
         )
 
     def objective(self, logits: Logits, state: State) -> Scalars:
@@ -94,6 +103,7 @@ class Square:
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Keep the query if it is the best so far, and change the best one in a new window."""
+        state = state._replace(lots=_refresh(state))
         better = reply.value > state.best_value
         best = torch.where(per_point(better, state.query), state.query, state.best)
         return state._replace(
@@ -106,13 +116,27 @@ class Square:
 
     def _propose(self, state: State, best: Images, threat: Threat) -> Float[Tensor, "s c h w"]:
         x, best = _images(state.x), _images(best)
-        keys = rng.Keys(state.seed, state.point, state.task)
-        level, channels = _windows.level(state.asked), x.shape[1]
+        level, lot = _windows.level(state.asked), state.asked % _BLOCK
+        draw = state.lots.gather(1, lot[:, None, None].expand(-1, 1, state.lots.shape[2]))[:, 0]
         if threat.norm == "linf":
-            draw = rng.uniform(keys, 2 + channels, state.asked + 1)
             return _paint(x, best, level, draw, self.share, threat)
-        draw = rng.uniform(keys, 5 + channels, state.asked + 1)
         return _bumps.move(x, best, level, draw, self.share, threat)
+
+
+def _refresh(state: State) -> Float[Tensor, "s n m"]:
+    """Draw the numbers of the next proposals where a block of them begins; elsewhere keep them."""
+    begins, (_, block, numbers) = state.asked % _BLOCK == 0, state.lots.shape
+    rows = torch.arange(len(begins), device=begins.device)
+    if begins.device.type == "cpu":  # elsewhere, looking costs more than drawing
+        rows = rows[begins]
+        if not len(rows):
+            return state.lots
+    many = rows.repeat_interleave(block)
+    base = (state.asked[many] // block) * block
+    stream = base + 1 + torch.arange(block, device=rows.device).repeat(len(rows))
+    keys = rng.Keys(state.seed[many], state.point[many], state.task[many])
+    drawn = rng.uniform(keys, numbers, stream).view(len(rows), block, numbers)
+    return state.lots.index_copy(0, rows, drawn)
 
 
 def _images(x: Images) -> Float[Tensor, "s c h w"]:

@@ -54,8 +54,8 @@ class Engine:
             RobustkitError: when the model returns logits that are not finite, or when memory does
                 not suffice for a single slot.
         """
-        # Without a graph to keep for the way back, twice as many points fit.
-        room = self.slots if search.uses_gradient else 2 * self.slots
+        # Without a graph to keep for the way back, more points fit.
+        room = self.slots if search.uses_gradient else 4 * self.slots
         floor = _Floor(self, search, queue, referee, max(1, min(room, pending)))
         floor.refill()
         while floor.work:
