@@ -1,12 +1,13 @@
-"""`parity` beside the reference AutoAttack: same models, same points, one run.
+"""Suites beside the reference AutoAttack: same models, same points, one run.
 
     python -m benchmarks.vs_autoattack                     # bundled models, bundled images
-    python -m benchmarks.vs_autoattack --n 100 --model resnet18 --data cifar10 --data-root DIR
+    python -m benchmarks.vs_autoattack --suite fast --n 100 --model resnet18 --data cifar10 \
+        --threat linf:8/255 --data-root DIR
 
 Needs the extra `autoattack`. The reference runs `run_standard_evaluation` of pyautoattack, version
-`standard`, with the given batch size; robustkit runs its suite `parity`. Both get the same number
-of threads. With --chunks K the points are dealt into K parts that the two take in turn, and the
-time ratio is the median over the parts.
+`standard`, with the given batch size, robustkit its suites; all get the same number of threads.
+With --chunks K the points are dealt into K parts that they take in turn, and the time ratio is the
+median over the parts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ class Side:
 class Comparison:
     """One row of the table."""
 
+    suite: str
     model: str
     n: int
     threat: str
@@ -110,31 +113,35 @@ def compare(
     device: str,
     seed: int,
     batch: int,
-    suite: str,
+    suites: Sequence[str],
     chunks: int,
-) -> Comparison:
-    """Let both run on each chunk in turn; the order changes from chunk to chunk."""
+) -> list[Comparison]:
+    """Let all run on each chunk in turn; the order changes from chunk to chunk."""
     target = pick_device(device)
     model = subject.model.to(target)  # as a user has it: the weights may ask for gradients
-    pairs: list[tuple[Side, Side]] = []
+    theirs: list[Side] = []
+    mine: dict[str, list[Side]] = {suite: [] for suite in suites}
     for number in range(chunks):
         part = subset(data, np.arange(number, len(data), chunks))
         if number % 2:
-            theirs = reference(model, part, threat, target, seed, batch)
-            mine = ours(model, part, threat, device, seed, suite)
-        else:
-            mine = ours(model, part, threat, device, seed, suite)
-            theirs = reference(model, part, threat, target, seed, batch)
-        pairs.append((mine, theirs))
-    return _summary(subject.name, str(threat), pairs)
+            theirs.append(reference(model, part, threat, target, seed, batch))
+        for suite in suites:
+            mine[suite].append(ours(model, part, threat, device, seed, suite))
+        if not number % 2:
+            theirs.append(reference(model, part, threat, target, seed, batch))
+    return [
+        _summary(suite, subject.name, str(threat), list(zip(mine[suite], theirs, strict=True)))
+        for suite in suites
+    ]
 
 
-def _summary(name: str, threat: str, pairs: list[tuple[Side, Side]]) -> Comparison:
+def _summary(suite: str, name: str, threat: str, pairs: list[tuple[Side, Side]]) -> Comparison:
     sides = tuple(zip(*pairs, strict=True))
     standing = [[ok for side in column for ok in side.standing] for column in sides]
     both = list(zip(*standing, strict=True))
     n = len(both)
     return Comparison(
+        suite=suite,
         model=name,
         n=n,
         threat=threat,
@@ -170,9 +177,10 @@ def _subjects(names: tuple[str, ...], data: Dataset) -> list[Subject]:
     ]
 
 
-def _table(rows: list[Comparison], suite: str) -> Table:
-    table = Table(title=f"robustkit {suite} / pyautoattack standard")
+def _table(rows: list[Comparison]) -> Table:
+    table = Table(title="robustkit / pyautoattack standard")
     columns = (
+        "suite",
         "model",
         "n",
         "robust accuracy",
@@ -184,9 +192,10 @@ def _table(rows: list[Comparison], suite: str) -> Table:
         "speed-up",
     )
     for column in columns:
-        table.add_column(column, justify="left" if column == "model" else "right")
+        table.add_column(column, justify="left" if column in ("suite", "model") else "right")
     for row in rows:
         table.add_row(
+            row.suite,
             row.model,
             str(row.n),
             f"{row.ours:.4f} / {row.reference:.4f}",
@@ -207,7 +216,9 @@ def _table(rows: list[Comparison], suite: str) -> Table:
 @click.option("--data", "data_name", default="bundled", show_default=True)
 @click.option("--data-root", type=click.Path(path_type=Path), envvar="ROBUSTKIT_DATA")
 @click.option("--threat", default="linf:0.1", show_default=True)
-@click.option("--suite", default="parity", show_default=True)
+@click.option(
+    "--suite", "suites", multiple=True, default=("quick", "fast", "parity"), show_default=True
+)
 @click.option("--n", default=500, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--batch-size", default=250, show_default=True, help="Of the reference.")
@@ -220,7 +231,7 @@ def main(
     data_name: str,
     data_root: Path | None,
     threat: str,
-    suite: str,
+    suites: tuple[str, ...],
     n: int,
     seed: int,
     batch_size: int,
@@ -229,28 +240,27 @@ def main(
     device: str,
     as_json: bool,
 ) -> None:
-    """Compare a robustkit suite with the reference AutoAttack, point by point."""
+    """Compare robustkit's suites with the reference AutoAttack, point by point."""
     if threads:
         torch.set_num_threads(threads)
     console = Console(stderr=as_json, width=max(130, Console().width))
     try:
         whole = open_dataset(data_name, root=data_root)
         data = subset(whole, select(whole, n, seed))
-        rows = []
+        rows: list[Comparison] = []
         for subject in _subjects(models, data):
-            rows.append(
-                compare(
-                    subject,
-                    data,
-                    Threat.parse(threat),
-                    device=device,
-                    seed=seed,
-                    batch=batch_size,
-                    suite=suite,
-                    chunks=chunks,
-                )
+            found = compare(
+                subject,
+                data,
+                Threat.parse(threat),
+                device=device,
+                seed=seed,
+                batch=batch_size,
+                suites=suites,
+                chunks=chunks,
             )
-            console.print(_table(rows[-1:], suite))
+            console.print(_table(found))
+            rows += found
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"{error.name} is missing: pip install 'robustkit[autoattack]'"
