@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from robustkit import jsonfile
 from robustkit.errors import UsageError
+from robustkit.portrait import Portrait
 
 SCHEMA: Literal["robustkit/record/1"] = "robustkit/record/1"
 Status: TypeAlias = Literal["misclassified", "broken", "robust", "certified"]
@@ -131,7 +132,7 @@ class Points(_Model):
         return self
 
 
-class Record(_Model):
+class Record(Portrait, _Model):
     """Everything that one evaluation found, and what it takes to repeat it.
 
     All accuracies are fractions of all n points. A certified point counts as robust.
