@@ -14,3 +14,12 @@ def clean(text: str) -> str:
     'a [2Jb c'
     """
     return _MOVES.sub(" ", text)
+
+
+def short(text: str, limit: int = 48) -> str:
+    """Cut `text` where a picture has no room for more.
+
+    >>> short("a very long name", 8)
+    'a very …'
+    """
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -16,6 +16,7 @@ from robustkit.report.needs import need
 from robustkit.report.plots import BLUE, CYCLE, GRAY, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from robustkit.report.style import COLUMN, FORMATS, canvas, save, styled
 from robustkit.report.view import Curve, Group, Line, arrange, curves
+from robustkit.text import short
 
 _HATCHES = ("//", "xx", "--", "..", "\\\\", "++", "||", "oo")
 _MARKS, _DASHES = ("o", "s", "D", "^", "P", "*"), ("-", "--", "-.", ":")
@@ -85,7 +86,12 @@ def _figures(groups: Sequence[Group], album: Album, limit: int) -> Iterator[tupl
 
 
 def _bracket(group: Group) -> Any:
-    figure, axes = _rows(group)
+    handles = [
+        _patch("certified", BLUE),
+        _patch("standing, not proved", SKY),
+        _patch("broken", "white", "////", VERMILLION),
+    ]
+    figure, axes, columns = _rows(group, [handle.get_label() for handle in handles])
     for place, line in enumerate(group.lines):
         row, proved = line.row, line.row.certified or 0.0
         axes.barh(place, proved, color=BLUE, height=0.55)
@@ -97,12 +103,7 @@ def _bracket(group: Group) -> Any:
         axes.barh(place, row.clean, color="none", edgecolor="black", height=0.55, linewidth=0.5)
         reach = [[row.robust - row.robust_low], [row.robust_high - row.robust]]
         axes.errorbar(row.robust, place, xerr=reach, color="black", capsize=2, linewidth=0.8)
-    handles = [
-        _patch("certified", BLUE),
-        _patch("standing, not proved", SKY),
-        _patch("broken", "white", "////", VERMILLION),
-    ]
-    _legend(figure, handles)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
     axes.set(xlim=(0, 1), xlabel="share of the points")
     return figure
 
@@ -131,11 +132,11 @@ def _tradeoff(group: Group) -> Any:
     named = front if len(group.lines) > plots.CROWD else group.lines
     for line, height in plots.spread(named, 0.075):
         axes.annotate(
-            line.label, (line.row.clean, line.row.robust), (line.row.clean - 0.06, height),
-            ha="right", va="center", fontsize=6,
+            short(line.label, 28), xy=(line.row.clean, line.row.robust),
+            xytext=(line.row.clean - 0.06, height), ha="right", va="center", fontsize=6,
             arrowprops={"arrowstyle": "-", "color": GRAY, "linewidth": 0.4, "shrinkB": 3},
         )  # fmt: skip
-    axes.set(xlim=(0, 1.02), ylim=(-0.03, 1.05), xlabel="clean accuracy", ylabel="robust accuracy")
+    axes.set(xlim=(0, 1.02), ylim=(-0.03, 1.08), xlabel="clean accuracy", ylabel="robust accuracy")
     figure.legend(loc="outside upper center", ncols=3)
     return figure
 
@@ -151,7 +152,8 @@ def _security(found: Sequence[Curve]) -> Any:
             [0.0, *(row.eps for row in rows)], [middle for middle, _, _ in ends],
             yerr=[[m - low for m, low, _ in ends], [high - m for m, _, high in ends]],
             color=CYCLE[number % len(CYCLE)], marker=_MARKS[number % len(_MARKS)],
-            linestyle=_DASHES[number % len(_DASHES)], markersize=3.5, capsize=2, label=curve.name,
+            linestyle=_DASHES[number % len(_DASHES)], markersize=3.5, capsize=2,
+            label=short(curve.name),
         )  # fmt: skip
     axes.set(ylim=(-0.02, 1.02), xlabel=f"eps ({found[0].norm})", ylabel="robust accuracy")
     axes.set_xlim(left=0)
@@ -190,7 +192,7 @@ def _costs(group: Group) -> Any:
 
 
 def _stack(group: Group, parts: Sequence[tuple[str, str, str, list[float]]]) -> tuple[Any, Any]:
-    figure, axes = _rows(group)
+    figure, axes, columns = _rows(group, [name for name, *_ in parts])
     start = [0.0] * len(group.lines)
     for _, color, hatch, sizes in parts:
         axes.barh(
@@ -198,7 +200,8 @@ def _stack(group: Group, parts: Sequence[tuple[str, str, str, list[float]]]) -> 
             edgecolor="white", linewidth=0.2, height=0.55,
         )  # fmt: skip
         start = [a + b for a, b in zip(start, sizes, strict=True)]
-    _legend(figure, [_patch(name, color, hatch) for name, color, hatch, _ in parts])
+    handles = [_patch(name, color, hatch) for name, color, hatch, _ in parts]
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
     return figure, axes
 
 
@@ -212,7 +215,7 @@ def _classes(line: Line) -> Any:
         if None not in heights:
             axes.bar(range(len(found)), heights, width=width, color=color, label=kind)
     turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(len(found)), [bar.name for bar in found], **turn)
+    axes.set_xticks(range(len(found)), [short(bar.name, 24) for bar in found], **turn)
     axes.set(ylim=(0, 1), ylabel="accuracy")
     figure.legend(loc="outside upper center", ncols=3)
     return figure
@@ -221,7 +224,11 @@ def _classes(line: Line) -> Any:
 def _gallery(found: Sequence[Picture]) -> Any:
     figure, axes = canvas(COLUMN, 1.25 * len(found), len(found), 3)
     for row, picture in zip(axes.reshape(len(found), 3), found, strict=True):
-        titles = (picture.label, picture.fooled, f"change × {picture.factor:.3g}")
+        titles = (
+            short(picture.label, 24),
+            short(picture.fooled, 24),
+            f"change × {picture.factor:.3g}",
+        )
         for place, image, title in zip(row, picture.images, titles, strict=True):
             place.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             place.set_title(title)
@@ -229,21 +236,22 @@ def _gallery(found: Sequence[Picture]) -> Any:
     return figure
 
 
-def _rows(group: Group) -> tuple[Any, Any]:
-    figure, axes = canvas(COLUMN, 0.9 + 0.22 * len(group.lines))
+def _rows(group: Group, entries: Sequence[str]) -> tuple[Any, Any, int]:
+    """Return axes for a bar a record, each below its name, and the columns of the legend."""
+    columns = 1 if max(map(len, entries)) > 20 else 2
+    height = 0.55 + 0.15 * -(-len(entries) // columns) + 0.34 * len(group.lines)
+    figure, axes = canvas(COLUMN, height)
     axes = axes[0, 0]
-    axes.set_yticks(range(len(group.lines)), [line.label for line in group.lines])
-    axes.invert_yaxis()
-    return figure, axes
+    for place, line in enumerate(group.lines):
+        axes.text(0, place - 0.3, short(line.label), ha="left", va="bottom", fontsize=7)
+    axes.set_yticks([])
+    axes.set_ylim(len(group.lines) - 0.6, -0.85)
+    return figure, axes, columns
 
 
 def _patch(label: str, color: str, hatch: str = "", edge: str = "white") -> Any:
     patch = need("matplotlib.patches").Patch
-    return patch(facecolor=color, hatch=hatch, label=label, edgecolor=edge, linewidth=0.2)
-
-
-def _legend(figure: Any, handles: list[Any]) -> None:
-    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return patch(facecolor=color, hatch=hatch, label=short(label), edgecolor=edge, linewidth=0.2)
 
 
 def _file(name: str, used: set[str]) -> str:

@@ -168,7 +168,7 @@ def _curves(groups: Sequence[Group], drawn: dict[str, plots.Plot]) -> list[dict[
     for norm in dict.fromkeys(curve.norm for curve in found):
         members = [curve for curve in found if curve.norm == norm]
         drawn[f"curves-{norm}"] = plots.security(members)
-        families.append({"title": norm, "plot": f"curves-{norm}", "curves": members})
+        families.append({"title": f"norm {norm}", "plot": f"curves-{norm}", "curves": members})
     return families
 
 

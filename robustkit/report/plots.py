@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from robustkit.report.needs import need
 from robustkit.report.view import Curve, Group, Line
+from robustkit.text import short
 
 Plot: TypeAlias = dict[str, Any]
 # Told apart without color vision (Okabe and Ito 2008), and seen on white and on black.
@@ -69,11 +70,11 @@ def tradeoff(group: Group) -> Plot:
     for line, height in spread(named):
         figure.add_annotation(
             x=line.row.clean, y=line.row.robust, ax=line.row.clean - 0.05, ay=height,
-            axref="x", ayref="y", xanchor="right", text=plain(line.label), arrowhead=0,
+            axref="x", ayref="y", xanchor="right", text=plain(short(line.label, 28)), arrowhead=0,
             arrowwidth=1, arrowcolor=GRAY, standoff=6,
         )  # fmt: skip
     figure.update_xaxes(range=[0, 1.02], dtick=0.2)
-    figure.update_yaxes(range=[-0.02, 1.05], dtick=0.2)
+    figure.update_yaxes(range=[-0.02, 1.08], dtick=0.2)
     return _plot(figure)
 
 
@@ -89,7 +90,7 @@ def security(found: Sequence[Curve]) -> Plot:
             y=[rows[0].clean, *(row.robust for row in rows)],
             error_y=_errors(curve.lines, start=True),
             mode="lines+markers",
-            name=plain(curve.name),
+            name=plain(short(curve.name)),
             hoverinfo="text",
             hovertext=[
                 f"clean {rows[0].clean:.3f}",
@@ -161,7 +162,7 @@ def classes(line: Line) -> Plot:
     figure.update_xaxes(
         tickmode="array",
         tickvals=list(range(len(found))),
-        ticktext=[plain(bar.name) for bar in found],
+        ticktext=[plain(short(bar.name, 24)) for bar in found],
         automargin=True,
     )
     figure.update_yaxes(range=[0, 1.02], dtick=0.2)
@@ -173,8 +174,8 @@ def spread(lines: Sequence[Line], apart: float = 0.065) -> list[tuple[Line, floa
     order = sorted(lines, key=lambda line: line.row.robust)
     heights: list[float] = []
     for line in order:
-        heights.append(max(line.row.robust, heights[-1] + apart if heights else 0.0))
-    ceiling = 1.0
+        heights.append(max(line.row.robust + 0.045, heights[-1] + apart if heights else 0.0))
+    ceiling = 1.04  # above the point: the front runs through it
     for place in reversed(range(len(heights))):
         heights[place] = min(heights[place], ceiling)
         ceiling = heights[place] - apart
@@ -218,7 +219,7 @@ def _stacked(
         "x": values,
         "y": list(range(len(values))),
         "orientation": "h",
-        "name": plain(name),
+        "name": plain(short(name)),
         "hoverinfo": "text",
         "hovertext": [
             f"{plain(line.label)}<br>{plain(name)}: {value:{digits}} {unit}"
@@ -244,7 +245,7 @@ def _bars(figure: Any, group: Group) -> None:
     figure.update_layout(barmode="stack", height=110 + 20 * entries + 46 * len(group.lines))
     for number, line in enumerate(group.lines):
         figure.add_annotation(
-            x=0, y=number - 0.25, text=plain(line.label), showarrow=False,
+            x=0, y=number - 0.25, text=plain(short(line.label)), showarrow=False,
             xanchor="left", yanchor="bottom",
         )  # fmt: skip
     ends = [len(group.lines) - 0.5, -0.75]

@@ -43,6 +43,7 @@ async function leaderboard() {
   document.head.prepend(style);
   const { default: DataTable } = await import(await address("data-table"));
   const filters = { text: [["search"]], number: [["search"]], pick: [["searchList"]], drawn: [] };
+  const types = { number: "num", pick: "string" };
   const heads = [...document.querySelectorAll("#leaderboard thead th")];
   new DataTable("#leaderboard", {
     autoWidth: false,
@@ -51,9 +52,13 @@ async function leaderboard() {
     paging: document.querySelectorAll("#leaderboard tbody tr").length > 50,
     layout: { topStart: "search", topEnd: null, bottomStart: "info", bottomEnd: "paging" },
     language: { search: "Filter all columns:", info: "Rows _START_ to _END_ of _TOTAL_", infoFiltered: "(of _MAX_)", infoEmpty: "No row" },
+    initComplete: () => heads.forEach((head) => {
+      const name = head.querySelector(".dt-column-title").textContent.trim();
+      head.querySelector(".dtcc-button")?.setAttribute("aria-label", `Filter by ${name}`);
+    }),
     columnDefs: heads.map((head, i) => ({
       targets: i,
-      ...(head.dataset.kind === "number" ? { type: "num" } : {}),
+      ...(types[head.dataset.kind] ? { type: types[head.dataset.kind] } : {}),
       columnControl: filters[head.dataset.kind],
     })),
   });
