@@ -130,15 +130,15 @@ class TestTheLeaderboard:
     ) -> None:
         frame = leaderboard.table(records)
         assert len(frame) == 4
-        board = [row for row in page.rows if len(row) == 14][1:]
+        board = [row for row in page.rows if len(row) == 13][1:]
         assert len(board) == 4
         for cells, (_, row) in zip(board, frame.iterrows(), strict=True):
             assert cells[0] == row["rank"]
-            assert " ".join(cells[3].split()) == (
+            assert " ".join(cells[4].split()) == (
                 f"{row.robust:.3f} [{row.robust_low:.3f}, {row.robust_high:.3f}]"
             )
-            assert cells[5] == f"{row.clean:.3f}"
-            assert cells[13] == f"linf, eps = {row.eps:.6g}"
+            assert cells[6] == f"{row.clean:.3f}"
+            assert cells[2] == f"toys, linf, eps = {row.eps:.6g}"
 
     def test_explains_intervals_and_flags_to_mouse_keyboard_and_reader(self, page: Page) -> None:
         balloons = {b["id"]: page.texts[b["id"]] for b in page.all("span") if "popover" in b}
@@ -209,7 +209,7 @@ class TestAHostileName:
 
     def test_is_shown_as_it_is_everywhere(self, page: Page) -> None:
         shown = EVIL.replace("\u202e", " ").strip()
-        row = page.row(shown, "linf, eps = 0.1")
+        row = page.row(shown, "toys, linf, eps = 0.1")
         # Defense, suite, flag, and the name of the worst class.
         assert sum(shown in cell for cell in row) == 4
         identity = next(k for k, t in page.texts.items() if k.startswith("record-") and "</s" in t)

@@ -134,7 +134,10 @@ def _tradeoff(group: Group) -> Any:
         axes.annotate(
             short(line.label, 28), xy=(line.row.clean, line.row.robust),
             xytext=(line.row.clean - 0.06, height), ha="right", va="center", fontsize=6,
-            arrowprops={"arrowstyle": "-", "color": GRAY, "linewidth": 0.4, "shrinkB": 3},
+            arrowprops={
+                "arrowstyle": "-", "color": GRAY, "linewidth": 0.4, "shrinkB": 3,
+                "relpos": (1, 0.5),
+            },
         )  # fmt: skip
     axes.set(xlim=(0, 1.02), ylim=(-0.03, 1.08), xlabel="clean accuracy", ylabel="robust accuracy")
     figure.legend(loc="outside upper center", ncols=3)
