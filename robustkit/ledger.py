@@ -278,18 +278,19 @@ class Ledger:
             ).fetchall()
         return {row[0]: Cost(*row[1:])._replace(finished=bool(row[6])) for row in rows}
 
-    def examples(self, shape: tuple[int, ...]) -> dict[int, Images]:
-        """Return the stored adversarial inputs, point to float32 tensor of `shape`."""
+    def examples(
+        self, shape: tuple[int, ...], points: Iterable[int] | None = None
+    ) -> dict[int, Images]:
+        """Return the stored adversarial inputs, of `points` or all, as float32 of `shape`."""
+        wanted = None if points is None else json.dumps(list(points))
+        query = (
+            "SELECT point, example FROM broken WHERE example IS NOT NULL "
+            "AND (?1 IS NULL OR point IN (SELECT value FROM json_each(?1)))"
+        )
         with self._errors():
-            rows = self._db.execute(
-                "SELECT point, example FROM broken WHERE example IS NOT NULL"
-            ).fetchall()
-        return {
-            point: torch.from_numpy(
-                np.frombuffer(zlib.decompress(blob), dtype="<f4").reshape(shape).copy()
-            )
-            for point, blob in rows
-        }
+            rows = self._db.execute(query, (wanted,)).fetchall()
+        arrays = ((p, np.frombuffer(zlib.decompress(blob), dtype="<f4")) for p, blob in rows)
+        return {p: torch.from_numpy(array.reshape(shape).copy()) for p, array in arrays}
 
 
 def _pack(example: np.ndarray[Any, Any] | None) -> bytes | None:

@@ -30,6 +30,7 @@ from robustkit.facts import (
     ThreatInfo,
     WeightsInfo,
 )
+from robustkit.portrait import Portrait
 
 __all__ = [
     "AuditInfo",
@@ -83,7 +84,7 @@ class Points(Part):
         return self
 
 
-class Record(Part):
+class Record(Portrait, Part):
     """Everything that one evaluation found, and what it takes to repeat it.
 
     All accuracies are fractions of all n points. A certified point counts as robust.

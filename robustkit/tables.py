@@ -20,6 +20,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from robustkit.text import clean
+
 SCHEMA = "robustkit/rows/1"
 _DIGITS = {
     **dict.fromkeys(("clean", "robust", "robust_low", "robust_high"), ".4f"),
@@ -144,7 +146,7 @@ def _terminal(title: str, rows: Sequence[_Cells]) -> Table:
     sizes = sorted({cells["n"] for cells in rows})
     title += f", n = {'–'.join(map(str, sizes[:1] + sizes[1:][-1:]))}"
     built = Table(
-        title=Text(_clean(title)),
+        title=Text(clean(title)),
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -165,15 +167,15 @@ def _shown(cells: _Cells) -> dict[str, str]:
     low, high = cells["robust_low"], cells["robust_high"]
     return {
         "rank": cells["rank"],
-        "defense": _clean(cells["defense"]),
+        "defense": clean(cells["defense"]),
         "clean": f"{cells['clean']:.3f}",
         "robust [95%]": f"{cells['robust']:.3f} [{low:.3f}, {high:.3f}]",
         "may miss": "" if cells["audit_bound"] is None else f"{cells['audit_bound']:.3f}",
         "certified": "" if cells["certified"] is None else f"{cells['certified']:.3f}",
-        "worst class": f"{cells['worst_class']:.3f} {_clean(cells['worst_class_name'])}",
-        "strongest attack": _clean(cells["strongest_attack"] or "").partition("(")[0],
+        "worst class": f"{cells['worst_class']:.3f} {clean(cells['worst_class_name'])}",
+        "strongest attack": clean(cells["strongest_attack"] or "").partition("(")[0],
         "F/pt": f"{cells['forwards_per_point']:,.0f}",
-        "flags": "\n".join(map(_clean, _flags(cells))),
+        "flags": "\n".join(map(clean, _flags(cells))),
     }
 
 
@@ -182,25 +184,20 @@ def _csv_cell(name: str, value: Any) -> str:
         return {None: "", True: "true", False: "false"}[value]
     if isinstance(value, (int, float)):
         return f"{value:{_DIGITS.get(name, '')}}"
-    text = _clean(str(value))
+    text = clean(str(value))
     start = unicodedata.normalize("NFKC", text).lstrip()[:1]  # a full-width = counts as one
     return f"'{text}" if start and start in "=+-@" else text
 
 
 def _markdown(text: str) -> str:
-    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", _clean(text))
+    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", clean(text))
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it stands for itself
     text = re.sub(r"(?<=www)(?=\.)|(?=://)", r"\\", text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _latex(text: str) -> str:
-    return _clean(text).translate(_LATEX)
-
-
-def _clean(text: str) -> str:
-    """Replace what moves the cursor, the line or the direction of writing by a space."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+", " ", text)
+    return clean(text).translate(_LATEX)
 
 
 def _piped(cells: Iterable[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import settings
 from torch import nn
 
 from robustkit.data import Dataset, from_arrays, open_dataset
+from robustkit.record import DataInfo, Points, Record, Status, ThreatInfo, WeightsInfo
 from robustkit.registry import defenses
 from robustkit.train import Recipe, fit
 
@@ -77,3 +79,60 @@ def hardened(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> nn.M
     model: nn.Module = defense.network(bundled.shape, bundled.classes)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def make_record() -> Callable[..., Record]:
+    """Build a record of points in three classes, one letter a point: c, r, b or m.
+
+    The letters are those of certified, robust, broken and misclassified; broken points fell to the
+    last attack, at the distance eps.
+    """
+    kinds: dict[str, Status] = {
+        **{"c": "certified", "r": "robust"},
+        **{"b": "broken", "m": "misclassified"},
+    }
+
+    def make(defense: str, points: str, *, eps: float = 0.1, **changes: Any) -> Record:
+        status = [kinds[letter] for letter in points]
+        n, attacks = len(points), changes.get("attacks", ["apgd", "square"])
+        label = [i % 3 for i in range(n)]
+        predicted = [(i + (s == "misclassified")) % 3 for i, s in enumerate(status)]
+        fields: dict[str, Any] = {
+            "robustkit": "0.1.0",
+            "defense": defense,
+            "data": DataInfo(
+                name="toys", digest=f"first {n}", n=n, total=100, classes=3, shape=[1, 4, 4],
+                class_names=["bear", "ball", "kite"],
+            ),
+            "threat": ThreatInfo(norm="linf", eps=eps),
+            "suite": "parity",
+            "attacks": attacks,
+            "seed": 0,
+            "arguments": {"data": "toys"},
+            "weights": WeightsInfo(digest=f"weights of {defense}", parameters=12),
+            "certify": "ibp" if "c" in points else None,
+            "randomized": False,
+            "flags": [],
+            "notes": [],
+            "stages": [],
+            "points": Points(
+                index=list(range(n)),
+                label=label,
+                predicted=predicted,
+                status=status,
+                attack=[attacks[-1] if s == "broken" else None for s in status],
+                distance=[eps if s == "broken" else None for s in status],
+            ),
+            "forwards": 10 * n,
+            "backwards": 5 * n,
+            "flips": 0,
+            "seconds": 1.5,
+            "started": "2026-01-02T03:04:05+00:00",
+            "versions": {"torch": "2.0"},
+            "device": "cpu",
+            "commit": None,
+        }  # fmt: skip
+        return Record(**(fields | changes))
+
+    return make

@@ -13,13 +13,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # data → defense → search → verify → record → leaderboard: a room imports only rooms to its left.
 STAGES = {
-    "ground": "errors types spec registry rng threat losses importing files jsonfile device stem",
+    "ground": "errors types spec registry rng threat losses importing files jsonfile text device"
+    " stem",
     "data": "npz download points folder sources named data",
     "defense": "surrogate parts nets adversary mixing bounds train checkpoints model",
     "search": "tuning audit search slots passes engine plain suites",
     "verify": "verify ledger examples referee",
-    "record": "facts record provenance diagnose run outcome evaluate",
-    "leaderboard": "stats tables leaderboard",
+    "record": "stats facts portrait record provenance diagnose run outcome evaluate",
+    "leaderboard": "tables leaderboard report",
     "terminal": "doctor cli __main__",
 }
 ORDER = [room for rooms in STAGES.values() for room in rooms.split()]

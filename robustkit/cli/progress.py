@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -98,6 +99,15 @@ def training_progress(reports: Iterator[Report], name: str, *, quiet: bool) -> N
             if silent and not quiet and current > epoch > 0:
                 _line(console, f"{name}: epoch {epoch} done, loss {loss:.3f}")
             epoch = current
+
+
+@contextmanager
+def counting(name: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show one bar; what it yields is called with the name of each thing that is done."""
+    console = stderr()
+    with _bars(console, "last", disable=quiet or not console.is_terminal) as bars:
+        bar = bars.add_task(name, total=total, last="")
+        yield lambda last: bars.update(bar, advance=1, last=last)
 
 
 def _bars(console: Console, field: str, *, disable: bool) -> Progress:

@@ -1,0 +1,106 @@
+"""`robustkit report`: records become a page, and figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from robustkit.cli import options
+from robustkit.cli.program import debug
+from robustkit.cli.terminal import result, stdout
+
+SCHEMA = "robustkit/report/1"
+
+
+@click.command("report", short_help="Write records as a page to read, and as figures.")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=options.FILE,
+    default="report.html",
+    show_default=True,
+    metavar="FILE",
+    help="The page: one HTML file that opens offline.",
+)
+@click.option("--title", default="Robustness report", show_default=True, help="Its heading.")
+@click.option("--figures", type=options.FOLDER, metavar="DIR", help="Write static figures there.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["png", "svg", "pdf"]),
+    help="Of the figures; repeatable.  [default: pdf]",
+)
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=0),
+    default=6,
+    show_default=True,
+    metavar="N",
+    help="Broken points to show for each record.",
+)
+@click.option(
+    "--data",
+    metavar="NAME|npz:PATH|folder:PATH|module:function",
+    help="Clean images, instead of the data set that the records name.",
+)
+@options.data_root
+@options.as_json
+@options.quiet
+@debug
+def command(
+    paths: tuple[Path, ...],
+    out: Path,
+    title: str,
+    figures: Path | None,
+    formats: tuple[str, ...],
+    pictures: int,
+    data: str | None,
+    data_root: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write the records in PATHS (files, or folders that are searched for them) as one HTML page.
+
+    It holds the leaderboard, plots, pictures and provenance, and needs no network. Pictures need
+    the ledger.sqlite that `robustkit evaluate` leaves beside each record, and the clean images.
+    """
+    from robustkit.cli.progress import counting
+    from robustkit.leaderboard import load_records
+    from robustkit.report.figures import write_figures
+    from robustkit.report.page import write_page
+
+    if formats and figures is None:
+        raise click.UsageError("--format goes with --figures: name the folder that they go to.")
+    records = load_records(paths)
+    with counting("page", len(records), quiet=quiet or as_json) as advance:
+        shown = write_page(
+            records, out, title=title, data_root=data_root, data=data, pictures=pictures,
+            advance=advance,
+        )  # fmt: skip
+    drawn: list[Path] = []
+    if figures is not None:
+        with counting("figures", None, quiet=quiet or as_json) as advance:
+            drawn = write_figures(
+                records, figures, formats=formats or ("pdf",), data_root=data_root, data=data,
+                pictures=pictures, advance=advance,
+            )  # fmt: skip
+    if as_json:
+        told = {
+            "schema": SCHEMA,
+            "page": out.as_posix(),
+            "bytes": out.stat().st_size,
+            "figures": [path.as_posix() for path in drawn],
+            "rows": [row._asdict() for row in shown],
+        }
+        result(json.dumps(told, indent=2))
+    elif not quiet:
+        console = stdout()
+        console.out(f"page: {out} ({out.stat().st_size / 2**20:.1f} MiB)", highlight=False)
+        for row in shown:
+            if row.reason:
+                console.out(f"no pictures of {row.defense}: {row.reason}", highlight=False)
+        if figures is not None:
+            console.out(f"figures: {figures} ({len(drawn)} files)", highlight=False)

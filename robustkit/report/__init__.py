@@ -1,0 +1,1 @@
+"""Records as a page to read and figures to print. Needs the extra `report`."""

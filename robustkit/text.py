@@ -1,0 +1,25 @@
+"""Names come from users: what keeps one from acting on the line, the cursor or the eye."""
+
+from __future__ import annotations
+
+import re
+
+_MOVES = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
+
+
+def clean(text: str) -> str:
+    r"""Replace what moves the cursor, the line or the direction of writing by a space.
+
+    >>> clean("a\x1b[2Jb\nc")
+    'a [2Jb c'
+    """
+    return _MOVES.sub(" ", text)
+
+
+def short(text: str, limit: int = 48) -> str:
+    """Cut `text` where a picture has no room for more.
+
+    >>> short("a very long name", 8)
+    'a very …'
+    """
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

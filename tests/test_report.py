@@ -1,0 +1,383 @@
+"""The page: every number and flag is in it, and no name is anything but text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from robustkit import Record, leaderboard
+from robustkit.cli import main
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.record import DataInfo, Flag, Stage, WeightsInfo, save
+from robustkit.report import needs, plots
+from robustkit.report.page import write_page
+from robustkit.report.view import arrange, curves
+
+EVIL = (
+    """</script><script>window.hit=1</script><img src=x onerror="window.hit=1">'{{ 7*7 }}\u202e"""
+)
+Make = Callable[..., Record]
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with attributes, and the texts of table cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.rows: list[list[str]] = []
+        self.texts: dict[str, str] = {}
+        self._open: list[tuple[str, dict[str, str]]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = tag, {name: value or "" for name, value in attrs}
+        self.elements.append(element)
+        if tag not in VOID:
+            self._open.append(element)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        for tag, attributes in self._open:
+            if "id" in attributes:
+                self.texts[attributes["id"]] = self.texts.get(attributes["id"], "") + data
+            if tag in ("td", "th") and "popover" not in self._open[-1][1]:
+                self.rows[-1][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def row(self, *cells: str) -> list[str]:
+        """The one row that has all these cells, white space squeezed."""
+        squeezed = [[" ".join(cell.split()) for cell in row] for row in self.rows]
+        (found,) = (row for row in squeezed if set(cells) <= set(row))
+        return found
+
+
+def a_stage(attack: str) -> Stage:
+    return Stage(attack=attack, jobs=1, entered=6, broken=3, forwards=1, backwards=1, seconds=1)
+
+
+@pytest.fixture(scope="module")
+def records(make_record: Make) -> list[tuple[str, Record]]:
+    """Three models under one threat model, one of them hostile, and one under another."""
+    stages = [
+        Stage(attack="apgd", jobs=9, entered=9, broken=3, forwards=60, backwards=30, seconds=0.5),
+        Stage(attack="square", jobs=6, entered=6, broken=1, forwards=40, backwards=0, seconds=0.25),
+    ]
+    evil = make_record(
+        EVIL,
+        "rrrbbbm",
+        data=DataInfo(
+            name="toys", digest="first 7", n=7, total=100, classes=3, shape=[1, 4, 4],
+            class_names=[EVIL, "ball", "kite"], note=EVIL,
+        ),
+        suite=EVIL,
+        attacks=[EVIL],
+        stages=[a_stage(EVIL)],
+        flags=[Flag(name=EVIL, message=EVIL)],
+        notes=[EVIL],
+        arguments={EVIL: EVIL},
+        versions={EVIL: EVIL},
+        device=EVIL,
+    )  # fmt: skip
+    masked = Flag(name="black_box", message="blind attacks took 4 points: gradients are masked.")
+    shaky = make_record("shaky", "rrrrrrrmmm", flags=[masked], randomized=True)
+    return [
+        ("runs/proved/record.json", make_record("proved", "cccrrrbbbm", stages=stages)),
+        ("runs/shaky/record.json", shaky),
+        (f"runs/{EVIL}.json", evil),
+        ("runs/far/record.json", make_record("proved", "crbbbbbbbm", eps=0.3)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def html(records: list[tuple[str, Record]], tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_page(records, path, title=f"Toys {EVIL}")
+    return path.read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+class TestTheLeaderboard:
+    def test_has_every_row_with_its_interval(
+        self, page: Page, records: list[tuple[str, Record]]
+    ) -> None:
+        frame = leaderboard.table(records)
+        assert len(frame) == 4
+        board = [row for row in page.rows if len(row) == 13][1:]
+        assert len(board) == 4
+        for cells, (_, row) in zip(board, frame.iterrows(), strict=True):
+            assert cells[0] == row["rank"]
+            assert " ".join(cells[4].split()) == (
+                f"{row.robust:.3f} [{row.robust_low:.3f}, {row.robust_high:.3f}]"
+            )
+            assert cells[6] == f"{row.clean:.3f}"
+            assert cells[2] == f"toys, linf, eps = {row.eps:.6g}"
+
+    def test_explains_intervals_and_flags_to_mouse_keyboard_and_reader(self, page: Page) -> None:
+        balloons = {b["id"]: page.texts[b["id"]] for b in page.all("span") if "popover" in b}
+        buttons = [b for b in page.all("button") if "popovertarget" in b]
+        assert {b["popovertarget"] for b in buttons} == set(balloons)
+        assert all(b["aria-describedby"] == b["popovertarget"] for b in buttons)
+        # shaky: 7 of 10; the ends are the beta quantiles B(.025; 7, 4) and B(.975; 8, 3).
+        assert any(
+            "7 of 10 points stand. 95% interval 0.348 to 0.933" in text
+            for text in balloons.values()
+        )
+        assert "blind attacks took 4 points: gradients are masked." in balloons.values()
+        assert any("two passes of the same input" in text for text in balloons.values())
+
+    def test_draws_the_bracket_to_scale_and_says_it(self, page: Page) -> None:
+        drawn = [svg for svg in page.all("svg") if svg.get("class") == "bracket"]
+        assert len(drawn) == 8  # each record in the table and under its own heading
+        said = "certified 0.300, robust 0.600, between 0.262 and 0.878; clean 0.900"
+        assert said in [svg["aria-label"] for svg in drawn]
+        bars = [
+            r for r in page.all("rect") if r.get("class") in ("broken", "standing", "certified")
+        ]
+        mine = [(b["class"], b["x"], b["width"]) for b in bars if "x" in b]
+        assert ("broken", "60.00%", "30.00%") in mine
+        assert ("standing", "30.00%", "30.00%") in mine
+        assert ("certified", "0", "30.00%") in mine
+
+    def test_can_be_taken_along_as_csv_and_latex(
+        self, page: Page, records: list[tuple[str, Record]]
+    ) -> None:
+        links = {a["download"]: a["href"] for a in page.all("a") if "download" in a}
+        frame = leaderboard.table(records)
+        for ending, write in (("csv", leaderboard.to_csv), ("tex", leaderboard.to_latex)):
+            packed = links[f"leaderboard.{ending}"].partition(";base64,")[2]
+            assert base64.b64decode(packed).decode() == write(frame)
+
+
+class TestAnEvaluation:
+    def test_says_what_each_attack_took_and_cost(self, page: Page) -> None:
+        assert page.row("apgd", "30") == ["apgd", "9", "3", "60", "30", "30", "0.5"]
+        assert page.row("square", "40") == ["square", "6", "1", "40", "0", "40", "0.2"]
+        # 100 forward and 50 backward passes in all; the attacks account for 100 and 30.
+        assert page.row("clean pass, checks, diagnostics", "20")[3:5] == ["0", "20"]
+
+    def test_has_every_class(self, page: Page) -> None:
+        # cccrrrbbbm in classes 0 1 2 0 1 2 0 1 2 0: of the four points of class 0 one is
+        # certified, one robust, one broken, one misclassified.
+        assert page.row("bear", "4", "0.250", "0.500") == ["bear", "4", "0.750", "0.500", "0.250"]
+        assert page.row("kite", "0.333", "0.667") == ["kite", "3", "1.000", "0.667", "0.333"]
+
+    def test_gives_its_provenance(self, page: Page) -> None:
+        told = page.texts["record-2"]  # the second in rank
+        for part in ("runs/proved/record.json", "2026-01-02T03:04:05", "first 10", "torch 2.0"):
+            assert part in told
+        assert "weights of proved" in told
+
+    def test_says_why_there_are_no_pictures(self, page: Page) -> None:
+        assert "Unknown dataset 'toys'" in page.texts["record-2"]
+
+
+class TestAHostileName:
+    def test_is_no_markup(self, page: Page) -> None:
+        assert not [image for image in page.all("img") if image.get("src") == "x"]
+        handlers = [a for _, attributes in page.elements for a in attributes if a.startswith("on")]
+        assert not handlers
+        kinds = [script.get("type") for script in page.all("script")]
+        assert kinds == ["application/json", "text/plain", "text/plain", "text/plain", "module"]
+
+    def test_is_shown_as_it_is_everywhere(self, page: Page) -> None:
+        shown = EVIL.replace("\u202e", " ").strip()
+        row = page.row(shown, "toys, linf, eps = 0.1")
+        # Defense, suite, flag, and the name of the worst class.
+        assert sum(shown in cell for cell in row) == 4
+        identity = next(k for k, t in page.texts.items() if k.startswith("record-") and "</s" in t)
+        assert page.texts[identity].count(shown) >= 10
+
+    def test_turns_no_direction_of_writing(self, html: str) -> None:
+        assert "\u202e" not in html
+        assert "\\u202e" not in html
+
+    def test_is_no_markup_of_plotly(self, page: Page) -> None:
+        found = page.texts["data-plots"]
+        assert "<" not in found
+        for plot in json.loads(found).values():
+            texts = re.findall(r'"((?:[^"\\]|\\.)*)"', json.dumps(plot))
+            assert not [t for t in texts if "<" in t.replace("<br>", "")]
+
+    def test_meets_a_policy_that_admits_the_own_script_alone(self, page: Page, html: str) -> None:
+        (policy,) = (m["content"] for m in page.all("meta") if "http-equiv" in m)
+        script = html.rpartition('<script type="module">')[2].partition("</script>")[0]
+        own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"script-src 'sha256-{own}' blob:" in policy
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
+
+
+class TestTheWholePage:
+    def test_asks_no_server_for_anything(self, page: Page) -> None:
+        for _, attributes in page.elements:
+            for name in ("src", "href"):
+                assert attributes.get(name, "#").startswith(("#", "data:"))
+
+    def test_is_the_same_each_time(
+        self, records: list[tuple[str, Record]], html: str, tmp_path: Path
+    ) -> None:
+        write_page(records[::-1], tmp_path / "r.html", title=f"Toys {EVIL}")
+        assert (tmp_path / "r.html").read_text("utf-8") == html
+
+    def test_is_small_enough_to_mail(self, html: str) -> None:
+        assert len(html.encode()) < 3 * 2**20
+
+    def test_has_landmarks_headings_captions_and_names(self, page: Page) -> None:
+        tags = [tag for tag, _ in page.elements]
+        assert [tags.count(tag) for tag in ("header", "nav", "main", "footer", "h1")] == [1] * 5
+        assert tags.count("table") == tags.count("caption")
+        assert all(image.get("alt") for image in page.all("img"))
+        charts = [box for box in page.all("div") if "data-plot" in box]
+        assert charts
+        assert all(box["aria-label"] and box["role"] == "img" for box in charts)
+        plotted = json.loads(page.texts["data-plots"])
+        assert {box["data-plot"] for box in charts} == set(plotted)
+        identities = [a["id"] for _, a in page.elements if "id" in a]
+        assert len(identities) == len(set(identities))
+        targets = {a["href"][1:] for a in page.all("a") if a["href"].startswith("#")}
+        assert targets <= set(identities)
+
+
+def same_model(make_record: Make, points: str, eps: float, **changes: Any) -> Record:
+    return make_record(
+        "one", points, eps=eps, weights=WeightsInfo(digest="w", parameters=1), **changes
+    )
+
+
+class TestTheView:
+    def test_the_front_holds_what_no_other_row_beats(self, make_record: Make) -> None:
+        rows = {
+            "best": "rrrrrrrbbm",
+            "clean": "rrbbbbbbbb",
+            "worse": "rrrrrrbbbm",
+            "low": "rmmmmmmmmm",
+        }
+        (group,) = arrange((name, make_record(name, points)) for name, points in rows.items())
+        assert [line.name for line in group.front] == ["best", "clean"]
+
+    def test_a_curve_joins_one_model_on_the_same_points(self, make_record: Make) -> None:
+        found = [
+            ("a", same_model(make_record, "rrbb", 0.2)),
+            ("b", same_model(make_record, "rrrb", 0.1)),
+            ("c", same_model(make_record, "rrrr", 0.3)),
+            ("d", same_model(make_record, "rrrr", 0.4, attacks=["apgd"])),
+            ("e", make_record("another", "rrrr", eps=0.4)),
+        ]
+        (curve,) = curves(arrange(found))
+        assert [line.row.eps for line in curve.lines] == [0.1, 0.2, 0.3]
+        assert [line.row.eps for line in curve.rises] == [0.3]
+        drawn = plots.security([curve])["data"][0]
+        assert drawn["x"] == [0.0, 0.1, 0.2, 0.3]
+        assert drawn["y"] == [1.0, 0.75, 0.5, 1.0]
+
+    def test_rows_of_one_name_are_told_apart(self, make_record: Make) -> None:
+        found = [
+            ("a", make_record("x", "rb")),
+            ("b", make_record("x", "rrb", suite=None)),
+            ("c", make_record("x", "rrrb")),
+            ("d", make_record("x", "rrrb", seed=1)),
+        ]
+        (group,) = arrange(found)
+        twins = ["x (parity, n = 4) #1", "x (parity, n = 4) #2"]
+        others = ["x (attacks, n = 3)", "x (parity, n = 2)"]
+        assert [line.label for line in group.lines] == [*twins, *others]
+
+    def test_names_in_a_plot_do_not_lie_on_each_other(self, make_record: Make) -> None:
+        found = [(name, make_record(name, "rrrrrrrrrm")) for name in "abcdefgh"]
+        (group,) = arrange(found)
+        heights = [height for _, height in plots.spread(group.lines)]
+        gaps = [after - before for before, after in pairwise(heights)]
+        assert min(gaps) > 0.0649
+        assert max(heights) <= 1.04
+
+    def test_many_attacks_share_one_color(self, make_record: Make) -> None:
+        stages = [a_stage(f"a{i}") for i in range(12)]
+        (group,) = arrange([("x", make_record("x", "rb", stages=stages))])
+        names = plots.attacks_of(group.lines)
+        assert [len(some) for some in names] == [1] * 7 + [5]
+        assert plots.title(names[-1]) == "5 other attacks"
+
+    def test_what_cannot_be_shown_is_refused(self, make_record: Make) -> None:
+        with pytest.raises(UsageError, match="at least one record"):
+            arrange([])
+        with pytest.raises(UsageError, match="one record a path, got two for 'a'"):
+            arrange([("a", make_record("x", "rb")), (Path("a"), make_record("y", "rb"))])
+
+
+class TestTheCommand:
+    @pytest.fixture
+    def folder(self, make_record: Make, tmp_path: Path) -> Path:
+        save(make_record("proved", "ccrbm"), tmp_path / "runs" / "proved" / "record.json")
+        return tmp_path
+
+    def test_writes_a_page_and_says_why_pictures_are_missing(self, folder: Path) -> None:
+        done = CliRunner().invoke(main, ["report", str(folder), "--out", str(folder / "r.html")])
+        assert done.exit_code == 0, done.output
+        assert (folder / "r.html").read_text("utf-8").startswith("<!doctype html>")
+        assert "no pictures of proved: The clean images cannot be opened" in done.output
+
+    def test_answers_in_json(self, folder: Path) -> None:
+        arguments = ["report", str(folder), "--out", str(folder / "r.html"), "--json"]
+        told = json.loads(CliRunner().invoke(main, arguments).stdout)
+        assert told["schema"] == "robustkit/report/1"
+        assert told["bytes"] == (folder / "r.html").stat().st_size
+        assert [row["defense"] for row in told["rows"]] == ["proved"]
+
+    def test_quiet_says_nothing(self, folder: Path) -> None:
+        arguments = ["report", str(folder), "--out", str(folder / "r.html"), "--quiet"]
+        assert CliRunner().invoke(main, arguments).output == ""
+
+    def test_refuses_a_format_without_a_folder(self, folder: Path) -> None:
+        done = CliRunner().invoke(main, ["report", str(folder), "--format", "png"])
+        assert done.exit_code == 2
+        assert "--format goes with --figures" in done.output
+
+    def test_says_when_there_is_no_record_or_no_room(self, folder: Path) -> None:
+        done = CliRunner().invoke(main, ["report", str(folder / "nowhere")])
+        assert done.exit_code == 2
+        (folder / "file").write_text("")
+        out = str(folder / "file" / "r.html")
+        done = CliRunner().invoke(main, ["report", str(folder), "--out", out])
+        assert done.exit_code == RobustkitError.exit_code
+        assert "could not be written" in done.output
+
+
+def test_a_missing_library_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    with pytest.raises(UsageError, match=r'needs plotly.*pip install "robustkit\[report\]"'):
+        needs.need("plotly.graph_objects")
+
+
+def test_importing_it_does_not_import_what_draws() -> None:
+    code = "import json, sys, robustkit.report.page, robustkit.report.figures\n"
+    code += "print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"plotly", "itables", "jinja2", "matplotlib"}.isdisjoint(json.loads(done.stdout))
