@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.counting import Counting
+from robustkit.counting import Counting
 from robustkit.data import Dataset, ImageSet, open_dataset, select
 from robustkit.device import pick_device
 from robustkit.errors import RobustkitError, UsageError

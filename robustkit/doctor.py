@@ -6,8 +6,6 @@ is a finding and not the end of the diagnosis.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib
 import importlib.util
 import os
@@ -17,10 +15,12 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, NamedTuple, TypeAlias
+
+from robustkit.distributions import altered, installed
 
 State: TypeAlias = Literal["ok", "absent", "warning", "broken"]
 _CORE = ("click", "jaxtyping", "numpy", "pandas", "pillow", "pydantic", "rich", "safetensors")
@@ -57,28 +57,6 @@ def examine(root: Path | None = None) -> list[Finding]:
         "data": lambda: _data(root),
     }
     return [finding for name, check in checks.items() for finding in _guarded(name, check)]
-
-
-def installed(name: str) -> Distribution | None:
-    """Return the metadata of an installed distribution."""
-    try:
-        return distribution(name)
-    except PackageNotFoundError:
-        return None
-
-
-def altered(dist: Distribution) -> list[str]:
-    """Name the files of a distribution that are missing or differ from its own list of digests."""
-    found = []
-    for file in dist.files or ():
-        if file.hash is None or file.hash.mode != "sha256":
-            continue
-        path = Path(str(dist.locate_file(file)))
-        content = path.read_bytes() if path.is_file() else b""
-        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
-        if not path.is_file() or digest != file.hash.value:
-            found.append(str(file))
-    return found
 
 
 def conflicts(names: tuple[str, ...]) -> list[str]:

@@ -54,9 +54,10 @@ class Stage(_Model):
     broken: Count
     """Points that it took, after verification."""
     forwards: Count
-    """Inputs passed forward through the model, counted one by one; `backwards` likewise."""
+    """Inputs passed through the model, one by one; `backwards` likewise."""
     backwards: Count
     seconds: Seconds
+    strength: dict[str, JsonValue] = {}  # steps, restarts, targets, queries and the like
 
 
 class DataInfo(_Model):

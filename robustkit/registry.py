@@ -1,4 +1,4 @@
-"""What can be asked for by name: attacks, defenses, datasets and suites.
+"""What can be asked for by name: attacks, libraries of attacks, defenses, datasets and suites.
 
 A pack file registers a frozen dataclass with a decorator; its fields are the options. The packs
 of this distribution and those of the entry-point group `robustkit.packs` load on first use.
@@ -127,7 +127,29 @@ class Registry(Generic[T]):
         return built
 
 
-attacks: Registry[Any] = Registry("attack")
+class _Attacks(Registry[Any]):
+    """Attacks by name, and those of other libraries as `library:Name`."""
+
+    def entry(self, name: str) -> Entry:
+        """Look up an attack, or the library of `library:Name`."""
+        library, colon, _ = name.partition(":")
+        return libraries.entry(library) if colon else super().entry(name)
+
+    def build(self, spec: Spec | str) -> Any:
+        """Make the attack; of another library: what stands for it there."""
+        spec = Spec.parse(spec) if isinstance(spec, str) else spec
+        library, colon, name = spec.name.partition(":")
+        if not colon:
+            return super().build(spec)
+        options = dict(spec.options)
+        size = options.pop("batch_size", 100)
+        if not isinstance(size, int) or size < 1:
+            raise UsageError(f"{spec}: expected batch_size as a positive whole number.")
+        return libraries.entry(library).target(name, tuple(options.items()), size)
+
+
+attacks: Registry[Any] = _Attacks("attack")
+libraries: Registry[Any] = Registry("attack library")
 defenses: Registry[Any] = Registry("defense")
 datasets: Registry[Any] = Registry("dataset")
 suites: Registry[Any] = Registry("suite")

@@ -43,7 +43,7 @@ _CONTRACT = (
     *("defense", "data", "norm", "eps", "n", "clean", "robust", "robust_low", "robust_high"),
     *("certified", "randomized", "flags", "strongest_attack", "suite", "forwards_per_point"),
     *("backwards_per_point", "seconds", "seed", "record"),
-    *("rank", "worst_class", "worst_class_name", "tail_30"),
+    *("rank", "worst_class", "worst_class_name", "tail_30", "strength"),
 )
 _Cells: TypeAlias = Mapping[str, Any]
 

@@ -18,7 +18,8 @@ from click.testing import CliRunner
 
 from robustkit import doctor
 from robustkit.cli import main
-from robustkit.doctor import Finding, altered, examine
+from robustkit.distributions import altered
+from robustkit.doctor import Finding, examine
 
 Install = Callable[..., Distribution]
 

@@ -13,17 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # data → defense → search → verify → record → leaderboard: a room imports only rooms to its left.
 STAGES = {
-    "ground": "errors types spec registry rng threat losses importing files jsonfile device",
+    "ground": "errors types spec registry rng threat losses importing optional files jsonfile "
+    "device distributions",
     "data": "npz download points folder sources named data",
-    "defense": "surrogate parts nets adversary mixing bounds train checkpoints model",
-    "search": "search slots engine plain suites",
+    "defense": "surrogate parts nets adversary mixing bounds train checkpoints zoo model",
+    "search": "search foreign counting slots engine plain suites",
     "verify": "verify ledger referee",
-    "record": "record provenance diagnose run outcome evaluate",
+    "record": "record provenance diagnose batches run outcome evaluate",
     "leaderboard": "stats tables leaderboard",
     "terminal": "doctor cli __main__",
 }
 ORDER = [room for rooms in STAGES.values() for room in rooms.split()]
-PACKS = {"attacks": "search", "defenses": "model"}  # the rightmost room each pack may import
+PACKS = {"attacks": "foreign", "defenses": "model"}  # the rightmost room each pack may import
 LOADS = {("registry", "robustkit.data")}  # the registry imports, late, what registers itself there
 MAX_FILE, MAX_FUNCTION = 300, 80
 MARKER = re.compile(r"\b(TO" + "DO|FIX" + "ME|XX" + "X|HA" + r"CK)\b")
@@ -141,7 +142,7 @@ class TestTheOrder:
             ("attacks", "from ._steps import ascend", None),
             ("attacks", "from .pgd import PGD", "_private"),
             ("attacks", "from robustkit.search import Tasks", None),
-            ("attacks", "from robustkit.engine import attack", "up to search"),
+            ("attacks", "from robustkit.engine import attack", "up to foreign"),
             ("defenses", "from robustkit.model import load_model", None),
             ("defenses", "import robustkit.defenses.trades", "leaves"),
         ],
