@@ -93,6 +93,16 @@ def to_rich(frame: pd.DataFrame) -> Group:
     return Group(*(_terminal(title, rows) for title, rows in _tables(frame)))
 
 
+def to_lines(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], layout: str) -> str:
+    """Write a table of texts, under headings, as `markdown` or `latex`."""
+    if layout == "markdown":
+        lines = [f"**{_markdown(title)}**", "", _piped(heads), _piped(["---"] * len(heads))]
+        return "\n".join([*lines, *(_piped(map(_markdown, cells)) for cells in rows)]) + "\n"
+    lines = [f"% {_latex(title)}", rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule"]
+    lines += [_aligned(heads), r"\midrule", *map(_aligned, rows)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of `frame`, with None for whatever pandas has put in its place."""
     return [

@@ -20,7 +20,7 @@ STAGES = {
     "search": "search foreign counting slots engine plain suites",
     "verify": "verify ledger referee",
     "record": "record provenance diagnose batches run outcome evaluate",
-    "leaderboard": "stats tables leaderboard",
+    "leaderboard": "stats tables leaderboard published",
     "terminal": "doctor cli __main__",
 }
 ORDER = [room for rooms in STAGES.values() for room in rooms.split()]

@@ -156,7 +156,7 @@ def test_a_row_is_what_its_record_says() -> None:
 
 
 def test_the_strength_of_every_attack_is_written_out() -> None:
-    stage = {"jobs": 20, "entered": 10, "broken": 3, "backwards": 0, "seconds": 1.0}
+    stage: dict[str, Any] = {"jobs": 20, "entered": 10, "broken": 3, "backwards": 0, "seconds": 1.0}
     power: dict[str, Any] = {"steps": 10, "step_size": 2 / 255, "inner": {"targets": 9}}
     stages = [
         Stage(attack="apgd(loss=ce)", forwards=125, strength=power, **stage),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robustkit.registry import Entry
 
 SCHEMA = "robustkit/list/1"
-_KINDS = ("attacks", "libraries", "defenses", "datasets", "suites")
+_KINDS = ("attacks", "defenses", "datasets", "suites", "libraries")
 
 
 @click.command("list", short_help="List what can be asked for by name.")
