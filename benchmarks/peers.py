@@ -34,7 +34,6 @@ from robustkit.registry import attacks
 from robustkit.spec import Spec
 from robustkit.threat import Threat
 
-
 _MODELS = ("undefended", "pgd_at", "trades")
 
 
