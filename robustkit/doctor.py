@@ -216,7 +216,12 @@ def _robustbench_faults(dist: Distribution) -> Iterator[Finding]:
     if files:
         culprit = " (torchattacks overwrites them)" if installed("torchattacks") else ""
         told = f"{len(files)} installed files are not its own{culprit}, first {files[0]}"
-        fix = ("install", "--force-reinstall", "--no-deps", f"robustbench=={dist.version}")
+        fix: tuple[str, ...] = (
+            "install",
+            "--force-reinstall",
+            "--no-deps",
+            f"robustbench=={dist.version}",
+        )
         yield Finding("robustbench", "broken", told, f"pip {' '.join(fix)}", fix)
     if importlib.util.find_spec("pkg_resources") is None:
         told = "it imports pkg_resources, which setuptools no longer has"

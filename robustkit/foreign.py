@@ -55,7 +55,7 @@ class Foreign(ABC):
             part of the spec.
     """
 
-    name: str
+    name: str = ""
     options: tuple[tuple[str, Any], ...] = ()
     batch_size: int = 100
 

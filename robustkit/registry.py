@@ -10,17 +10,20 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from robustkit.errors import RobustkitError, UsageError, unknown
+from robustkit.importing import failure, load_module
 from robustkit.spec import Spec
 
 T = TypeVar("T")
+GROUP = "robustkit.packs"
 PACKS = ("robustkit.attacks", "robustkit.defenses")
 
 
@@ -168,11 +171,49 @@ def load_packs() -> None:
             package = _pack(pack)
             for info in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{pack}.{info.name}")
-        for point in entry_points(group="robustkit.packs"):
-            point.load()
+        for point in entry_points(group=GROUP):
+            _load_point(point)
     except BaseException:
         _loaded.clear()
         raise
+
+
+def pack_modules(what: str) -> list[str]:
+    """Name the modules of a pack: of a distribution's entry points, or a module itself.
+
+    Raises:
+        UsageError: when there is neither, or it fails when it is imported.
+    """
+    wanted = re.sub(r"[-_.]+", "-", what).lower()
+    points = [
+        point
+        for point in entry_points(group=GROUP)
+        if point.dist and re.sub(r"[-_.]+", "-", point.dist.name).lower() == wanted
+    ]
+    for point in points:
+        _load_point(point)
+    if points:
+        return [point.module for point in points]
+    try:
+        return [load_module(what).__name__]
+    except UsageError as error:
+        raise UsageError(
+            f"{what} is no installed distribution with an entry point in the group {GROUP}, and "
+            f"no module: {error}"
+        ) from None
+
+
+def _load_point(point: EntryPoint) -> None:
+    try:
+        point.load()
+    except RobustkitError:
+        raise
+    except Exception as error:
+        whose = point.dist.name if point.dist else "an installed distribution"
+        raise RobustkitError(
+            f"the pack {point.value} of {whose} fails when it is imported: {failure(error)}. "
+            f"Mend it, or `pip uninstall {whose}`."
+        ) from error
 
 
 def _place(target: type[Any]) -> tuple[str, str]:

@@ -305,8 +305,13 @@ class TestFixCommand:
             ]
         )  # fmt: skip
         asked: list[tuple[str, ...]] = []
+
+        def repair(finding: Finding) -> str:
+            asked.append(finding.fix)
+            return ""
+
         monkeypatch.setattr(doctor, "examine", lambda root: next(states))
-        monkeypatch.setattr(doctor, "repair", lambda finding: asked.append(finding.fix) or "")
+        monkeypatch.setattr(doctor, "repair", repair)
         result = CliRunner().invoke(main, ["doctor", "--fix"])
         assert asked == [fix]
         assert "it is bent; running pip install thing" in result.stderr

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # data → defense → search → verify → record → leaderboard: a room imports only rooms to its left.
 STAGES = {
-    "ground": "errors types spec registry rng threat losses importing optional files jsonfile "
+    "ground": "errors types spec importing registry rng threat losses optional files jsonfile "
     "device distributions",
     "data": "npz download points folder sources named data",
     "defense": "surrogate parts nets adversary mixing bounds train checkpoints zoo model",
@@ -21,7 +21,7 @@ STAGES = {
     "verify": "verify ledger referee",
     "record": "record provenance diagnose batches run outcome evaluate",
     "leaderboard": "stats tables leaderboard published",
-    "terminal": "doctor cli __main__",
+    "terminal": "doctor conformance cli __main__",
 }
 ORDER = [room for rooms in STAGES.values() for room in rooms.split()]
 PACKS = {"attacks": "foreign", "defenses": "model"}  # the rightmost room each pack may import
