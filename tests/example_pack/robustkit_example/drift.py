@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from robustkit.errors import UsageError
 from robustkit.losses import margin
 from robustkit.registry import attacks, suites
 from robustkit.search import Job, Reply, Tasks
@@ -36,7 +37,9 @@ class Drift:
     stays_inside = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
-        """One untargeted run."""
+        """One untargeted run, for linf and l2."""
+        if threat.norm == "l1":
+            raise UsageError(f"example_drift supports linf and l2, got {threat.norm}.")
         return [Job()]
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
@@ -64,5 +67,5 @@ class Look:
     """A short look with the attack of this pack."""
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
-        """Drift alone."""
-        return ["example_drift(steps=5)"]
+        """Drift, and PGD where it does not apply."""
+        return ["pgd(steps=5)" if threat.norm == "l1" else "example_drift(steps=5)"]
