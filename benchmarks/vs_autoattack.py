@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.counting import Counting
+from robustkit.counting import Counting
 from robustkit.data import Dataset, open_dataset, select, subset
 from robustkit.device import pick_device
 from robustkit.errors import RobustkitError, UsageError

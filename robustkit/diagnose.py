@@ -56,6 +56,14 @@ def examine(model: Model, x: Images, classes: int, name: str) -> Health:
     noise = max(_difference(first, other) for other in repeats)
     randomized = noise > 1e-4 or bool((repeats.argmax(2) != first.argmax(1)).any())
     flags: list[Flag] = []
+    if getattr(model, "untrained", False):
+        flags.append(
+            Flag(
+                name="untrained",
+                message="the weights are random, as was asked for: no number here says anything "
+                "about a trained model. Ask for pretrained weights, or give them with --weights.",
+            )
+        )
     forwards = 5 * len(x)
     if randomized:
         flags.append(

@@ -6,36 +6,44 @@ is a finding and not the end of the diagnosis.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib
 import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, NamedTuple, TypeAlias
 
+from robustkit.distributions import altered, installed
+
 State: TypeAlias = Literal["ok", "absent", "warning", "broken"]
 _CORE = ("click", "jaxtyping", "numpy", "pandas", "pillow", "pydantic", "rich", "safetensors")
-_EXTRAS = ("torchvision", "pyautoattack", "torchattacks", "matplotlib", "jinja2")
+_EXTRAS = (
+    *("torchvision", "pyautoattack", "torchattacks", "foolbox", "timm", "transformers"),
+    *("onnx", "onnx2torch", "matplotlib", "jinja2"),
+)
 _HELD_BACK = ("requests", "urllib3", "idna", "chardet")  # by torchattacks' pins
 _MIB = 2**20
 
 
 class Finding(NamedTuple):
-    """One line of the diagnosis. `cure` is empty where nothing needs one."""
+    """One line of the diagnosis. `cure` is empty where nothing needs one.
+
+    `fix`: what pip is to be told to do, where that cures it without a choice to make.
+    """
 
     name: str
     state: State
     detail: str
     cure: str = ""
+    fix: tuple[str, ...] = ()
 
 
 def examine(root: Path | None = None) -> list[Finding]:
@@ -59,26 +67,13 @@ def examine(root: Path | None = None) -> list[Finding]:
     return [finding for name, check in checks.items() for finding in _guarded(name, check)]
 
 
-def installed(name: str) -> Distribution | None:
-    """Return the metadata of an installed distribution."""
-    try:
-        return distribution(name)
-    except PackageNotFoundError:
-        return None
-
-
-def altered(dist: Distribution) -> list[str]:
-    """Name the files of a distribution that are missing or differ from its own list of digests."""
-    found = []
-    for file in dist.files or ():
-        if file.hash is None or file.hash.mode != "sha256":
-            continue
-        path = Path(str(dist.locate_file(file)))
-        content = path.read_bytes() if path.is_file() else b""
-        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
-        if not path.is_file() or digest != file.hash.value:
-            found.append(str(file))
-    return found
+def repair(finding: Finding) -> str:
+    """Let pip do what `finding.fix` says; return the end of what it said if it failed, else ""."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *finding.fix]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    importlib.invalidate_caches()
+    said = (done.stderr or done.stdout).strip().splitlines()
+    return "" if done.returncode == 0 else "; ".join(said[-3:]) or f"exit code {done.returncode}"
 
 
 def conflicts(names: tuple[str, ...]) -> list[str]:
@@ -221,14 +216,21 @@ def _robustbench_faults(dist: Distribution) -> Iterator[Finding]:
     if files:
         culprit = " (torchattacks overwrites them)" if installed("torchattacks") else ""
         told = f"{len(files)} installed files are not its own{culprit}, first {files[0]}"
-        cure = f"pip install --force-reinstall --no-deps robustbench=={dist.version}"
-        yield Finding("robustbench", "broken", told, cure)
+        fix: tuple[str, ...] = (
+            "install",
+            "--force-reinstall",
+            "--no-deps",
+            f"robustbench=={dist.version}",
+        )
+        yield Finding("robustbench", "broken", told, f"pip {' '.join(fix)}", fix)
     if importlib.util.find_spec("pkg_resources") is None:
         told = "it imports pkg_resources, which setuptools no longer has"
-        yield Finding("robustbench", "broken", told, "pip install 'setuptools<81'")
+        fix = ("install", "setuptools<81")
+        yield Finding("robustbench", "broken", told, "pip install 'setuptools<81'", fix)
     if not any(importlib.util.find_spec(name) for name in ("pyautoattack", "autoattack")):
         told = "it imports AutoAttack, which is not installed"
-        yield Finding("robustbench", "broken", told, "pip install pyautoattack")
+        fix = ("install", "pyautoattack")
+        yield Finding("robustbench", "broken", told, "pip install pyautoattack", fix)
 
 
 def _pins() -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0)]
@@ -45,6 +45,8 @@ class Stage(Part):
     """Inputs passed forward through the model, counted one by one; `backwards` likewise."""
     backwards: Count
     seconds: Seconds
+    strength: dict[str, JsonValue] = {}
+    """Steps, restarts, targets, queries and the like."""
 
 
 class AuditInfo(Part):

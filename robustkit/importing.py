@@ -32,7 +32,7 @@ def load_attribute(text: str) -> Any:
     source, colon, attribute = text.rpartition(":")
     if not (source and colon and attribute):
         raise UsageError(f"expected 'package.module:attr' or 'path/to/file.py:attr', got {text!r}.")
-    found: Any = (_file if source.endswith(".py") else _module)(source)
+    found: Any = (load_file if source.endswith(".py") else load_module)(source)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise _lacks(source, found, part)
@@ -60,7 +60,12 @@ def _lacks(source: str, found: Any, part: str) -> UsageError:
     return UsageError(f"{source} has no attribute {part!r}.{hint}{listing}")
 
 
-def _file(text: str) -> ModuleType:
+def load_file(text: str) -> ModuleType:
+    """Execute a Python file as a module, once for each version of it.
+
+    Raises:
+        UsageError: when it does not exist, or fails.
+    """
     path = Path(text).expanduser()
     if not path.is_file():
         raise UsageError(f"{path} does not exist (looked from {Path.cwd()}).")
@@ -83,7 +88,12 @@ def _file(text: str) -> ModuleType:
     return module
 
 
-def _module(name: str) -> ModuleType:
+def load_module(name: str) -> ModuleType:
+    """Import a module; the working directory is looked into last.
+
+    Raises:
+        UsageError: when there is none of that name, or it fails.
+    """
     _reach(Path.cwd())
     importlib.invalidate_caches()
     try:

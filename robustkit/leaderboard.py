@@ -14,7 +14,8 @@ import pandas as pd
 
 from robustkit import stats
 from robustkit.errors import UsageError
-from robustkit.record import Record, load
+from robustkit.foreign import told
+from robustkit.record import Record, Stage, load
 from robustkit.tables import to_csv, to_json, to_latex, to_markdown, to_rich
 
 __all__ = [
@@ -60,6 +61,8 @@ class Row(NamedTuple):
     seconds: float
     seed: int
     record: str
+    strength: str = ""
+    """What each attack's power depends on, with the forward passes per point it was given."""
 
 
 def row(record: Record, path: Path | str, rank: str = "1") -> Row:
@@ -96,6 +99,7 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
         seconds=record.seconds,
         seed=record.seed,
         record=path.as_posix() if isinstance(path, Path) else path,
+        strength="; ".join(map(_strength, record.stages)),
     )
 
 
@@ -139,6 +143,13 @@ def load_records(paths: Iterable[Path | str]) -> list[tuple[Path, Record]]:
             f"got none in {where}. `robustkit evaluate` makes them."
         )
     return list(found.values())
+
+
+def _strength(stage: Stage) -> str:
+    """Write the fingerprint of one attack: name, settings, passes per point that entered."""
+    passes = stage.forwards / stage.entered if stage.entered else 0.0
+    settings = f"{told(stage.strength)}, " if stage.strength else ""
+    return f"{stage.attack.partition('(')[0]}: {settings}F={passes:.1f}"
 
 
 def _group(line: Row) -> tuple[str, str, float]:

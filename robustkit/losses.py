@@ -30,8 +30,13 @@ def _runner_up(logits: Logits, y: Labels) -> Scalars:
 
 
 def ce(logits: Logits, y: Labels, target: Labels) -> Scalars:
-    """Cross-entropy of the true class."""
-    return torch.logsumexp(logits, 1) - _pick(logits, y)
+    """Cross-entropy of the true class, log(1 + Σ_{i≠y} exp(z_i − z_y)).
+
+    In this form nothing cancels: where the model is sure, a gradient of size exp(−margin) keeps
+    all its digits, and an attack still sees which way to go.
+    """
+    others = torch.logsumexp(logits.scatter(1, y[:, None], -torch.inf), 1)
+    return torch.nn.functional.softplus(others - _pick(logits, y))
 
 
 def margin(logits: Logits, y: Labels, target: Labels) -> Scalars:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from robustkit import checkpoints
+from robustkit import checkpoints, zoo
 from robustkit.checkpoints import Card, Checkpoint
 from robustkit.data import Dataset
 from robustkit.errors import RobustkitError, UsageError
@@ -48,7 +48,8 @@ def load_model(
 
     Args:
         text: a registered defense with options (`pgd_at(eps=0.1)`), or `package.module:attr` or
-            `path/to/file.py:attr`: an `nn.Module`, or a function without arguments returning one.
+            `path/to/file.py:attr`: an `nn.Module`, or a function without arguments returning one;
+            or `prefix:name` of a source in `robustkit.zoo`, such as `timm:resnet18`.
         data: what it will be evaluated on; decides shape, classes and the shipped checkpoint.
         weights: a `.safetensors`, `.pt` or `.pth` file with a state dict.
         mean: of each channel, or one for all; subtracted inside the model.
@@ -61,6 +62,8 @@ def load_model(
     Raises:
         UsageError: when there is no such model, or it cannot be loaded as asked.
     """
+    if zoo.is_named(text):
+        return _elsewhere(text, data, weights, mean, std)
     if not _SPEC.fullmatch(text):
         return _imported(text, data, weights, mean, std)
     spec = Spec.parse(text)
@@ -163,6 +166,27 @@ def _built(defense: Network | Composed, data: Dataset, spec: Spec) -> nn.Module:
         ) from error
 
 
+def _elsewhere(
+    text: str,
+    data: Dataset,
+    weights: Path | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Subject:
+    """Load a model of another library."""
+    asked = mean is not None or std is not None
+    found = zoo.open_model(text, data.shape, data.classes, weights)
+    model, notes = found.model, list(found.notes)
+    if asked and found.prepared:
+        raise UsageError(f"{text} brings its own preprocessing; leave out --mean and --std.")
+    if asked:
+        model, note = _normalized(model, data.shape[0], mean, std)
+        notes.append(note)
+    if found.untrained:
+        model.untrained = True  # type: ignore[assignment]  # read when flags are raised
+    return Subject(text, model, tuple(notes))
+
+
 def _imported(
     text: str,
     data: Dataset,
@@ -173,7 +197,8 @@ def _imported(
     if ":" not in text:
         raise UsageError(
             f"expected a model, got {text!r}. A model is a registered defense "
-            f"({', '.join(defenses)}), 'package.module:attr' or 'path/to/file.py:attr'."
+            f"({', '.join(defenses)}), 'package.module:attr', 'path/to/file.py:attr', or a name of "
+            f"another source ({', '.join(f'{prefix}:...' for prefix in zoo.prefixes())})."
         )
     value = load_attribute(text)
     model = _module(value, text)

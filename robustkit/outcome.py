@@ -11,6 +11,7 @@ from robustkit import provenance
 from robustkit.audit import CONFIDENCE, missed
 from robustkit.diagnose import review
 from robustkit.errors import UsageError
+from robustkit.foreign import strength
 from robustkit.record import (
     AuditInfo,
     Commit,
@@ -66,7 +67,12 @@ def make_record(run: Run, origin: Origin) -> Record:
     """Gather what the ledger of a finished run holds."""
     costs, stages, points = run.ledger.costs(), _stages(run), _points(run)
     data, threat, names = run.data, run.threat, [str(spec) for spec in run.specs]
-    white_box = [registry.attacks.entry(spec.name).facts["white_box"] for spec in run.specs]
+    facts = [registry.attacks.entry(spec.name).facts for spec in run.specs]
+    # Of an attack of another library it is known once it has run: did gradients reach the input?
+    white_box = [
+        bool(fact.get("white_box", stage.backwards))
+        for fact, stage in zip(facts, stages, strict=True)
+    ]
     clean = len(points.status) - points.status.count("misclassified")
     flags = review(stages, white_box, clean, len(points.status), data.classes)
     return Record(
@@ -128,7 +134,8 @@ def _stages(run: Run) -> list[Stage]:
     stages = []
     for number, spec in enumerate(run.specs):
         cost = costs[number]
-        jobs = registry.attacks.build(spec).jobs(run.threat, run.health.classes)
+        attack = registry.attacks.build(spec)
+        jobs = attack.jobs(run.threat, run.health.classes)
         stages.append(
             Stage(
                 attack=str(spec),
@@ -138,6 +145,7 @@ def _stages(run: Run) -> list[Stage]:
                 forwards=cost.forwards,
                 backwards=cost.backwards,
                 seconds=cost.seconds,
+                strength=strength(attack, run.threat, run.health.classes),
             )
         )
     return stages

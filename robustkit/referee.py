@@ -33,6 +33,7 @@ class StageReferee:
         proved: points with a certificate; one that falls all the same stops the run.
         keep: whether to store adversarial inputs.
         report: called after every harvest with (tasks finished, points still standing).
+        claims: whether the attack claims that its candidates fool the model.
     """
 
     stage: int
@@ -51,6 +52,7 @@ class StageReferee:
     device: torch.device
     keep: bool
     report: Callable[[int, int], None]
+    claims: bool = True
     falls: dict[int, Fall] = field(default_factory=dict)
     _new: dict[int, Fall] = field(default_factory=dict)
     _checks: int = 0
@@ -82,7 +84,7 @@ class StageReferee:
         )
         self._checks += len(work) * self.draws
         stands: list[bool] = verdict.broken.tolist()
-        self._flips += stands.count(False)
+        self._flips += stands.count(False) * self.claims
         refuted = [p for p, ok in zip(points, stands, strict=True) if ok and p in self.proved]
         if refuted:
             raise RobustkitError(

@@ -1,4 +1,4 @@
-"""What can be asked for by name: attacks, defenses, datasets and suites.
+"""What can be asked for by name: attacks, libraries of attacks, defenses, datasets and suites.
 
 A pack file registers a frozen dataclass with a decorator; its fields are the options. The packs
 of this distribution and those of the entry-point group `robustkit.packs` load on first use.
@@ -10,17 +10,20 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from robustkit.errors import RobustkitError, UsageError, unknown
+from robustkit.importing import failure, load_module
 from robustkit.spec import Spec
 
 T = TypeVar("T")
+GROUP = "robustkit.packs"
 PACKS = ("robustkit.attacks", "robustkit.defenses")
 
 
@@ -127,7 +130,29 @@ class Registry(Generic[T]):
         return built
 
 
-attacks: Registry[Any] = Registry("attack")
+class _Attacks(Registry[Any]):
+    """Attacks by name, and those of other libraries as `library:Name`."""
+
+    def entry(self, name: str) -> Entry:
+        """Look up an attack, or the library of `library:Name`."""
+        library, colon, _ = name.partition(":")
+        return libraries.entry(library) if colon else super().entry(name)
+
+    def build(self, spec: Spec | str) -> Any:
+        """Make the attack; of another library: what stands for it there."""
+        spec = Spec.parse(spec) if isinstance(spec, str) else spec
+        library, colon, name = spec.name.partition(":")
+        if not colon:
+            return super().build(spec)
+        options = dict(spec.options)
+        size = options.pop("batch_size", 100)
+        if not isinstance(size, int) or size < 1:
+            raise UsageError(f"{spec}: expected batch_size as a positive whole number.")
+        return libraries.entry(library).target(name, tuple(options.items()), size)
+
+
+attacks: Registry[Any] = _Attacks("attack")
+libraries: Registry[Any] = Registry("attack library")
 defenses: Registry[Any] = Registry("defense")
 datasets: Registry[Any] = Registry("dataset")
 suites: Registry[Any] = Registry("suite")
@@ -146,11 +171,49 @@ def load_packs() -> None:
             package = _pack(pack)
             for info in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{pack}.{info.name}")
-        for point in entry_points(group="robustkit.packs"):
-            point.load()
+        for point in entry_points(group=GROUP):
+            _load_point(point)
     except BaseException:
         _loaded.clear()
         raise
+
+
+def pack_modules(what: str) -> list[str]:
+    """Name the modules of a pack: of a distribution's entry points, or a module itself.
+
+    Raises:
+        UsageError: when there is neither, or it fails when it is imported.
+    """
+    wanted = re.sub(r"[-_.]+", "-", what).lower()
+    points = [
+        point
+        for point in entry_points(group=GROUP)
+        if point.dist and re.sub(r"[-_.]+", "-", point.dist.name).lower() == wanted
+    ]
+    for point in points:
+        _load_point(point)
+    if points:
+        return [point.module for point in points]
+    try:
+        return [load_module(what).__name__]
+    except UsageError as error:
+        raise UsageError(
+            f"{what} is no installed distribution with an entry point in the group {GROUP}, and "
+            f"no module: {error}"
+        ) from None
+
+
+def _load_point(point: EntryPoint) -> None:
+    try:
+        point.load()
+    except RobustkitError:
+        raise
+    except Exception as error:
+        whose = point.dist.name if point.dist else "an installed distribution"
+        raise RobustkitError(
+            f"the pack {point.value} of {whose} fails when it is imported: {failure(error)}. "
+            f"Mend it, or `pip uninstall {whose}`."
+        ) from error
 
 
 def _place(target: type[Any]) -> tuple[str, str]:

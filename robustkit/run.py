@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from robustkit.audit import Audit, Sample, alarming, draw
+from robustkit.batches import run_batches
 from robustkit.bounds.certify import Certifier
 from robustkit.data import Dataset
 from robustkit.diagnose import Health
 from robustkit.engine import Engine, out_of_memory
 from robustkit.errors import RobustkitError, some
+from robustkit.foreign import Foreign
 from robustkit.ledger import CLEAN, Cost, Ledger
 from robustkit.referee import StageReferee
 from robustkit.registry import attacks
@@ -221,6 +223,10 @@ class Run:
             device=self.device,
             keep=self.keep,
             report=lambda done, left: self.watcher.advance(done, others + left, len(self.points)),
+            claims=not isinstance(search, Foreign),
         )
-        self.engine.run(search, referee.queue(), pending, referee)
+        if isinstance(search, Foreign):
+            run_batches(search, self.model, self.threat, self.health.classes, referee)
+        else:
+            self.engine.run(search, referee.queue(), pending, referee)
         referee.close(finished=finished)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import ast
 import keyword
 import math
+import re
 from typing import NamedTuple, TypeAlias
 
 from robustkit.errors import UsageError
 
+_AWAY = re.compile(r"([A-Za-z]\w*:[A-Za-z][\w-]*)\s*(|\(.*\))", re.DOTALL)
 _WORDS = {"true": True, "false": False, "none": None}
 Value: TypeAlias = "str | int | float | bool | tuple[Value, ...] | Spec | None"
 
@@ -25,14 +27,16 @@ class Spec(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Spec:
-        """Read `name` or `name(option=value, ...)`.
+        """Read `name` or `name(option=value, ...)`; `library:name` names one of another library.
 
         Raises:
             UsageError: when `text` is not of that form.
         """
         try:
-            node = ast.parse(text.strip(), mode="eval").body
-            return _spec(node)
+            if away := _AWAY.fullmatch(text.strip()):
+                call = _spec(ast.parse(f"f{away[2]}", mode="eval").body)
+                return call._replace(name=away[1])
+            return _spec(ast.parse(text.strip(), mode="eval").body)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise UsageError(
                 f"expected a name or a call such as 'apgd(loss=dlr, steps=50)', "

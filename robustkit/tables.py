@@ -51,7 +51,7 @@ _CONTRACT = (
     *("defense", "data", "norm", "eps", "n", "clean", "robust", "robust_low", "robust_high"),
     *("certified", "randomized", "flags", "strongest_attack", "suite", "forwards_per_point"),
     *("backwards_per_point", "seconds", "seed", "record"),
-    *("rank", "worst_class", "worst_class_name", "tail_30", "audit_bound"),
+    *("rank", "worst_class", "worst_class_name", "tail_30", "audit_bound", "strength"),
 )
 _Cells: TypeAlias = Mapping[str, Any]
 
@@ -99,6 +99,16 @@ def to_latex(frame: pd.DataFrame) -> str:
 def to_rich(frame: pd.DataFrame) -> Group:
     """Build one table per data set, norm and eps, for a terminal of 100 columns."""
     return Group(*(_terminal(title, rows) for title, rows in _tables(frame)))
+
+
+def to_lines(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], layout: str) -> str:
+    """Write a table of texts, under headings, as `markdown` or `latex`."""
+    if layout == "markdown":
+        lines = [f"**{_markdown(title)}**", "", _piped(heads), _piped(["---"] * len(heads))]
+        return "\n".join([*lines, *(_piped(map(_markdown, cells)) for cells in rows)]) + "\n"
+    lines = [f"% {_latex(title)}", rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule"]
+    lines += [_aligned(heads), r"\midrule", *map(_aligned, rows)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

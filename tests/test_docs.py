@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 import robustkit
-from robustkit import registry
+from robustkit import registry, zoo
 from robustkit.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +25,7 @@ DOCUMENTS = [README, ROOT / "leaderboards" / "README.md"]
 SET_UP = ["pip install . && robustkit evaluate", 'pip install -e ".[test]" && pytest']
 CATALOGUE = {
     "attack": registry.attacks,
+    "library": registry.libraries,
     "suite": registry.suites,
     "defense": registry.defenses,
     "data set": registry.datasets,
@@ -172,7 +173,7 @@ class TestProse:
 
     def test_every_fence_says_what_it_holds(self, document: Path) -> None:
         languages = {block.language for block in blocks(document)}
-        assert languages <= {"bash", "console", "json", "python", "text"}
+        assert languages <= {"bash", "console", "json", "python", "text", "toml"}
 
     def test_nothing_is_left_to_fill_in(self, document: Path) -> None:
         assert "@@" not in document.read_text(encoding="utf-8")
@@ -231,3 +232,7 @@ def test_the_changelog_begins_with_this_version() -> None:
     first = re.search(r"^## (\S+)", text, re.MULTILINE)
     assert first is not None
     assert first[1] == robustkit.__version__
+
+
+def test_the_sources_of_models_are_all_named() -> None:
+    assert {cell.partition(":")[0] for cell in table("model")} == set(zoo.prefixes())

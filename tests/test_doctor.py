@@ -6,7 +6,12 @@ import base64
 import hashlib
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 import tempfile
+import venv
+import zipfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, PathDistribution
 from pathlib import Path
@@ -18,8 +23,10 @@ from click.testing import CliRunner
 
 from robustkit import doctor
 from robustkit.cli import main
-from robustkit.doctor import Finding, altered, examine
+from robustkit.distributions import altered
+from robustkit.doctor import Finding, examine
 
+ROOT = Path(__file__).resolve().parents[1]
 Install = Callable[..., Distribution]
 
 
@@ -224,4 +231,97 @@ class TestCommand:
         assert result.exit_code == code
         answer = json.loads(result.stdout)
         assert answer["healthy"] is (code == 0)
-        assert answer["findings"] == [lines[0]._asdict()]
+        assert answer["findings"] == [{**lines[0]._asdict(), "fix": []}]
+
+
+@pytest.mark.slow
+class TestFix:
+    """A RobustBench that torchattacks has overwritten, both made up, in an environment of its own.
+
+    pip installs them from a folder of wheels: no index is asked.
+    """
+
+    def wheel(self, folder: Path, name: str, version: str, files: dict[str, str]) -> Path:
+        info = f"{name}-{version}.dist-info"
+        wanted = {
+            **files,
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        }
+        lines = []
+        path = folder / f"{name}-{version}-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            for place, content in wanted.items():
+                archive.writestr(place, content)
+                digest = base64.urlsafe_b64encode(hashlib.sha256(content.encode()).digest())
+                lines.append(f"{place},sha256={digest.decode().rstrip('=')},{len(content)}")
+            archive.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]))
+        return path
+
+    def test_overwritten_files_are_restored(self, tmp_path: Path) -> None:
+        own = {"robustbench/__init__.py": "", "robustbench/eval.py": "REAL = True\n"}
+        wheels = [
+            self.wheel(tmp_path, "robustbench", "1.1.1", own),
+            self.wheel(tmp_path, "torchattacks", "3.5.1", {"robustbench/eval.py": "OLD = True\n"}),
+        ]
+        venv.create(tmp_path / "venv", with_pip=True)
+        python = next((tmp_path / "venv").glob("[bS]*/python*"))
+        (packages,) = (tmp_path / "venv").rglob("site-packages")
+        here = [path for path in sys.path if path.endswith("site-packages")]
+        (packages / "zz_outside.pth").write_text("\n".join([str(ROOT), *here]))
+        settings = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+        settings.pop("PYTHONPATH", None)
+
+        def run(*command: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [str(python), *command], env=settings, cwd=tmp_path, capture_output=True, text=True
+            )
+
+        for wheel in wheels:  # the later one overwrites
+            done = run("-m", "pip", "install", "--no-deps", "--force-reinstall", str(wheel))
+            assert done.returncode == 0, done.stderr
+        assert (packages / "robustbench" / "eval.py").read_text() == "OLD = True\n"
+        code = (
+            "from robustkit import doctor as d\n"
+            "broken = lambda: [f for f in d._robustbench() if f.fix and 'own' in f.detail]\n"
+            "first = broken()\n"
+            "print(len(first), [d.repair(f) for f in first], len(broken()))"
+        )
+        done = run("-c", code)
+        assert done.stdout.strip() == "1 [''] 0", done.stderr
+        assert (packages / "robustbench" / "eval.py").read_text() == "REAL = True\n"
+
+
+class TestFixCommand:
+    def test_each_cure_is_said_and_the_state_looked_at_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fix = ("install", "thing")
+        states = iter(
+            [
+                [Finding("a", "broken", "it is bent", "pip install thing", fix),
+                 Finding("b", "broken", "choose", "think")],
+                [Finding("a", "ok", "1.0"), Finding("b", "broken", "choose", "think")],
+            ]
+        )  # fmt: skip
+        asked: list[tuple[str, ...]] = []
+
+        def repair(finding: Finding) -> str:
+            asked.append(finding.fix)
+            return ""
+
+        monkeypatch.setattr(doctor, "examine", lambda root: next(states))
+        monkeypatch.setattr(doctor, "repair", repair)
+        result = CliRunner().invoke(main, ["doctor", "--fix"])
+        assert asked == [fix]
+        assert "it is bent; running pip install thing" in result.stderr
+        assert result.exit_code == 1  # what needs a choice is still broken
+        assert "1.0" in result.stdout
+
+    def test_a_failing_pip_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        line = Finding("a", "broken", "bent", "pip nonsense", ("nonsense",))
+        assert "nonsense" in doctor.repair(line)
+        monkeypatch.setattr(doctor, "examine", lambda root: [line])
+        result = CliRunner().invoke(main, ["doctor", "--fix"])
+        assert "pip nonsense failed" in result.stderr
+        assert result.exit_code == 1

@@ -13,18 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # data → defense → search → verify → record → leaderboard: a room imports only rooms to its left.
 STAGES = {
-    "ground": "errors types spec registry rng threat losses importing files jsonfile text device"
-    " stem",
+    "ground": "errors types spec importing registry rng threat losses optional files jsonfile text "
+    "device distributions stem",
     "data": "npz download points folder sources named data",
-    "defense": "surrogate parts nets adversary mixing bounds train checkpoints model",
-    "search": "tuning audit search slots passes engine plain suites",
+    "defense": "surrogate parts nets adversary mixing bounds train checkpoints zoo model",
+    "search": "tuning audit search foreign counting slots passes engine plain suites",
     "verify": "verify ledger examples referee",
-    "record": "stats facts portrait record provenance diagnose run outcome evaluate",
-    "leaderboard": "tables leaderboard report",
-    "terminal": "doctor cli __main__",
+    "record": "stats facts portrait record provenance diagnose batches run outcome evaluate",
+    "leaderboard": "tables leaderboard published report",
+    "terminal": "doctor conformance cli __main__",
 }
 ORDER = [room for rooms in STAGES.values() for room in rooms.split()]
-PACKS = {"attacks": "search", "defenses": "model"}  # the rightmost room each pack may import
+PACKS = {"attacks": "foreign", "defenses": "model"}  # the rightmost room each pack may import
 LOADS = {("registry", "robustkit.data")}  # the registry imports, late, what registers itself there
 MAX_FILE, MAX_FUNCTION = 300, 80
 MARKER = re.compile(r"\b(TO" + "DO|FIX" + "ME|XX" + "X|HA" + r"CK)\b")
@@ -142,7 +142,7 @@ class TestTheOrder:
             ("attacks", "from ._steps import ascend", None),
             ("attacks", "from .pgd import PGD", "_private"),
             ("attacks", "from robustkit.search import Tasks", None),
-            ("attacks", "from robustkit.engine import attack", "up to search"),
+            ("attacks", "from robustkit.engine import attack", "up to foreign"),
             ("defenses", "from robustkit.model import load_model", None),
             ("defenses", "import robustkit.defenses.trades", "leaves"),
         ],

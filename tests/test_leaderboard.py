@@ -25,7 +25,17 @@ from robustkit.leaderboard import (
     to_markdown,
     to_rich,
 )
-from robustkit.record import DataInfo, Flag, Points, Record, Status, ThreatInfo, WeightsInfo, save
+from robustkit.record import (
+    DataInfo,
+    Flag,
+    Points,
+    Record,
+    Stage,
+    Status,
+    ThreatInfo,
+    WeightsInfo,
+    save,
+)
 
 
 def a_record(
@@ -142,6 +152,20 @@ def test_a_row_is_what_its_record_says() -> None:
         seconds=1.25,
         seed=0,
         record="a/record.json",
+        strength="",
+    )
+
+
+def test_the_strength_of_every_attack_is_written_out() -> None:
+    stage: dict[str, Any] = {"jobs": 20, "entered": 10, "broken": 3, "backwards": 0, "seconds": 1.0}
+    power: dict[str, Any] = {"steps": 10, "step_size": 2 / 255, "inner": {"targets": 9}}
+    stages = [
+        Stage(attack="apgd(loss=ce)", forwards=125, strength=power, **stage),
+        Stage(attack="apgd(loss=dlr)", forwards=0, **{**stage, "entered": 0, "broken": 0}),
+    ]
+    # 125 passes over 10 points that entered; an attack that got no points spent none on them.
+    assert row(a_record(stages=stages), "r").strength == (
+        "apgd: steps=10, step_size=0.00784314, inner=[targets=9], F=12.5; apgd: F=0.0"
     )
 
 

@@ -102,3 +102,21 @@ def test_losses_without_a_target_ignore_it() -> None:
         assert torch.equal(LOSSES[name](z, y, target), LOSSES[name](z, y, nobody))
     for name in TARGETED:
         assert not torch.equal(LOSSES[name](z, y, target), LOSSES[name](z, y, y))
+
+
+@pytest.mark.parametrize("lead", [5.0, 20.0, 60.0])
+def test_cross_entropy_keeps_its_gradient_where_the_model_is_sure(lead: float) -> None:
+    """In float32, 1 − p is lost beside 1 beyond a lead of 16.
+
+    With z = (lead, 0, −1) the gradient is (−q, e^−lead, e^−(lead + 1)) / (1 + q), where
+    q = e^−lead + e^−(lead + 1).
+    """
+    z = torch.tensor([[lead, 0.0, -1.0]], requires_grad=True)
+    y = torch.tensor([0])
+    value = LOSSES["ce"](z, y, y)
+    (gradient,) = torch.autograd.grad(value.sum(), z)
+    first, second = torch.tensor([-lead, -lead - 1], dtype=torch.float64).exp()
+    q = first + second
+    wanted = torch.stack([-q, first, second]) / (1 + q)
+    torch.testing.assert_close(gradient[0].double(), wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(value.double(), torch.log1p(q)[None], rtol=1e-5, atol=0)

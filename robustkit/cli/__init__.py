@@ -6,10 +6,10 @@ needs beyond its options is imported when it runs, so that help and version answ
 
 from __future__ import annotations
 
-from robustkit.cli import catalog, doctor, evaluate, leaderboard, report, train
+from robustkit.cli import catalog, doctor, evaluate, leaderboard, report, train, validate
 from robustkit.cli.program import program as main
 
 __all__ = ["main"]
 
-for _module in (evaluate, catalog, leaderboard, report, train, doctor):
+for _module in (evaluate, catalog, leaderboard, report, train, doctor, validate):
     main.add_command(_module.command)

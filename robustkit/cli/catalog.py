@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robustkit.registry import Entry
 
 SCHEMA = "robustkit/list/1"
-_KINDS = ("attacks", "defenses", "datasets", "suites")
+_KINDS = ("attacks", "defenses", "datasets", "suites", "libraries")
 
 
 @click.command("list", short_help="List what can be asked for by name.")
@@ -23,7 +23,7 @@ _KINDS = ("attacks", "defenses", "datasets", "suites")
 @options.as_json
 @debug
 def command(kind: str, as_json: bool) -> None:
-    """List the attacks, defenses, datasets or suites that can be asked for by name."""
+    """List the attacks, libraries of attacks, defenses, datasets or suites that have a name."""
     from robustkit import registry
 
     entries = getattr(registry, kind).entries()

@@ -101,7 +101,9 @@ def command(ctx: click.Context, /, **given: Any) -> int:
 
     MODEL is a registered defense with options (undefended, "pgd_at(eps=0.1)"), or
     package.module:attr or path/to/file.py:attr: an nn.Module, or a function without arguments that
-    returns one. Without MODEL, every bundled model for the data is evaluated.
+    returns one; or a model of another source: robustbench:cifar10/Linf/NAME, timm:NAME,
+    torchvision:NAME, hf:NAME_OR_FOLDER, hub:FOLDER:ENTRY, onnx:FILE, export:FILE. Without MODEL,
+    every bundled model for the data is evaluated.
 
     The same command again resumes. Exit codes: 0 done, 2 the request cannot be carried out as it
     stands, 3 a model could not be finished.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,34 @@ import click
 
 from robustkit.cli import options
 from robustkit.cli.program import debug
-from robustkit.cli.terminal import result, stdout
+from robustkit.cli.terminal import result, say, stderr, stdout
 
 _FORMATS = ("table", "csv", "markdown", "latex", "json")
 
 
 @click.command("leaderboard", short_help="Rank records.")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--format", "layout", type=click.Choice(_FORMATS), default="table", show_default=True)
 @click.option("--output", type=options.FILE, metavar="FILE", help="Write there instead.")
+@click.option(
+    "--published",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="Results that others published: model_info of RobustBench. In tables of their own.",
+)
 @debug
-def command(paths: tuple[Path, ...], layout: str, output: Path | None) -> None:
+def command(
+    paths: tuple[Path, ...], layout: str, output: Path | None, published: tuple[Path, ...]
+) -> None:
     """Rank the records in PATHS: record files, or folders that are searched for them."""
     from robustkit import leaderboard
 
+    if published:
+        _with_published(paths, layout, output, published)
+        return
+    if not paths:
+        raise click.UsageError("expected PATHS of records, or --published.")
     frame = leaderboard.table(leaderboard.load_records(paths))
     if layout == "table" and output is None:
         stdout().print(leaderboard.to_rich(frame))
@@ -34,10 +49,45 @@ def command(paths: tuple[Path, ...], layout: str, output: Path | None) -> None:
         output.write_text(text, encoding="utf-8", newline="\n")
 
 
+def _with_published(
+    paths: tuple[Path, ...], layout: str, output: Path | None, places: tuple[Path, ...]
+) -> None:
+    """Write measured rows, where there are any, and published ones, never in one table."""
+    from robustkit import leaderboard, published
+    from robustkit.errors import UsageError
+
+    if paths and layout == "csv":
+        raise UsageError(
+            "a CSV holds one table: give records or --published, not both, or another --format."
+        )
+    rows, left_out = published.load(places)
+    frame = leaderboard.table(leaderboard.load_records(paths)) if paths else None
+    if left_out:
+        say(stderr(), "note", f"{left_out} files tell no robust accuracy: left out", "yellow")
+    if layout == "json":
+        whole = json.loads(leaderboard.to_json(frame)) if frame is not None else {}
+        whole |= {"published_schema": published.SCHEMA, "published": published.to_json(rows)}
+        text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
+    elif layout == "table":
+        text = _plain(published.to_rich(rows))
+        text = text if frame is None else f"{_table(frame)}\n{text}"
+    else:
+        text = getattr(published, f"to_{layout}")(rows)
+        text = text if frame is None else getattr(leaderboard, f"to_{layout}")(frame) + "\n" + text
+    if output is None:
+        result(text)
+    else:
+        output.write_text(text, encoding="utf-8", newline="\n")
+
+
 def _table(frame: Any) -> str:
     from robustkit.leaderboard import to_rich
 
+    return _plain(to_rich(frame))
+
+
+def _plain(built: Any) -> str:
     console = stdout()
     with console.capture() as capture:
-        console.print(to_rich(frame))
+        console.print(built)
     return click.unstyle(capture.get())

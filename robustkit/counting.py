@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustkit.types import Model
+
 
 class Counting(nn.Module):
     """Counts inputs passed forward, and those whose output was differentiated back to the input.
@@ -14,7 +16,7 @@ class Counting(nn.Module):
     A backward pass is counted when autograd reaches the input, for every input of the batch.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
         self.forwards = self.backwards = 0
@@ -22,12 +24,9 @@ class Counting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[b, *f] -> [b, k]."""
         self.forwards += len(x)
-        if not (torch.is_grad_enabled() and x.requires_grad):
-            answer: Tensor = self.model(x)
-            return answer
-        watched = _Watch.apply(x, self)
-        answer = self.model(watched)
-        return answer
+        if torch.is_grad_enabled() and x.requires_grad:
+            x = _Watch.apply(x, self)
+        return self.model(x)
 
 
 class _Watch(torch.autograd.Function):

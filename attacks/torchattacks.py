@@ -1,0 +1,82 @@
+"""Attacks of torchattacks by name: `torchattacks:PGD(steps=50)`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from robustkit.errors import UsageError, unknown
+from robustkit.foreign import NORMS, Batch, Foreign, power
+from robustkit.optional import quiet
+from robustkit.registry import libraries
+from robustkit.threat import Threat
+from robustkit.types import Images
+
+_OURS = ("model", "eps", "norm", "seed", "verbose")
+_WRAPPERS = ("MultiAttack", "LGV")
+
+
+@libraries.register("torchattacks", cites="arXiv:2010.01950")
+@dataclass(frozen=True)
+class Torchattacks(Foreign):
+    """Attacks of torchattacks, with its defaults, at the eps of the threat model."""
+
+    package: ClassVar[str] = "torchattacks"
+    extra: ClassVar[str] = "torchattacks"
+
+    def check(self, threat: Threat, classes: int) -> None:
+        """Look up the attack, its options and its norms (from its own documentation)."""
+        target = self._target()
+        known = [name for name in self._parameters() if name not in _OURS]
+        for option in self.given:
+            if option not in known:
+                listing = ", ".join(known) or "none"
+                raise UsageError(
+                    f"torchattacks:{self.name} has no option {option!r}. Its options: {listing}."
+                )
+        line = re.search(r"Distance Measure\s*:\s*(.*)", target.__doc__ or "")
+        norms = re.findall(r"L(?:inf|\d)", line[1]) if line else []
+        if norms and NORMS[threat.norm] not in norms:
+            raise UsageError(
+                f"torchattacks:{self.name} supports {', '.join(norms)}, got {threat.norm}."
+            )
+        self._made(nn.Identity(), threat, classes, 0)
+
+    def perturb(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
+        """Call the attack on the batch."""
+        attack = self._made(model, threat, batch.classes, batch.seed)
+        attack.set_device(batch.x.device)
+        found: Images = attack(batch.x, batch.y)
+        return found
+
+    def strength(self, threat: Threat, classes: int) -> dict[str, Any]:
+        """Read the attributes of the attack, and of the attacks inside torchattacks.AutoAttack."""
+        attack = self._made(nn.Identity(), threat, classes, 0)
+        parts = getattr(getattr(attack, "_autoattack", None), "attacks", ())
+        return power(attack) | {part.attack: power(part) for part in parts}
+
+    def _target(self) -> Any:
+        library: Any = self.library()
+        names = [name for name in library.__all__ if name not in _WRAPPERS]
+        if self.name not in names:
+            raise unknown("attack of torchattacks", self.name, names)
+        return getattr(library, self.name)
+
+    def _parameters(self) -> list[str]:
+        return list(inspect.signature(self._target()).parameters)
+
+    def _made(self, model: nn.Module, threat: Threat, classes: int, seed: int) -> Any:
+        values = {"eps": threat.eps, "norm": NORMS[threat.norm], "seed": seed, "n_classes": classes}
+        known = self._parameters()
+        values = {name: value for name, value in values.items() if name in known} | self.given
+        try:
+            with quiet():
+                return self._target()(model, **values)
+        except Exception as error:
+            raise UsageError(
+                f"torchattacks:{self.name} refuses {self.given or 'its defaults'}: {error}"
+            ) from error

@@ -1,0 +1,58 @@
+"""`robustkit validate`: the conformance checks on a third party's pack."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+
+import click
+
+from robustkit.cli import options
+from robustkit.cli.program import debug
+from robustkit.cli.terminal import result, stderr, stdout
+
+SCHEMA = "robustkit/validate/1"
+
+
+@click.command("validate", short_help="Check a pack of attacks and defenses.")
+@click.argument("pack", metavar="PACKAGE_OR_FILE")
+@options.as_json
+@options.quiet
+@debug
+def command(pack: str, as_json: bool, quiet: bool) -> int:
+    """Check what PACKAGE_OR_FILE registers: attacks, defenses, data sets and suites.
+
+    It is a Python file, an installed distribution with an entry point in the group
+    robustkit.packs, or a module. Its code runs. Exit codes: 0 every check passed, 1 one did not,
+    2 there is nothing to check.
+    """
+    from rich.progress import Progress
+    from rich.table import Table
+    from rich.text import Text
+
+    from robustkit.conformance import find, validate
+
+    verdicts = []
+    with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
+        entries = find(pack)
+        with Progress(console=stderr(), transient=True, disable=quiet or as_json) as bar:
+            task = bar.add_task("checking", total=None)
+            for verdict in validate(entries):
+                verdicts.append(verdict)
+                bar.update(task, description=f"{verdict.name}: {verdict.check}")
+    sound = all(verdict.passed for verdict in verdicts)
+    if as_json:
+        rows = [verdict._asdict() for verdict in verdicts]
+        result(json.dumps({"schema": SCHEMA, "sound": sound, "checks": rows}, indent=2))
+        return 0 if sound else 1
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for kind, name, check, passed, detail in verdicts:
+        mark = Text("passed", "green") if passed else Text("failed", "bold red")
+        told = f"{check}: {detail}" if detail else check
+        table.add_row(mark, Text(f"{kind} {name}"), Text(told))
+    if not quiet or not sound:
+        stdout().print(table)
+        passed_count = sum(verdict.passed for verdict in verdicts)
+        stdout().print(f"{passed_count} of {len(verdicts)} checks passed", highlight=False)
+    return 0 if sound else 1

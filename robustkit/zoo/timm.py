@@ -1,0 +1,43 @@
+"""timm: `timm:resnet18`, with its pretrained weights, normalization, and classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from robustkit.errors import UsageError, unknown
+from robustkit.zoo.source import RANDOM, Ask, Found, building, fill, library, offline, prepare
+
+
+def load(ask: Ask) -> Found:
+    """Load a model of timm by name.
+
+    Options: `pretrained=false` (random weights), `resize=224`, and those of `timm.create_model`.
+    Pretrained weights come with the mean and std they were trained with. With --weights, classes
+    default to those of the data, and normalization is left to --mean and --std.
+
+    Raises:
+        UsageError: when timm is absent, or the model cannot be had.
+    """
+    timm: Any = library("timm", "timm")
+    pretrained, ask = ask.option("pretrained", bool, True)
+    resize, ask = ask.option("resize", int)
+    if not timm.is_model(ask.name.partition(".")[0]):
+        raise unknown("timm model", ask.name, timm.list_models())
+    download = pretrained and ask.weights is None
+    if download and "num_classes" in ask.options:
+        raise UsageError(f"{ask.text}: num_classes would replace the trained head by a random one.")
+    options = ask.options if download else {"num_classes": ask.classes, **ask.options}
+    with building(ask, offline(ask)):
+        model = timm.create_model(ask.name, pretrained=download, **options)
+    notes: list[str] = []
+    if ask.weights is not None:
+        notes.append(fill(model, ask.weights))
+        return Found(prepare(model, notes, resize=resize), tuple(notes))
+    if not pretrained:
+        notes.append(RANDOM)
+        return Found(prepare(model, notes, resize=resize), tuple(notes), untrained=True)
+    known = model.pretrained_cfg
+    notes.append(f"weights: timm {known.get('hf_hub_id') or known.get('url') or ask.name}")
+    mean, std = tuple(known["mean"]), tuple(known["std"])
+    model = prepare(model, notes, mean=mean, std=std, resize=resize)
+    return Found(model, tuple(notes), prepared=True)

@@ -1,0 +1,153 @@
+"""Published results, read from made-up files in RobustBench's layout: no number here is real."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from robustkit import published
+from robustkit.cli import main
+from robustkit.errors import UsageError
+
+MADE_UP = {
+    "link": "https://example.org/made-up",
+    "name": "A Made-Up Paper",
+    "authors": "Nobody",
+    "additional_data": False,
+    "number_forward_passes": 1,
+    "dataset": "cifar10",
+    "venue": "Nowhere 2026",
+    "architecture": "Made-Up-18",
+    "eps": "8/255",
+    "clean_acc": "90.50",
+    "reported": "61.0",
+    "autoattack_acc": "60.25",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three linf models, one of them with a stronger attack known; one l2; one of corruptions."""
+    files: dict[str, dict[str, Any]] = {
+        "cifar10/Linf/MadeUp2026A": {},
+        "cifar10/Linf/MadeUp2026B": {
+            "autoattack_acc": "70.0", "external": "55.5", "unreliable": True, "reported": "null",
+        },
+        "cifar10/Linf/MadeUp2026C": {"autoattack_acc": "60.25", "clean_acc": "80", "external": ""},
+        "cifar10/L2/MadeUp2026D": {"eps": "0.5", "footnote": "=cmd()"},
+    }  # fmt: skip
+    for name, changes in files.items():
+        path = tmp_path / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(MADE_UP | changes))
+    noise = {key: value for key, value in MADE_UP.items() if key != "autoattack_acc"}
+    (tmp_path / "cifar10" / "corruptions").mkdir()
+    text = json.dumps(noise | {"eps": None, "corruptions_acc": "80"})
+    (tmp_path / "cifar10" / "corruptions" / "MadeUp2026E.json").write_text(text)
+    return tmp_path
+
+
+def test_rows_are_fractions_ranked_by_the_best_known_result(folder: Path) -> None:
+    rows, left_out = published.load([folder])
+    told = {row.model.rpartition("/")[2]: row for row in rows}
+    assert left_out == 1
+    assert [row.model for row in rows] == [
+        "robustbench:cifar10/L2/MadeUp2026D",
+        "robustbench:cifar10/Linf/MadeUp2026A",
+        "robustbench:cifar10/Linf/MadeUp2026C",
+        "robustbench:cifar10/Linf/MadeUp2026B",
+    ]
+    assert [row.rank for row in rows] == [1, 1, 1, 3]  # a tie, and the external result last
+    first = told["MadeUp2026A"]
+    assert (first.clean, first.autoattack, first.best_known) == (0.905, 0.6025, 0.6025)
+    assert (first.norm, first.eps, first.reported) == ("linf", 8 / 255, 0.61)
+    second = told["MadeUp2026B"]
+    assert (second.autoattack, second.best_known, second.unreliable) == (0.70, 0.555, True)
+    assert second.reported is None
+    assert {row.label for row in rows} == {"published"}
+    assert {row.source for row in rows} == {"https://example.org/made-up"}
+
+
+def test_a_single_file_will_do(folder: Path) -> None:
+    rows, _ = published.load([folder / "cifar10" / "Linf" / "MadeUp2026B.json"])
+    assert rows[0].file.endswith("MadeUp2026B.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"clean_acc": "lots"}, "expected clean_acc in percent"),
+        ({"autoattack_acc": "160"}, "expected autoattack_acc in percent, from 0 to 100, got '160'"),
+        ({"autoattack_acc": ""}, "expected numbers in clean_acc and autoattack_acc"),
+        ({"eps": "8/0"}, "expected eps as a number or fraction"),
+        ({"eps": None}, "expected eps as a number or fraction"),
+    ],
+)
+def test_what_is_damaged_is_named(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    path = tmp_path / "Linf" / "MadeUp.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(MADE_UP | changes))
+    with pytest.raises(UsageError, match=told) as caught:
+        published.load([path])
+    assert str(path) in str(caught.value)
+
+
+def test_other_files_are_refused(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "other.json").write_text('{"schema": "robustkit/record/1"}')
+    with pytest.raises(UsageError, match="another kind of JSON"):
+        published.load([tmp_path / "other.json"])
+    with pytest.raises(UsageError, match="no such path"):
+        published.load([tmp_path / "nowhere"])
+    with pytest.raises(UsageError, match="got none in"):
+        published.load([folder / "cifar10" / "corruptions"])
+    (tmp_path / "flat.json").write_text(json.dumps(MADE_UP))
+    with pytest.raises(UsageError, match="folder named after its threat model"):
+        published.load([tmp_path / "flat.json"])
+
+
+def ask(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["leaderboard", *arguments])
+
+
+class TestCommand:
+    RECORDS = str(Path(__file__).parents[1] / "leaderboards" / "records")
+
+    def test_csv_is_labeled_and_harmless(self, folder: Path) -> None:
+        result = ask("--published", str(folder), "--format", "csv")
+        assert result.exit_code == 0, result.stderr
+        rows = list(csv.DictReader(result.stdout.splitlines()))
+        assert {row["label"] for row in rows} == {"published"}
+        assert rows[0]["footnote"] == "'=cmd()"
+        assert "1 files tell no robust accuracy" in result.stderr
+
+    @pytest.mark.parametrize("layout", ["table", "markdown", "latex"])
+    def test_measured_and_published_rows_stand_in_tables_of_their_own(
+        self, layout: str, folder: Path
+    ) -> None:
+        result = ask(self.RECORDS, "--published", str(folder), "--format", layout)
+        assert result.exit_code == 0, result.stderr
+        measured, _, rest = result.stdout.partition("published, not measured here")
+        assert "trades" in measured
+        assert "MadeUp2026A" not in measured.replace("\n", "")
+        assert "trades" not in rest
+
+    def test_json_keeps_them_apart(self, folder: Path) -> None:
+        answer = json.loads(
+            ask(self.RECORDS, "--published", str(folder), "--format", "json").stdout
+        )
+        assert len(answer["rows"]) == 3
+        assert len(answer["published"]) == 4
+        assert answer["published_schema"] == "robustkit/published/1"
+
+    def test_one_csv_cannot_hold_both(self, folder: Path) -> None:
+        result = ask(self.RECORDS, "--published", str(folder), "--format", "csv")
+        assert result.exit_code == 2
+        assert "a CSV holds one table" in result.stderr
+
+    def test_something_must_be_named(self) -> None:
+        assert ask().exit_code == 2
