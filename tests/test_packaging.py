@@ -123,7 +123,9 @@ def test_the_metadata_says_what_a_stranger_needs(wheel: Path, contents: set[str]
     assert meta["License-File"] == "LICENSE"
     assert meta["Requires-Python"] == ">=3.10"
     assert name.replace("METADATA", "licenses/LICENSE") in contents
-    extras = {"autoattack", "torchattacks", "robustbench", "report", "test", "all"}
+    libraries = {"autoattack", "torchattacks", "foolbox", "robustbench"}
+    sources = {"timm", "torchvision", "hf", "onnx"}
+    extras = {*libraries, *sources, "report", "test", "all"}
     assert extras == set(meta.get_all("Provides-Extra", []))
     core = [line for line in meta.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert len(core) <= 10, f"core dependencies stay few: {core}"
