@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.bounds import certify as room
-from robustkit.bounds.certify import certifier
+from robustkit.bounds.certify import Sampling, certifier
+from robustkit.bounds.smoothing import Smoothed
 from robustkit.data import Dataset, from_arrays
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluate import evaluate
@@ -156,3 +157,31 @@ def test_a_batch_that_one_method_decides_alone_asks_no_other(data: Dataset) -> N
     prover = certifier(line(), data.shape, THREAT, "auto")
     assert prover is not None
     assert prover.prove(x, y).tolist() == [True, True]
+
+
+def test_a_mixture_is_certified_by_its_smoothed_part(data: Dataset) -> None:
+    """The radius is that of A.4 at the share of votes that is certain, and shrinks with alpha."""
+    smooth = Smoothed(line(40.0), sigma=0.1, draws=16)
+    x, y = data.fetch([6, 8])  # 0.21 and 0.28 from the boundary of the base, in l2
+    radii = []
+    for alpha in (1.0, 0.9, 0.6):
+        mixed = Mixed(line(0.1), smooth, alpha=alpha).eval()
+        proofs = [
+            certifier(mixed, data.shape, Threat("l2", eps), "smoothing")
+            for eps in (0.02, 0.12, 0.3)
+        ]
+        assert all(isinstance(prover, Sampling) for prover in proofs)
+        radii.append([prover.prove(x, y).tolist() for prover in proofs if prover])
+    assert radii[0] == [[True, True], [True, True], [False, False]]
+    assert radii[2][1] == [False, False]
+    assert [sum(map(sum, found)) for found in radii] == sorted(
+        (sum(map(sum, found)) for found in radii), reverse=True
+    )
+
+
+def test_scaled_votes_are_not_certified(data: Dataset) -> None:
+    smooth = Smoothed(line(40.0), sigma=0.1, draws=16)
+    mixed = Mixed(line(0.1), smooth, alpha=0.9, rob_scale=2.0).eval()
+    prover = certifier(mixed, data.shape, Threat("l2", 0.01), "smoothing")
+    assert prover is not None
+    assert not prover.prove(*data.fetch([8])).any()

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from scipy.stats import norm
 from torch import Tensor, nn
 
 from robustkit import mixing
 from robustkit.bounds.graph import Graph, trace
 from robustkit.bounds.interval import input_box, intervals, margins_of
 from robustkit.bounds.linear import crown_margins
-from robustkit.bounds.smoothing import Smoothed, certify_point, reach
+from robustkit.bounds.smoothing import TIE_BREAK, Smoothed, certify_point, reach
 from robustkit.errors import UsageError
 from robustkit.threat import Threat
 from robustkit.types import Images, Labels, Mask
@@ -46,16 +47,19 @@ def certifier(
     """Return the certificate of a model, or None where `method` is "auto" and none is known.
 
     "ibp", "crown" and "alpha-crown" bound a network, or the robust part of a mixture, from whose
-    margin that of the mixture follows; "smoothing" samples a smoothed classifier; "auto" takes
-    what fits, and of the bounds the cheapest that succeeds.
+    margin that of the mixture follows; "smoothing" samples a smoothed classifier, or one that is
+    the robust part of a mixture; "auto" takes what fits, and of the bounds the cheapest that
+    succeeds.
 
     Raises:
         UsageError: when the method does not apply to the model.
     """
     if method not in METHODS:
         raise UsageError(f"expected a certificate of {', '.join(METHODS)}, got {method!r}.")
-    if isinstance(model, Smoothed) and method in ("auto", "smoothing"):
-        return Sampling(model, threat, seed)
+    mixture = model if isinstance(model, mixing.Mixed) else None
+    base = mixture.certificate_parts()[0] if mixture else model
+    if isinstance(base, Smoothed) and method in ("auto", "smoothing"):
+        return Sampling(base, threat, seed, mixture=mixture)
     if method == "smoothing":
         raise UsageError(
             "--certify smoothing speaks of a smoothed classifier, not of the model under it: "
@@ -65,10 +69,8 @@ def certifier(
         if method == "auto":
             return None
         raise UsageError(f"--certify {method} needs an nn.Module, got a {type(model).__name__}.")
-    mixture = model if isinstance(model, mixing.Mixed) else None
-    network = mixture.certificate_parts()[0] if mixture else model
     try:
-        graph = trace(copy.deepcopy(network).double().eval().requires_grad_(False), shape)
+        graph = trace(copy.deepcopy(base).double().eval().requires_grad_(False), shape)
     except UsageError:
         if method == "auto":
             return None
@@ -134,7 +136,10 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Randomized smoothing: right with probability 0.999 for each point, and abstaining else."""
+    """Randomized smoothing: right with probability 0.999 for each point, and abstaining else.
+
+    A mixture is certified by the vote shares of its smoothed part (`mixing.smoothing_radius`).
+    """
 
     model: Smoothed
     threat: Threat
@@ -142,6 +147,7 @@ class Sampling:
     select: int = 100
     draws: int = 1000
     alpha: float = 0.001
+    mixture: mixing.Mixed | None = None
 
     batch = 8
 
@@ -166,10 +172,23 @@ class Sampling:
             for point in x
         ]
         verdicts = [
-            proof.label == label and proof.radius > needed
+            proof.label == label and self._radius(proof.radius) > needed
             for proof, label in zip(proofs, y.tolist(), strict=True)
         ]
         return torch.tensor(verdicts, device=x.device)
+
+    def _radius(self, radius: float) -> float:
+        """Turn the radius of the smoothed part into that of the whole model."""
+        if self.mixture is None:
+            return radius
+        _, alpha, scale = self.mixture.certificate_parts()
+        if scale != 1:  # of the logarithms of vote shares: other shares come out
+            return 0.0
+        least = float(norm.cdf(radius / self.model.sigma))
+        # The shares that the model answers with are blended with a thousandth of probabilities.
+        blended = torch.tensor([[least, 1 - least + TIE_BREAK]]) / (1 + TIE_BREAK)
+        first = torch.zeros(1, dtype=torch.long)
+        return float(mixing.smoothing_radius(blended, first, alpha, self.model.sigma))
 
 
 def _slack(threat: Threat, shape: tuple[int, ...]) -> Threat:

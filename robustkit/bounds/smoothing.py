@@ -19,6 +19,8 @@ from robustkit.rng import generator
 from robustkit.threat import Threat
 from robustkit.types import Images, Model
 
+TIE_BREAK = 1e-3  # weight of the mean probabilities beside the vote shares
+
 
 class Proof(NamedTuple):
     """What smoothing says of one point: the class (−1: it abstains) and its certified l2 radius."""
@@ -92,7 +94,7 @@ class Smoothed(nn.Module):
         """[b, *f] -> [b, k]."""
         probabilities = self._probabilities(x)
         hard = nn.functional.one_hot(probabilities.argmax(2), probabilities.shape[2])
-        shares = hard.to(x.dtype).mean(0) + 1e-3 * probabilities.mean(0)
+        shares = hard.to(x.dtype).mean(0) + TIE_BREAK * probabilities.mean(0)
         return shares.clamp_min(1e-12).log()
 
     def surrogates(self) -> dict[str, Model]:
