@@ -24,7 +24,9 @@ from robustkit.errors import UsageError
 from robustkit.ledger import Cost, Ledger
 from robustkit.model import refuse_training_mode
 from robustkit.outcome import Origin, make_record, settle_record
+from robustkit.pace import Pace
 from robustkit.record import Record, WeightsInfo
+from robustkit.replay import find_examples
 from robustkit.run import Run, Watcher
 from robustkit.spec import Spec
 from robustkit.suites import line_up
@@ -46,6 +48,9 @@ def evaluate(
     certify: str | None = None,
     attack_certified: bool = False,
     n: int | None = None,
+    points: Sequence[int] | None = None,
+    replay: Path | str | None = None,
+    pace: Pace | None = None,
     seed: int = 0,
     device: str = "auto",
     batch_size: int | None = None,
@@ -66,6 +71,11 @@ def evaluate(
         certify: a certificate to try first: "ibp", "crown", "alpha-crown", "smoothing" or "auto".
             Points that are proved robust get no attack, unless `attack_certified` is set.
         n: evaluate a fixed, seeded, class-balanced subset of this size.
+        points: or exactly these, by their position in the data set.
+        replay: folder of an earlier run on the same data, whose adversarial inputs are tried first;
+            what breaks this model too counts, with the name "replay".
+        pace: may end the run early, on a random sample of the points; the record then speaks of
+            those that are finished.
         batch_size: points in flight at once; chosen by device when not given.
         save_adversarial: store what was found; by default up to 1 GiB.
         arguments: what the user typed, for the record.
@@ -77,23 +87,25 @@ def evaluate(
             attack takes a point with a certificate.
     """
     watcher, target, folder = watcher or Watcher(), pick_device(device), Path(folder)
-    specs, points = line_up(suite, attacks, threat, model), select(data, n, seed)
-    private, health = preflight(model, name, data, points, target)
+    specs, chosen = line_up(suite, attacks, threat, model), _choose(data, n, points, seed)
+    private, health = preflight(model, name, data, chosen, target)
     prover = certifier(private, data.shape, threat, certify, seed) if certify else None
-    weights, content = _weights(private), digest(data, points)
+    weights, content = _weights(private), digest(data, chosen)
+    examples = None if replay is None else find_examples(Path(replay), data.shape)
     proof = {"certify": prover.name, "attack_certified": attack_certified} if prover else {}
     identity: dict[str, Any] = {
         "robustkit": provenance.versions()["robustkit"],
         "defense": name,
         "weights": weights.digest,
         "data": content,
-        "n": len(points),
+        "n": len(chosen),
         "threat": asdict(threat),
         "attacks": [str(spec) for spec in specs],
         "seed": seed,
         **proof,
+        **({"replay": examples.digest} if examples else {}),
     }
-    watcher.model(name, len(points))
+    watcher.model(name, len(chosen))
     _warn_of_certificate(name, certify, prover, watcher)
     _warn_of_eps(threat, data, watcher)
     path, commit = folder / "record.json", provenance.commit()
@@ -103,17 +115,36 @@ def evaluate(
         origin = Origin(suite, weights, content, dict(arguments or {}), list(notes),
                         _first_start(ledger), commit)  # fmt: skip
         engine = Engine(private, threat, batch_size or default_slots(target), stride(target))
-        keep = _keep(save_adversarial, data, len(points), watcher)
-        run = Run(name, private, data, threat, specs, points, seed, engine, target, ledger,
-                  health, keep, watcher, prover, attack_certified)  # fmt: skip
-        finished = ledger.costs().get(len(specs) - 1, Cost()).finished
-        if not finished:
-            path.unlink(missing_ok=True)  # of an earlier configuration: the ledger started over
-            run.all()
-        record = settle_record(make_record(run, origin), path, watcher)
+        keep = _keep(save_adversarial, data, len(chosen), watcher)
+        run = Run(name, private, data, threat, specs, chosen, seed, engine, target, ledger,
+                  health, keep, watcher, prover, attack_certified, examples)  # fmt: skip
+        finished = chosen.tolist()
+        if not ledger.costs().get(len(specs) - 1, Cost()).finished:
+            path.unlink(missing_ok=True)  # of an earlier configuration, or of fewer points
+            finished = run.all(pace)
+        if len(finished) < len(chosen):
+            origin = origin._replace(content=digest(data, finished))
+        record = settle_record(make_record(run, origin, finished), path, watcher)
     for flag in record.flags:
         watcher.note(f"{name}: {flag.name}: {flag.message}")
     return record
+
+
+def _choose(
+    data: Dataset, n: int | None, points: Sequence[int] | None, seed: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the points to evaluate, ascending."""
+    if points is None:
+        return select(data, n, seed)
+    chosen = np.unique(np.asarray(points, dtype=np.int64))
+    if n is not None or not len(chosen):
+        raise UsageError("expected n, or a list of at least one point, got both or an empty list.")
+    if chosen[0] < 0 or chosen[-1] >= len(data):
+        raise UsageError(
+            f"expected points from 0 to {len(data) - 1} (of {data.name}), got {chosen[0]} to "
+            f"{chosen[-1]}."
+        )
+    return chosen
 
 
 def _same_answers(ledger: Ledger, health: Health, name: str) -> None:

@@ -19,6 +19,7 @@ from robustkit import jsonfile
 from robustkit.errors import UsageError
 
 SCHEMA: Literal["robustkit/record/1"] = "robustkit/record/1"
+REPLAY = "replay"  # the stage that tries what earlier runs have stored
 Status: TypeAlias = Literal["misclassified", "broken", "robust", "certified"]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0)]
@@ -67,6 +68,8 @@ class DataInfo(_Model):
     """SHA-256 of exactly the inputs and labels used."""
     n: Annotated[int, Field(ge=1)]
     """Points evaluated, of the `total` points of the data set."""
+    planned: Annotated[int, Field(ge=1)] | None = None
+    """Points asked for, where the run ended early, on the head of a random order."""
     total: Annotated[int, Field(ge=1)]
     classes: Annotated[int, Field(ge=2)]
     shape: list[int]
@@ -189,7 +192,7 @@ class Record(_Model):
             raise ValueError(f"{self.data.classes} class names expected, got {len(names)}")
         if self.certify is None and "certified" in points.status:
             raise ValueError("points are certified, but no certificate was asked for")
-        if strangers := {a for a in points.attack if a is not None} - set(self.attacks):
+        if strangers := {a for a in points.attack if a} - {REPLAY, *self.attacks}:
             raise ValueError(f"points were taken by {sorted(strangers)}, not among the attacks")
         return self
 
@@ -246,7 +249,7 @@ class Record(_Model):
     def strongest_attack(self) -> str | None:
         """The attack that took the most points; of equals, the earlier one; None: none took any."""
         taken = Counter(attack for attack in self.points.attack if attack is not None)
-        return max(self.attacks, key=lambda a: taken[a]) if taken else None
+        return max([REPLAY, *self.attacks], key=lambda a: taken[a]) if taken else None
 
     @property
     def forwards_per_point(self) -> float:

@@ -15,9 +15,13 @@ from robustkit.data import Dataset
 from robustkit.diagnose import Health
 from robustkit.engine import Engine, out_of_memory
 from robustkit.errors import RobustkitError, some
-from robustkit.ledger import CLEAN, Cost, Ledger
+from robustkit.ledger import CLEAN, REPLAYED, Cost, Ledger
+from robustkit.pace import OverTime, Pace, Progress, nothing_done, parts
+from robustkit.points import shuffled
+from robustkit.record import REPLAY, Status
 from robustkit.referee import StageReferee
 from robustkit.registry import attacks
+from robustkit.replay import Examples, Replay
 from robustkit.spec import Spec
 from robustkit.threat import Threat
 from robustkit.types import Model
@@ -59,6 +63,7 @@ class Run:
     watcher: Watcher
     certifier: Certifier | None = None
     attack_certified: bool = False
+    examples: Examples | None = None
 
     @property
     def draws(self) -> int:
@@ -71,22 +76,71 @@ class Run:
         jobs = [job for s in searches for job in s.jobs(self.threat, self.health.classes)]
         return 1 + max((job.rank for job in jobs), default=0)
 
-    def all(self) -> None:
-        """Do what an earlier run of the same command has not done yet."""
+    def all(self, pace: Pace | None = None) -> list[int]:
+        """Do what an earlier run of the same command has not done yet.
+
+        Returns:
+            The points that are finished: all of them, unless `pace` ended the run before.
+
+        Raises:
+            RobustkitError: when the budget of `pace` ends before any point is finished.
+        """
         if CLEAN not in self.ledger.costs():
             cost = Cost(forwards=self.health.forwards, backwards=self.health.backwards)
             self.ledger.write(CLEAN, [], [], cost)
-        self.clean()
-        self.certify()
-        for stage in range(len(self.specs)):
-            self.attack(stage)
+        if pace is not None:
+            return self._paced(pace)
+        everything: list[int] = self.points.tolist()
+        self._do(everything, last=True)
+        return everything
 
-    def clean(self) -> None:
-        """Classify every point that the ledger does not know yet."""
+    def _paced(self, pace: Pace) -> list[int]:
+        """Go part by part through a random order; return the points of the finished parts."""
+        order = shuffled(self.points, self.seed)
+        done = int(self.ledger.remembered("done") or 0)
+        try:
+            while done < len(order):
+                if done:
+                    pace.reason = pace.enough(self.progress(order[:done]))
+                    pace.reason = pace.reason or pace.spent(self._forwards())
+                    if pace.reason:
+                        break
+                part = parts(order, done)[0]
+                self._do(part, last=done + len(part) == len(order), pace=pace)
+                done += len(part)
+                self.ledger.remember("done", done)
+        except OverTime:
+            pace.reason = "the time is up"
+        if not done:
+            raise nothing_done(pace.budget)
+        return sorted(order[:done])
+
+    def _do(self, points: Sequence[int], *, last: bool, pace: Pace | None = None) -> None:
+        """Finish some points; `last` says that no others are to come."""
+        self.clean(points)
+        self.certify(points)
+        self.replay(points)
+        for stage in range(len(self.specs)):
+            self.attack(stage, points, last=last, pace=pace)
+
+    def _forwards(self) -> int:
+        return sum(cost.forwards for cost in self.ledger.costs().values())
+
+    def progress(self, done: Sequence[int]) -> Progress:
+        """Gather what is known of the finished points `done`."""
+        return Progress(done, statuses(self.ledger, done), tuple(f.name for f in self.health.flags))
+
+    def attack_name(self, stage: int) -> str:
+        """Return what the record calls a stage that takes points."""
+        return REPLAY if stage == REPLAYED else str(self.specs[stage])
+
+    def clean(self, points: Sequence[int]) -> None:
+        """Classify those of `points` that the ledger does not know yet."""
         known = self.ledger.clean()
-        todo = [point for point in self.points.tolist() if point not in known]
-        correct = sum(label == predicted for label, predicted, _ in known.values())
-        self.watcher.stage("clean", len(self.points))
+        todo = [point for point in points if point not in known]
+        seen = [known[point] for point in points if point in known]
+        correct = sum(label == predicted for label, predicted, _ in seen)
+        self.watcher.stage("clean", len(points))
         while todo:
             batch, clock = todo[: self.engine.slots], time.monotonic()
             try:
@@ -99,7 +153,7 @@ class Run:
             self.ledger.write_clean(rows, len(batch) * self.draws, time.monotonic() - clock)
             todo = todo[len(batch) :]
             correct += sum(label == predicted for _, label, predicted, _ in rows)
-            self.watcher.advance(len(self.points) - len(todo), correct, len(self.points))
+            self.watcher.advance(len(points) - len(todo), correct, len(points))
 
     def _classify(self, batch: list[int]) -> list[tuple[int, int, int, list[int]]]:
         x, y = self.data.fetch(batch)
@@ -115,14 +169,13 @@ class Run:
         ranked = first.topk(self.ranked, dim=1).indices.tolist()
         return list(zip(batch, y.tolist(), predicted.tolist(), ranked, strict=True))
 
-    def certify(self) -> None:
-        """Try the certificate on every point that is classified correctly."""
+    def certify(self, points: Sequence[int]) -> None:
+        """Try the certificate on every one of `points` that is classified correctly."""
         if self.certifier is None:
             return
-        tried = self.ledger.certified()
-        clean = self.ledger.clean()
-        right = [p for p, (label, predicted, _) in clean.items() if label == predicted]
-        todo, proved = [p for p in right if p not in tried], sum(tried.values())
+        tried, clean = self.ledger.certified(), self.ledger.clean()
+        right = [p for p in points if clean[p][0] == clean[p][1]]
+        todo, proved = [p for p in right if p not in tried], sum(tried.get(p, False) for p in right)
         self.watcher.stage(f"certify {self.certifier.name}", len(right))
         size = self.certifier.batch
         for start in range(0, len(todo), size):
@@ -133,20 +186,49 @@ class Run:
             proved += sum(holds)
             self.watcher.advance(len(right) - len(todo) + start + len(batch), proved, len(right))
 
-    def attack(self, stage: int) -> None:
-        """Run one attack of the line-up on the points that still stand."""
+    def _standing(self, points: Sequence[int]) -> tuple[dict[int, list[int]], set[int]]:
+        """Return the classes by falling logit of those that stand, and the points with a proof."""
+        falls, clean = self.ledger.falls(), self.ledger.clean()
+        proved = {point for point, holds in self.ledger.certified().items() if holds}
+        return {
+            p: clean[p][2] for p in points if clean[p][0] == clean[p][1] and p not in falls
+        }, proved
+
+    def replay(self, points: Sequence[int]) -> None:
+        """Try what earlier runs have stored, on certified points too: it costs one pass each."""
+        if self.examples is None:
+            return
+        standing, proved = self._standing(points)
+        self.watcher.stage(REPLAY, len(standing))
+        Replay(
+            examples=self.examples,
+            model=self.model,
+            data=self.data,
+            threat=self.threat,
+            ledger=self.ledger,
+            draws=self.draws,
+            device=self.device,
+            batch=min(self.engine.slots, 500),  # SQLite takes at least 999 numbers in a query
+            keep=self.keep,
+            report=lambda done, left: self.watcher.advance(done, left, len(points)),
+        ).run(list(standing), proved)
+
+    def attack(self, stage: int, points: Sequence[int], *, last: bool, pace: Pace | None) -> None:
+        """Run one attack of the line-up on those of `points` that still stand."""
         if self.ledger.costs().get(stage, Cost()).finished:
             return
         spec = self.specs[stage]
         search = attacks.build(spec)
-        falls = self.ledger.falls()
-        proved = {point for point, holds in self.ledger.certified().items() if holds}
-        spared = set() if self.attack_certified else proved
-        standing = {
-            point: order
-            for point, (label, predicted, order) in self.ledger.clean().items()
-            if label == predicted and point not in falls and point not in spared
-        }
+        standing, proved = self._standing(points)
+        if not self.attack_certified:
+            standing = {p: order for p, order in standing.items() if p not in proved}
+        taken = sum(fall.stage == stage for fall in self.ledger.falls().values())
+
+        def report(done: int, left: int) -> None:
+            self.watcher.advance(done, left, len(points))
+            if pace is not None:
+                pace.check_time()
+
         jobs = search.jobs(self.threat, self.health.classes)
         spent = {item for item in self.ledger.spent(stage) if item[0] in standing}
         pending = len(standing) * len(jobs) - len(spent)
@@ -160,14 +242,26 @@ class Run:
             threat=self.threat,
             ledger=self.ledger,
             ranked=standing,
-            entered=len(standing) + sum(fall.stage == stage for fall in falls.values()),
+            entered=len(standing) + taken,
             spent=spent,
             proved=proved,
             seed=self.seed,
             draws=self.draws,
             device=self.device,
             keep=self.keep,
-            report=lambda done, left: self.watcher.advance(done, left, len(self.points)),
+            report=report,
         )
         self.engine.run(search, referee.queue(), pending, referee)
-        referee.close()
+        referee.close(finished=last)
+
+
+def statuses(ledger: Ledger, points: Sequence[int]) -> dict[int, Status]:
+    """Return the verdict on each of `points`, which are finished."""
+    clean, falls, proved = ledger.clean(), ledger.falls(), ledger.certified()
+    found: dict[int, Status] = {}
+    for p in points:
+        if clean[p][0] != clean[p][1]:
+            found[p] = "misclassified"
+        else:
+            found[p] = "broken" if p in falls else "certified" if proved.get(p) else "robust"
+    return found

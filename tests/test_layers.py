@@ -18,8 +18,9 @@ STAGES = {
     "defense": "surrogate parts nets adversary mixing bounds train checkpoints model",
     "search": "search slots engine plain suites",
     "verify": "verify ledger referee",
-    "record": "record provenance diagnose run outcome evaluate",
+    "record": "record provenance diagnose pace replay run outcome evaluate",
     "leaderboard": "stats tables leaderboard",
+    "gate": "gate config formats history testing pytest_plugin",
     "terminal": "doctor cli __main__",
 }
 ORDER = [room for rooms in STAGES.values() for room in rooms.split()]
