@@ -40,6 +40,9 @@ class Watcher:
     def advance(self, done: int, robust: int, points: int) -> None:
         """`done` tasks of the stage are finished, `robust` of `points` still stand."""
 
+    def part(self, done: int, points: int) -> None:
+        """`done` of `points` are finished, in a run that goes part by part."""
+
     def note(self, message: str) -> None:
         """Something the person should know."""
 
@@ -109,6 +112,7 @@ class Run:
                 self._do(part, last=done + len(part) == len(order), pace=pace)
                 done += len(part)
                 self.ledger.remember("done", done)
+                self.watcher.part(done, len(order))
         except OverTime:
             pace.reason = "the time is up"
         if not done:

@@ -71,8 +71,8 @@ def to_markdown(frame: pd.DataFrame) -> str:
     blocks = []
     for title, rows in _tables(frame):
         marks = ["---" if side == "l" else "---:" for side in _READ.values()]
-        lines = [f"**{_markdown(title)}**", "", _piped(_READ), _piped(marks)]
-        lines += [_piped(map(_markdown, _read(cells))) for cells in rows]
+        lines = [f"**{markdown_text(title)}**", "", _piped(_READ), _piped(marks)]
+        lines += [_piped(map(markdown_text, _read(cells))) for cells in rows]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
@@ -179,7 +179,8 @@ def _csv_cell(name: str, value: Any) -> str:
     return f"'{text}" if start and start in "=+-@" else text
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Return `text` so that nothing in it acts as markup."""
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", _clean(text))
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it stands for itself
     text = re.sub(r"(?<=www)(?=\.)|(?=://)", r"\\", text)

@@ -6,10 +6,32 @@ needs beyond its options is imported when it runs, so that help and version answ
 
 from __future__ import annotations
 
-from robustkit.cli import catalog, doctor, evaluate, leaderboard, train
+from robustkit.cli import (
+    baseline,
+    catalog,
+    check,
+    doctor,
+    evaluate,
+    history,
+    init,
+    leaderboard,
+    planning,
+    train,
+)
 from robustkit.cli.program import program as main
 
 __all__ = ["main"]
 
-for _module in (evaluate, catalog, leaderboard, train, doctor):
+for _module in (
+    evaluate,
+    check,
+    planning,
+    init,
+    baseline,
+    history,
+    catalog,
+    leaderboard,
+    train,
+    doctor,
+):
     main.add_command(_module.command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ class Baseline(NamedTuple):
     def threat(self) -> Threat:
         """The threat model that a candidate must face too."""
         info = self.record.threat
-        return Threat(info.norm, info.eps, info.lower, info.upper)
+        parsed = Threat.parse(f"{info.norm}:{info.eps!r}")
+        return replace(parsed, lower=info.lower, upper=info.upper)
 
     @property
     def examples(self) -> Path | None:
@@ -44,8 +46,8 @@ def load_baselines(place: Path) -> list[Baseline]:
     """
     if not place.exists():
         raise UsageError(
-            f"there is no baseline at {place}: record one with `robustkit baseline update`, or name "
-            "the record.json or the folder of a run of `robustkit evaluate`."
+            f"there is no baseline at {place}: record one with `robustkit baseline update`, or "
+            "name the record.json or the folder of a run of `robustkit evaluate`."
         )
     return [Baseline(record, path) for path, record in load_records([place])]
 
@@ -110,9 +112,9 @@ def open_points(baseline: Baseline, text: str | None, root: Path | None) -> Data
     same = max(index) < len(data) and list(data.shape) == record.data.shape
     if not same or digest(data, index) != record.data.digest:
         raise UsageError(
-            f"{name} does not hold the points of the baseline {baseline.path}: its images or labels "
-            "have changed (the digests differ). Name the right data with --data, or record a new "
-            "baseline with `robustkit baseline update`."
+            f"{name} does not hold the points of the baseline {baseline.path}: its images or "
+            "labels have changed (the digests differ). Name the right data with --data, or "
+            "record a new baseline with `robustkit baseline update`."
         )
     return data
 

@@ -154,8 +154,8 @@ def compare(
 def _refuse(baseline: Baseline, terms: Terms) -> None:
     if "certified" in terms.tolerances and baseline.record.certify is None:
         raise UsageError(
-            f"the baseline {baseline.path} has no certified points to compare with: record one with "
-            "`robustkit baseline update --certify auto`, or leave out the metric certified."
+            f"the baseline {baseline.path} has no certified points to compare with: record one "
+            "with `robustkit baseline update --certify auto`, or leave out the metric certified."
         )
 
 
