@@ -17,7 +17,7 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.record import Status
 
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_FIRST, _LEAST, _SHARE = 16, 64, 20  # of a part: the first one, the others, and in how many
+_FIRST, _MOST = 16, 128  # points in a part
 
 
 class OverTime(Exception):
@@ -89,10 +89,10 @@ def parts(points: Sequence[int], done: int) -> list[list[int]]:
 
     The cuts depend on the number of points alone.
     """
-    cuts, size, most = [0], _FIRST, max(_LEAST, len(points) // _SHARE)
+    cuts, size = [0], _FIRST
     while cuts[-1] < len(points):
         cuts.append(min(cuts[-1] + size, len(points)))
-        size = min(2 * size, most)
+        size = min(2 * size, _MOST)
     pieces = [list(points[max(a, done) : b]) for a, b in pairwise(cuts)]
     return [piece for piece in pieces if piece]
 

@@ -98,8 +98,8 @@ def robustness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Robus
     yield found
     if marker and not found.runs:
         pytest.fail(
-            f"{request.node.name} is marked robustness but evaluated nothing: call the fixture with "
-            "a model, robustness(model)",
+            f"{request.node.name} is marked robustness but evaluated nothing: call the fixture "
+            "with a model, robustness(model)",
             pytrace=False,
         )
 
