@@ -171,7 +171,7 @@ class _Threshold(Pace):
 def _told(record: Record, stands: np.ndarray[Any, Any], watch: _Threshold, threat: str) -> str:
     """Say what was found, how sure that is, and where the model is weakest."""
     low, high = stats.confidence_sequence(stands, 1 - watch.alpha, watch.total)
-    weak = ", ".join(f"{record.class_name(c.label)} {c.accuracy:.2f}" for c in record.tail[:3])
+    weak = ", ".join(f"{record.class_name(c.label)} ({c.accuracy:.2f})" for c in record.tail[:3])
     side = "less than" if watch.answer(stands) is False else "and nobody knows yet whether that is"
     return (
         f"{record.defense} is robust on {record.robust:.3f} of {record.n} points of "

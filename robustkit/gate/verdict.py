@@ -109,7 +109,7 @@ class Verdict:
         if self.answer == "undecided":
             told += f" {self.advice()}"
         if self.answer == "regressed" and self.weakest:
-            weak = ", ".join(f"{name} {accuracy:.2f}" for name, accuracy in self.weakest)
+            weak = ", ".join(f"{name} ({accuracy:.2f})" for name, accuracy in self.weakest)
             told += f" Weakest classes: {weak}."
         return told
 
