@@ -234,7 +234,7 @@ class TestBaselines:
         assert choose([baseline], "toy", threat=THREAT, data="blobs") is baseline
         for asked in ({"threat": Threat.parse("linf:0.1")}, {"data": "mnist"}, {"suite": "parity"}):
             with pytest.raises(UsageError, match="no baseline fits toy"):
-                choose([baseline], "toy", **asked)  # type: ignore[arg-type]
+                choose([baseline], "toy", **asked)
 
     def test_the_points_must_be_the_same(
         self, baseline: Baseline, blobs: Dataset, tmp_path: Path
@@ -365,8 +365,8 @@ class TestJudge:
         worst, tail = judge([True] * 400, worst_class=0.1, tail_30=0.04).findings(
             list(range(400)), outcome(now), ()
         )
-        assert (worst.low, worst.high) == (pytest.approx(0.1), pytest.approx(0.1))
-        assert (tail.low, tail.high) == (pytest.approx(0.05), pytest.approx(0.05))
+        assert worst.low == pytest.approx(0.1) == worst.high
+        assert tail.low == pytest.approx(0.05) == tail.high
         assert (worst.answer, tail.answer) == ("pass", "regressed")
         assert "weakest class" in worst.detail
 
