@@ -144,7 +144,9 @@ class Config(_Table):
     def place(self, text: str) -> Path:
         """Return a path of the configuration, which is relative to its file."""
         path = Path(text).expanduser()
-        return path if self.path is None else self.path.parent / path
+        path = path if self.path is None else self.path.parent / path
+        here = Path.cwd()  # shorter in reports, and the same on every machine
+        return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def find(folder: Path) -> Path | None:

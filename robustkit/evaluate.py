@@ -72,10 +72,8 @@ def evaluate(
             Points that are proved robust get no attack, unless `attack_certified` is set.
         n: evaluate a fixed, seeded, class-balanced subset of this size.
         points: or exactly these, by their position in the data set.
-        replay: folder of an earlier run on the same data, whose adversarial inputs are tried first;
-            what breaks this model too counts, with the name "replay".
-        pace: may end the run early, on a random sample of the points; the record then speaks of
-            those that are finished.
+        replay: folder of an earlier run on the same data, whose adversarial inputs come first.
+        pace: may end the run early; the record then speaks of the points that are finished.
         batch_size: points in flight at once; chosen by device when not given.
         save_adversarial: store what was found; by default up to 1 GiB.
         arguments: what the user typed, for the record.
@@ -93,21 +91,10 @@ def evaluate(
     weights, content = _weights(private), digest(data, chosen)
     examples = None if replay is None else find_examples(Path(replay), data.shape)
     proof = {"certify": prover.name, "attack_certified": attack_certified} if prover else {}
-    identity: dict[str, Any] = {
-        "robustkit": provenance.versions()["robustkit"],
-        "defense": name,
-        "weights": weights.digest,
-        "data": content,
-        "n": len(chosen),
-        "threat": asdict(threat),
-        "attacks": [str(spec) for spec in specs],
-        "seed": seed,
-        **proof,
-        **({"replay": examples.digest} if examples else {}),
-    }
+    earlier = {"replay": examples.digest} if examples else {}
+    identity = _identity(name, weights, content, len(chosen), threat, specs, seed) | proof | earlier
     watcher.model(name, len(chosen))
-    _warn_of_certificate(name, certify, prover, watcher)
-    _warn_of_eps(threat, data, watcher)
+    _warn(name, certify, prover, threat, data, watcher)
     path, commit = folder / "record.json", provenance.commit()
     with Ledger(folder / "ledger.sqlite", identity, fresh=fresh) as ledger:
         _same_answers(ledger, health, name)
@@ -118,7 +105,7 @@ def evaluate(
         keep = _keep(save_adversarial, data, len(chosen), watcher)
         run = Run(name, private, data, threat, specs, chosen, seed, engine, target, ledger,
                   health, keep, watcher, prover, attack_certified, examples)  # fmt: skip
-        finished = chosen.tolist()
+        finished: list[int] = chosen.tolist()
         if not ledger.costs().get(len(specs) - 1, Cost()).finished:
             path.unlink(missing_ok=True)  # of an earlier configuration, or of fewer points
             finished = run.all(pace)
@@ -128,6 +115,28 @@ def evaluate(
     for flag in record.flags:
         watcher.note(f"{name}: {flag.name}: {flag.message}")
     return record
+
+
+def _identity(
+    name: str,
+    weights: WeightsInfo,
+    content: str,
+    n: int,
+    threat: Threat,
+    specs: Sequence[Spec],
+    seed: int,
+) -> dict[str, Any]:
+    """Return what every verdict depends on."""
+    return {
+        "robustkit": provenance.versions()["robustkit"],
+        "defense": name,
+        "weights": weights.digest,
+        "data": content,
+        "n": n,
+        "threat": asdict(threat),
+        "attacks": [str(spec) for spec in specs],
+        "seed": seed,
+    }
 
 
 def _choose(
@@ -183,15 +192,20 @@ def preflight(
     return private, examine(private, sample, data.classes, name)
 
 
-def _warn_of_certificate(
-    name: str, asked: str | None, prover: Certifier | None, watcher: Watcher
+def _warn(
+    name: str,
+    certify: str | None,
+    prover: Certifier | None,
+    threat: Threat,
+    data: Dataset,
+    watcher: Watcher,
 ) -> None:
-    if asked and prover is None:
+    """Say so when there is no certificate, or the ball reaches from black to gray.
+
+    The usual slip behind the latter is a lost /255.
+    """
+    if certify and prover is None:
         watcher.note(f"{name}: no certificate is known for a model of this kind.")
-
-
-def _warn_of_eps(threat: Threat, data: Dataset, watcher: Watcher) -> None:
-    """Say so when the ball reaches from black to gray: the usual slip is a lost /255."""
     half = (threat.upper - threat.lower) / 2
     gray = torch.full((1, *data.shape), half)
     if threat.eps >= float(threat.distance(gray, torch.zeros_like(gray))):

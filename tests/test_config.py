@@ -56,6 +56,7 @@ def test_a_whole_one_is_read(tmp_path: Path) -> None:
         }
     )
     assert config.place(config.baseline) == tmp_path / "kept"
+    assert config.place("/elsewhere") == Path("/elsewhere")
 
 
 def test_the_table_of_pyproject_is_the_same(tmp_path: Path) -> None:

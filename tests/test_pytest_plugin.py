@@ -12,9 +12,11 @@ from torch import nn
 from robustkit.data import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluate import evaluate
+from robustkit.registry import load_packs
 from robustkit.testing import assert_not_regressed, assert_robust
 from robustkit.threat import Threat
 
+load_packs()  # pytester forgets what is imported in a test of its own; the registry does not
 pytest_plugins = ["pytester"]
 CONFTEST = """
 import warnings
