@@ -135,7 +135,7 @@ class TestCheck:
         )
         assert result.exit_code == code, result.stderr
         assert "undecided: models.py:net cannot be told from a regression" in result.stdout
-        assert "74 more points would decide" in result.stdout
+        assert "the 74 points that are left decide" in result.stdout
 
     def test_one_that_cannot_finish_is_exit_code_3_and_the_others_are_checked(
         self, base: Path

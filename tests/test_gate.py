@@ -130,7 +130,7 @@ class TestCheck:
         first = gate(nearest, strict, budget=Budget(forwards=1))
         assert (first.answer, first.n) == ("undecided", 16)
         assert first.findings[0].more == 64
-        assert "64 more points would decide" in first.sentence()
+        assert "the 64 points that are left decide" in first.sentence()
         assert [exit_code(["undecided"], word) for word in ("error", "fail", "pass")] == [3, 1, 0]
         again = gate(nearest, strict)
         assert (again.answer, again.n) == ("pass", 80)
@@ -402,9 +402,9 @@ class TestJudge:
 
 def test_a_finding_reads_like_a_sentence() -> None:
     finding = Finding("robust", "regressed", 0.01, 0.8, 0.75, 0.02, 0.08, 6, 1, 100, 1000)
-    assert finding.sentence() == (
-        "robust 0.800 → 0.750: a drop of 0.0500, between 0.0200 and 0.0800, tolerance 0.01"
-    )
+    told = "robust 0.800 → 0.750: a drop of 0.0500, between 0.0200 and 0.0800, tolerance 0.01"
+    assert finding.sentence() == f"{told}, 6 points lost and 1 gained"
+    assert finding._replace(p=0.125).sentence().endswith("1 gained, McNemar p = 0.125")
 
 
 def test_saved_records_are_baselines_too(baseline: Baseline, tmp_path: Path) -> None:

@@ -55,6 +55,10 @@ class Finding(NamedTuple):
             f"{_signed(self.baseline - self.candidate)}, between {_signed(self.low)} and "
             f"{_signed(self.high)}, tolerance {self.tolerance:g}"
         )
+        if self.lost or self.gained:
+            told += f", {self.lost} points lost and {self.gained} gained"
+        if self.p is not None:
+            told += f", McNemar p = {self.p:.3g}"
         return f"{told} ({self.detail})" if self.detail else told
 
 
@@ -126,6 +130,8 @@ class Verdict:
         else:
             many = f"about {max(known):,} more points would decide"
         if self.claim == "points":
+            if len(known) < len(wanted) or max(known) >= left:
+                return f"{self.ended}; the {left:,} points that are left decide."
             return f"{self.ended}; {many}, and the {left:,} that are left certainly do."
         return f"{self.ended}; {many}; {left:,} of the baseline's are left."
 
