@@ -24,7 +24,9 @@ from robustkit.errors import UsageError
 from robustkit.ledger import Cost, Ledger
 from robustkit.model import refuse_training_mode
 from robustkit.outcome import Origin, make_record, settle_record
+from robustkit.pace import Pace
 from robustkit.record import Record, WeightsInfo
+from robustkit.replay import Examples, find_examples
 from robustkit.run import Run, Watcher
 from robustkit.spec import Spec
 from robustkit.suites import LineUp, line_up
@@ -47,6 +49,9 @@ def evaluate(
     certify: str | None = None,
     attack_certified: bool = False,
     n: int | None = None,
+    points: Sequence[int] | None = None,
+    replay: Path | str | None = None,
+    pace: Pace | None = None,
     seed: int = 0,
     device: str = "auto",
     batch_size: int | None = None,
@@ -68,6 +73,9 @@ def evaluate(
         certify: a certificate to try first: "ibp", "crown", "alpha-crown", "smoothing" or "auto".
             Points that are proved robust get no attack, unless `attack_certified` is set.
         n: evaluate a fixed, seeded, class-balanced subset of this size.
+        points: or exactly these, by their position in the data set.
+        replay: folder of an earlier run on the same data, whose adversarial inputs come first.
+        pace: may end the run early; the record then speaks of the points that are finished.
         batch_size: points in flight at once; chosen by device when not given.
         tuning: how the model is made fast for searches; verdicts are always float32.
         save_adversarial: store what was found; by default up to 1 GiB.
@@ -80,51 +88,86 @@ def evaluate(
             attack takes a point with a certificate.
     """
     watcher, target, folder = watcher or Watcher(), pick_device(device), Path(folder)
-    line, points = line_up(suite, attacks, threat, model), select(data, n, seed)
-    private, health, sample = preflight(model, name, data, points, target)
+    line, chosen = line_up(suite, attacks, threat, model), _choose(data, n, points, seed)
+    private, health, sample = preflight(model, name, data, chosen, target)
     tuned = tune(private, sample, tuning, randomized=health.randomized)
     health, notes = health.after(tuned.forwards, tuned.backwards), [*notes, *tuned.notes]
     prover = certifier(private, data.shape, threat, certify, seed) if certify else None
-    weights, content = _weights(private), digest(data, points)
-    identity: dict[str, Any] = {
-        "robustkit": provenance.versions()["robustkit"],
-        "defense": name,
-        "weights": weights.digest,
-        "data": content,
-        "n": len(points),
-        "threat": asdict(threat),
-        "seed": seed,
-        **_program(line, prover, attack_certified),
-    }
-    watcher.model(name, len(points))
-    _warn(name, certify, prover, threat, data, watcher)
+    weights, content = _weights(private), digest(data, chosen)
+    examples = find_examples(Path(replay), data.shape) if replay is not None else None
+    identity = _identity(name, weights, content, len(chosen), threat, seed)
+    identity |= _program(line, prover, attack_certified, examples)
+    _announce(watcher, name, len(chosen), certify, prover, threat, data)
     path, commit = folder / "record.json", provenance.commit()
     with Ledger(folder / "ledger.sqlite", identity, fresh=fresh) as ledger:
         _same_answers(ledger, health, name)
         ledger.remember("shape", list(data.shape))
         origin = Origin(suite, weights, content, dict(arguments or {}), notes,
                         _first_start(ledger), commit)  # fmt: skip
-        keep = _keep(save_adversarial, data, len(points), watcher)
+        keep = _keep(save_adversarial, data, len(chosen), watcher)
         engine = Engine(tuned.model, threat, batch_size or tuned.slots, stride(target), tuned.half)
-        run = Run(name, private, data, threat, line, points, seed, engine, target, ledger,
-                  health, keep, watcher, prover, attack_certified)  # fmt: skip
+        run = Run(name, private, data, threat, line, chosen, seed, engine, target, ledger,
+                  health, keep, watcher, prover, attack_certified, examples)  # fmt: skip
+        finished = [int(point) for point in chosen]
         if not ledger.costs().get(len(line.specs) - 1, Cost()).finished:
-            path.unlink(missing_ok=True)  # of an earlier configuration
-            run.all()
-        record = settle_record(make_record(run, origin), path, watcher)
-    for flag in record.flags:
-        watcher.note(f"{name}: {flag.name}: {flag.message}")
+            path.unlink(missing_ok=True)  # of fewer points, or of an earlier configuration
+            finished = run.all(pace)
+        if len(finished) < len(chosen):
+            origin = origin._replace(content=digest(data, finished))
+        record = settle_record(make_record(run, origin, finished), path, watcher)
+    _tell_flags(record, watcher)
     return record
 
 
-def _program(line: LineUp, prover: Certifier | None, attack_certified: bool) -> dict[str, Any]:
+def _tell_flags(record: Record, watcher: Watcher) -> None:
+    for flag in record.flags:
+        watcher.note(f"{record.defense}: {flag.name}: {flag.message}")
+
+
+def _identity(
+    name: str, weights: WeightsInfo, content: str, n: int, threat: Threat, seed: int
+) -> dict[str, Any]:
+    """Return what every verdict depends on, beside what is done to the points."""
+    return {
+        "robustkit": provenance.versions()["robustkit"],
+        "defense": name,
+        "weights": weights.digest,
+        "data": content,
+        "n": n,
+        "threat": asdict(threat),
+        "seed": seed,
+    }
+
+
+def _program(
+    line: LineUp, prover: Certifier | None, attack_certified: bool, examples: Examples | None
+) -> dict[str, Any]:
     """Describe what is done to the points, as far as verdicts depend on it."""
     program: dict[str, Any] = {"attacks": [str(spec) for spec in line.specs]}
     if line.audit:
         program["audit"] = asdict(line.audit)
     if prover:
         program |= {"certify": prover.name, "attack_certified": attack_certified}
+    if examples:
+        program["replay"] = examples.digest
     return program
+
+
+def _choose(
+    data: Dataset, n: int | None, points: Sequence[int] | None, seed: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the points to evaluate, ascending."""
+    if points is None:
+        return select(data, n, seed)
+    chosen = np.unique(np.asarray(points, dtype=np.int64))
+    if n is not None or not len(chosen):
+        raise UsageError("expected n, or a list of at least one point, got both or an empty list.")
+    if chosen[0] < 0 or chosen[-1] >= len(data):
+        raise UsageError(
+            f"expected points from 0 to {len(data) - 1} (of {data.name}), got {chosen[0]} to "
+            f"{chosen[-1]}."
+        )
+    return chosen
 
 
 def _same_answers(ledger: Ledger, health: Health, name: str) -> None:
@@ -163,18 +206,20 @@ def preflight(
     return private, examine(private, sample, data.classes, name), sample
 
 
-def _warn(
+def _announce(
+    watcher: Watcher,
     name: str,
+    n: int,
     asked: str | None,
     prover: Certifier | None,
     threat: Threat,
     data: Dataset,
-    watcher: Watcher,
 ) -> None:
-    """Say where nothing can be certified, and where the ball reaches from black to gray.
+    """Begin; say if nothing can be certified, and if the ball reaches from black to gray.
 
-    The usual slip behind the second is a lost /255.
+    The usual slip behind the latter is a lost /255.
     """
+    watcher.model(name, n)
     if asked and prover is None:
         watcher.note(f"{name}: no certificate is known for a model of this kind.")
     half = (threat.upper - threat.lower) / 2

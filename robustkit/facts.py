@@ -67,14 +67,14 @@ class AuditInfo(Part):
 
 
 class DataInfo(Part):
-    """The points that were evaluated."""
+    """The points evaluated: n of the total, or of the planned ones where a run ended early."""
 
     name: str
     digest: str
     """SHA-256 of exactly the inputs and labels used."""
     n: Annotated[int, Field(ge=1)]
-    """Points evaluated, of the `total` points of the data set."""
     total: Annotated[int, Field(ge=1)]
+    planned: Annotated[int, Field(ge=1)] | None = None
     classes: Annotated[int, Field(ge=2)]
     shape: list[int]
     """Of one input, such as [1, 28, 28]."""

@@ -10,11 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from robustkit import stats
 from robustkit.errors import UsageError
 from robustkit.foreign import told
+from robustkit.points import shuffled
 from robustkit.record import Record, Stage, load
 from robustkit.tables import to_csv, to_json, to_latex, to_markdown, to_rich
 
@@ -68,12 +70,11 @@ class Row(NamedTuple):
 def row(record: Record, path: Path | str, rank: str = "1") -> Row:
     """Make the row of one record.
 
-    `robust_low` and `robust_high` are the Clopper–Pearson 95% interval for the accuracy on the
+    `robust_low` and `robust_high` are the 95% interval (`robust_interval`) for the accuracy on the
     population that the points are a sample of, rounded to six digits. It does not shrink when all
     points of a test set are used: a test set is a sample too.
     """
-    standing = sum(record.outcomes.values())
-    interval = stats.clopper_pearson(standing, record.n)
+    interval = robust_interval(record)
     return Row(
         rank=rank,
         defense=record.defense,
@@ -101,6 +102,20 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
         record=path.as_posix() if isinstance(path, Path) else path,
         strength="; ".join(map(_strength, record.stages)),
     )
+
+
+def robust_interval(record: Record) -> stats.Interval:
+    """Return the 95% interval for the robust accuracy on the population.
+
+    Clopper–Pearson, for a number of points that was fixed beforehand. Where a run ended early the
+    number may depend on what was found: then a confidence sequence, which is right whenever one
+    stops.
+    """
+    outcomes = record.outcomes
+    if record.data.planned is None:
+        return stats.clopper_pearson(sum(outcomes.values()), record.n)
+    order = shuffled(list(outcomes), record.seed)
+    return stats.confidence_sequence(np.array([outcomes[p] for p in order], dtype=float))
 
 
 def table(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:

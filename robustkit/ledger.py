@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS cost (
     flips INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0);
 """
 _NAMES = re.findall(r"EXISTS (\w+)", _TABLES)
-CLEAN, CERTIFY = -1, -2  # the stage numbers of the clean pass and of the certificate
+CLEAN, CERTIFY, REPLAYED = -1, -2, -3  # the stage numbers of what is no attack of the line-up
 
 
 class Fall(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,20 +13,22 @@ from robustkit.audit import CONFIDENCE, missed
 from robustkit.diagnose import review
 from robustkit.errors import UsageError
 from robustkit.foreign import strength
+from robustkit.ledger import REPLAYED, Cost
 from robustkit.record import (
+    REPLAY,
     AuditInfo,
     Commit,
     DataInfo,
     Points,
     Record,
     Stage,
-    Status,
     ThreatInfo,
     WeightsInfo,
     load,
     save,
 )
 from robustkit.run import Run, Watcher
+from robustkit.statuses import statuses
 
 _EVIDENCE = ("defense", "points", "weights", "data", "threat", "attacks", "seed")
 
@@ -63,9 +66,10 @@ def settle_record(record: Record, path: Path, watcher: Watcher) -> Record:
     return record
 
 
-def make_record(run: Run, origin: Origin) -> Record:
-    """Gather what the ledger of a finished run holds."""
-    costs, stages, points = run.ledger.costs(), _stages(run), _points(run)
+def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
+    """Gather what the ledger holds of the points that the run has finished."""
+    costs, points = run.ledger.costs(), _points(run, finished)
+    replayed, stages = _replayed(run, finished), _stages(run, finished)
     data, threat, names = run.data, run.threat, [str(spec) for spec in run.specs]
     facts = [registry.attacks.entry(spec.name).facts for spec in run.specs]
     # Of an attack of another library it is known once it has run: did gradients reach the input?
@@ -81,7 +85,8 @@ def make_record(run: Run, origin: Origin) -> Record:
         data=DataInfo(
             name=data.name,
             digest=origin.content,
-            n=len(run.points),
+            n=len(finished),
+            planned=None if len(finished) == len(run.points) else len(run.points),
             total=len(data),
             classes=data.classes,
             shape=list(data.shape),
@@ -99,7 +104,7 @@ def make_record(run: Run, origin: Origin) -> Record:
         flags=[*run.health.flags, *flags],
         notes=origin.notes,
         audit=_audit(run),
-        stages=stages,
+        stages=[*replayed, *stages],
         points=points,
         forwards=sum(cost.forwards for cost in costs.values()),
         backwards=sum(cost.backwards for cost in costs.values()),
@@ -129,46 +134,64 @@ def _audit(run: Run) -> AuditInfo | None:
     )
 
 
-def _stages(run: Run) -> list[Stage]:
-    costs, falls = run.ledger.costs(), run.ledger.falls().values()
+def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
+    costs, falls, status = run.ledger.costs(), run.ledger.falls(), statuses(run.ledger, finished)
+    spared = set() if run.attack_certified else {p for p, s in status.items() if s == "certified"}
+    left = {p for p in finished if status[p] != "misclassified" and p not in spared}
+    left -= {p for p in left if p in falls and falls[p].stage == REPLAYED}
     stages = []
     for number, spec in enumerate(run.specs):
-        cost = costs[number]
+        cost = costs.get(number, Cost())
+        taken = {point for point in left if point in falls and falls[point].stage == number}
         attack = registry.attacks.build(spec)
         jobs = attack.jobs(run.threat, run.health.classes)
+        entered = len(left) if number < run.line.audited else cost.entered  # the audit's sample
         stages.append(
             Stage(
                 attack=str(spec),
-                jobs=cost.entered * len(jobs),
-                entered=cost.entered,
-                broken=sum(fall.stage == number for fall in falls),
+                jobs=entered * len(jobs),
+                entered=entered,
+                broken=len(taken),
                 forwards=cost.forwards,
                 backwards=cost.backwards,
                 seconds=cost.seconds,
                 strength=strength(attack, run.threat, run.health.classes),
             )
         )
+        left -= taken
     return stages
 
 
-def _points(run: Run) -> Points:
-    clean, falls, proved = run.ledger.clean(), run.ledger.falls(), run.ledger.certified()
-    index = run.points.tolist()
-    statuses: list[Status] = [
-        "misclassified"
-        if clean[p][0] != clean[p][1]
-        else "broken"
-        if p in falls
-        else "certified"
-        if proved.get(p)
-        else "robust"
-        for p in index
+def _replayed(run: Run, finished: Sequence[int]) -> list[Stage]:
+    """Return the stage of the replayed inputs, if there is one."""
+    if run.examples is None:
+        return []
+    cost, among = run.ledger.costs().get(REPLAYED, Cost()), set(finished)
+    falls = run.ledger.falls().values()
+    broken = sum(fall.stage == REPLAYED and fall.point in among for fall in falls)
+    tried = sum(point in among for point, _ in run.ledger.spent(REPLAYED)) + broken
+    correct = sum(s != "misclassified" for s in statuses(run.ledger, finished).values())
+    return [
+        Stage(
+            attack=REPLAY,
+            jobs=tried,
+            entered=correct,
+            broken=broken,
+            forwards=cost.forwards,
+            backwards=0,
+            seconds=cost.seconds,
+        )
     ]
+
+
+def _points(run: Run, finished: Sequence[int]) -> Points:
+    clean, falls, index = run.ledger.clean(), run.ledger.falls(), list(finished)
+    taken = [falls.get(point) for point in index]
     return Points(
         index=index,
         label=[clean[point][0] for point in index],
         predicted=[clean[point][1] for point in index],
-        status=statuses,
-        attack=[str(run.specs[falls[p].stage]) if p in falls else None for p in index],
-        distance=[falls[p].distance if p in falls else None for p in index],
+        status=list(statuses(run.ledger, index).values()),
+        attack=[None if fall is None else run.attack_name(fall.stage) for fall in taken],
+        distance=[None if fall is None else fall.distance for fall in taken],
     )

@@ -188,6 +188,16 @@ def subset(data: Dataset, indices: Indices) -> ImageSet:
     )
 
 
+def shuffled(points: Sequence[int] | NDArray[np.int64], seed: int) -> list[int]:
+    """Put points into a random order that depends on (seed, point) alone.
+
+    Any first part of the order is a uniform random sample of the points without replacement.
+    """
+    chosen = np.asarray(points, dtype=np.int64)
+    draw = _draw(int(chosen.max()) + 1, seed, "order")[chosen] if len(chosen) else chosen
+    return [int(point) for point in chosen[np.lexsort((chosen, draw))]]
+
+
 def digest(data: Dataset, indices: Indices) -> str:
     """Return the SHA-256 of exactly these points: shape, pixels (float32) and labels, in order.
 
@@ -204,10 +214,10 @@ def digest(data: Dataset, indices: Indices) -> str:
     return state.hexdigest()
 
 
-def _draw(n: int, seed: int) -> NDArray[np.int64]:
+def _draw(n: int, seed: int, purpose: str = "select") -> NDArray[np.int64]:
     """One 63-bit number a point, a pure function of (seed, index)."""
     point = torch.arange(n)
-    keys = Keys(torch.full_like(point, seed), point, torch.full_like(point, task_key("select")))
+    keys = Keys(torch.full_like(point, seed), point, torch.full_like(point, task_key(purpose)))
     words = bits(keys, 2, 0)
     drawn: NDArray[np.int64] = ((words[:, 0] << 31) | (words[:, 1] >> 1)).numpy()
     return drawn

@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 SCHEMA: Literal["robustkit/record/1"] = "robustkit/record/1"
+REPLAY = "replay"  # the stage that tries what earlier runs have stored
 Status: TypeAlias = Literal["misclassified", "broken", "robust", "certified"]
 
 
@@ -144,7 +145,7 @@ class Record(Portrait, Part):
             raise ValueError(f"{self.data.classes} class names expected, got {len(names)}")
         if self.certify is None and "certified" in points.status:
             raise ValueError("points are certified, but no certificate was asked for")
-        if strangers := {a for a in points.attack if a is not None} - set(self.attacks):
+        if strangers := {a for a in points.attack if a} - {REPLAY, *self.attacks}:
             raise ValueError(f"points were taken by {sorted(strangers)}, not among the attacks")
         return self
 
@@ -206,7 +207,7 @@ class Record(Portrait, Part):
     def strongest_attack(self) -> str | None:
         """The attack that took the most points; of equals, the earlier one; None: none took any."""
         taken = Counter(attack for attack in self.points.attack if attack is not None)
-        return max(self.attacks, key=lambda a: taken[a]) if taken else None
+        return max([REPLAY, *self.attacks], key=lambda a: taken[a]) if taken else None
 
     @property
     def forwards_per_point(self) -> float:

@@ -86,12 +86,7 @@ class StageReferee:
         stands: list[bool] = verdict.broken.tolist()
         self._flips += stands.count(False) * self.claims
         refuted = [p for p, ok in zip(points, stands, strict=True) if ok and p in self.proved]
-        if refuted:
-            raise RobustkitError(
-                f"certificate refuted: {self.name} broke points {some(refuted)}, which were proved "
-                f"robust at {self.threat}. The bounds or the model's certificate are unsound; none "
-                "of its certificates may be used. Please report this with the run's folder."
-            )
+        refuse_refuted(self.name, refuted, self.threat)
         stored = z.cpu().numpy() if self.keep else None
         predicted, distances = verdict.predicted.tolist(), verdict.distance.tolist()
         columns = zip(points, stands, predicted, distances, strict=True)
@@ -126,6 +121,16 @@ class StageReferee:
         )
         self.ledger.write(self.stage, spent, self._new.values(), cost, closest)
         self._new, self._checks, self._flips, self._clock = {}, 0, 0, now
+
+
+def refuse_refuted(name: str, refuted: Sequence[int], threat: Threat) -> None:
+    """Stop the run when points with a certificate fell (a RobustkitError)."""
+    if refuted:
+        raise RobustkitError(
+            f"certificate refuted: {name} broke points {some(refuted)}, which were proved "
+            f"robust at {threat}. The bounds or the model's certificate are unsound; none "
+            "of its certificates may be used. Please report this with the run's folder."
+        )
 
 
 def _passes(outcomes: Sequence[Outcome]) -> Cost:

@@ -79,8 +79,8 @@ def to_markdown(frame: pd.DataFrame) -> str:
     blocks = []
     for title, rows in _tables(frame):
         marks = ["---" if side == "l" else "---:" for side in _READ.values()]
-        lines = [f"**{_markdown(title)}**", "", _piped(_READ), _piped(marks)]
-        lines += [_piped(map(_markdown, _read(cells))) for cells in rows]
+        lines = [f"**{markdown_text(title)}**", "", _piped(_READ), _piped(marks)]
+        lines += [_piped(map(markdown_text, _read(cells))) for cells in rows]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
@@ -104,8 +104,8 @@ def to_rich(frame: pd.DataFrame) -> Group:
 def to_lines(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], layout: str) -> str:
     """Write a table of texts, under headings, as `markdown` or `latex`."""
     if layout == "markdown":
-        lines = [f"**{_markdown(title)}**", "", _piped(heads), _piped(["---"] * len(heads))]
-        return "\n".join([*lines, *(_piped(map(_markdown, cells)) for cells in rows)]) + "\n"
+        lines = [f"**{markdown_text(title)}**", "", _piped(heads), _piped(["---"] * len(heads))]
+        return "\n".join([*lines, *(_piped(map(markdown_text, cells)) for cells in rows)]) + "\n"
     lines = [f"% {_latex(title)}", rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule"]
     lines += [_aligned(heads), r"\midrule", *map(_aligned, rows)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
@@ -199,7 +199,8 @@ def _csv_cell(name: str, value: Any) -> str:
     return f"'{text}" if start and start in "=+-@" else text
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Return `text` so that nothing in it acts as markup."""
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", clean(text))
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it stands for itself
     text = re.sub(r"(?<=www)(?=\.)|(?=://)", r"\\", text)

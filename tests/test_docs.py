@@ -23,6 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "leaderboards" / "README.md"]
 SET_UP = ["pip install . && robustkit evaluate", 'pip install -e ".[test]" && pytest']
+SUBCOMMANDS = [
+    command
+    for group in main.commands.values()
+    for command in getattr(group, "commands", {}).values()
+]
 CATALOGUE = {
     "attack": registry.attacks,
     "library": registry.libraries,
@@ -150,7 +155,7 @@ class TestProse:
     def test_inline_commands_and_options_exist(self, document: Path) -> None:
         known = {
             option
-            for command in [main, *main.commands.values()]
+            for command in [main, *main.commands.values(), *SUBCOMMANDS]
             for parameter in command.params
             for option in [*parameter.opts, *parameter.secondary_opts]
         }
@@ -173,7 +178,7 @@ class TestProse:
 
     def test_every_fence_says_what_it_holds(self, document: Path) -> None:
         languages = {block.language for block in blocks(document)}
-        assert languages <= {"bash", "console", "json", "python", "text", "toml"}
+        assert languages <= {"bash", "console", "json", "python", "text", "toml", "yaml"}
 
     def test_nothing_is_left_to_fill_in(self, document: Path) -> None:
         assert "@@" not in document.read_text(encoding="utf-8")

@@ -19,8 +19,10 @@ STAGES = {
     "defense": "surrogate parts nets adversary mixing bounds train checkpoints zoo model",
     "search": "tuning audit search foreign counting slots passes engine plain suites",
     "verify": "verify ledger examples referee",
-    "record": "stats facts portrait record provenance diagnose batches run outcome evaluate",
+    "record": "stats facts portrait record provenance diagnose batches statuses pace replay "
+    "watcher run outcome evaluate",
     "leaderboard": "tables leaderboard published report",
+    "gate": "gate config formats history testing pytest_plugin",
     "terminal": "doctor conformance cli __main__",
 }
 ORDER = [room for rooms in STAGES.values() for room in rooms.split()]

@@ -6,10 +6,36 @@ needs beyond its options is imported when it runs, so that help and version answ
 
 from __future__ import annotations
 
-from robustkit.cli import catalog, doctor, evaluate, leaderboard, report, train, validate
+from robustkit.cli import (
+    baseline,
+    catalog,
+    check,
+    doctor,
+    evaluate,
+    history,
+    init,
+    leaderboard,
+    planning,
+    report,
+    train,
+    validate,
+)
 from robustkit.cli.program import program as main
 
 __all__ = ["main"]
 
-for _module in (evaluate, catalog, leaderboard, report, train, doctor, validate):
+for _module in (
+    evaluate,
+    check,
+    planning,
+    init,
+    baseline,
+    history,
+    catalog,
+    leaderboard,
+    report,
+    train,
+    doctor,
+    validate,
+):
     main.add_command(_module.command)

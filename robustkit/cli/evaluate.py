@@ -74,6 +74,14 @@ from robustkit.cli.program import debug, debugging
 @click.option(
     "--compile", "compiled", is_flag=True, help="Compile the model for searches (torch.compile)."
 )
+@click.option(
+    "--replay",
+    type=options.FOLDER,
+    metavar="DIR",
+    help="Try what an earlier run on the same data has found first; one pass each.",
+)
+@options.max_time
+@options.max_forwards
 @click.option("--out", type=options.FOLDER, metavar="DIR", help="Folder of the run.")
 @options.fresh
 @click.option(

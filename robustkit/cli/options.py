@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ def batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | 
             f"expected 'auto' or a positive whole number, got {value!r}.", ctx, param
         )
     return int(value)
+
+
+def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Read `90`, `30s`, `5m` or `1h` as seconds."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h)?", value.strip().lower())
+    if not found or not float(found[1]):
+        raise click.BadParameter(
+            f"expected a time such as 90, 30s, 5m or 1h, got {value!r}.", ctx, param
+        )
+    return float(found[1]) * {"m": 60, "min": 60, "h": 3600}.get(found[2] or "s", 1)
 
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -60,6 +73,14 @@ seed = click.option(
     help="Every random draw follows from it.",
 )
 fresh = click.option("--fresh", is_flag=True, help="Start over instead of resuming.")
+max_time = click.option(
+    "--max-time", callback=duration, metavar="30s|5m|1h",
+    help="Stop then; what is finished is a random sample of the points.",
+)  # fmt: skip
+max_forwards = click.option(
+    "--max-forwards", type=click.IntRange(min=1), metavar="N",
+    help="Stop after so many forward passes, earlier lives of the run included.",
+)  # fmt: skip
 quiet = click.option("--quiet", is_flag=True, help="Only errors (and --json).")
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else."

@@ -17,6 +17,7 @@ from robustkit.errors import UsageError
 from robustkit.model import Subject, bundled, load_model
 from robustkit.provenance import weights_digest
 from robustkit.registry import datasets
+from robustkit.replay import find_examples
 from robustkit.spec import Spec
 from robustkit.suites import line_up
 from robustkit.threat import Threat
@@ -43,6 +44,9 @@ class Request:
     device: str = "auto"
     batch_size: int | None = None
     tuning: Tuning = AUTOMATIC
+    replay: Path | None = None
+    max_time: float | None = None
+    max_forwards: int | None = None
     out: Path | None = None
     fresh: bool = False
     save_adversarial: bool | None = None
@@ -94,6 +98,8 @@ def make(request: Request) -> Plan:
     if request.attack_certified and not request.certify:
         raise UsageError("--attack-certified needs --certify: nothing is certified without it.")
     select(data, request.n, request.seed)
+    if request.replay:
+        find_examples(request.replay, data.shape)
     subjects = _subjects(request, data)
     for subject in subjects:
         line_up(suite, attacks, threat, subject.model)
@@ -168,6 +174,7 @@ def _config(
         "attacks": [str(spec) for spec in attacks],
         "n": request.n,
         "seed": request.seed,
+        **({"replay": str(request.replay)} if request.replay else {}),
         **({"certify": request.certify} if request.certify else {}),
         **({"attack_certified": True} if request.attack_certified else {}),
     }

@@ -19,6 +19,8 @@ from robustkit.errors import RobustkitError, unknown
 _DEBUG = "robustkit.debug"
 _RESUMES = {
     "evaluate": "nothing is lost, and the same command resumes.",
+    "check": "nothing is lost, and the same command resumes.",
+    "baseline": "nothing is lost, and the same command resumes.",
     "train": "the same command resumes from the last saved state, at most a minute ago.",
 }
 

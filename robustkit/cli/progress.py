@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +23,9 @@ from robustkit.cli.terminal import say, stderr
 from robustkit.run import Watcher
 from robustkit.train import Progress as Report
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class Screen(Watcher):
     """Shows one bar for the models and one for the stage; silent when `quiet`."""
@@ -35,7 +39,7 @@ class Screen(Watcher):
         self._name = self._stage = self._standing = ""
         self._begun = 0
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         self._bars.start()
         if self._models > 1:
             self._all = self._bars.add_task("models", total=self._models, standing="")
@@ -85,6 +89,31 @@ class Screen(Watcher):
         self._bar = None
         if self._bars.disable and not self._quiet:
             _line(self._console, f"{self._name}: {self._stage}: {self._standing}")
+
+
+class GateScreen(Screen):
+    """Shows how many points are finished; stages are those of a part, and get no lines."""
+
+    def __init__(self, models: int, *, quiet: bool) -> None:
+        super().__init__(models, quiet=quiet)
+        self._points: TaskID | None = None
+
+    def model(self, name: str, points: int) -> None:
+        """A candidate begins."""
+        super().model(name, points)
+        if self._points is not None:
+            self._bars.remove_task(self._points)
+        self._points = self._bars.add_task(f"{name}: points", total=points, standing="")
+
+    def part(self, done: int, points: int) -> None:
+        """Some points are finished."""
+        if self._points is not None:
+            self._bars.update(self._points, completed=done)
+
+    def _close_stage(self) -> None:
+        if self._bar is not None:
+            self._bars.remove_task(self._bar)
+            self._bar = None
 
 
 def training_progress(reports: Iterator[Report], name: str, *, quiet: bool) -> None:

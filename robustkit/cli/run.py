@@ -13,12 +13,14 @@ from robustkit.cli.options import use_threads
 from robustkit.cli.plan import Plan, Request, claim, make
 from robustkit.cli.program import fail
 from robustkit.cli.progress import Screen
-from robustkit.cli.terminal import result, stdout
+from robustkit.cli.terminal import result, say, stderr, stdout
 from robustkit.data import select
 from robustkit.device import pick_device
 from robustkit.errors import RobustkitError
 from robustkit.evaluate import evaluate, preflight
+from robustkit.leaderboard import robust_interval
 from robustkit.model import Subject
+from robustkit.pace import Budget, Pace
 from robustkit.record import Record
 
 __all__ = ["Request", "run"]
@@ -42,6 +44,8 @@ def run(request: Request, *, debug: bool) -> int:
         found, failures = _evaluate_all(plan)
     if found:
         _report(plan, found)
+        if not request.quiet:
+            _say_how_far(found)
     codes = {fail(error, debug=debug, prefix=f"{name}: ") for name, error in failures}
     if not failures:
         return 0
@@ -62,7 +66,9 @@ def _evaluate_all(plan: Plan) -> tuple[_Found, _Failures]:
     with Screen(len(plan.subjects), quiet=plan.request.quiet) as screen:
         for subject in plan.subjects:
             try:
-                found.append((plan.folder(subject) / "record.json", _one(plan, subject, screen)))
+                found.append(
+                    (plan.folder(subject) / "record.json", evaluate_one(plan, subject, screen))
+                )
             except Exception as error:
                 if len(plan.subjects) == 1:
                     raise
@@ -70,7 +76,7 @@ def _evaluate_all(plan: Plan) -> tuple[_Found, _Failures]:
     return found, failures
 
 
-def _one(plan: Plan, subject: Subject, screen: Screen) -> Record:
+def evaluate_one(plan: Plan, subject: Subject, screen: Screen) -> Record:
     request = plan.request
     return evaluate(
         subject.model,
@@ -82,6 +88,8 @@ def _one(plan: Plan, subject: Subject, screen: Screen) -> Record:
         certify=request.certify,
         attack_certified=request.attack_certified,
         n=request.n,
+        replay=request.replay,
+        pace=_pace(request),
         seed=request.seed,
         device=request.device,
         batch_size=request.batch_size,
@@ -93,6 +101,26 @@ def _one(plan: Plan, subject: Subject, screen: Screen) -> Record:
         notes=subject.notes,
         watcher=screen,
     )
+
+
+def _pace(request: Request) -> Pace | None:
+    budget = Budget(request.max_time, request.max_forwards)
+    return None if budget == Budget() else Pace(budget)
+
+
+def _say_how_far(found: _Found) -> None:
+    """Say of each model that a budget stopped how far it came."""
+    for _, record in found:
+        if record.data.planned is not None:
+            low, high = robust_interval(record)
+            say(
+                stderr(),
+                "budget",
+                f"{record.defense}: {record.n} of {record.data.planned} points, in a random order; "
+                f"robust {record.robust:.3f} [{low:.3f}, {high:.3f}], a 95% interval that holds "
+                "whenever one stops. The same command goes on from there.",
+                "bold yellow",
+            )
 
 
 def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:

@@ -1,0 +1,62 @@
+"""`robustkit history`: robust accuracy by commit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robustkit.cli import options
+from robustkit.cli.program import debug
+from robustkit.cli.terminal import result, stdout
+
+
+@click.command("history", short_help="Show robust accuracy by commit.")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--format", "layout", type=click.Choice(["table", "csv"]), default="table",
+              show_default=True)  # fmt: skip
+@click.option("--output", type=options.FILE, metavar="FILE", help="Write the CSV there instead.")
+@click.option(
+    "--plot", "picture", type=options.FILE, metavar="FILE",
+    help="Draw it, as .png, .svg or .pdf (extra `report`).",
+)  # fmt: skip
+@debug
+def command(
+    paths: tuple[Path, ...], layout: str, output: Path | None, picture: Path | None
+) -> None:
+    """Show the records in PATHS, oldest first, each with its change against the one before."""
+    from robustkit import files
+    from robustkit.history import history, plot
+    from robustkit.leaderboard import load_records
+    from robustkit.tables import to_csv
+
+    frame = history(load_records(paths))
+    if picture is not None:
+        plot(frame, picture)
+    if output is not None:
+        files.write(to_csv(frame).encode(), output)
+    elif layout == "csv":
+        result(to_csv(frame))
+    else:
+        stdout().print(_table(frame))
+
+
+def _table(frame: Any) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for head in ("started", "commit", "defense", "data", "threat", "suite", "n", "robust [95%]",
+                 "change", "p", "reason"):  # fmt: skip
+        table.add_column(head, overflow="fold", no_wrap=head in ("started", "commit"))
+    for line in frame.itertuples():
+        interval = f"{line.robust:.3f} [{line.robust_low:.3f}, {line.robust_high:.3f}]"
+        change = "" if line.change != line.change or line.change is None else f"{line.change:+.4f}"
+        p = "" if line.p != line.p or line.p is None else f"{line.p:.3g}"
+        cells = (
+            *(line.started[:10], line.commit[:8], line.defense, line.data, line.threat, line.suite),
+            *(str(line.n), interval, change, p, line.reason),
+        )
+        table.add_row(*map(Text, cells))
+    return table

@@ -1,0 +1,42 @@
+"""`robustkit init`: a first configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from robustkit.cli.program import debug
+from robustkit.cli.terminal import stdout
+
+
+@click.command("init", short_help="Write a first configuration for `robustkit check`.")
+@click.option("--model", default="pgd_at", show_default=True, metavar="MODEL")
+@click.option("--data", default="bundled", show_default=True, metavar="NAME|npz:PATH|...")
+@click.option("--threat", metavar="linf:8/255", help="By default the usual one of the data.")
+@click.option("--suite", default="quick", show_default=True, metavar="NAME")
+@click.option("--pyproject", is_flag=True, help="Append [tool.robustkit] to pyproject.toml.")
+@debug
+def command(model: str, data: str, threat: str | None, suite: str, pyproject: bool) -> None:
+    """Write robustkit.toml, or a table of pyproject.toml; never over an existing one."""
+    from robustkit import config, files
+    from robustkit.cli.plan import usual_threat
+    from robustkit.errors import UsageError
+    from robustkit.registry import suites
+    from robustkit.threat import Threat
+
+    suites.build(suite)
+    threat = threat or usual_threat(data) or "linf:8/255"
+    Threat.parse(threat)
+    path = Path("pyproject.toml" if pyproject else "robustkit.toml")
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    if (before and not pyproject) or "[tool.robustkit" in before:
+        raise UsageError(f"{path} has a configuration already: change it, or remove it first.")
+    text = config.first(model=model, data=data, threat=threat, suite=suite, pyproject=pyproject)
+    files.write((before + text).encode(), path)
+    config.load(path)
+    stdout().out(
+        f"{path} is written. Next: robustkit baseline update --reason 'first baseline', "
+        "then robustkit check",
+        highlight=False,
+    )

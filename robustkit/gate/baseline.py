@@ -1,0 +1,175 @@
+"""Baselines: records to compare with, and what it takes to repeat their evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from robustkit.data import Dataset, digest, open_dataset
+from robustkit.errors import UsageError
+from robustkit.leaderboard import load_records
+from robustkit.record import Record
+from robustkit.replay import find_examples
+from robustkit.spec import Spec
+from robustkit.suites import line_up
+from robustkit.threat import Threat
+from robustkit.types import Model
+
+
+class Baseline(NamedTuple):
+    """A record, and where it lies."""
+
+    record: Record
+    path: Path
+
+    @property
+    def threat(self) -> Threat:
+        """The threat model that a candidate must face too."""
+        info = self.record.threat
+        parsed = Threat.parse(f"{info.norm}:{info.eps!r}")
+        return replace(parsed, lower=info.lower, upper=info.upper)
+
+    @property
+    def examples(self) -> Path | None:
+        """The folder with the adversarial inputs of its run, where they lie beside the record."""
+        folder = self.path.parent
+        return folder if (folder / "ledger.sqlite").is_file() else None
+
+
+def load_baselines(place: Path) -> list[Baseline]:
+    """Load a baseline, or those of a folder.
+
+    Raises:
+        UsageError: when there is none, or one cannot be read.
+    """
+    if not place.exists():
+        raise UsageError(
+            f"there is no baseline at {place}: record one with `robustkit baseline update`, or "
+            "name the record.json or the folder of a run of `robustkit evaluate`."
+        )
+    return [Baseline(record, path) for path, record in load_records([place])]
+
+
+def choose(
+    known: Sequence[Baseline],
+    name: str,
+    *,
+    data: str | None = None,
+    threat: Threat | None = None,
+    suite: str | None = None,
+) -> Baseline:
+    """Choose the baseline of a model: the only one there is, or the only one of its name.
+
+    Args:
+        data, threat, suite: what it must be about, where that was asked for.
+
+    Raises:
+        UsageError: when none fits, or several do.
+    """
+    fitting = [
+        b for b in known
+        if (data is None or data in (b.record.data.name, b.record.arguments.get("data")))
+        and (threat is None or str(threat) == str(b.threat))
+        and (suite is None or b.record.suite == suite)
+    ]  # fmt: skip
+    named = [b for b in fitting if b.record.defense == name]
+    chosen = named or (fitting if len(known) == 1 else [])
+    if len(chosen) == 1:
+        return chosen[0]
+    asked = [str(fact) for fact in (data, threat, suite) if fact is not None]
+    what = f"{name} ({', '.join(asked)})" if asked else name
+    if not chosen:
+        have = "; ".join(_told(b) for b in known)
+        raise UsageError(
+            f"no baseline fits {what}. There is: {have}. Name the right one with --baseline, or "
+            "record one with `robustkit baseline update`."
+        )
+    listed = ", ".join(str(b.path) for b in chosen)
+    raise UsageError(f"several baselines fit {what}: {listed}. Name one of them with --baseline.")
+
+
+def open_points(baseline: Baseline, text: str | None, root: Path | None) -> Dataset:
+    """Open the data that a baseline was recorded on, and make sure that its points are the same.
+
+    Args:
+        text: what `--data` says; by default what the record says.
+
+    Raises:
+        UsageError: when the data cannot be had, or its points are others than the baseline's.
+    """
+    record = baseline.record
+    name = text or str(record.arguments.get("data") or record.data.name)
+    try:
+        data = open_dataset(name, root=root)
+    except UsageError as error:
+        raise UsageError(
+            f"the points of the baseline {baseline.path} cannot be had: {error} If the data lies "
+            "elsewhere, name it with --data."
+        ) from None
+    index = record.points.index
+    same = max(index) < len(data) and list(data.shape) == record.data.shape
+    if not same or digest(data, index) != record.data.digest:
+        raise UsageError(
+            f"{name} does not hold the points of the baseline {baseline.path}: its images or "
+            "labels have changed (the digests differ). Name the right data with --data, or "
+            "record a new baseline with `robustkit baseline update`."
+        )
+    return data
+
+
+def attacks_of(
+    baseline: Baseline, model: Model | None
+) -> tuple[str | None, list[Spec], str | None]:
+    """Return the suite or the attacks that a candidate must face, and what to say about them.
+
+    The suite by its name, as it also attacks through the surrogates that the candidate declares;
+    or else, where the suite has changed since, the very attacks of the baseline.
+
+    Raises:
+        UsageError: when an attack of the baseline is not known here.
+    """
+    record, threat = baseline.record, baseline.threat
+    recorded = [Spec.parse(text) for text in record.attacks]
+    if record.suite is None:
+        own = recorded
+    else:
+        own = [spec for spec in recorded if "surrogate" not in dict(spec.options)]
+    try:
+        if record.suite is not None and line_up(record.suite, (), threat).specs == own:
+            line_up(record.suite, (), threat, model)
+            return record.suite, [], None
+    except UsageError:
+        pass
+    try:
+        line_up(None, own, threat, model)
+    except UsageError as error:
+        raise UsageError(
+            f"the attacks of the baseline {baseline.path} cannot be run here: {error} Record a new "
+            "baseline with `robustkit baseline update`."
+        ) from None
+    note = None
+    if record.suite is not None:
+        note = (
+            f"the suite {record.suite} has changed since {baseline.path} was recorded: the attacks "
+            "that are listed there are used. Record a new baseline to use the new ones."
+        )
+    return None, own, note
+
+
+def stored_examples(baseline: Baseline, shape: tuple[int, ...]) -> Path | None:
+    """Return the folder whose adversarial inputs can be replayed, if there are any."""
+    if baseline.examples is None:
+        return None
+    try:
+        find_examples(baseline.examples, shape)
+    except UsageError:
+        return None
+    return baseline.examples
+
+
+def _told(baseline: Baseline) -> str:
+    record = baseline.record
+    suite = record.suite or ", ".join(record.attacks)
+    return f"{record.defense} on {record.data.name}, {baseline.threat}, {suite} ({baseline.path})"

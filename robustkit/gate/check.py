@@ -1,0 +1,203 @@
+"""The gate itself: evaluate a candidate on its baseline's points until the answer is certain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from robustkit.data import Dataset
+from robustkit.errors import UsageError
+from robustkit.evaluate import evaluate
+from robustkit.gate.baseline import Baseline, attacks_of, stored_examples
+from robustkit.gate.judge import Judge
+from robustkit.gate.terms import Terms
+from robustkit.gate.verdict import Verdict, overall
+from robustkit.pace import Budget, Pace, Progress
+from robustkit.points import shuffled
+from robustkit.record import REPLAY, Record
+from robustkit.run import Watcher
+from robustkit.types import Model
+
+_ALL, _CERTAIN = "all points were evaluated", "the answer was certain"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model, the name it has in reports, and what to remember of it.
+
+    Attributes:
+        notes: what a reader of its record must know.
+        arguments: what the user asked for.
+        file: the file to which a report of a failure points.
+    """
+
+    name: str
+    model: Model | nn.Module
+    notes: Sequence[str] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    file: str = ""
+
+
+@dataclass
+class _Gatekeeper(Pace):
+    """Ends a run as soon as every metric is decided, or one has regressed."""
+
+    judge: Judge | None = None
+
+    def enough(self, progress: Progress) -> str | None:
+        """Ask the judge."""
+        assert self.judge is not None
+        answers = self.judge.answers(progress.points, progress.status)
+        if "flags" in self.judge.terms.tolerances and self.judge.new_flags(progress.flags):
+            answers.append("regressed")
+        if "regressed" in answers or "undecided" not in answers:
+            return _CERTAIN
+        return None
+
+
+def check(
+    candidate: Candidate,
+    baseline: Baseline,
+    data: Dataset,
+    folder: Path,
+    *,
+    terms: Terms | None = None,
+    budget: Budget | None = None,
+    replay: bool = True,
+    device: str = "auto",
+    batch_size: int | None = None,
+    fresh: bool = False,
+    watcher: Watcher | None = None,
+) -> Verdict:
+    """Evaluate the candidate under the baseline's threat model, attacks and seed, and compare.
+
+    Points are taken in a random order fixed by the seed. After each part of them the gate asks
+    whether the answer is certain: then it stops, and the probability that it errs is at most
+    1 − confidence all the same. A run that was killed goes on where it was.
+
+    Args:
+        data: holds the baseline's points, see `open_points`.
+        folder: of the candidate's ledger and record.
+        replay: try the adversarial inputs that are stored beside the baseline first.
+
+    Raises:
+        UsageError: when baseline and candidate cannot be compared.
+        RobustkitError: when the evaluation cannot go on.
+    """
+    terms, watcher, record = terms or Terms(), watcher or Watcher(), baseline.record
+    _refuse(baseline, terms)
+    suite, attacks, note = attacks_of(baseline, candidate.model)
+    if note:
+        watcher.note(note)
+    judge = Judge(record, terms)
+    pace = _Gatekeeper(budget or Budget(), judge=judge)
+    found = evaluate(
+        candidate.model,
+        name=candidate.name,
+        data=data,
+        threat=baseline.threat,
+        folder=folder,
+        suite=suite,
+        attacks=attacks,
+        certify=record.certify and record.certify.partition("(")[0],
+        attack_certified=bool(record.arguments.get("attack_certified")),
+        points=record.points.index,
+        replay=stored_examples(baseline, data.shape) if replay else None,
+        pace=pace,
+        seed=record.seed,
+        device=device,
+        batch_size=batch_size,
+        fresh=fresh,
+        arguments=candidate.arguments,
+        notes=[*candidate.notes, f"checked against {baseline.path}"],
+        watcher=watcher,
+    )
+    return _verdict(judge, baseline, found, candidate, folder / "record.json", pace.reason)
+
+
+def compare(
+    baseline: Baseline, candidate: Baseline, terms: Terms | None = None, file: str = ""
+) -> Verdict:
+    """Compare two records on the same points, without a run.
+
+    Raises:
+        UsageError: when they differ in points, threat model or attacks.
+    """
+    terms, a, b = terms or Terms(), baseline.record, candidate.record
+    _refuse(baseline, terms)
+    for what, was, now in (
+        ("threat model", str(baseline.threat), str(candidate.threat)),
+        ("seed", a.seed, b.seed),
+        ("attacks", _plain(a), _plain(b)),
+        ("certificate", a.certify, b.certify),
+    ):
+        if was != now:
+            raise UsageError(
+                f"{candidate.path} cannot be compared with {baseline.path}: the {what} was {was}, "
+                f"now {now}. Evaluate both alike, or let `robustkit check` do it."
+            )
+    order = shuffled(a.points.index, a.seed)[: b.n]
+    if set(order) != set(b.points.index) or (b.n == a.n and a.data.digest != b.data.digest):
+        raise UsageError(
+            f"{candidate.path} cannot be compared with {baseline.path}: it is about other points. "
+            "Evaluate the candidate with `robustkit check`."
+        )
+    subject = Candidate(b.defense, nn.Identity(), file=file)
+    reason = None if b.n == a.n else "the candidate's run ended early"
+    return _verdict(Judge(a, terms), baseline, b, subject, candidate.path, reason)
+
+
+def _refuse(baseline: Baseline, terms: Terms) -> None:
+    if "certified" in terms.tolerances and baseline.record.certify is None:
+        raise UsageError(
+            f"the baseline {baseline.path} has no certified points to compare with: record one "
+            "with `robustkit baseline update --certify auto`, or leave out the metric certified."
+        )
+
+
+def _plain(record: Record) -> list[str]:
+    """Return the attacks, less those through surrogates, which belong to one model."""
+    return [text for text in record.attacks if "surrogate=" not in text]
+
+
+def _verdict(
+    judge: Judge,
+    baseline: Baseline,
+    found: Record,
+    candidate: Candidate,
+    path: Path,
+    reason: str | None,
+) -> Verdict:
+    before, terms = baseline.record, judge.terms
+    order = [p for p in shuffled(before.points.index, before.seed) if p in found.outcomes]
+    status = dict(zip(found.points.index, found.points.status, strict=True))
+    flags = [flag.name for flag in found.flags]
+    findings = judge.findings(order, status, flags, fixed=found.n == before.n)
+    weakest = [(found.class_name(c.label), c.accuracy) for c in found.tail[:3]]
+    commit = before.commit
+    return Verdict(
+        answer=overall(findings),
+        candidate=candidate.name,
+        baseline=before.defense,
+        data=before.data.name,
+        threat=str(baseline.threat),
+        suite=before.suite or ", ".join(before.attacks),
+        confidence=terms.confidence,
+        claim=terms.claim,
+        findings=tuple(findings),
+        n=found.n,
+        total=before.n,
+        ended=_ALL if found.n == before.n else reason or _CERTAIN,
+        seconds=found.seconds,
+        forwards=found.forwards,
+        replayed=found.points.attack.count(REPLAY),
+        weakest=tuple(weakest),
+        record=path.as_posix(),
+        baseline_record=baseline.path.as_posix(),
+        baseline_commit=commit.hash + ("-dirty" if commit.dirty else "") if commit else "",
+        model_file=candidate.file,
+    )

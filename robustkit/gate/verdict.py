@@ -1,0 +1,169 @@
+"""What a gate answers: one finding for each metric, and the verdict that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+Answer: TypeAlias = Literal["pass", "improved", "regressed", "undecided"]
+SCHEMA = "robustkit/check/1"
+
+
+class Finding(NamedTuple):
+    """What became of one metric.
+
+    Attributes:
+        baseline, candidate: its value on the n points that were evaluated; None for flags.
+        low, high: bounds of the drop, baseline − candidate; each errs with the stated probability,
+            whenever one stops.
+        lost, gained: points where only the baseline, only the candidate stands.
+        n, total: points evaluated, of those of the baseline.
+        p: exact McNemar test, two-sided; None where the number of points was not fixed beforehand.
+        more: how many points more a decision is likely to take; None: decided, or out of reach.
+        detail: what numbers do not say, such as the names of new flags.
+    """
+
+    metric: str
+    answer: Answer
+    tolerance: float
+    baseline: float | None = None
+    candidate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    lost: int = 0
+    gained: int = 0
+    n: int = 0
+    total: int = 0
+    p: float | None = None
+    more: int | None = None
+    detail: str = ""
+
+    @property
+    def drop(self) -> float | None:
+        """How much of the metric was lost on the points evaluated."""
+        if self.baseline is None or self.candidate is None:
+            return None
+        return self.baseline - self.candidate
+
+    def sentence(self) -> str:
+        """Say it in words."""
+        if self.baseline is None or self.candidate is None or self.low is None or self.high is None:
+            return f"{self.metric}: {self.detail or 'none that the baseline did not have'}"
+        told = (
+            f"{self.metric} {self.baseline:.3f} → {self.candidate:.3f}: a drop of "
+            f"{_signed(self.baseline - self.candidate)}, between {_signed(self.low)} and "
+            f"{_signed(self.high)}, tolerance {self.tolerance:g}"
+        )
+        if self.lost or self.gained:
+            told += f", {self.lost} points lost and {self.gained} gained"
+        if self.p is not None:
+            told += f", McNemar p = {self.p:.3g}"
+        return f"{told} ({self.detail})" if self.detail else told
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of a gate about one candidate.
+
+    Attributes:
+        answer: "regressed" if any metric has, "undecided" if any is, else "improved" or "pass".
+        ended: why the evaluation ended where it did.
+        weakest: name and robust accuracy of the candidate's weakest classes, worst first.
+        replayed: points that fell to inputs stored with the baseline.
+    """
+
+    answer: Answer
+    candidate: str
+    baseline: str
+    data: str
+    threat: str
+    suite: str
+    confidence: float
+    claim: str
+    findings: tuple[Finding, ...]
+    n: int
+    total: int
+    ended: str
+    seconds: float
+    forwards: int
+    replayed: int
+    weakest: tuple[tuple[str, float], ...]
+    record: str = ""
+    baseline_record: str = ""
+    baseline_commit: str = ""
+    model_file: str = ""
+
+    @property
+    def deciding(self) -> list[Finding]:
+        """The findings that the answer rests on, unless it is a pass."""
+        return [finding for finding in self.findings if finding.answer == self.answer]
+
+    def sentence(self) -> str:
+        """Say it in words, in one paragraph."""
+        how = {
+            "pass": "has not regressed against",
+            "improved": "is better than",
+            "regressed": "has regressed against",
+            "undecided": "cannot be told from a regression against",
+        }[self.answer]
+        where = f"{self.data}, {self.threat}, {self.n} of {self.total} points"
+        facts = "; ".join(finding.sentence() for finding in self.deciding or self.findings)
+        told = f"{self.candidate} {how} {self.baseline} ({where}): {facts}."
+        if self.answer == "undecided":
+            told += f" {self.advice()}"
+        if self.answer == "regressed" and self.weakest:
+            weak = ", ".join(f"{name} ({accuracy:.2f})" for name, accuracy in self.weakest)
+            told += f" Weakest classes: {weak}."
+        return told
+
+    def advice(self) -> str:
+        """Say what an undecided gate would need."""
+        open_ones = [finding for finding in self.findings if finding.answer == "undecided"]
+        if not open_ones:
+            return ""
+        wanted = [finding.more for finding in open_ones]
+        left = self.total - self.n
+        known = [more for more in wanted if more is not None]
+        if len(known) < len(wanted):
+            many = "the difference is too near to the tolerance for any number of points in reach"
+        else:
+            many = f"about {max(known):,} more points would decide"
+        if self.claim == "points":
+            if len(known) < len(wanted) or max(known) >= left:
+                return f"{self.ended}; the {left:,} points that are left decide."
+            return f"{self.ended}; {many}, and the {left:,} that are left certainly do."
+        return f"{self.ended}; {many}; {left:,} of the baseline's are left."
+
+    def plain(self) -> dict[str, Any]:
+        """Return what JSON holds."""
+        facts = asdict(self)
+        facts["findings"] = [
+            {**finding._asdict(), "drop": finding.drop} for finding in self.findings
+        ]
+        facts["weakest"] = [{"class": name, "robust": value} for name, value in self.weakest]
+        return {"schema": SCHEMA, **facts, "sentence": self.sentence()}
+
+
+def overall(findings: Sequence[Finding]) -> Answer:
+    """Return the answer that follows from those of the metrics."""
+    answers = [finding.answer for finding in findings]
+    for answer in ("regressed", "undecided", "improved"):
+        if answer in answers:
+            return answer
+    return "pass"
+
+
+def exit_code(answers: Sequence[Answer], undecided: str = "error") -> int:
+    """Return 0 where all pass, 1 where one has regressed, 3 where one is undecided.
+
+    Args:
+        undecided: "pass" or "fail" make an undecided gate 0 or 1; "error" leaves it 3.
+    """
+    if "regressed" in answers:
+        return 1
+    return {"pass": 0, "fail": 1, "error": 3}[undecided] if "undecided" in answers else 0
+
+
+def _signed(value: float) -> str:
+    return f"{0.0 if abs(value) < 5e-5 else value:.4f}"

@@ -1,0 +1,415 @@
+"""The gate: what it answers, when it stops, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robustkit.data import Dataset
+from robustkit.errors import UsageError
+from robustkit.evaluate import evaluate
+from robustkit.gate import (
+    Baseline,
+    Candidate,
+    Finding,
+    Terms,
+    Verdict,
+    check,
+    choose,
+    compare,
+    exit_code,
+    load_baselines,
+    open_points,
+)
+from robustkit.gate.baseline import attacks_of
+from robustkit.gate.judge import Judge
+from robustkit.gate.stream import Stream
+from robustkit.gate.terms import tolerances
+from robustkit.pace import Budget
+from robustkit.points import shuffled
+from robustkit.record import Flag, Record, Status, save
+from robustkit.stats import clopper_pearson, mcnemar
+from robustkit.threat import Threat
+
+LINE_UP = ["apgd(steps=10)"]
+THREAT = Threat.parse("linf:0.06")
+
+
+def shaken(model: nn.Module, size: float, seed: int = 0) -> nn.Module:
+    """A copy with noise on its weights."""
+    draw = torch.Generator().manual_seed(seed)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(36, 4)).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=draw))
+    return other
+
+
+def run(model: nn.Module, data: Dataset, folder: Path, **more: object) -> Record:
+    given = {"name": "toy", "threat": THREAT, "attacks": LINE_UP, **more}
+    return evaluate(model, data=data, folder=folder, device="cpu", **given)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def baseline(nearest: nn.Module, blobs: Dataset, tmp_path: Path) -> Baseline:
+    run(nearest, blobs, tmp_path / "baseline")
+    (found,) = load_baselines(tmp_path / "baseline")
+    return found
+
+
+Gate = Callable[..., Verdict]
+
+
+@pytest.fixture
+def gate(baseline: Baseline, blobs: Dataset, tmp_path: Path) -> Gate:
+    """Check a model against the baseline."""
+
+    def run_check(model: nn.Module, terms: Terms | None = None, **more: object) -> Verdict:
+        given = {"folder": tmp_path / "candidate", "device": "cpu", **more}
+        return check(Candidate("new", model), baseline, blobs, terms=terms, **given)  # type: ignore[arg-type]
+
+    return run_check
+
+
+class TestCheck:
+    def test_the_same_model_passes(self, gate: Gate, nearest: nn.Module) -> None:
+        verdict = gate(nearest, Terms({"robust": 0.3, "flags": 0}))
+        assert verdict.answer == "pass"
+        assert verdict.n < verdict.total == 80
+        assert verdict.ended == "the answer was certain"
+        robust, flags = verdict.findings
+        assert (robust.drop, robust.lost, robust.gained) == (0.0, 0, 0)
+        assert robust.low is not None and robust.high is not None
+        assert robust.low <= 0 <= robust.high <= 0.3
+        assert flags.answer == "pass"
+        assert exit_code([verdict.answer]) == 0
+
+    def test_a_ruined_model_fails_at_once(
+        self, gate: Gate, nearest: nn.Module, baseline: Baseline
+    ) -> None:
+        verdict = gate(shaken(nearest, 5.0))
+        assert verdict.answer == "regressed"
+        assert verdict.n <= 48
+        assert verdict.forwards < baseline.record.forwards / 2
+        assert exit_code([verdict.answer, "pass", "undecided"]) == 1
+        told = verdict.sentence()
+        assert "new has regressed against toy (blobs, linf:0.06, " in told
+        assert "tolerance 0.01" in told and "Weakest classes: " in told
+
+    def test_replayed_inputs_are_tried_first(self, gate: Gate, nearest: nn.Module) -> None:
+        with_, without = gate(nearest), gate(nearest, replay=False, fresh=True)
+        assert with_.replayed > 0
+        assert without.replayed == 0
+        assert with_.findings[0].drop == without.findings[0].drop == 0
+
+    def test_all_points_are_exact(
+        self, gate: Gate, nearest: nn.Module, blobs: Dataset, baseline: Baseline, tmp_path: Path
+    ) -> None:
+        other = shaken(nearest, 0.3)
+        verdict = gate(other, Terms({"robust": 0.0}), replay=False)
+        alone = run(other, blobs, tmp_path / "alone")
+        pairs = [(ok, alone.outcomes[p]) for p, ok in baseline.record.outcomes.items()]
+        if verdict.n == 80:
+            finding = verdict.findings[0]
+            assert finding.lost == pairs.count((True, False))
+            assert finding.gained == pairs.count((False, True))
+            assert finding.low == pytest.approx(baseline.record.robust - alone.robust)
+            assert finding.p == mcnemar(finding.lost, finding.gained)
+        assert verdict.answer == ("regressed" if alone.robust < baseline.record.robust else "pass")
+
+    def test_a_budget_leaves_it_undecided_and_the_same_command_goes_on(
+        self, gate: Gate, nearest: nn.Module
+    ) -> None:
+        strict = Terms({"robust": 0.0})
+        first = gate(nearest, strict, budget=Budget(forwards=1))
+        assert (first.answer, first.n) == ("undecided", 16)
+        assert first.findings[0].more == 64
+        assert "the 64 points that are left decide" in first.sentence()
+        assert [exit_code(["undecided"], word) for word in ("error", "fail", "pass")] == [3, 1, 0]
+        again = gate(nearest, strict)
+        assert (again.answer, again.n) == ("pass", 80)
+
+    def test_a_new_flag_fails(self, gate: Gate, nearest: nn.Module) -> None:
+        class Blind(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = nearest
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                answer: torch.Tensor = self.inner(x).detach()
+                return answer
+
+        verdict = gate(Blind().eval(), Terms({"robust": 0.9, "flags": 0}))
+        assert verdict.answer == "regressed"
+        assert "no_gradient, which the baseline did not have" in verdict.sentence()
+        assert gate(Blind().eval(), Terms({"robust": 0.9}), fresh=True).answer != "regressed"
+
+    def test_a_better_model_is_improved(
+        self, nearest: nn.Module, blobs: Dataset, tmp_path: Path
+    ) -> None:
+        run(shaken(nearest, 2.0), blobs, tmp_path / "poor")
+        (poor,) = load_baselines(tmp_path / "poor")
+        verdict = check(Candidate("new", nearest), poor, blobs, tmp_path / "new", device="cpu")
+        assert verdict.answer == "improved"
+        assert "new is better than toy" in verdict.sentence()
+        assert exit_code([verdict.answer]) == 0
+
+    def test_certified_points_can_be_gated(
+        self, nearest: nn.Module, blobs: Dataset, baseline: Baseline, tmp_path: Path
+    ) -> None:
+        run(nearest, blobs, tmp_path / "proved", certify="ibp")
+        (proved,) = load_baselines(tmp_path / "proved")
+        assert proved.record.certified
+        terms = Terms({"certified": 0.2})
+        verdict = check(
+            Candidate("new", nearest), proved, blobs, tmp_path / "new", terms=terms, device="cpu"
+        )
+        assert verdict.answer == "pass"
+        with pytest.raises(UsageError, match="has no certified points to compare with"):
+            check(Candidate("new", nearest), baseline, blobs, tmp_path / "no", terms=terms)
+
+    def test_plain_reports_are_json(self, gate: Gate, nearest: nn.Module) -> None:
+        import json
+
+        plain = json.loads(json.dumps(gate(nearest).plain(), allow_nan=False))
+        assert plain["schema"] == "robustkit/check/1"
+        assert plain["findings"][0]["metric"] == "robust"
+        assert plain["findings"][0]["drop"] == 0.0
+
+
+class TestCompare:
+    def test_two_records_give_the_verdict_of_a_run(
+        self, gate: Gate, baseline: Baseline, blobs: Dataset, nearest: nn.Module, tmp_path: Path
+    ) -> None:
+        run(shaken(nearest, 0.6), blobs, tmp_path / "other", name="other")
+        (other,) = load_baselines(tmp_path / "other")
+        verdict = compare(baseline, other)
+        assert verdict.n == 80
+        assert verdict.findings[0].p is not None
+        assert verdict.answer == gate(shaken(nearest, 0.6), replay=False).answer
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"seed": 1}, "the seed was 0, now 1"),
+            ({"attacks": ["fgsm"]}, "the attacks was"),
+            ({"threat": Threat.parse("linf:0.05")}, "the threat model was linf:0.06, now"),
+            ({"n": 40}, "it is about other points"),
+        ],
+    )
+    def test_what_differs_is_refused(
+        self, baseline: Baseline, nearest: nn.Module, blobs: Dataset, tmp_path: Path,
+        change: dict[str, object], told: str,
+    ) -> None:  # fmt: skip
+        run(nearest, blobs, tmp_path / "other", **change)
+        (other,) = load_baselines(tmp_path / "other")
+        with pytest.raises(UsageError, match=told):
+            compare(baseline, other)
+
+
+class TestBaselines:
+    def test_a_missing_one_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"there is no baseline at .*gone"):
+            load_baselines(tmp_path / "gone")
+
+    def test_the_only_one_serves_any_model_and_names_tell_several_apart(
+        self, baseline: Baseline
+    ) -> None:
+        assert choose([baseline], "whatever") is baseline
+        record = baseline.record.model_copy(update={"defense": "other"})
+        both = [baseline, Baseline(record, Path("other.json"))]
+        assert choose(both, "other") is both[1]
+        with pytest.raises(UsageError, match=r"no baseline fits third. There is: toy on blobs"):
+            choose(both, "third")
+        with pytest.raises(UsageError, match="several baselines fit toy"):
+            choose([baseline, baseline], "toy")
+
+    def test_what_was_asked_for_must_fit(self, baseline: Baseline) -> None:
+        assert choose([baseline], "toy", threat=THREAT, data="blobs") is baseline
+        for asked in ({"threat": Threat.parse("linf:0.1")}, {"data": "mnist"}, {"suite": "parity"}):
+            with pytest.raises(UsageError, match="no baseline fits toy"):
+                choose([baseline], "toy", **asked)
+
+    def test_the_points_must_be_the_same(
+        self, baseline: Baseline, blobs: Dataset, tmp_path: Path
+    ) -> None:
+        x, y = (part.numpy() for part in blobs.fetch(range(80)))
+        np.savez(tmp_path / "same.npz", x=x, y=y)
+        assert len(open_points(baseline, f"npz:{tmp_path / 'same.npz'}", None)) == 80
+        np.savez(tmp_path / "other.npz", x=x[::-1], y=y)
+        with pytest.raises(UsageError, match="does not hold the points of the baseline"):
+            open_points(baseline, f"npz:{tmp_path / 'other.npz'}", None)
+        np.savez(tmp_path / "fewer.npz", x=x[:40], y=y[:40])
+        with pytest.raises(UsageError, match="does not hold the points of the baseline"):
+            open_points(baseline, f"npz:{tmp_path / 'fewer.npz'}", None)
+        with pytest.raises(UsageError, match=r"cannot be had: .* name it with --data"):
+            open_points(baseline, None, None)
+
+    def test_a_suite_that_has_changed_is_not_used(self, baseline: Baseline) -> None:
+        record = baseline.record.model_copy(update={"suite": "quick"})
+        suite, attacks, note = attacks_of(baseline._replace(record=record), None)
+        assert suite is None
+        assert [str(spec) for spec in attacks] == LINE_UP
+        assert note is not None and "the suite quick has changed" in note
+
+    def test_attacks_that_are_gone_make_it_incompatible(self, baseline: Baseline) -> None:
+        record = baseline.record.model_copy(update={"attacks": ["vanished(steps=3)"]})
+        with pytest.raises(UsageError, match=r"cannot be run here: Unknown attack 'vanished'"):
+            attacks_of(baseline._replace(record=record), None)
+
+    def test_a_suite_by_name_reaches_the_surrogates_of_the_candidate(
+        self, baseline: Baseline
+    ) -> None:
+        from robustkit.suites import line_up
+
+        plain = [str(spec) for spec in line_up("quick", (), THREAT).specs]
+        record = baseline.record.model_copy(update={"suite": "quick", "attacks": plain})
+        assert attacks_of(baseline._replace(record=record), None) == ("quick", [], None)
+
+    def test_a_baseline_of_a_stranger_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "record.json").write_text('{"schema": "other"}')
+        with pytest.raises(UsageError, match="expected schema"):
+            load_baselines(tmp_path)
+
+
+class TestTerms:
+    def test_metrics_are_read(self) -> None:
+        assert tolerances((), 0.01) == {"robust": 0.01, "flags": 0.0}
+        assert tolerances(("clean=0.02", "worst-class"), 0.05) == {
+            "clean": 0.02,
+            "worst-class": 0.05,
+        }
+
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [
+            ({"tolerances": {"robsut": 0.1}}, "Unknown metric 'robsut'. Did you mean 'robust'"),
+            ({"tolerances": {"robust": 1.0}}, "from 0 to below 1"),
+            ({"tolerances": {}}, "at least one metric"),
+            ({"confidence": 95}, "0 < confidence < 1, got 95"),
+            ({"tolerances": {"tail-30": 0.1}, "claim": "population"}, "own points alone"),
+        ],
+    )
+    def test_nonsense_is_refused(self, given: dict[str, object], told: str) -> None:
+        with pytest.raises(UsageError, match=told):
+            Terms(**given)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=r"such as clean=0.02, got 'clean=lots'"):
+            tolerances(("clean=lots",), 0.01)
+
+
+def outcome(standing: list[bool]) -> dict[int, Status]:
+    return {p: "robust" if ok else "broken" for p, ok in enumerate(standing)}
+
+
+class TestStream:
+    def test_bounds_are_sure_of_what_is_left(self) -> None:
+        # 10 points, the baseline stands on 6; seen: 4 that stood, of which 3 were lost.
+        before = {p: p < 6 for p in range(10)}
+        now = {0: False, 1: False, 2: False, 3: True}
+        stream = Stream(before, [0, 1, 2, 3], now, finite=True)
+        # 2 more can be lost and 4 gained: the drop ends between (3 − 4) / 10 and (3 + 2) / 10.
+        assert (stream.least, stream.most) == (-0.1, 0.5)
+        assert stream.answer(0.6, 0.05, 0.05) == "pass"
+        low, high = stream.bounds(0.05, 0.05)
+        assert -0.1 <= low <= high <= 0.5
+
+    def test_the_tolerance_itself_is_accepted(self) -> None:
+        before = {p: True for p in range(100)}
+        for lost, answer in ((7, "pass"), (8, "regressed")):
+            now = {p: p >= lost for p in range(100)}
+            stream = Stream(before, list(range(100)), now, finite=True)
+            assert stream.answer(0.07, 0.05, 0.05) == answer
+
+    def test_a_population_stays_open_where_the_points_are_known(self) -> None:
+        before = {p: True for p in range(100)}
+        now = {p: p >= 8 for p in range(100)}
+        stream = Stream(before, shuffled(range(100), 0), now, finite=False)
+        assert stream.answer(0.07, 0.05, 0.05) == "undecided"
+        assert (stream.more(0.07, 0.05) or 0) > 100
+
+
+class TestJudge:
+    @pytest.fixture
+    def judge(self, baseline: Baseline) -> Callable[..., Judge]:
+        """A judge of a baseline of 400 points in 4 classes."""
+
+        def make(standing: list[bool], **terms: float) -> Judge:
+            n = len(standing)
+            status = list(outcome(standing).values())
+            points = {
+                "index": list(range(n)),
+                "label": [p % 4 for p in range(n)],
+                "predicted": [p % 4 for p in range(n)],
+                "status": status,
+                "attack": [None if s == "robust" else LINE_UP[0] for s in status],
+                "distance": [None] * n,
+            }
+            plain = baseline.record.model_dump(by_alias=True)
+            plain["data"] |= {"n": n, "total": n}
+            named = {key.replace("_", "-"): value for key, value in terms.items()}
+            return Judge(Record.model_validate({**plain, "points": points}), Terms(named))
+
+        return make
+
+    def test_worst_class_and_tail_are_exact_with_all_points(
+        self, judge: Callable[..., Judge]
+    ) -> None:
+        # Class 3 falls from 1 to 0.9, the others stay: the mean of the lowest 2 from 1 to 0.95.
+        now = [not (p % 4 == 3 and p < 40) for p in range(400)]
+        worst, tail = judge([True] * 400, worst_class=0.1, tail_30=0.04).findings(
+            list(range(400)), outcome(now), ()
+        )
+        assert worst.low == pytest.approx(0.1) == worst.high
+        assert tail.low == pytest.approx(0.05) == tail.high
+        assert (worst.answer, tail.answer) == ("pass", "regressed")
+        assert "weakest class" in worst.detail
+
+    def test_bounds_of_a_class_metric_hold_at_every_moment(
+        self, judge: Callable[..., Judge]
+    ) -> None:
+        """The drop of the worst class is 0.2; alarms at a tolerance of 0.2 are false."""
+        alarms = runs = 0
+        now = [not (p % 4 == 3 and p < 80) for p in range(400)]
+        one = judge([True] * 400, worst_class=0.2)
+        for seed in range(40):
+            order = shuffled(range(400), seed)
+            answers = [one.answers(order[:n], outcome(now))[0] for n in (50, 150, 250, 350)]
+            alarms, runs = alarms + ("regressed" in answers), runs + 1
+        assert clopper_pearson(alarms, runs, 0.99).low <= 0.05
+
+    def test_false_alarms_are_shared_between_metrics(self, judge: Callable[..., Judge]) -> None:
+        alone = judge([True] * 400, robust=0.1)
+        both = judge([True] * 400, robust=0.1, clean=0.1)
+        order, now = list(range(30)), outcome([p % 2 == 0 for p in range(30)])
+        lows = [j.findings(order, now, ())[0].low for j in (alone, both)]
+        assert lows[0] is not None and lows[1] is not None
+        assert lows[1] < lows[0]
+
+    def test_flags_of_the_baseline_are_not_new(self, baseline: Baseline) -> None:
+        flagged = baseline.record.model_copy(
+            update={"flags": [Flag(name="randomized", message="as it says")]}
+        )
+        judge = Judge(flagged, Terms({"flags": 0}))
+        assert judge.findings([0], {0: "robust"}, ("randomized",))[0].answer == "pass"
+        assert judge.findings([0], {0: "robust"}, ("chance",))[0].answer == "regressed"
+
+
+def test_a_finding_reads_like_a_sentence() -> None:
+    finding = Finding("robust", "regressed", 0.01, 0.8, 0.75, 0.02, 0.08, 6, 1, 100, 1000)
+    told = "robust 0.800 → 0.750: a drop of 0.0500, between 0.0200 and 0.0800, tolerance 0.01"
+    assert finding.sentence() == f"{told}, 6 points lost and 1 gained"
+    assert finding._replace(p=0.125).sentence().endswith("1 gained, McNemar p = 0.125")
+
+
+def test_saved_records_are_baselines_too(baseline: Baseline, tmp_path: Path) -> None:
+    save(baseline.record, tmp_path / "kept" / "records" / "toy.json")
+    (found,) = load_baselines(tmp_path / "kept")
+    assert found.record == baseline.record
+    assert found.examples is None
+    assert baseline.examples == baseline.path.parent
