@@ -121,7 +121,8 @@ def _item(line: Line, gallery: Gallery) -> dict[str, Any]:
         "have shown. It does not cover stronger attacks: those can only lower the number."
     )
     if row.audit_bound is not None:
-        interval += f" The full line-up would lower it by at most {row.audit_bound:.3f} (95%, by the audit)."
+        bound = f"{row.audit_bound:.3f} (95%, by the audit)"
+        interval += f" The full line-up would lower it by at most {bound}."
     addresses = [
         (picture, [data_uri(image) for image in picture.images]) for picture in gallery.pictures
     ]
