@@ -164,7 +164,8 @@ def _terminal(title: str, rows: Sequence[_Cells]) -> Table:
     )
     columns = [_shown(cells) for cells in rows]
     for heading in columns[0]:
-        if any(line[heading] for line in columns):
+        told = {line[heading] for line in columns}
+        if any(told) and not (heading == "suite" and len(told) == 1):
             whole = heading not in ("defense", "worst class", "strongest attack", "flags")
             built.add_column(heading, no_wrap=whole, overflow="fold")
     for line in columns:
@@ -183,6 +184,7 @@ def _shown(cells: _Cells) -> dict[str, str]:
         "may miss": "" if cells["audit_bound"] is None else f"{cells['audit_bound']:.3f}",
         "certified": "" if cells["certified"] is None else f"{cells['certified']:.3f}",
         "worst class": f"{cells['worst_class']:.3f} {clean(cells['worst_class_name'])}",
+        "suite": clean(cells["suite"] or "").partition("(")[0],
         "strongest attack": clean(cells["strongest_attack"] or "").partition("(")[0],
         "F/pt": f"{cells['forwards_per_point']:,.0f}",
         "flags": "\n".join(map(clean, _flags(cells))),
