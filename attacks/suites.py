@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from robustkit.errors import UsageError
 from robustkit.registry import suites
 from robustkit.threat import Threat
 
@@ -23,6 +24,7 @@ class Parity:
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """APGD-CE, targeted APGD-DLR, targeted FAB, Square."""
+        _refuse_l0("parity", threat)
         if threat.norm == "l1":
             first = ["apgd_l1(restarts=5)", "apgd_l1(loss=targeted_dlr, targets=5)"]
         else:
@@ -36,11 +38,18 @@ class Screen:
     """A first look in seconds: short white-box searches. An upper bound, not a claim.
 
     Up to 284 forward and backward passes for a point that survives everything (linf, l2), and 102
-    more forward and 51 backward passes for each surrogate that the model declares.
+    more forward and 51 backward passes for each surrogate that the model declares. In l0 it is
+    sigma-zero and FMN.
     """
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """APGD on the margin, then on the three closest targets."""
+        if threat.norm == "l0":
+            return [
+                "sigma_zero(change=0.03, steps=100)",
+                "fmn(steps=60)",
+                *(f"sigma_zero(change=0.03, steps=100, surrogate={name})" for name in surrogates),
+            ]
         name = "apgd_l1" if threat.norm == "l1" else "apgd"
         return [
             f"{name}(loss=margin, steps=50)",
@@ -62,6 +71,7 @@ class Rand:
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """APGD-CE and APGD-DLR."""
+        _refuse_l0("rand", threat)
         name = "apgd_l1" if threat.norm == "l1" else "apgd"
         return [f"{name}(eot={self.eot})", f"{name}(eot={self.eot}, loss=dlr)"]
 
@@ -79,10 +89,53 @@ class Surrogates:
     eot: Annotated[int, Field(ge=1)] = 1
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
-        """The margin and CE, first of the model, then of each surrogate."""
-        name = "apgd_l1" if threat.norm == "l1" else "apgd"
+        """The margin and CE, first of the model, then of each surrogate; in l0 sigma-zero."""
+        name = {"l1": "apgd_l1", "l0": "sigma_zero"}.get(threat.norm, "apgd")
+        losses = [""] if threat.norm == "l0" else ["loss=margin, ", "loss=ce, "]
         return [
-            f"{name}(eot={self.eot}, loss={loss}, steps={self.steps}{through})"
+            f"{name}(eot={self.eot}, {loss}steps={self.steps}{through})"
             for through in ["", *(f", surrogate={stand_in}" for stand_in in surrogates)]
-            for loss in ("margin", "ce")
+            for loss in losses
         ]
+
+
+@suites.register("minimum_norm", cites="arXiv:2102.12827")
+@dataclass(frozen=True)
+class MinimumNorm:
+    """Searches for the nearest adversarial input, for `--minimum-norm`.
+
+    Up to 500 passes per point in linf and l0, 900 in l2 and l1 (ten classes).
+    """
+
+    def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+        """FMN, also aimed, with FAB; in l2 DDN as well; in l0 sigma-zero instead."""
+        fmn = ["fmn(steps=100)", *(f"fmn(steps=100, surrogate={s})" for s in surrogates)]
+        return {
+            "linf": [*fmn, "fmn(steps=30, targets=5)", "fab(steps=40, targets=3)"],
+            "l2": [*fmn, "ddn(steps=100)", "fab(steps=50, targets=9)"],
+            "l1": [*fmn, "fmn(steps=30, targets=5)", "fab(steps=50, targets=9)"],
+            "l0": ["sigma_zero(change=0.03, steps=300)", *fmn, "fmn(steps=30, targets=3)"],
+        }[threat.norm]
+
+
+@suites.register("scout", cites="arXiv:2102.12827")
+@dataclass(frozen=True)
+class Scout:
+    """One short search for the nearest adversarial input; `--eps-grid` sends it ahead."""
+
+    def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+        """FMN; in l0 sigma-zero."""
+        return {
+            "linf": ["fmn(steps=30)"],
+            "l2": ["fmn(steps=30)"],
+            "l1": ["fmn(steps=50)"],
+            "l0": ["sigma_zero(change=0.03, steps=60)"],
+        }[threat.norm]
+
+
+def _refuse_l0(name: str, threat: Threat) -> None:
+    if threat.norm == "l0":
+        raise UsageError(
+            f"the suite {name} is not defined for l0: AutoAttack has no attacks for it. Use the "
+            "suite screen or minimum_norm, or --attack sigma_zero."
+        )

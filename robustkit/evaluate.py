@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +12,18 @@ import torch
 from torch import nn
 
 from robustkit import provenance
-from robustkit.bounds.certify import Certifier, certifier
+from robustkit.conduct import Ground, Wish, conduct
 from robustkit.data import Dataset, digest, select
-from robustkit.device import default_slots, pick_device, stride
+from robustkit.device import pick_device
 from robustkit.diagnose import Health, examine
-from robustkit.engine import Engine
 from robustkit.errors import UsageError
-from robustkit.ledger import Cost, Ledger
 from robustkit.model import refuse_training_mode
-from robustkit.outcome import Origin, make_record, settle_record
 from robustkit.record import Record, WeightsInfo
-from robustkit.run import Run, Watcher
+from robustkit.run import Watcher
 from robustkit.spec import Spec
-from robustkit.suites import line_up
+from robustkit.suites import line_up, refuse_fixed
 from robustkit.threat import Threat
 from robustkit.types import Model
-
-KEEP_BYTES = 2**30  # adversarial inputs are stored by default up to this size
 
 
 def evaluate(
@@ -51,6 +43,7 @@ def evaluate(
     batch_size: int | None = None,
     fresh: bool = False,
     save_adversarial: bool | None = None,
+    minimum_norm: bool = False,
     arguments: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     watcher: Watcher | None = None,
@@ -68,6 +61,9 @@ def evaluate(
         n: evaluate a fixed, seeded, class-balanced subset of this size.
         batch_size: points in flight at once; chosen by device when not given.
         save_adversarial: store what was found; by default up to 1 GiB.
+        minimum_norm: seek the closest adversarial input of every point, wherever it lies in the
+            box; the attacks must be made for that (ddn, fmn, fab, sigma_zero). Their distances are
+            `record.points.nearest`; the verdicts are those at the eps of `threat`.
         arguments: what the user typed, for the record.
 
     Raises:
@@ -76,61 +72,35 @@ def evaluate(
         RobustkitError: when the run cannot finish; what was found so far is kept. Also when an
             attack takes a point with a certificate.
     """
-    watcher, target, folder = watcher or Watcher(), pick_device(device), Path(folder)
-    specs, points = line_up(suite, attacks, threat, model), select(data, n, seed)
-    private, health = preflight(model, name, data, points, target)
-    prover = certifier(private, data.shape, threat, certify, seed) if certify else None
-    weights, content = _weights(private), digest(data, points)
-    proof = {"certify": prover.name, "attack_certified": attack_certified} if prover else {}
-    identity: dict[str, Any] = {
-        "robustkit": provenance.versions()["robustkit"],
-        "defense": name,
-        "weights": weights.digest,
-        "data": content,
-        "n": len(points),
-        "threat": asdict(threat),
-        "attacks": [str(spec) for spec in specs],
-        "seed": seed,
-        **proof,
-    }
-    watcher.model(name, len(points))
-    _warn_of_certificate(name, certify, prover, watcher)
-    _warn_of_eps(threat, data, watcher)
-    path, commit = folder / "record.json", provenance.commit()
-    with Ledger(folder / "ledger.sqlite", identity, fresh=fresh) as ledger:
-        _same_answers(ledger, health, name)
-        ledger.remember("shape", list(data.shape))
-        origin = Origin(suite, weights, content, dict(arguments or {}), list(notes),
-                        _first_start(ledger), commit)  # fmt: skip
-        engine = Engine(private, threat, batch_size or default_slots(target), stride(target))
-        keep = _keep(save_adversarial, data, len(points), watcher)
-        run = Run(name, private, data, threat, specs, points, seed, engine, target, ledger,
-                  health, keep, watcher, prover, attack_certified)  # fmt: skip
-        finished = ledger.costs().get(len(specs) - 1, Cost()).finished
-        if not finished:
-            path.unlink(missing_ok=True)  # of an earlier configuration: the ledger started over
-            run.all()
-        record = settle_record(make_record(run, origin), path, watcher)
-    for flag in record.flags:
-        watcher.note(f"{name}: {flag.name}: {flag.message}")
-    return record
+    watcher = watcher or Watcher()
+    specs = line_up(suite, attacks, threat, model)
+    if minimum_norm:
+        refuse_fixed(specs)
+    ground = survey(model, name, data, n, seed, device, watcher)
+    warn_of_eps(threat, data, watcher)
+    wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
+                dict(arguments or {}), tuple(notes))  # fmt: skip
+    return conduct(ground, specs, threat, Path(folder), wish, watcher, minimum_norm=minimum_norm)
 
 
-def _same_answers(ledger: Ledger, health: Health, name: str) -> None:
-    """Refuse to go on with a model that answers otherwise than when the run began.
+def survey(
+    model: Model | nn.Module,
+    name: str,
+    data: Dataset,
+    n: int | None,
+    seed: int,
+    device: str,
+    watcher: Watcher,
+) -> Ground:
+    """Look at model and data once, whatever they are evaluated for.
 
-    The digest of the weights does not see a changed forward pass.
+    Raises:
+        UsageError: when they cannot be evaluated together.
     """
-    now, before = health.answers.cpu(), ledger.remembered("answers")
-    if before is None or health.randomized:
-        ledger.remember("answers", now.tolist())
-        return
-    then = torch.tensor(before)
-    if then.shape != now.shape or float((then - now).abs().max() / now.abs().max()) > 1e-3:
-        raise UsageError(
-            f"{ledger.path.parent} holds a run of {name} when it answered otherwise to the same "
-            "inputs: its code has changed. Choose another --out, or start over with --fresh."
-        )
+    target, points = pick_device(device), select(data, n, seed)
+    private, health = preflight(model, name, data, points, target)
+    content = digest(data, points)
+    return Ground(name, private, health, _weights(private), data, points, content, seed, target)
 
 
 def preflight(
@@ -152,14 +122,7 @@ def preflight(
     return private, examine(private, sample, data.classes, name)
 
 
-def _warn_of_certificate(
-    name: str, asked: str | None, prover: Certifier | None, watcher: Watcher
-) -> None:
-    if asked and prover is None:
-        watcher.note(f"{name}: no certificate is known for a model of this kind.")
-
-
-def _warn_of_eps(threat: Threat, data: Dataset, watcher: Watcher) -> None:
+def warn_of_eps(threat: Threat, data: Dataset, watcher: Watcher) -> None:
     """Say so when the ball reaches from black to gray: the usual slip is a lost /255."""
     half = (threat.upper - threat.lower) / 2
     gray = torch.full((1, *data.shape), half)
@@ -197,23 +160,3 @@ def _weights(model: Model) -> WeightsInfo:
     module = model if isinstance(model, nn.Module) else nn.Identity()
     content, parameters = provenance.weights_digest(module)
     return WeightsInfo(digest=content, parameters=parameters)
-
-
-def _keep(asked: bool | None, data: Dataset, n: int, watcher: Watcher) -> bool:
-    size = 4 * n * prod(data.shape)
-    if asked is None and size > KEEP_BYTES:
-        watcher.note(
-            f"adversarial inputs are not stored: up to {size / 2**30:.1f} GiB, and the default "
-            f"ends at {KEEP_BYTES / 2**30:.0f} GiB. Ask for them with --save-adversarial."
-        )
-        return False
-    return asked is not False
-
-
-def _first_start(ledger: Ledger) -> str:
-    """Return when the run began, in its first life."""
-    started = ledger.remembered("started")
-    if started is None:
-        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        ledger.remember("started", started)
-    return str(started)

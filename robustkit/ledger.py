@@ -38,7 +38,8 @@ CREATE TABLE IF NOT EXISTS cost (
     DEFAULT 0, backwards INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
     flips INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0);
 """
-CLEAN, CERTIFY = -1, -2  # the stage numbers of the clean pass and of the certificate
+# Stage numbers of the clean pass, of the certificate, and of what a run at a larger eps had found.
+CLEAN, CERTIFY, CARRIED = -1, -2, -3
 
 
 class Fall(NamedTuple):
@@ -215,13 +216,15 @@ class Ledger:
     def write(
         self, stage: int, spent: Iterable[tuple[int, int]], falls: Iterable[Fall], cost: Cost
     ) -> None:
-        """Store in one transaction what a harvest brought: (point, job) pairs, falls, passes."""
+        """Store in one transaction (point, job) pairs, the closest fall of each point, passes."""
         with self.transaction():
             self._db.executemany(
                 "INSERT OR IGNORE INTO spent VALUES (?, ?, ?)", ((stage, *pair) for pair in spent)
             )
             self._db.executemany(
-                "INSERT OR IGNORE INTO broken VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO broken VALUES (?, ?, ?, ?, ?) ON CONFLICT (point) DO UPDATE SET "
+                "(stage, predicted, distance, example) = (excluded.stage, excluded.predicted, "
+                "excluded.distance, excluded.example) WHERE excluded.distance < distance",
                 ((*fall[:4], _pack(fall.example)) for fall in falls),
             )
             self._spend(stage, cost)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import robustkit.registry as registry
 from robustkit import provenance
 from robustkit.diagnose import review
 from robustkit.errors import UsageError
+from robustkit.ledger import CARRIED
 from robustkit.record import (
     Commit,
     DataInfo,
@@ -82,7 +84,7 @@ def make_record(run: Run, origin: Origin) -> Record:
         ),
         threat=ThreatInfo(**asdict(threat)),
         suite=origin.suite,
-        attacks=names,
+        attacks=[*names, *sorted(set(_carried(run).values()) - set(names))],
         seed=run.seed,
         arguments=origin.arguments,
         weights=origin.weights,
@@ -124,8 +126,12 @@ def _stages(run: Run) -> list[Stage]:
 
 
 def _points(run: Run) -> Points:
-    clean, falls, proved = run.ledger.clean(), run.ledger.falls(), run.ledger.certified()
-    index = run.points.tolist()
+    clean, found, proved = run.ledger.clean(), run.ledger.falls(), run.ledger.certified()
+    limit, index = run.threat.limit(prod(run.data.shape)), run.points.tolist()
+    # A minimum-norm run looks beyond the radius at which its verdicts are read.
+    falls = {p: fall for p, fall in found.items() if fall.distance <= limit}
+    before = _carried(run)
+    taken = {p: before.get(p) or str(run.specs[fall.stage]) for p, fall in falls.items()}
     statuses: list[Status] = [
         "misclassified"
         if clean[p][0] != clean[p][1]
@@ -141,6 +147,27 @@ def _points(run: Run) -> Points:
         label=[clean[point][0] for point in index],
         predicted=[clean[point][1] for point in index],
         status=statuses,
-        attack=[str(run.specs[falls[p].stage]) if p in falls else None for p in index],
+        attack=[taken.get(p) for p in index],
         distance=[falls[p].distance if p in falls else None for p in index],
+        nearest=[found[p].distance if p in found else None for p in index]
+        if run.minimum_norm
+        else None,
+        carried=_origins(run, index),
     )
+
+
+def _carried(run: Run) -> dict[int, str]:
+    """Return the points that fell to a larger eps at a distance that counts here, and to what."""
+    return {
+        point: run.carried["attacks"][point]
+        for point, fall in run.ledger.falls().items()
+        if fall.stage == CARRIED
+    }
+
+
+def _origins(run: Run, index: list[int]) -> list[float | None] | None:
+    """Return the larger eps at which a verdict of standing was reached."""
+    if not run.carried:
+        return None
+    proved, survived = run.carried["proved"], run.carried["survived"]
+    return [proved.get(point, survived.get(point)) for point in index]

@@ -13,19 +13,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from robustkit import jsonfile
+from robustkit.columns import Count as Count
+from robustkit.columns import Frozen
+from robustkit.columns import Points as Points
+from robustkit.columns import Status as Status
 from robustkit.errors import UsageError
 
 SCHEMA: Literal["robustkit/record/1"] = "robustkit/record/1"
-Status: TypeAlias = Literal["misclassified", "broken", "robust", "certified"]
-Count: TypeAlias = Annotated[int, Field(ge=0)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ClassAccuracy(NamedTuple):
@@ -35,14 +33,14 @@ class ClassAccuracy(NamedTuple):
     accuracy: float
 
 
-class Flag(_Model):
+class Flag(Frozen):
     """A reason to distrust the numbers: a stable name, what was seen, and what to do about it."""
 
     name: str
     message: str
 
 
-class Stage(_Model):
+class Stage(Frozen):
     """One attack of the suite, over the points that were still standing when it began."""
 
     attack: str
@@ -59,7 +57,7 @@ class Stage(_Model):
     seconds: Seconds
 
 
-class DataInfo(_Model):
+class DataInfo(Frozen):
     """The points that were evaluated."""
 
     name: str
@@ -76,7 +74,7 @@ class DataInfo(_Model):
     class_names: list[str] | None = None
 
 
-class ThreatInfo(_Model):
+class ThreatInfo(Frozen):
     """The threat model: ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper, in input units."""
 
     norm: str
@@ -85,53 +83,21 @@ class ThreatInfo(_Model):
     upper: float = 1.0
 
 
-class WeightsInfo(_Model):
+class WeightsInfo(Frozen):
     """Which weights were evaluated: SHA-256 of the state dict, and number of parameters."""
 
     digest: str
     parameters: Count
 
 
-class Commit(_Model):
+class Commit(Frozen):
     """The git commit that the run was started in; dirty if tracked files differed from it."""
 
     hash: str
     dirty: bool
 
 
-class Points(_Model):
-    """One entry per evaluated point, as parallel columns."""
-
-    index: list[Count]
-    """Position in the data set."""
-    label: list[Count]
-    predicted: list[int]
-    """On the clean input; differs from `label` exactly where the point is misclassified."""
-    status: list[Status]
-    attack: list[str | None]
-    """The attack that took the point; None unless it is broken."""
-    distance: list[float | None]
-    """From the clean to the adversarial input, in the norm of the threat model; else None."""
-
-    @pydantic.model_validator(mode="after")
-    def _consistent(self) -> Points:
-        columns = (self.index, self.label, self.predicted, self.status, self.attack, self.distance)
-        lengths = [len(column) for column in columns]
-        if len(set(lengths)) > 1:
-            raise ValueError(f"columns of equal length expected, got {lengths}")
-        if len(set(self.index)) < len(self.index):
-            raise ValueError("every point is listed once, but an index is repeated")
-        for index, label, predicted, status, attack, distance in zip(*columns, strict=True):
-            if (attack is not None) != (status == "broken"):
-                raise ValueError(f"point {index} is {status}, yet its attack is {attack!r}")
-            if distance is not None and status != "broken":
-                raise ValueError(f"point {index} is {status}, yet its distance is {distance!r}")
-            if (label != predicted) != (status == "misclassified"):
-                raise ValueError(f"point {index} ({label} predicted as {predicted}) is {status}")
-        return self
-
-
-class Record(_Model):
+class Record(Frozen):
     """Everything that one evaluation found, and what it takes to repeat it.
 
     All accuracies are fractions of all n points. A certified point counts as robust.
@@ -191,6 +157,13 @@ class Record(_Model):
             raise ValueError("points are certified, but no certificate was asked for")
         if strangers := {a for a in points.attack if a is not None} - set(self.attacks):
             raise ValueError(f"points were taken by {sorted(strangers)}, not among the attacks")
+        if smaller := [eps for eps in points.carried or () if eps and eps <= self.threat.eps]:
+            raise ValueError(f"points are carried from {smaller[0]}, which is not a larger eps")
+        pairs = zip(points.status, points.nearest or points.distance, strict=True)
+        if near := [
+            d for s, d in pairs if d is not None and d <= self.threat.eps and s != "broken"
+        ]:
+            raise ValueError(f"a point stands, yet an adversarial input lies at {near[0]}")
         return self
 
     @property

@@ -29,6 +29,7 @@ class StageReferee:
         ranked: per standing point, the classes by falling clean logit.
         entered: points that stood when the stage first began.
         spent: (point, job) pairs that an earlier run of the same command has finished.
+        claim: where the certificates hold; `threat` is where the search looks.
         proved: points with a certificate; one that falls all the same stops the run.
         keep: whether to store adversarial inputs.
         report: called after every harvest with (tasks finished, points still standing).
@@ -40,6 +41,7 @@ class StageReferee:
     data: Dataset
     reference: Model
     threat: Threat
+    claim: Threat
     ledger: Ledger
     ranked: dict[int, list[int]]
     entered: int
@@ -74,7 +76,7 @@ class StageReferee:
         return Tasks(*(tensor.to(self.device) for tensor in tasks))
 
     def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
-        """Verify candidates; those that stand wait for the next `settle`."""
+        """Verify candidates; the closest that stands waits for the next `settle`."""
         points = [item.point for item in work]
         verdict = verify(
             self.reference, z, x, y, self.threat, attack=self.name, points=points, draws=self.draws
@@ -82,18 +84,16 @@ class StageReferee:
         self._checks += len(work) * self.draws
         stands: list[bool] = verdict.broken.tolist()
         self._flips += stands.count(False)
-        refuted = [p for p, ok in zip(points, stands, strict=True) if ok and p in self.proved]
-        if refuted:
-            raise RobustkitError(
-                f"certificate refuted: {self.name} broke points {some(refuted)}, which were proved "
-                f"robust at {self.threat}. The bounds or the model's certificate are unsound; none "
-                "of its certificates may be used. Please report this with the run's folder."
-            )
+        inside = self.claim.contains(z, x).tolist()
+        columns = zip(points, stands, inside, strict=True)
+        refuted = [p for p, ok, near in columns if ok and near and p in self.proved]
+        refuse_refuted(refuted, self.name, self.claim)
         stored = z.cpu().numpy() if self.keep else None
         predicted, distances = verdict.predicted.tolist(), verdict.distance.tolist()
-        columns = zip(points, stands, predicted, distances, strict=True)
-        for row, (point, ok, label, distance) in enumerate(columns):
-            if ok and point not in self.falls:
+        rows = zip(points, stands, predicted, distances, strict=True)
+        for row, (point, ok, label, distance) in enumerate(rows):
+            known = self.falls.get(point)
+            if ok and (known is None or distance < known.distance):
                 example = None if stored is None else stored[row]
                 fall = Fall(point, self.stage, label, distance, example)
                 self.falls[point] = self._new[point] = fall
@@ -116,6 +116,16 @@ class StageReferee:
         )
         self.ledger.write(self.stage, spent, self._new.values(), cost)
         self._new, self._checks, self._flips, self._clock = {}, 0, 0, now
+
+
+def refuse_refuted(points: Sequence[int], attack: str, threat: Threat) -> None:
+    """Stop where points with a certificate were broken."""
+    if points:
+        raise RobustkitError(
+            f"certificate refuted: {attack} broke points {some(points)}, which were proved robust "
+            f"at {threat}. The bounds or the model's certificate are unsound; none of its "
+            "certificates may be used. Please report this with the run's folder."
+        )
 
 
 def _passes(outcomes: Sequence[Outcome]) -> Cost:

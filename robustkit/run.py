@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from robustkit.data import Dataset
 from robustkit.diagnose import Health
 from robustkit.engine import Engine, out_of_memory
 from robustkit.errors import RobustkitError, some
-from robustkit.ledger import CLEAN, Cost, Ledger
-from robustkit.referee import StageReferee
+from robustkit.ledger import CARRIED, CLEAN, Cost, Fall, Ledger
+from robustkit.nearest import NearestEngine
+from robustkit.referee import StageReferee, refuse_refuted
 from robustkit.registry import attacks
 from robustkit.spec import Spec
 from robustkit.threat import Threat
@@ -42,7 +44,11 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation in progress. `model` is the private copy that every pass goes through."""
+    """One evaluation in progress. `model` is the private copy that every pass goes through.
+
+    The first `scouts` attacks use up their budget and keep the closest success. `minimum_norm`:
+    all of them do, on every point, out to the edge of the box; `threat` is where verdicts are read.
+    """
 
     name: str
     model: Model
@@ -59,6 +65,17 @@ class Run:
     watcher: Watcher
     certifier: Certifier | None = None
     attack_certified: bool = False
+    minimum_norm: bool = False
+    scouts: int = 0
+
+    @property
+    def carried(self) -> dict[str, dict[int, Any]]:
+        """What a run at a larger eps had found, each by point; empty where there was none.
+
+        `survived` and `proved` say at which eps, `attacks` by which attack a point was broken.
+        """
+        note = self.ledger.remembered("carried") or {}
+        return {key: {int(p): what for p, what in by.items()} for key, by in note.items()}
 
     @property
     def draws(self) -> int:
@@ -119,9 +136,10 @@ class Run:
         """Try the certificate on every point that is classified correctly."""
         if self.certifier is None:
             return
-        tried = self.ledger.certified()
-        clean = self.ledger.clean()
-        right = [p for p, (label, predicted, _) in clean.items() if label == predicted]
+        tried, clean = self.ledger.certified(), self.ledger.clean()
+        fallen = {p for p, fall in self.ledger.falls().items() if fall.stage == CARRIED}
+        spared = set() if self.attack_certified else fallen
+        right = [p for p, (label, guess, _) in clean.items() if label == guess and p not in spared]
         todo, proved = [p for p in right if p not in tried], sum(tried.values())
         self.watcher.stage(f"certify {self.certifier.name}", len(right))
         size = self.certifier.batch
@@ -129,6 +147,8 @@ class Run:
             batch, clock = todo[start : start + size], time.monotonic()
             x, y = (part.to(self.device) for part in self.data.fetch(batch))
             holds = self.certifier.prove(x, y).tolist()
+            refuted = [p for p, ok in zip(batch, holds, strict=True) if ok and p in fallen]
+            refuse_refuted(refuted, "the attack at a larger eps", self.threat)
             self.ledger.write_certified(zip(batch, holds, strict=True), time.monotonic() - clock)
             proved += sum(holds)
             self.watcher.advance(len(right) - len(todo) + start + len(batch), proved, len(right))
@@ -139,28 +159,26 @@ class Run:
             return
         spec = self.specs[stage]
         search = attacks.build(spec)
-        falls = self.ledger.falls()
+        falls, scouting = self.ledger.falls(), stage < self.scouts
         proved = {point for point, holds in self.ledger.certified().items() if holds}
-        spared = set() if self.attack_certified else proved
-        standing = {
-            point: order
-            for point, (label, predicted, order) in self.ledger.clean().items()
-            if label == predicted and point not in falls and point not in spared
-        }
+        standing = self._standing(stage, falls, proved)
         jobs = search.jobs(self.threat, self.health.classes)
         spent = {item for item in self.ledger.spent(stage) if item[0] in standing}
         pending = len(standing) * len(jobs) - len(spent)
         self.watcher.stage(str(spec), pending)
+        engine = self._seeker() if scouting else self.engine
+        taken = sum(f.stage == stage and p not in standing for p, f in falls.items())
         referee = StageReferee(
             stage=stage,
             name=str(spec),
             jobs=jobs,
             data=self.data,
             reference=self.model,
-            threat=self.threat,
+            threat=engine.threat,
+            claim=self.threat,
             ledger=self.ledger,
             ranked=standing,
-            entered=len(standing) + sum(fall.stage == stage for fall in falls.values()),
+            entered=len(standing) + taken,
             spent=spent,
             proved=proved,
             seed=self.seed,
@@ -169,5 +187,28 @@ class Run:
             keep=self.keep,
             report=lambda done, left: self.watcher.advance(done, left, len(self.points)),
         )
-        self.engine.run(search, referee.queue(), pending, referee)
+        engine.run(search, referee.queue(), pending, referee)
         referee.close()
+
+    def _standing(
+        self, stage: int, falls: Mapping[int, Fall], proved: set[int]
+    ) -> dict[int, list[int]]:
+        """Return the points that a stage is given, with their classes by falling clean logit."""
+        # A scout that was interrupted goes on with what it has taken: closer ones may follow.
+        fallen = {p for p, fall in falls.items() if stage >= self.scouts or fall.stage != stage}
+        known = set() if self.minimum_norm else fallen
+        spared = set() if self.attack_certified or self.minimum_norm else proved
+        left_out = known | spared | self.carried.get("survived", {}).keys()
+        return {
+            point: order
+            for point, (label, predicted, order) in self.ledger.clean().items()
+            if label == predicted and point not in left_out
+        }
+
+    def _seeker(self) -> Engine:
+        """Return the engine that seeks the closest success."""
+        threat, (low, high) = self.threat, (self.threat.lower, self.threat.upper)
+        if self.minimum_norm:
+            threat = Threat.whole(threat.norm, prod(self.data.shape), low, high)
+        settings = {field.name: getattr(self.engine, field.name) for field in fields(self.engine)}
+        return NearestEngine(**{**settings, "threat": threat})

@@ -113,7 +113,8 @@ class Search(Protocol[S]):
     """One attack. Implementations are frozen dataclasses whose fields are the options.
 
     Two options mean something to the engine: `surrogate` (str) names a stand-in that the model
-    declares, `eot` (int) the passes that are averaged at every query.
+    declares, `eot` (int) the passes that are averaged at every query. A search that goes on toward
+    the clean point after a success says so by `minimizes = True`.
     """
 
     @property
@@ -158,6 +159,11 @@ def stand_in(search: object) -> str:
 def draws(search: object) -> int:
     """Return how many passes a search averages at every query (expectation over randomness)."""
     return int(getattr(search, "eot", 1))
+
+
+def minimizes(search: object) -> bool:
+    """Tell whether a search seeks the nearest adversarial input, not just one at a given radius."""
+    return bool(getattr(search, "minimizes", False))
 
 
 def select(rows: Rows, index: Int[Tensor, " r"]) -> Rows:

@@ -1,0 +1,111 @@
+"""The whole security curve in one run: many eps at little more than the cost of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from robustkit.carry import Carried, collect
+from robustkit.conduct import Wish, conduct
+from robustkit.data import Dataset
+from robustkit.errors import UsageError
+from robustkit.evaluate import survey, warn_of_eps
+from robustkit.record import Record
+from robustkit.run import Watcher
+from robustkit.spec import Spec
+from robustkit.suites import line_up
+from robustkit.threat import Threat
+from robustkit.types import Model
+
+_SCOUT = "scout"  # the suite that measures how far the points that fell are from falling
+
+
+def evaluate_grid(
+    model: Model | nn.Module,
+    *,
+    name: str,
+    data: Dataset,
+    threat: Threat,
+    grid: Sequence[float],
+    folder: Path | str,
+    suite: str | None = None,
+    attacks: Sequence[str | Spec] = (),
+    certify: str | None = None,
+    attack_certified: bool = False,
+    n: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int | None = None,
+    fresh: bool = False,
+    save_adversarial: bool | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    watcher: Watcher | None = None,
+) -> list[Record]:
+    """Evaluate one model at every eps of `grid`; return the records from the smallest eps up.
+
+    The line-up runs at the largest eps first, then downward. At each eps it is given only the
+    points that fell to the next larger one and are not yet known to fall here: a point costs one
+    survival. A point that fell at some distance has fallen at every larger eps; a point with a
+    certificate has one at every smaller eps; a point that stood is *carried* as standing to every
+    smaller eps without another attack (`record.points.carried`). The curve never rises with eps.
+    Before its second eps a longer grid sends a short minimum-norm search ahead.
+
+    Every eps has a folder of its own in `folder`, with its record and ledger; a record counts the
+    passes that its eps added. The run resumes where it was. Other arguments are those of
+    `evaluate`; of `threat` the norm and the box count.
+
+    Raises:
+        UsageError, RobustkitError: as `evaluate`; also for a grid that is empty, or holds an eps
+            twice or one that is not positive.
+    """
+    watcher, radii = watcher or Watcher(), descending(threat, grid)
+    line_ups = [line_up(suite, attacks, radius, model) for radius in radii]
+    ground = survey(model, name, data, n, seed, device, watcher)
+    warn_of_eps(radii[0], data, watcher)
+    wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
+                dict(arguments or {}), tuple(notes))  # fmt: skip
+    scouts = _scouts(radii, model, line_ups)
+    carried, records = Carried.nothing(tuple(radius.eps for radius in radii)), []
+    for number, (radius, specs) in enumerate(zip(radii, line_ups, strict=True)):
+        ahead = scouts if number == 1 else []
+        specs, place = [*ahead, *specs], folder_of(folder, radius)
+        records.append(
+            conduct(ground, specs, radius, place, wish, watcher, scouts=len(ahead), carried=carried)
+        )
+        if radius is not radii[-1]:
+            carried = collect(carried.grid, place, specs, radius, radii[number + 1])
+    return records[::-1]
+
+
+def descending(threat: Threat, grid: Sequence[float]) -> list[Threat]:
+    """Return the threat models of a grid, the largest first.
+
+    Raises:
+        UsageError: for a grid that is empty, holds an eps twice, or one that is not positive.
+    """
+    if not grid:
+        raise UsageError("expected at least one eps in the grid, got none.")
+    radii = [replace(threat, eps=float(eps)) for eps in sorted(grid, reverse=True)]
+    names = [str(radius) for radius in radii]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"the grid holds {name} twice (to six digits).")
+    return radii
+
+
+def folder_of(folder: Path | str, threat: Threat) -> Path:
+    """Return where the evidence of one eps lies in the folder of the run."""
+    return Path(folder) / str(threat).replace(":", "-")
+
+
+def _scouts(radii: Sequence[Threat], model: Any, line_ups: Sequence[Sequence[Spec]]) -> list[Spec]:
+    """Return the searches that go ahead; none where fewer than two eps are left to gain from it."""
+    if len(radii) < 3:
+        return []
+    known = {spec for specs in line_ups for spec in specs}
+    return [spec for spec in line_up(_SCOUT, (), radii[0], model) if spec not in known]
