@@ -76,8 +76,9 @@ def evaluate(
     specs = line_up(suite, attacks, threat, model)
     if minimum_norm:
         refuse_fixed(specs)
-    ground = survey(model, name, data, n, seed, device, watcher)
-    warn_of_eps(threat, data, watcher)
+    ground = survey(model, name, data, n, seed, device)
+    if not minimum_norm:
+        warn_of_eps(threat, data, watcher)
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 dict(arguments or {}), tuple(notes))  # fmt: skip
     return conduct(ground, specs, threat, Path(folder), wish, watcher, minimum_norm=minimum_norm)
@@ -90,7 +91,6 @@ def survey(
     n: int | None,
     seed: int,
     device: str,
-    watcher: Watcher,
 ) -> Ground:
     """Look at model and data once, whatever they are evaluated for.
 

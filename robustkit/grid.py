@@ -21,7 +21,9 @@ from robustkit.suites import line_up
 from robustkit.threat import Threat
 from robustkit.types import Model
 
-_SCOUT = "scout"  # the suite that measures how far the points that fell are from falling
+# The suite that goes ahead in a long grid: where the points that fell lie, it tells at once. In a
+# short one it costs more than it saves.
+_SCOUT, _LONG = "scout", 8
 
 
 def evaluate_grid(
@@ -53,7 +55,7 @@ def evaluate_grid(
     survival. A point that fell at some distance has fallen at every larger eps; a point with a
     certificate has one at every smaller eps; a point that stood is *carried* as standing to every
     smaller eps without another attack (`record.points.carried`). The curve never rises with eps.
-    Before its second eps a longer grid sends a short minimum-norm search ahead.
+    From 8 eps on, a short minimum-norm search goes ahead on the points that the largest eps broke.
 
     Every eps has a folder of its own in `folder`, with its record and ledger; a record counts the
     passes that its eps added. The run resumes where it was. Other arguments are those of
@@ -65,7 +67,7 @@ def evaluate_grid(
     """
     watcher, radii = watcher or Watcher(), descending(threat, grid)
     line_ups = [line_up(suite, attacks, radius, model) for radius in radii]
-    ground = survey(model, name, data, n, seed, device, watcher)
+    ground = survey(model, name, data, n, seed, device)
     warn_of_eps(radii[0], data, watcher)
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 dict(arguments or {}), tuple(notes))  # fmt: skip
@@ -104,8 +106,8 @@ def folder_of(folder: Path | str, threat: Threat) -> Path:
 
 
 def _scouts(radii: Sequence[Threat], model: Any, line_ups: Sequence[Sequence[Spec]]) -> list[Spec]:
-    """Return the searches that go ahead; none where fewer than two eps are left to gain from it."""
-    if len(radii) < 3:
+    """Return the searches that go ahead at the second eps."""
+    if len(radii) < _LONG:
         return []
     known = {spec for specs in line_ups for spec in specs}
     return [spec for spec in line_up(_SCOUT, (), radii[0], model) if spec not in known]

@@ -78,6 +78,10 @@ class Run:
         return {key: {int(p): what for p, what in by.items()} for key, by in note.items()}
 
     @property
+    def _survived(self) -> set[int]:
+        return set(self.carried.get("survived", {}))
+
+    @property
     def draws(self) -> int:
         return DRAWS if self.health.randomized else 1
 
@@ -100,6 +104,8 @@ class Run:
 
     def clean(self) -> None:
         """Classify every point that the ledger does not know yet."""
+        if self.carried:
+            return
         known = self.ledger.clean()
         todo = [point for point in self.points.tolist() if point not in known]
         correct = sum(label == predicted for label, predicted, _ in known.values())
@@ -168,6 +174,7 @@ class Run:
         self.watcher.stage(str(spec), pending)
         engine = self._seeker() if scouting else self.engine
         taken = sum(f.stage == stage and p not in standing for p, f in falls.items())
+        base = len(self._survived)
         referee = StageReferee(
             stage=stage,
             name=str(spec),
@@ -185,7 +192,7 @@ class Run:
             draws=self.draws,
             device=self.device,
             keep=self.keep,
-            report=lambda done, left: self.watcher.advance(done, left, len(self.points)),
+            report=lambda done, left: self.watcher.advance(done, left + base, len(self.points)),
         )
         engine.run(search, referee.queue(), pending, referee)
         referee.close()
@@ -198,7 +205,7 @@ class Run:
         fallen = {p for p, fall in falls.items() if stage >= self.scouts or fall.stage != stage}
         known = set() if self.minimum_norm else fallen
         spared = set() if self.attack_certified or self.minimum_norm else proved
-        left_out = known | spared | self.carried.get("survived", {}).keys()
+        left_out = known | spared | self._survived
         return {
             point: order
             for point, (label, predicted, order) in self.ledger.clean().items()

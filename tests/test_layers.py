@@ -16,10 +16,10 @@ STAGES = {
     "ground": "errors types spec registry rng threat losses importing files jsonfile device",
     "data": "npz download points folder sources named data",
     "defense": "surrogate parts nets adversary mixing bounds train checkpoints model",
-    "search": "search slots engine plain suites",
-    "verify": "verify ledger referee",
-    "record": "record provenance diagnose run outcome evaluate",
-    "leaderboard": "stats tables leaderboard",
+    "search": "search slots engine nearest plain suites",
+    "verify": "verify ledger carry referee",
+    "record": "columns record provenance diagnose run outcome conduct evaluate grid",
+    "leaderboard": "stats tables leaderboard curves",
     "terminal": "doctor cli __main__",
 }
 ORDER = [room for rooms in STAGES.values() for room in rooms.split()]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from robustkit.bounds.certify import certifier
 from robustkit.data import Dataset, open_dataset, select
 from robustkit.device import pick_device
 from robustkit.errors import UsageError
+from robustkit.grid import descending, folder_of
 from robustkit.model import Subject, bundled, load_model
 from robustkit.provenance import weights_digest
 from robustkit.registry import datasets
 from robustkit.spec import Spec
-from robustkit.suites import line_up
+from robustkit.suites import line_up, refuse_fixed
 from robustkit.threat import Threat
 
 SCHEMA = "robustkit/run/1"
-_DEFAULT_SUITE = "screen"
+_DEFAULT_SUITE, _NEAREST_SUITE = "screen", "minimum_norm"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Request:
     data: str = "bundled"
     data_root: Path | None = None
     threat: str | None = None
+    eps_grid: tuple[float, ...] | None = None
+    minimum_norm: bool = False
     suite: str | None = None
     attacks: tuple[str, ...] = ()
     certify: str | None = None
@@ -54,11 +58,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked request: models loaded, data open, folder settled."""
+    """A checked request: models loaded, data open, folder settled.
+
+    `threat` is the one of the run, or the largest of `grid`, which falls.
+    """
 
     request: Request
     data: Dataset
     threat: Threat
+    grid: tuple[Threat, ...]
     suite: str | None
     attacks: tuple[Spec, ...]
     subjects: tuple[Subject, ...]
@@ -68,6 +76,12 @@ class Plan:
     def folder(self, subject: Subject) -> Path:
         """Return the folder of one model's evidence."""
         return self.out / slug(subject.name)
+
+    def records(self, subject: Subject) -> list[Path]:
+        """Return where the records of one model will lie."""
+        folder = self.folder(subject)
+        places = [folder_of(folder, threat) for threat in self.grid] or [folder]
+        return [place / "record.json" for place in places]
 
     def arguments(self, subject: Subject) -> dict[str, Any]:
         """Return what the record keeps of the request."""
@@ -85,10 +99,14 @@ def make(request: Request) -> Plan:
     if request.suite and request.attacks:
         raise UsageError("--suite and --attack exclude each other: give one of them.")
     data = open_dataset(request.data, root=request.data_root, split="test")
-    threat = Threat.parse(request.threat or _usual_threat(request.data))
-    suite = request.suite or (None if request.attacks else _DEFAULT_SUITE)
+    grid = _grid(request)
+    threat = grid[0] if grid else _threat(request, data)
+    default = _NEAREST_SUITE if request.minimum_norm else _DEFAULT_SUITE
+    suite = request.suite or (None if request.attacks else default)
     attacks = tuple(Spec.parse(text) for text in request.attacks)
-    line_up(suite, attacks, threat)
+    specs = line_up(suite, attacks, threat)
+    if request.minimum_norm:
+        refuse_fixed(specs)
     if request.attack_certified and not request.certify:
         raise UsageError("--attack-certified needs --certify: nothing is certified without it.")
     select(data, request.n, request.seed)
@@ -97,18 +115,47 @@ def make(request: Request) -> Plan:
         line_up(suite, attacks, threat, subject.model)
         if request.certify:
             certifier(subject.model, data.shape, threat, request.certify, request.seed)
-    config = _config(request, threat, suite, attacks, subjects)
+    config = _config(request, threat, grid, suite, attacks, subjects)
     out = request.out or Path("robustkit-runs") / _default_name(config, data)
     _refuse_other(out, config, fresh=request.fresh)
-    return Plan(request, data, threat, suite, attacks, subjects, config, out)
+    return Plan(request, data, threat, grid, suite, attacks, subjects, config, out)
 
 
 def claim(plan: Plan) -> None:
     """Write the configuration into the run's folder; `--fresh` drops the records of another run."""
     if plan.request.fresh and (before := _previous(plan.out)):
-        for name in set(before["models"]) - set(plan.config["models"]):
-            (plan.out / slug(name) / "record.json").unlink(missing_ok=True)
+        places = [plan.out / slug(name) for name in before["models"]]
+        found = {file for place in places for file in place.rglob("record.json")}
+        for file in found - {file for subject in plan.subjects for file in plan.records(subject)}:
+            file.unlink()
     jsonfile.write(plan.config, plan.out / "config.json")
+
+
+def _grid(request: Request) -> tuple[Threat, ...]:
+    """Return the threat models of `--eps-grid`, the largest first; none where it was not given."""
+    if request.eps_grid is None:
+        return ()
+    if request.minimum_norm:
+        raise UsageError(
+            "--minimum-norm and --eps-grid exclude each other: the first finds a distance for "
+            "every point, and with it the robust accuracy at every eps."
+        )
+    norm, colon, _ = (request.threat or _usual_threat(request.data)).partition(":")
+    if request.threat and colon:
+        raise UsageError(
+            f"--threat {request.threat} names an eps, and --eps-grid names others: give the norm "
+            f"alone, --threat {norm}."
+        )
+    return tuple(descending(Threat.parse(f"{norm}:1"), request.eps_grid))
+
+
+def _threat(request: Request, data: Dataset) -> Threat:
+    """Return the threat model; a norm alone is bounded by the box, where distances are sought."""
+    text = request.threat or _usual_threat(request.data)
+    if not request.minimum_norm or ":" in text:
+        return Threat.parse(text)
+    norm = Threat.parse(f"{text}:1").norm
+    return Threat.whole(norm, prod(data.shape))
 
 
 def usual_threat(text: str) -> str | None:
@@ -151,6 +198,7 @@ def _subjects(request: Request, data: Dataset) -> tuple[Subject, ...]:
 def _config(
     request: Request,
     threat: Threat,
+    grid: tuple[Threat, ...],
     suite: str | None,
     attacks: tuple[Spec, ...],
     subjects: tuple[Subject, ...],
@@ -168,12 +216,15 @@ def _config(
         "seed": request.seed,
         **({"certify": request.certify} if request.certify else {}),
         **({"attack_certified": True} if request.attack_certified else {}),
+        **({"minimum_norm": True} if request.minimum_norm else {}),
+        **({"eps_grid": [radius.eps for radius in grid]} if grid else {}),
     }
 
 
 def _default_name(config: dict[str, Any], data: Dataset) -> str:
     norm, _, eps = config["threat"].partition(":")
     suite, points = config["suite"] or "attacks", config["n"] or len(data)
+    eps = f"{config['eps_grid'][-1]:.6g}-{eps}" if "eps_grid" in config else eps
     code = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
     return slug(f"{config['data']}-{norm}-{eps}-{suite}-{points}-s{config['seed']}-{code}")
 
