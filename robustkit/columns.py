@@ -42,6 +42,7 @@ class Points(Frozen):
     def _consistent(self) -> Points:
         columns = (self.index, self.label, self.predicted, self.status, self.attack, self.distance)
         lengths = [len(column) for column in columns]
+        lengths += [len(column) for column in (self.nearest, self.carried) if column is not None]
         if len(set(lengths)) > 1:
             raise ValueError(f"columns of equal length expected, got {lengths}")
         if len(set(self.index)) < len(self.index):

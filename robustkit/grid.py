@@ -65,7 +65,7 @@ def evaluate_grid(
         UsageError, RobustkitError: as `evaluate`; also for a grid that is empty, or holds an eps
             twice or one that is not positive.
     """
-    watcher, radii = watcher or Watcher(), descending(threat, grid)
+    watcher, radii = _Once(watcher or Watcher()), descending(threat, grid)
     line_ups = [line_up(suite, attacks, radius, model) for radius in radii]
     ground = survey(model, name, data, n, seed, device)
     warn_of_eps(radii[0], data, watcher)
@@ -82,6 +82,31 @@ def evaluate_grid(
         if radius is not radii[-1]:
             carried = collect(carried.grid, place, specs, radius, radii[number + 1])
     return records[::-1]
+
+
+class _Once(Watcher):
+    """Hands on what it hears, but no note twice: most hold at every eps alike."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher, self._told = watcher, set[str]()
+
+    def model(self, name: str, points: int) -> None:
+        """Hand on."""
+        self._watcher.model(name, points)
+
+    def stage(self, name: str, tasks: int) -> None:
+        """Hand on."""
+        self._watcher.stage(name, tasks)
+
+    def advance(self, done: int, robust: int, points: int) -> None:
+        """Hand on."""
+        self._watcher.advance(done, robust, points)
+
+    def note(self, message: str) -> None:
+        """Hand on what is new."""
+        if message not in self._told:
+            self._told.add(message)
+            self._watcher.note(message)
 
 
 def descending(threat: Threat, grid: Sequence[float]) -> list[Threat]:

@@ -209,7 +209,7 @@ def _config(
         "models": [subject.name for subject in subjects],
         "weights": [weights_digest(subject.model)[0] for subject in subjects],
         "data": request.data,
-        "threat": str(threat),
+        "threat": threat.norm if grid else str(threat),
         "suite": suite and str(Spec.parse(suite)),
         "attacks": [str(spec) for spec in attacks],
         "n": request.n,
@@ -224,7 +224,8 @@ def _config(
 def _default_name(config: dict[str, Any], data: Dataset) -> str:
     norm, _, eps = config["threat"].partition(":")
     suite, points = config["suite"] or "attacks", config["n"] or len(data)
-    eps = f"{config['eps_grid'][-1]:.6g}-{eps}" if "eps_grid" in config else eps
+    if radii := config.get("eps_grid"):
+        eps = f"{radii[-1]:.6g}-{radii[0]:.6g}"
     code = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
     return slug(f"{config['data']}-{norm}-{eps}-{suite}-{points}-s{config['seed']}-{code}")
 
