@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from robustkit.data import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluate import survey, warn_of_eps
 from robustkit.record import Record
+from robustkit.registry import attacks as known
 from robustkit.run import Watcher
 from robustkit.spec import Spec
 from robustkit.suites import line_up
@@ -52,10 +55,11 @@ def evaluate_grid(
 
     The line-up runs at the largest eps first, then downward. At each eps it is given only the
     points that fell to the next larger one and are not yet known to fall here: a point costs one
-    survival. A point that fell at some distance has fallen at every larger eps; a point with a
-    certificate has one at every smaller eps; a point that stood is *carried* as standing to every
-    smaller eps without another attack (`record.points.carried`). The curve never rises with eps.
-    From 8 eps on, a short minimum-norm search goes ahead on the points that the largest eps broke.
+    survival. The attacks that took most of them there come first, those without gradients last.
+    A point that fell at some distance has fallen at every larger eps; a point with a certificate
+    has one at every smaller eps; a point that stood is *carried* as standing to every smaller eps
+    without another attack (`record.points.carried`). The curve never rises with eps. From 8 eps
+    on, a short minimum-norm search goes ahead on the points that the largest eps broke.
 
     Every eps has a folder of its own in `folder`, with its record and ledger; a record counts the
     passes that its eps added. The run resumes where it was. Other arguments are those of
@@ -72,10 +76,11 @@ def evaluate_grid(
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 dict(arguments or {}), tuple(notes))  # fmt: skip
     scouts = _scouts(radii, model, line_ups)
-    carried, records = Carried.nothing(tuple(radius.eps for radius in radii)), []
+    carried, records = Carried.nothing(tuple(radius.eps for radius in radii)), list[Record]()
     for number, (radius, specs) in enumerate(zip(radii, line_ups, strict=True)):
         ahead = scouts if number == 1 else []
-        specs, place = [*ahead, *specs], folder_of(folder, radius)
+        order = _promising(specs, records[-1], radius) if records else specs
+        specs, place = [*ahead, *order], folder_of(folder, radius)
         records.append(
             conduct(ground, specs, radius, place, wish, watcher, scouts=len(ahead), carried=carried)
         )
@@ -130,9 +135,22 @@ def folder_of(folder: Path | str, threat: Threat) -> Path:
     return Path(folder) / str(threat).replace(":", "-")
 
 
+def _promising(specs: Sequence[Spec], larger: Record, threat: Threat) -> list[Spec]:
+    """Put first the attacks that took most of the points that are open at the smaller `threat`.
+
+    What is left standing does not depend on the order; the cost does. Attacks without gradients
+    stay behind those with, which is how masked gradients are noticed.
+    """
+    limit, points = threat.limit(prod(larger.data.shape)), larger.points
+    pairs = zip(points.attack, points.distance, strict=True)
+    taken = Counter(attack for attack, length in pairs if length is not None and length > limit)
+    blind = {spec: not known.entry(spec.name).facts["white_box"] for spec in specs}
+    return sorted(specs, key=lambda spec: (blind[spec], -taken[str(spec)]))
+
+
 def _scouts(radii: Sequence[Threat], model: Any, line_ups: Sequence[Sequence[Spec]]) -> list[Spec]:
     """Return the searches that go ahead at the second eps."""
     if len(radii) < _LONG:
         return []
-    known = {spec for specs in line_ups for spec in specs}
-    return [spec for spec in line_up(_SCOUT, (), radii[0], model) if spec not in known]
+    listed = {spec for specs in line_ups for spec in specs}
+    return [spec for spec in line_up(_SCOUT, (), radii[0], model) if spec not in listed]
