@@ -70,8 +70,9 @@ class Apgd:
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """Targets in order of rank, each with its restarts."""
-        if threat.norm == "l1":
-            raise UsageError("apgd supports linf and l2, got l1. Use apgd_l1.")
+        if threat.norm not in ("linf", "l2"):
+            other = "apgd_l1" if threat.norm == "l1" else "sigma_zero or fmn"
+            raise UsageError(f"apgd supports linf and l2, got {threat.norm}. Use {other}.")
         return list_jobs(self.targets if self.loss in TARGETED else 0, self.restarts, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:

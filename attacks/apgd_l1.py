@@ -76,7 +76,8 @@ class ApgdL1:
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """Targets in order of rank, each with its restarts."""
         if threat.norm != "l1":
-            raise UsageError(f"apgd_l1 supports l1, got {threat.norm}. Use apgd.")
+            other = "sigma_zero or fmn" if threat.norm == "l0" else "apgd"
+            raise UsageError(f"apgd_l1 supports l1, got {threat.norm}. Use {other}.")
         return list_jobs(self.targets if self.loss in TARGETED else 0, self.restarts, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from robustkit.errors import UsageError
 from robustkit.losses import targeted_margin
 from robustkit.registry import attacks
 from robustkit.search import Job, Reply, Tasks, list_jobs
@@ -43,9 +44,9 @@ class Fab:
     pulled back toward the clean point. The iterates often lie outside the ball.
 
     A run costs 1 + steps passes, and one more for each iterate that was pulled back. Differs from
-    the paper: it ends with the first example inside the threat model; smaller ones are not sought.
-    Differs from the reference code: one pass tells whether an iterate fools the model and gives
-    its gradient, and the pulled-back iterates projected as well; there are no random restarts.
+    the reference code: one pass tells whether an iterate fools the model and gives its gradient,
+    and the pulled-back iterates projected as well; there are no random restarts, and no search
+    between the closest example and the clean point at the end.
 
     Attributes:
         steps: projections of one run.
@@ -63,9 +64,12 @@ class Fab:
 
     uses_gradient = True
     stays_inside = False
+    minimizes = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """One run per target."""
+        if threat.norm == "l0":
+            raise UsageError("fab supports linf, l2 and l1, got l0. Use sigma_zero or fmn.")
         return list_jobs(self.targets, 1, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from robustkit.errors import UsageError
 from robustkit.losses import ce
 from robustkit.registry import attacks
 from robustkit.search import Job, Reply, Tasks
@@ -40,6 +41,8 @@ class Fgsm:
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """One untargeted run."""
+        if threat.norm == "l0":
+            raise UsageError("fgsm supports linf, l2 and l1, got l0. Use sigma_zero or fmn.")
         return [Job()]
 
     def start(self, tasks: Tasks, threat: Threat) -> State:

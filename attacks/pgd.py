@@ -70,6 +70,8 @@ class Pgd:
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """Targets in order of rank, each with its restarts."""
+        if threat.norm == "l0":
+            raise UsageError("pgd supports linf, l2 and l1, got l0. Use sigma_zero or fmn.")
         return list_jobs(self.targets if self.loss in TARGETED else 0, self.restarts, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:

@@ -73,6 +73,8 @@ class Square:
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """One untargeted run per restart."""
+        if threat.norm == "l0":
+            raise UsageError("square supports linf, l2 and l1, got l0. Use sigma_zero or fmn.")
         return list_jobs(0, self.restarts, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:

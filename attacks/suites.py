@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from robustkit.audit import Audit
+from robustkit.errors import UsageError
 from robustkit.registry import suites
 from robustkit.threat import Threat
 
@@ -24,6 +25,7 @@ class Parity:
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """APGD-CE, targeted APGD-DLR, targeted FAB, Square."""
+        _refuse_l0("parity", threat)
         if threat.norm == "l1":
             first = ["apgd_l1(restarts=5)", "apgd_l1(loss=targeted_dlr, targets=5)"]
         else:
@@ -40,13 +42,17 @@ class Quick:
     """
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
-        """`relay` with a small budget; in l1 `apgd_l1`, on the margin and on two targets."""
-        return _through(
-            surrogates,
-            ["apgd_l1(loss=margin, steps=54)", "apgd_l1(loss=targeted_dlr, steps=30, targets=2)"]
-            if threat.norm == "l1"
-            else ["relay(first=15, legs=3, probe=8, probes=3, steps=24)"],
-        )
+        """`relay` with a small budget; `apgd_l1` in l1, sigma-zero and FMN in l0."""
+        if threat.norm == "l0":
+            line = ["sigma_zero(change=0.03, steps=70)", "fmn(steps=40)"]
+        elif threat.norm == "l1":
+            line = [
+                "apgd_l1(loss=margin, steps=54)",
+                "apgd_l1(loss=targeted_dlr, steps=30, targets=2)",
+            ]
+        else:
+            line = ["relay(first=15, legs=3, probe=8, probes=3, steps=24)"]
+        return _through(surrogates, line)
 
 
 @suites.register("fast", cites="")
@@ -68,6 +74,7 @@ class Fast:
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """`relay`; in l1 `apgd_l1`, on the margin and on targets."""
+        _refuse_l0("fast", threat)
         return _through(
             surrogates,
             ["apgd_l1(loss=margin)", "apgd_l1(loss=targeted_dlr, steps=40, targets=4)"]
@@ -93,6 +100,7 @@ class Rand:
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """APGD-CE and APGD-DLR."""
+        _refuse_l0("rand", threat)
         name = "apgd_l1" if threat.norm == "l1" else "apgd"
         return [f"{name}(eot={self.eot})", f"{name}(eot={self.eot}, loss=dlr)"]
 
@@ -110,12 +118,13 @@ class Surrogates:
     eot: Annotated[int, Field(ge=1)] = 1
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
-        """The margin and CE, first of the model, then of each surrogate."""
-        name = "apgd_l1" if threat.norm == "l1" else "apgd"
+        """The margin and CE, first of the model, then of each surrogate; in l0 sigma-zero."""
+        name = {"l1": "apgd_l1", "l0": "sigma_zero"}.get(threat.norm, "apgd")
+        losses = [""] if threat.norm == "l0" else ["loss=margin, ", "loss=ce, "]
         return [
-            f"{name}(eot={self.eot}, loss={loss}, steps={self.steps}{through})"
+            f"{name}(eot={self.eot}, {loss}steps={self.steps}{through})"
             for through in ["", *(f", surrogate={stand_in}" for stand_in in surrogates)]
-            for loss in ("margin", "ce")
+            for loss in losses
         ]
 
 
@@ -127,3 +136,45 @@ def _through(surrogates: Sequence[str], specs: Sequence[str]) -> list[str]:
             head, given = (spec.rstrip(")") + ", ").split("(", 1) if "(" in spec else (spec, "")
             found.append(f"{head}({given}surrogate={stand_in})")
     return found
+
+
+@suites.register("minimum_norm", cites="arXiv:2102.12827")
+@dataclass(frozen=True)
+class MinimumNorm:
+    """Searches for the nearest adversarial input, for `--minimum-norm`.
+
+    Up to 500 passes per point in linf and l0, 900 in l2 and l1 (ten classes).
+    """
+
+    def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+        """FMN, also aimed, with FAB; in l2 DDN as well; in l0 sigma-zero instead."""
+        fmn = ["fmn(steps=100)", *(f"fmn(steps=100, surrogate={s})" for s in surrogates)]
+        return {
+            "linf": [*fmn, "fmn(steps=30, targets=5)", "fab(steps=40, targets=3)"],
+            "l2": [*fmn, "ddn(steps=100)", "fab(steps=50, targets=9)"],
+            "l1": [*fmn, "fmn(steps=30, targets=5)", "fab(steps=50, targets=9)"],
+            "l0": ["sigma_zero(change=0.03, steps=300)", *fmn, "fmn(steps=30, targets=3)"],
+        }[threat.norm]
+
+
+@suites.register("scout", cites="arXiv:2102.12827")
+@dataclass(frozen=True)
+class Scout:
+    """One short search for the nearest adversarial input; `--eps-grid` sends it ahead."""
+
+    def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+        """FMN; in l0 sigma-zero."""
+        return {
+            "linf": ["fmn(steps=30)"],
+            "l2": ["fmn(steps=30)"],
+            "l1": ["fmn(steps=50)"],
+            "l0": ["sigma_zero(change=0.03, steps=60)"],
+        }[threat.norm]
+
+
+def _refuse_l0(name: str, threat: Threat) -> None:
+    if threat.norm == "l0":
+        raise UsageError(
+            f"the suite {name} is not defined for l0: AutoAttack has no attacks for it. Use the "
+            "suite quick or minimum_norm, or --attack sigma_zero."
+        )

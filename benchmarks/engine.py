@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmarks.vs_autoattack import reference_resnet18
 from robustkit.data import Dataset, from_arrays, open_dataset, select, subset
 from robustkit.device import pick_device
-from robustkit.engine import Engine, _Floor
+from robustkit.engine import Engine, Floor
 from robustkit.evaluate import evaluate, private_copy
 from robustkit.model import Subject, load_model
 from robustkit.plain import _Plain
@@ -60,9 +60,9 @@ def overhead(
         logits = model(x)
     right = (logits.argmax(1) == y).nonzero().flatten().tolist()[:slots]
     ranked = logits.argsort(1, descending=True)
-    referee = _Doubter(x, y, ranked, search.jobs(threat, logits.shape[1]), spec, 0)
+    referee = _Doubter(x, y, ranked, search.jobs(threat, logits.shape[1]), spec, 0, threat)
     engine = Engine(tuned.model, threat, slots)
-    floor = _Floor(engine, search, iter([Work(point, 0) for point in right]), referee, slots)
+    floor = Floor(engine, search, iter([Work(point, 0) for point in right]), referee, slots)
     floor.refill()
     bare = _bare(tuned.model, floor.state.query, gradient=search.uses_gradient)
 
@@ -140,7 +140,7 @@ def occupancy(
         logits = model(x)
     search, right = attacks.build(spec), (logits.argmax(1) == y).nonzero().flatten().tolist()
     jobs, ranked = search.jobs(threat, logits.shape[1]), logits.argsort(1, descending=True)
-    books, engine = _Books(x, y, ranked, jobs, spec, 0), Engine(model, threat, slots)
+    books, engine = _Books(x, y, ranked, jobs, spec, 0, threat), Engine(model, threat, slots)
     queue = iter([Work(point, job) for job in range(len(jobs)) for point in right])
     engine.run(search, queue, len(right) * len(jobs), books)
     return books.forwards / engine.evaluated

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from robustkit.data import open_dataset
     from robustkit.evaluate import evaluate
     from robustkit.examples import adversarial_inputs
+    from robustkit.grid import evaluate_grid
     from robustkit.model import load_model
     from robustkit.plain import attack
     from robustkit.record import Record
@@ -34,6 +35,7 @@ __all__ = [
     "attack",
     "errors",
     "evaluate",
+    "evaluate_grid",
     "load_model",
     "open_dataset",
 ]
@@ -51,6 +53,7 @@ _HOMES = {
     "adversarial_inputs": "robustkit.examples",
     "attack": "robustkit.plain",
     "evaluate": "robustkit.evaluate",
+    "evaluate_grid": "robustkit.grid",
     "load_model": "robustkit.model",
     "open_dataset": "robustkit.data",
 }

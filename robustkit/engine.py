@@ -56,13 +56,18 @@ class Engine:
         """
         # Without a graph to keep for the way back, more points fit.
         room = self.slots if search.uses_gradient else 4 * self.slots
-        floor = _Floor(self, search, queue, referee, max(1, min(room, pending)))
+        floor = self.floor(self, search, queue, referee, max(1, min(room, pending)))
         floor.refill()
         while floor.work:
             for _ in range(self.stride):
                 floor.advance()
             floor.harvest()
             floor.refill()
+
+    @property
+    def floor(self) -> type[Floor]:
+        """What its slots do with a success."""
+        return Floor
 
     def ask(self, search: Search[Any], state: Any) -> Reply:
         """Evaluate the model at `state.query`; see `robustkit.passes.ask`."""
@@ -71,7 +76,7 @@ class Engine:
         return ask(self.model, search, state, half=self.half)
 
 
-class _Floor:
+class Floor:
     """The slots of one run. Row i of every tensor belongs to `work[i]`."""
 
     def __init__(
@@ -108,8 +113,9 @@ class _Floor:
         books.forwards.add_(running * (eot + bool(stand_in(self.search))))
         if self.search.uses_gradient:
             books.backwards.add_(running * eot)
-        self._catch(running & (reply.logits.argmax(1) != self.tasks.y))
-        self.state = self._drop_undefined(running & ~reply.logits.isfinite().all(1), following)
+        defined = reply.logits.isfinite().all(1)
+        self._catch(running & defined & (reply.logits.argmax(1) != self.tasks.y))
+        self.state = self._drop_undefined(running & ~defined, following)
 
     def harvest(self) -> None:
         """Judge the candidates, end what is over, hand the books to the referee."""
@@ -150,7 +156,6 @@ class _Floor:
             return following
         inside = undefined & self.engine.threat.contains(self.state.query, self.tasks.x)
         self.books.broken.logical_or_(inside)
-        self.books.caught.logical_and_(~undefined)
         return following._replace(done=following.done | undefined)
 
     def _catch(self, wrong: Mask) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +12,20 @@ import torch
 from torch import nn
 
 from robustkit import provenance
-from robustkit.bounds.certify import Certifier, certifier
+from robustkit.conduct import Ground, Wish, conduct
 from robustkit.data import Dataset, digest, select
-from robustkit.device import pick_device, stride
+from robustkit.device import pick_device
 from robustkit.diagnose import Health, examine
-from robustkit.engine import Engine
 from robustkit.errors import UsageError
-from robustkit.ledger import Cost, Ledger
 from robustkit.model import refuse_training_mode
-from robustkit.outcome import Origin, make_record, settle_record
 from robustkit.pace import Pace
 from robustkit.record import Record, WeightsInfo
-from robustkit.replay import Examples, find_examples
-from robustkit.run import Run, Watcher
+from robustkit.run import Watcher
 from robustkit.spec import Spec
-from robustkit.suites import LineUp, line_up
+from robustkit.suites import line_up, refuse_fixed
 from robustkit.threat import Threat
 from robustkit.tuning import AUTOMATIC, Tuning, tune
 from robustkit.types import Images, Model
-
-KEEP_BYTES = 2**30  # adversarial inputs are stored by default up to this size
 
 
 def evaluate(
@@ -58,6 +49,7 @@ def evaluate(
     tuning: Tuning = AUTOMATIC,
     fresh: bool = False,
     save_adversarial: bool | None = None,
+    minimum_norm: bool = False,
     arguments: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     watcher: Watcher | None = None,
@@ -79,6 +71,9 @@ def evaluate(
         batch_size: points in flight at once; chosen by device when not given.
         tuning: how the model is made fast for searches; verdicts are always float32.
         save_adversarial: store what was found; by default up to 1 GiB.
+        minimum_norm: seek the closest adversarial input of every point, wherever it lies in the
+            box; the attacks must be made for that (ddn, fmn, fab, sigma_zero). Their distances are
+            `record.points.nearest`; the verdicts are those at the eps of `threat`.
         arguments: what the user typed, for the record.
 
     Raises:
@@ -87,70 +82,41 @@ def evaluate(
         RobustkitError: when the run cannot finish; what was found so far is kept. Also when an
             attack takes a point with a certificate.
     """
-    watcher, target, folder = watcher or Watcher(), pick_device(device), Path(folder)
-    line, chosen = line_up(suite, attacks, threat, model), _choose(data, n, points, seed)
+    watcher, line = watcher or Watcher(), line_up(suite, attacks, threat, model)
+    if minimum_norm:
+        refuse_fixed(line.specs)
+        if replay is not None or pace is not None:
+            raise UsageError("a minimum-norm run takes no replay and no budget.")
+    ground = survey(model, name, data, n, seed, device, points=points, tuning=tuning)
+    if not minimum_norm:
+        warn_of_eps(threat, data, watcher)
+    wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
+                dict(arguments or {}), tuple(notes), replay, pace)  # fmt: skip
+    return conduct(ground, line, threat, Path(folder), wish, watcher, minimum_norm=minimum_norm)
+
+
+def survey(
+    model: Model | nn.Module,
+    name: str,
+    data: Dataset,
+    n: int | None,
+    seed: int,
+    device: str,
+    *,
+    points: Sequence[int] | None = None,
+    tuning: Tuning = AUTOMATIC,
+) -> Ground:
+    """Look at model and data once, whatever they are evaluated for.
+
+    Raises:
+        UsageError: when they cannot be evaluated together.
+    """
+    target, chosen = pick_device(device), _choose(data, n, points, seed)
     private, health, sample = preflight(model, name, data, chosen, target)
     tuned = tune(private, sample, tuning, randomized=health.randomized)
-    health, notes = health.after(tuned.forwards, tuned.backwards), [*notes, *tuned.notes]
-    prover = certifier(private, data.shape, threat, certify, seed) if certify else None
-    weights, content = _weights(private), digest(data, chosen)
-    examples = find_examples(Path(replay), data.shape) if replay is not None else None
-    identity = _identity(name, weights, content, len(chosen), threat, seed)
-    identity |= _program(line, prover, attack_certified, examples)
-    _announce(watcher, name, len(chosen), certify, prover, threat, data)
-    path, commit = folder / "record.json", provenance.commit()
-    with Ledger(folder / "ledger.sqlite", identity, fresh=fresh) as ledger:
-        _same_answers(ledger, health, name)
-        ledger.remember("shape", list(data.shape))
-        origin = Origin(suite, weights, content, dict(arguments or {}), notes,
-                        _first_start(ledger), commit)  # fmt: skip
-        keep = _keep(save_adversarial, data, len(chosen), watcher)
-        engine = Engine(tuned.model, threat, batch_size or tuned.slots, stride(target), tuned.half)
-        run = Run(name, private, data, threat, line, chosen, seed, engine, target, ledger,
-                  health, keep, watcher, prover, attack_certified, examples)  # fmt: skip
-        finished = [int(point) for point in chosen]
-        if not ledger.costs().get(len(line.specs) - 1, Cost()).finished:
-            path.unlink(missing_ok=True)  # of fewer points, or of an earlier configuration
-            finished = run.all(pace)
-        if len(finished) < len(chosen):
-            origin = origin._replace(content=digest(data, finished))
-        record = settle_record(make_record(run, origin, finished), path, watcher)
-    _tell_flags(record, watcher)
-    return record
-
-
-def _tell_flags(record: Record, watcher: Watcher) -> None:
-    for flag in record.flags:
-        watcher.note(f"{record.defense}: {flag.name}: {flag.message}")
-
-
-def _identity(
-    name: str, weights: WeightsInfo, content: str, n: int, threat: Threat, seed: int
-) -> dict[str, Any]:
-    """Return what every verdict depends on, beside what is done to the points."""
-    return {
-        "robustkit": provenance.versions()["robustkit"],
-        "defense": name,
-        "weights": weights.digest,
-        "data": content,
-        "n": n,
-        "threat": asdict(threat),
-        "seed": seed,
-    }
-
-
-def _program(
-    line: LineUp, prover: Certifier | None, attack_certified: bool, examples: Examples | None
-) -> dict[str, Any]:
-    """Describe what is done to the points, as far as verdicts depend on it."""
-    program: dict[str, Any] = {"attacks": [str(spec) for spec in line.specs]}
-    if line.audit:
-        program["audit"] = asdict(line.audit)
-    if prover:
-        program |= {"certify": prover.name, "attack_certified": attack_certified}
-    if examples:
-        program["replay"] = examples.digest
-    return program
+    health, content = health.after(tuned.forwards, tuned.backwards), digest(data, chosen)
+    weights = _weights(private)
+    return Ground(name, private, tuned, health, weights, data, chosen, content, seed, target)
 
 
 def _choose(
@@ -168,23 +134,6 @@ def _choose(
             f"{chosen[-1]}."
         )
     return chosen
-
-
-def _same_answers(ledger: Ledger, health: Health, name: str) -> None:
-    """Refuse to go on with a model that answers otherwise than when the run began.
-
-    The digest of the weights does not see a changed forward pass.
-    """
-    now, before = health.answers.cpu(), ledger.remembered("answers")
-    if before is None or health.randomized:
-        ledger.remember("answers", now.tolist())
-        return
-    then = torch.tensor(before)
-    if then.shape != now.shape or float((then - now).abs().max() / now.abs().max()) > 1e-3:
-        raise UsageError(
-            f"{ledger.path.parent} holds a run of {name} when it answered otherwise to the same "
-            "inputs: its code has changed. Choose another --out, or start over with --fresh."
-        )
 
 
 def preflight(
@@ -206,22 +155,8 @@ def preflight(
     return private, examine(private, sample, data.classes, name), sample
 
 
-def _announce(
-    watcher: Watcher,
-    name: str,
-    n: int,
-    asked: str | None,
-    prover: Certifier | None,
-    threat: Threat,
-    data: Dataset,
-) -> None:
-    """Begin; say if nothing can be certified, and if the ball reaches from black to gray.
-
-    The usual slip behind the latter is a lost /255.
-    """
-    watcher.model(name, n)
-    if asked and prover is None:
-        watcher.note(f"{name}: no certificate is known for a model of this kind.")
+def warn_of_eps(threat: Threat, data: Dataset, watcher: Watcher) -> None:
+    """Say so when the ball reaches from black to gray: the usual slip is a lost /255."""
     half = (threat.upper - threat.lower) / 2
     gray = torch.full((1, *data.shape), half)
     if threat.eps >= float(threat.distance(gray, torch.zeros_like(gray))):
@@ -256,23 +191,3 @@ def _weights(model: Model) -> WeightsInfo:
     module = model if isinstance(model, nn.Module) else nn.Identity()
     content, parameters = provenance.weights_digest(module)
     return WeightsInfo(digest=content, parameters=parameters)
-
-
-def _keep(asked: bool | None, data: Dataset, n: int, watcher: Watcher) -> bool:
-    size = 4 * n * prod(data.shape)
-    if asked is None and size > KEEP_BYTES:
-        watcher.note(
-            f"adversarial inputs are not stored: up to {size / 2**30:.1f} GiB, and the default "
-            f"ends at {KEEP_BYTES / 2**30:.0f} GiB. Ask for them with --save-adversarial."
-        )
-        return False
-    return asked is not False
-
-
-def _first_start(ledger: Ledger) -> str:
-    """Return when the run began, in its first life."""
-    started = ledger.remembered("started")
-    if started is None:
-        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        ledger.remember("started", started)
-    return str(started)

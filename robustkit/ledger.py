@@ -42,7 +42,8 @@ CREATE TABLE IF NOT EXISTS cost (
     flips INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0);
 """
 _NAMES = re.findall(r"EXISTS (\w+)", _TABLES)
-CLEAN, CERTIFY, REPLAYED = -1, -2, -3  # the stage numbers of what is no attack of the line-up
+# Stages that are no attack: clean pass, certificate, earlier inputs, finds at a larger eps.
+CLEAN, CERTIFY, REPLAYED, CARRIED = -1, -2, -3, -4
 
 
 class Fall(NamedTuple):
@@ -224,7 +225,7 @@ class Ledger:
         cost: Cost,
         closest: Mapping[int, float] | None = None,
     ) -> None:
-        """Store in one transaction what a harvest brought.
+        """Store in one transaction what a harvest brought; of each point the closest fall.
 
         Args:
             spent: (point, job) pairs whose budget is used up.
@@ -240,7 +241,9 @@ class Ledger:
                 "INSERT OR IGNORE INTO spent VALUES (?, ?, ?)", ((stage, *pair) for pair in spent)
             )
             self._db.executemany(
-                "INSERT OR IGNORE INTO broken VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO broken VALUES (?, ?, ?, ?, ?) ON CONFLICT (point) DO UPDATE SET "
+                "(stage, predicted, distance, example) = (excluded.stage, excluded.predicted, "
+                "excluded.distance, excluded.example) WHERE excluded.distance < distance",
                 ((*fall[:4], _pack(fall.example)) for fall in falls),
             )
             self._spend(stage, cost)

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import robustkit.registry as registry
 from robustkit import provenance
 from robustkit.audit import CONFIDENCE, missed
+from robustkit.auditing import drawn, fallen
 from robustkit.diagnose import review
 from robustkit.errors import UsageError
 from robustkit.foreign import strength
-from robustkit.ledger import REPLAYED, Cost
+from robustkit.ledger import CARRIED, REPLAYED, Cost
 from robustkit.record import (
     REPLAY,
     AuditInfo,
@@ -28,7 +29,6 @@ from robustkit.record import (
     save,
 )
 from robustkit.run import Run, Watcher
-from robustkit.statuses import statuses
 
 _EVIDENCE = ("defense", "points", "weights", "data", "threat", "attacks", "seed")
 
@@ -95,7 +95,7 @@ def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
         ),
         threat=ThreatInfo(**asdict(threat)),
         suite=origin.suite,
-        attacks=names,
+        attacks=[*names, *sorted(set(_carried(run).values()) - set(names))],
         seed=run.seed,
         arguments=origin.arguments,
         weights=origin.weights,
@@ -118,10 +118,13 @@ def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
 
 
 def _audit(run: Run) -> AuditInfo | None:
-    sample = run.sample()
+    sample = drawn(run.ledger)
     if sample is None:
         return None
-    broken, escalated = run.audit_broken(sample), bool(run.ledger.remembered("escalated"))
+    broken, escalated = (
+        fallen(run.ledger, sample, run.line),
+        bool(run.ledger.remembered("escalated")),
+    )
     return AuditInfo(
         near=len(sample.near),
         near_broken=len(broken & set(sample.near)),
@@ -135,17 +138,20 @@ def _audit(run: Run) -> AuditInfo | None:
 
 
 def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
-    costs, falls, status = run.ledger.costs(), run.ledger.falls(), statuses(run.ledger, finished)
+    costs, falls, status = run.ledger.costs(), run.ledger.falls(), run.statuses(finished)
     spared = set() if run.attack_certified else {p for p, s in status.items() if s == "certified"}
     left = {p for p in finished if status[p] != "misclassified" and p not in spared}
-    left -= {p for p in left if p in falls and falls[p].stage == REPLAYED}
+    left -= {p for p in left if p in falls and falls[p].stage in (REPLAYED, CARRIED)}
+    left -= set(run.carried.get("survived", {}))
     stages = []
     for number, spec in enumerate(run.specs):
         cost = costs.get(number, Cost())
         taken = {point for point in left if point in falls and falls[point].stage == number}
         attack = registry.attacks.build(spec)
         jobs = attack.jobs(run.threat, run.health.classes)
-        entered = len(left) if number < run.line.audited else cost.entered  # the audit's sample
+        # Of the audit's sample and of a search that runs on after a success, the ledger knows.
+        counted = run.scouts <= number < run.line.audited
+        entered = len(left) if counted else cost.entered
         stages.append(
             Stage(
                 attack=str(spec),
@@ -158,7 +164,7 @@ def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
                 strength=strength(attack, run.threat, run.health.classes),
             )
         )
-        left -= taken
+        left -= set() if run.minimum_norm else taken
     return stages
 
 
@@ -170,7 +176,7 @@ def _replayed(run: Run, finished: Sequence[int]) -> list[Stage]:
     falls = run.ledger.falls().values()
     broken = sum(fall.stage == REPLAYED and fall.point in among for fall in falls)
     tried = sum(point in among for point, _ in run.ledger.spent(REPLAYED)) + broken
-    correct = sum(s != "misclassified" for s in statuses(run.ledger, finished).values())
+    correct = sum(s != "misclassified" for s in run.statuses(finished).values())
     return [
         Stage(
             attack=REPLAY,
@@ -185,13 +191,37 @@ def _replayed(run: Run, finished: Sequence[int]) -> list[Stage]:
 
 
 def _points(run: Run, finished: Sequence[int]) -> Points:
-    clean, falls, index = run.ledger.clean(), run.ledger.falls(), list(finished)
-    taken = [falls.get(point) for point in index]
+    clean, found, index = run.ledger.clean(), run.ledger.falls(), list(finished)
+    before = _carried(run)
+    # A minimum-norm run looks beyond the radius at which its verdicts are read.
+    falls = {p: fall for p, fall in found.items() if fall.distance <= run.limit}
+    taken = {p: before.get(p) or run.attack_name(fall.stage) for p, fall in falls.items()}
     return Points(
         index=index,
         label=[clean[point][0] for point in index],
         predicted=[clean[point][1] for point in index],
-        status=list(statuses(run.ledger, index).values()),
-        attack=[None if fall is None else run.attack_name(fall.stage) for fall in taken],
-        distance=[None if fall is None else fall.distance for fall in taken],
+        status=list(run.statuses(index).values()),
+        attack=[taken.get(point) for point in index],
+        distance=[falls[p].distance if p in falls else None for p in index],
+        nearest=[found[p].distance if p in found else None for p in index]
+        if run.minimum_norm
+        else None,
+        carried=_origins(run, index),
     )
+
+
+def _carried(run: Run) -> dict[int, str]:
+    """Return the points that fell to a larger eps at a distance that counts here, and to what."""
+    return {
+        point: run.carried["attacks"][point]
+        for point, fall in run.ledger.falls().items()
+        if fall.stage == CARRIED
+    }
+
+
+def _origins(run: Run, index: list[int]) -> list[float | None] | None:
+    """Return the larger eps at which a verdict of standing was reached."""
+    if not run.carried:
+        return None
+    proved, survived = run.carried["proved"], run.carried["survived"]
+    return [proved.get(point, survived.get(point)) for point in index]

@@ -9,6 +9,7 @@ import torch
 
 from robustkit.engine import Engine
 from robustkit.errors import RobustkitError, some
+from robustkit.nearest import NearestEngine
 from robustkit.search import Job, Search, Tasks
 from robustkit.slots import Outcome, Work, fresh_tasks
 from robustkit.threat import Threat
@@ -24,6 +25,7 @@ def attack(
     *,
     seed: int = 0,
     slots: int = 128,
+    nearest: bool = False,
 ) -> Images:
     """Run a search on a batch as a plain function: no ledger, no verification.
 
@@ -31,6 +33,7 @@ def attack(
         model: callable from [b, *f] to logits [b, k]; used as it is.
         x: clean inputs [b, *f] in [0, 1]. Points that are misclassified come back unchanged.
         y: labels [b].
+        nearest: use up the budget and return the closest success; else the first one ends it.
 
     Returns:
         One input per point [b, *f]: an adversarial one inside the threat model, else the clean one.
@@ -50,20 +53,29 @@ def attack(
     right = (logits.argmax(1) == y).nonzero().flatten().tolist()
     jobs = search.jobs(threat, logits.shape[1])
     ranked = logits.scatter(1, y[:, None], torch.inf).argsort(1, descending=True)
-    referee = _Plain(x, y, ranked, jobs, type(search).__name__, seed)
+    referee = _Plain(x, y, ranked, jobs, type(search).__name__, seed, threat)
     queue = (Work(point, job) for job in range(len(jobs)) for point in right)
-    Engine(model, threat, slots).run(search, queue, len(right) * len(jobs), referee)
+    engine = (NearestEngine if nearest else Engine)(model, threat, slots)
+    engine.run(search, queue, len(right) * len(jobs), referee)
     return referee.found
 
 
 class _Plain:
-    """A referee that believes every candidate."""
+    """A referee that believes every candidate, and keeps the closest one of each point."""
 
     def __init__(
-        self, x: Images, y: Labels, ranked: Labels, jobs: Sequence[Job], name: str, seed: int
+        self,
+        x: Images,
+        y: Labels,
+        ranked: Labels,
+        jobs: Sequence[Job],
+        name: str,
+        seed: int,
+        threat: Threat,
     ) -> None:
         self.x, self.y, self.ranked, self.jobs = x, y, ranked, jobs
-        self.name, self.seed, self.found = name, seed, x.clone()
+        self.name, self.seed, self.threat, self.found = name, seed, threat, x.clone()
+        self.away = [float("inf")] * len(x)
 
     def tasks(self, work: Sequence[Work]) -> Tasks:
         index = torch.tensor([item.point for item in work], device=self.x.device)
@@ -73,7 +85,10 @@ class _Plain:
         )
 
     def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
-        self.found[torch.tensor([item.point for item in work], device=z.device)] = z
+        away = self.threat.distance(z, x).tolist()
+        for row, (item, length) in enumerate(zip(work, away, strict=True)):
+            if length < self.away[item.point]:
+                self.away[item.point], self.found[item.point] = length, z[row]
         return [True] * len(work)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:

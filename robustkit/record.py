@@ -10,12 +10,13 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import pydantic
 from pydantic import Field, JsonValue
 
 from robustkit import jsonfile
+from robustkit.columns import Points, Status
 from robustkit.errors import UsageError
 from robustkit.facts import (
     AuditInfo,
@@ -50,39 +51,6 @@ __all__ = [
 
 SCHEMA: Literal["robustkit/record/1"] = "robustkit/record/1"
 REPLAY = "replay"  # the stage that tries what earlier runs have stored
-Status: TypeAlias = Literal["misclassified", "broken", "robust", "certified"]
-
-
-class Points(Part):
-    """One entry per evaluated point, as parallel columns."""
-
-    index: list[Count]
-    """Position in the data set."""
-    label: list[Count]
-    predicted: list[int]
-    """On the clean input; differs from `label` exactly where the point is misclassified."""
-    status: list[Status]
-    attack: list[str | None]
-    """The attack that took the point; None unless it is broken."""
-    distance: list[float | None]
-    """From the clean to the adversarial input, in the norm of the threat model; else None."""
-
-    @pydantic.model_validator(mode="after")
-    def _consistent(self) -> Points:
-        columns = (self.index, self.label, self.predicted, self.status, self.attack, self.distance)
-        lengths = [len(column) for column in columns]
-        if len(set(lengths)) > 1:
-            raise ValueError(f"columns of equal length expected, got {lengths}")
-        if len(set(self.index)) < len(self.index):
-            raise ValueError("every point is listed once, but an index is repeated")
-        for index, label, predicted, status, attack, distance in zip(*columns, strict=True):
-            if (attack is not None) != (status == "broken"):
-                raise ValueError(f"point {index} is {status}, yet its attack is {attack!r}")
-            if distance is not None and status != "broken":
-                raise ValueError(f"point {index} is {status}, yet its distance is {distance!r}")
-            if (label != predicted) != (status == "misclassified"):
-                raise ValueError(f"point {index} ({label} predicted as {predicted}) is {status}")
-        return self
 
 
 class Record(Portrait, Part):
@@ -147,6 +115,13 @@ class Record(Portrait, Part):
             raise ValueError("points are certified, but no certificate was asked for")
         if strangers := {a for a in points.attack if a} - {REPLAY, *self.attacks}:
             raise ValueError(f"points were taken by {sorted(strangers)}, not among the attacks")
+        if smaller := [eps for eps in points.carried or () if eps and eps <= self.threat.eps]:
+            raise ValueError(f"points are carried from {smaller[0]}, which is not a larger eps")
+        pairs = zip(points.status, points.nearest or points.distance, strict=True)
+        if near := [
+            d for s, d in pairs if d is not None and d <= self.threat.eps and s != "broken"
+        ]:
+            raise ValueError(f"a point stands, yet an adversarial input lies at {near[0]}")
         return self
 
     @property

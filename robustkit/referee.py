@@ -30,6 +30,7 @@ class StageReferee:
         ranked: per standing point, the classes by falling clean logit.
         entered: points that stood when the stage first began.
         spent: (point, job) pairs that an earlier run of the same command has finished.
+        certificate: where the certificates hold; `threat` is where the search looks.
         proved: points with a certificate; one that falls all the same stops the run.
         keep: whether to store adversarial inputs.
         report: called after every harvest with (tasks finished, points still standing).
@@ -42,6 +43,7 @@ class StageReferee:
     data: Dataset
     reference: Model
     threat: Threat
+    certificate: Threat
     ledger: Ledger
     ranked: dict[int, list[int]]
     entered: int
@@ -77,7 +79,7 @@ class StageReferee:
         return Tasks(*(tensor.to(self.device) for tensor in tasks))
 
     def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
-        """Verify candidates; those that stand wait for the next `settle`."""
+        """Verify candidates; the closest that stands waits for the next `settle`."""
         points = [item.point for item in work]
         verdict = verify(
             self.reference, z, x, y, self.threat, attack=self.name, points=points, draws=self.draws
@@ -85,13 +87,16 @@ class StageReferee:
         self._checks += len(work) * self.draws
         stands: list[bool] = verdict.broken.tolist()
         self._flips += stands.count(False) * self.claims
-        refuted = [p for p, ok in zip(points, stands, strict=True) if ok and p in self.proved]
-        refuse_refuted(self.name, refuted, self.threat)
+        inside = self.certificate.contains(z, x).tolist()
+        columns = zip(points, stands, inside, strict=True)
+        refuted = [p for p, ok, near in columns if ok and near and p in self.proved]
+        refuse_refuted(self.name, refuted, self.certificate)
         stored = z.cpu().numpy() if self.keep else None
         predicted, distances = verdict.predicted.tolist(), verdict.distance.tolist()
-        columns = zip(points, stands, predicted, distances, strict=True)
-        for row, (point, ok, label, distance) in enumerate(columns):
-            if ok and point not in self.falls:
+        rows = zip(points, stands, predicted, distances, strict=True)
+        for row, (point, ok, label, distance) in enumerate(rows):
+            known = self.falls.get(point)
+            if ok and (known is None or distance < known.distance):
                 example = None if stored is None else stored[row]
                 fall = Fall(point, self.stage, label, distance, example)
                 self.falls[point] = self._new[point] = fall

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 
-from robustkit.audit import Sample, alarming, draw
+from robustkit.auditing import perform
 from robustkit.batches import run_batches
 from robustkit.bounds.certify import Certifier
+from robustkit.carry import settled
 from robustkit.data import Dataset
 from robustkit.diagnose import Health
 from robustkit.engine import Engine, out_of_memory
-from robustkit.errors import RobustkitError, some
 from robustkit.foreign import Foreign
 from robustkit.ledger import CLEAN, REPLAYED, Cost, Ledger
+from robustkit.nearest import NearestEngine
 from robustkit.pace import OverTime, Pace, Progress, nothing_done, parts
 from robustkit.points import shuffled
-from robustkit.record import REPLAY
+from robustkit.proving import classify, prove_points
+from robustkit.record import REPLAY, Status
 from robustkit.referee import StageReferee
 from robustkit.registry import attacks
 from robustkit.replay import Examples, Replay
@@ -31,7 +34,7 @@ from robustkit.statuses import statuses
 from robustkit.suites import LineUp
 from robustkit.threat import Threat
 from robustkit.types import Model
-from robustkit.verify import DRAWS, predict
+from robustkit.verify import DRAWS
 from robustkit.watcher import Watcher
 
 __all__ = ["Run", "Watcher"]
@@ -39,7 +42,11 @@ __all__ = ["Run", "Watcher"]
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation in progress. `model` is the private copy that every pass goes through."""
+    """One evaluation in progress. `model` is the private copy that verdicts come from.
+
+    The first `scouts` attacks use up their budget and keep the closest success. `minimum_norm`:
+    all of them do, on every point, out to the edge of the box; `threat` is where verdicts are read.
+    """
 
     name: str
     model: Model
@@ -57,6 +64,22 @@ class Run:
     certifier: Certifier | None = None
     attack_certified: bool = False
     examples: Examples | None = None
+    minimum_norm: bool = False
+    scouts: int = 0
+
+    @property
+    def carried(self) -> dict[str, dict[int, Any]]:
+        """What a run at a larger eps had found; see `robustkit.carry.settled`."""
+        return settled(self.ledger)
+
+    @property
+    def limit(self) -> float:
+        """The distance up to which a success counts."""
+        return self.threat.limit(prod(self.data.shape))
+
+    def statuses(self, points: Sequence[int]) -> dict[int, Status]:
+        """Return the verdict on each of `points`, which are finished."""
+        return statuses(self.ledger, points, self.limit)
 
     @property
     def specs(self) -> Sequence[Spec]:
@@ -126,39 +149,24 @@ class Run:
             self.attack(stage, points, last=last, pace=pace)
 
     def _audit(self) -> None:
-        """Attack a sample of the survivors, and all of them if too much of it falls."""
-        audit, stages = self.line.audit, range(self.line.audited, len(self.specs))
-        if audit is None:
-            return
-        sample, everything = self.sample(), self.points.tolist()
-        if sample is None:
+        """Audit what the search has left standing, if the line-up asks for it."""
+        everything: list[int] = self.points.tolist()
+
+        def left() -> list[int]:
             standing, proved = self._standing(everything)
-            left = [p for p in standing if self.attack_certified or p not in proved]
-            sample = draw(audit, self.ledger.closest(), left, self.seed)
-            self.ledger.remember("audit", asdict(sample))
-        for stage in stages:
-            self.attack(stage, sorted(sample.points), last=False)
-        escalate = alarming(audit, sample, self.audit_broken(sample), len(everything))
-        for stage in stages:
-            self.attack(stage, everything if escalate else sorted(sample.points), last=True)
-        self.ledger.remember("escalated", escalate)
+            return [p for p in standing if self.attack_certified or p not in proved]
 
-    def sample(self) -> Sample | None:
-        """Return the audit's sample, once it is drawn."""
-        kept = self.ledger.remembered("audit")
-        return kept and Sample(tuple(kept["near"]), tuple(kept["random"]), kept["rest"])
+        def attack(stage: int, points: Sequence[int], last: bool) -> None:
+            self.attack(stage, points, last=last)
 
-    def audit_broken(self, sample: Sample) -> set[int]:
-        """Return which points of the sample fell to the audit."""
-        falls = self.ledger.falls()
-        return {p for p in sample.points if p in falls and falls[p].stage >= self.line.audited}
+        perform(self.line, self.ledger, left, everything, self.seed, attack)
 
     def _forwards(self) -> int:
         return sum(cost.forwards for cost in self.ledger.costs().values())
 
     def progress(self, done: Sequence[int]) -> Progress:
         """Gather what is known of the finished points `done`."""
-        return Progress(done, statuses(self.ledger, done), tuple(f.name for f in self.health.flags))
+        return Progress(done, self.statuses(done), tuple(f.name for f in self.health.flags))
 
     def attack_name(self, stage: int) -> str:
         """Return what the record calls a stage that takes points."""
@@ -166,6 +174,8 @@ class Run:
 
     def clean(self, points: Sequence[int]) -> None:
         """Classify those of `points` that the ledger does not know yet."""
+        if self.carried:
+            return
         known = self.ledger.clean()
         todo = [point for point in points if point not in known]
         seen = [known[point] for point in points if point in known]
@@ -174,7 +184,9 @@ class Run:
         while todo:
             batch, clock = todo[: self.engine.slots], time.monotonic()
             try:
-                rows = self._classify(batch)
+                x, y = self.data.fetch(batch)
+                rows = classify(self.model, batch, x.to(self.device), y, draws=self.draws,
+                                ranked=self.ranked, name=self.name)  # fmt: skip
             except RuntimeError as error:
                 if not out_of_memory(error) or len(batch) == 1:
                     raise
@@ -185,43 +197,27 @@ class Run:
             correct += sum(label == predicted for _, label, predicted, _ in rows)
             self.watcher.advance(len(points) - len(todo), correct, len(points))
 
-    def _classify(self, batch: list[int]) -> list[tuple[int, int, int, list[int]]]:
-        x, y = self.data.fetch(batch)
-        predicted, logits = predict(self.model, x.to(self.device), self.draws)
-        bad = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
-        if bad:
-            raise RobustkitError(
-                f"{self.name} returns NaN or infinite logits on the clean points "
-                f"{some([batch[row] for row in bad])}. Mend the model, or leave them out."
-            )
-        # Ties and votes can put another class first: the predicted one must not become a target.
-        first = logits.scatter(1, predicted[:, None], torch.inf)
-        ranked = first.topk(self.ranked, dim=1).indices.tolist()
-        return list(zip(batch, y.tolist(), predicted.tolist(), ranked, strict=True))
-
     def certify(self, points: Sequence[int]) -> None:
         """Try the certificate on every one of `points` that is classified correctly."""
-        if self.certifier is None:
-            return
-        tried, clean = self.ledger.certified(), self.ledger.clean()
-        right = [p for p in points if clean[p][0] == clean[p][1]]
-        todo, proved = [p for p in right if p not in tried], sum(tried.get(p, False) for p in right)
-        self.watcher.stage(f"certify {self.certifier.name}", len(right))
-        size = self.certifier.batch
-        for start in range(0, len(todo), size):
-            batch, clock = todo[start : start + size], time.monotonic()
-            x, y = (part.to(self.device) for part in self.data.fetch(batch))
-            holds = self.certifier.prove(x, y).tolist()
-            self.ledger.write_certified(zip(batch, holds, strict=True), time.monotonic() - clock)
-            proved += sum(holds)
-            self.watcher.advance(len(right) - len(todo) + start + len(batch), proved, len(right))
+        if self.certifier is not None:
+            prove_points(self.certifier, self.data, points, self.ledger, self.device, self.watcher,
+                         self.threat, everything=self.attack_certified)  # fmt: skip
 
-    def _standing(self, points: Sequence[int]) -> tuple[dict[int, list[int]], set[int]]:
-        """Return the classes by falling logit of those that stand, and the points with a proof."""
+    def _standing(
+        self, points: Sequence[int], stage: int | None = None
+    ) -> tuple[dict[int, list[int]], set[int]]:
+        """Return the classes by falling logit of those that stand, and the points with a proof.
+
+        Args:
+            stage: a search that keeps the closest success is given what it has taken again.
+        """
         falls, clean = self.ledger.falls(), self.ledger.clean()
         proved = {point for point, holds in self.ledger.certified().items() if holds}
+        scouting = stage is not None and stage < self.scouts
+        fallen = {p for p, fall in falls.items() if not (scouting and fall.stage == stage)}
+        left_out = (set() if self.minimum_norm else fallen) | set(self.carried.get("survived", {}))
         return {
-            p: clean[p][2] for p in points if clean[p][0] == clean[p][1] and p not in falls
+            p: clean[p][2] for p in points if clean[p][0] == clean[p][1] and p not in left_out
         }, proved
 
     def replay(self, points: Sequence[int]) -> None:
@@ -251,12 +247,18 @@ class Run:
             return
         spec = self.specs[stage]
         search = attacks.build(spec)
-        standing, proved = self._standing(points)
-        others = len(standing)
-        if not self.attack_certified:
+        standing, proved = self._standing(points, stage)
+        others = len(standing) + len(self.carried.get("survived", {}))
+        if not (self.attack_certified or self.minimum_norm):
             standing = {p: order for p, order in standing.items() if p not in proved}
         others -= len(standing)
-        taken = sum(fall.stage == stage for fall in self.ledger.falls().values())
+        falls = self.ledger.falls().items()
+        taken = sum(fall.stage == stage and p not in standing for p, fall in falls)
+        engine = self.engine
+        if stage < self.scouts:
+            whole = Threat.whole(self.threat.norm, prod(self.data.shape), self.threat.lower,
+                                 self.threat.upper)  # fmt: skip
+            engine = NearestEngine.like(engine, whole if self.minimum_norm else self.threat)
 
         def report(done: int, left: int) -> None:
             self.watcher.advance(done, others + left, len(points))
@@ -273,7 +275,8 @@ class Run:
             jobs=jobs,
             data=self.data,
             reference=self.model,
-            threat=self.threat,
+            threat=engine.threat,
+            certificate=self.threat,
             ledger=self.ledger,
             ranked=standing,
             entered=len(standing) + taken,
@@ -289,5 +292,5 @@ class Run:
         if isinstance(search, Foreign):
             run_batches(search, self.model, self.threat, self.health.classes, referee)
         else:
-            self.engine.run(search, referee.queue(), pending, referee)
+            engine.run(search, referee.queue(), pending, referee)
         referee.close(finished=last)

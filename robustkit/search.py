@@ -118,7 +118,8 @@ class Search(Protocol[S]):
     Two options mean something to the engine: `surrogate` (str) names a stand-in that the model
     declares, `eot` (int) the passes that are averaged at every query. A search that chooses its
     targets itself says by `aims` (int) how many classes it may choose from; a state that knows how
-    near it came to a success says so by `closest` (one number per slot, higher is nearer).
+    near it came to a success says so by `closest` (one number per slot, higher is nearer). A search
+    that goes on toward the clean point after a success says so by `minimizes = True`.
     """
 
     @property
@@ -168,6 +169,11 @@ def draws(search: object) -> int:
 def aims(search: object, jobs: Sequence[Job]) -> int:
     """Return how many wrong classes a search needs to know, in order of the clean logits."""
     return max(int(getattr(search, "aims", 0)), *(job.rank for job in jobs))
+
+
+def minimizes(search: object) -> bool:
+    """Tell whether a search seeks the nearest adversarial input, not just one at a given radius."""
+    return bool(getattr(search, "minimizes", False))
 
 
 def select(rows: Rows, index: Int[Tensor, " r"]) -> Rows:

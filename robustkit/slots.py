@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from robustkit.search import Job, Tasks
-from robustkit.types import Images, Integers, Labels, Mask
+from robustkit.types import Images, Integers, Labels, Mask, Scalars
 
 
 class Work(NamedTuple):
@@ -59,6 +59,8 @@ class Books(NamedTuple):
         caught: `candidate` fools the search's model and lies in the threat model.
         broken: the model answered with NaN or infinite logits.
         forwards, backwards: passes spent on the task.
+        reach, sure: distance of `candidate`, and of the closest one that the referee confirmed;
+            kept where the nearest success is sought.
     """
 
     candidate: Images
@@ -67,13 +69,16 @@ class Books(NamedTuple):
     broken: Mask
     forwards: Integers
     backwards: Integers
+    reach: Scalars
+    sure: Scalars
 
     @classmethod
     def open(cls, x: Images) -> Books:
         """Return fresh books for slots at the clean points `x`."""
         no = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         zero = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        return cls(x.clone(), ~no, no, no.clone(), zero, zero.clone())
+        far = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+        return cls(x.clone(), ~no, no, no.clone(), zero, zero.clone(), far, far.clone())
 
 
 def fresh_tasks(

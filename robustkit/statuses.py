@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from robustkit.columns import Status
 from robustkit.ledger import Ledger
-from robustkit.record import Status
 
 
-def statuses(ledger: Ledger, points: Sequence[int]) -> dict[int, Status]:
-    """Return the verdict on each of `points`, which are finished."""
+def statuses(ledger: Ledger, points: Sequence[int], limit: float = math.inf) -> dict[int, Status]:
+    """Return the verdict on each of `points`, which are finished.
+
+    Args:
+        limit: the distance up to which a success counts; a minimum-norm run looks farther.
+    """
     clean, falls, proved = ledger.clean(), ledger.falls(), ledger.certified()
     found: dict[int, Status] = {}
     for p in points:
         if clean[p][0] != clean[p][1]:
             found[p] = "misclassified"
+        elif p in falls and falls[p].distance <= limit:
+            found[p] = "broken"
         else:
-            found[p] = "broken" if p in falls else "certified" if proved.get(p) else "robust"
+            found[p] = "certified" if proved.get(p) else "robust"
     return found

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from robustkit.audit import Audit
 from robustkit.errors import UsageError
 from robustkit.registry import attacks, suites
-from robustkit.search import stand_in
+from robustkit.search import minimizes, stand_in
 from robustkit.spec import Spec
 from robustkit.surrogate import declared, source
 from robustkit.threat import Threat
@@ -65,3 +65,18 @@ def line_up(
     if repeated:
         raise UsageError(f"attack {sorted(repeated)[0]!r} is listed twice")
     return LineUp(specs, audited, audit)
+
+
+def refuse_fixed(specs: Sequence[Spec]) -> None:
+    """Refuse attacks that stay at one radius for a run that seeks the nearest success.
+
+    Raises:
+        UsageError: naming the attack, and those that would do.
+    """
+    for spec in specs:
+        if not minimizes(attacks.build(spec)):
+            able = [entry.name for entry in attacks.entries() if minimizes(entry.target)]
+            raise UsageError(
+                f"{spec.name} searches at a fixed eps and cannot seek the nearest adversarial "
+                f"input. Use the suite minimum_norm, or attacks of these: {', '.join(able)}."
+            )

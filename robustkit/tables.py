@@ -27,7 +27,8 @@ _DIGITS = {
     **dict.fromkeys(("clean", "robust", "robust_low", "robust_high"), ".4f"),
     **dict.fromkeys(("audit_bound", "certified", "worst_class", "tail_30"), ".4f"),
     **dict.fromkeys(("forwards_per_point", "backwards_per_point"), ".2f"),
-    **{"eps": ".6g", "seconds": ".1f"},
+    **dict.fromkeys(("eps", "mean", "q10", "q25", "median", "q75", "q90"), ".6g"),
+    "seconds": ".1f",
 }
 _LATEX = str.maketrans(
     {
@@ -66,12 +67,16 @@ def to_csv(frame: pd.DataFrame) -> str:
     return file.getvalue()
 
 
-def to_json(frame: pd.DataFrame) -> str:
-    """Write the object of `robustkit evaluate --json`: numbers unrounded, null for what is not."""
+def to_json(frame: pd.DataFrame, **more: pd.DataFrame) -> str:
+    """Write the object of `robustkit evaluate --json`: numbers unrounded, null for what is not.
+
+    More tables stand beside `rows`, under the names given.
+    """
     rows = [{name: cells[name] for name in _CONTRACT} for cells in _rows(frame)]
     for cells in rows:
         cells["flags"] = cells["flags"].split(";") if cells["flags"] else []
-    return json.dumps({"schema": SCHEMA, "rows": rows}, indent=2, allow_nan=False) + "\n"
+    beside = {name: _rows(table) for name, table in more.items()}
+    return json.dumps({"schema": SCHEMA, "rows": rows, **beside}, indent=2, allow_nan=False) + "\n"
 
 
 def to_markdown(frame: pd.DataFrame) -> str:

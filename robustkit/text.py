@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 _MOVES = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
@@ -23,3 +24,11 @@ def short(text: str, limit: int = 48) -> str:
     'a very …'
     """
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def slug(name: str) -> str:
+    """Return `name` as the name of a folder on any system."""
+    slug = re.sub(r"[^A-Za-z0-9._=+]+", "-", name).strip("-.") or "model"
+    if len(slug) <= 80:
+        return slug
+    return f"{slug[:70]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

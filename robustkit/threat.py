@@ -13,8 +13,8 @@ from robustkit.errors import UsageError, unknown
 from robustkit.rng import Keys, normal, uniform
 from robustkit.types import Images, Labels, Mask, Scalars, per_point
 
-Norm: TypeAlias = Literal["linf", "l2", "l1"]
-_ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
+Norm: TypeAlias = Literal["linf", "l2", "l1", "l0"]
+_ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0, "l0": 0.0}
 # Points are float32: every coordinate is off by up to half a unit in the last place of 1.0.
 _RELATIVE, _ROUNDING = 1e-6, 2.0**-24
 
@@ -23,6 +23,7 @@ _RELATIVE, _ROUNDING = 1e-6, 2.0**-24
 class Threat:
     """Every x' with ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper. eps is in input units (8/255, not 8).
 
+    In l0 eps is a whole number: how many features may change, each channel of a pixel being one.
     Methods take an optional `eps` of one radius per point, for searches that vary it.
     """
 
@@ -36,10 +37,21 @@ class Threat:
             raise unknown("norm", self.norm, get_args(Norm))
         if not (self.eps > 0 and math.isfinite(self.eps)):
             raise UsageError(f"eps must be positive and finite, got {self.eps!r}")
+        if self.norm == "l0" and self.eps != int(self.eps):
+            raise UsageError(
+                f"eps in l0 counts the features that may change: a whole number, got {self.eps!r}"
+            )
+
+    @classmethod
+    def whole(cls, norm: Norm, features: int, lower: float = 0.0, upper: float = 1.0) -> Threat:
+        """Return the threat model that is bounded by the box alone, for inputs of `features`."""
+        order, side = cls(norm, 1.0)._order, upper - lower
+        reach = float(features) if order == 0 else side * features ** (1 / order)
+        return cls(norm, reach, lower, upper)
 
     @classmethod
     def parse(cls, text: str) -> Threat:
-        """Read `linf:8/255`, `l2:0.5` or `l1:12`.
+        """Read `linf:8/255`, `l2:0.5`, `l1:12` or `l0:10`.
 
         Raises:
             UsageError: for another form, an unknown norm or an eps that is not positive.
@@ -50,12 +62,17 @@ class Threat:
             eps = float(top) / float(bottom) if slash else float(top)
         except (ValueError, ZeroDivisionError):
             raise UsageError(
-                f"expected a threat model such as 'linf:8/255', 'l2:0.5' or 'l1:12', got {text!r}"
+                "expected a threat model such as 'linf:8/255', 'l2:0.5', 'l1:12' or 'l0:10', "
+                f"got {text!r}"
             ) from None
         return cls(norm.strip().lower(), eps)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         return f"{self.norm}:{self.eps:.6g}"
+
+    @property
+    def _order(self) -> float:
+        return _ORDER[self.norm]
 
     def radius(self, x: Images, eps: Scalars | None = None) -> Scalars:
         """One radius per point of `x`: `eps` if given, else the threat model's own."""
@@ -64,17 +81,29 @@ class Threat:
     def distance(self, z: Images, x: Images) -> Scalars:
         """‖z − x‖ per point, in float64."""
         delta = (z.double() - x.double()).flatten(1)
-        length: Scalars = torch.linalg.vector_norm(delta, _ORDER[self.norm], dim=1)
+        length: Scalars = torch.linalg.vector_norm(delta, self._order, dim=1)
         return length
 
-    def contains(self, z: Images, x: Images, eps: Scalars | None = None) -> Mask:
-        """Which points of `z` lie in the ball around `x` and in the box.
+    def limit(self, features: int) -> float:
+        """Largest distance that counts as inside, for inputs of so many features.
 
-        Allowed is what float32 cannot express: 1e-6 of eps, plus one rounding per coordinate.
+        Allowed is what float32 cannot express: 1e-6 of eps, plus one rounding per coordinate;
+        nothing in l0.
         """
-        features = max(1, x[0].numel()) if len(x) else 1
-        slack = _ROUNDING * features ** (1 / _ORDER[self.norm])
-        limit = self.radius(x, eps).double() * (1 + _RELATIVE) + slack
+        return self.eps * (1 + self._relative) + self._slack(features)
+
+    @property
+    def _relative(self) -> float:
+        return _RELATIVE if self._order else 0.0
+
+    def _slack(self, features: int) -> float:
+        """What rounding every coordinate can add to a distance."""
+        return _ROUNDING * max(1, features) ** (1 / self._order) if self._order else 0.0
+
+    def contains(self, z: Images, x: Images, eps: Scalars | None = None) -> Mask:
+        """Which points of `z` lie in the box and in the ball around `x`; see `limit`."""
+        slack = self._slack(x[0].numel() if len(x) else 1)
+        limit = self.radius(x, eps).double() * (1 + self._relative) + slack
         boxed: Mask = ((z >= self.lower) & (z <= self.upper)).flatten(1).all(1)
         return boxed.logical_and_(self.distance(z, x) <= limit)
 
@@ -89,6 +118,8 @@ class Threat:
             return torch.minimum(torch.maximum(z, x - reach), x + reach).clamp(
                 self.lower, self.upper
             )
+        if self.norm == "l0":
+            return _keep_most(z.clamp(self.lower, self.upper), z, x, radius)
         delta = z - x
         sign = delta.sign()
         # How far the box reaches in the direction of each coordinate; torch.where would cost more.
@@ -100,7 +131,10 @@ class Threat:
         return (x + sign * inside.view_as(x)).clamp_(self.lower, self.upper)
 
     def steepest(self, gradient: Images) -> Images:
-        """Return the v with ‖v‖ ≤ 1 that maximizes ⟨gradient, v⟩ (zero where the gradient is)."""
+        """Return the v with ‖v‖ ≤ 1 that maximizes ⟨gradient, v⟩ (zero where the gradient is).
+
+        In l0, where that has no bound, the v with one coordinate of at most 1, as in l1.
+        """
         if self.norm == "linf":
             return gradient.sign()
         flat = gradient.flatten(1)
@@ -118,8 +152,14 @@ class Threat:
 
         linf: uniform direction scaled to the surface; l2: uniform on the sphere; l1: a normal draw
         projected. All are the starting points of AutoAttack's APGD. Then clipped to the box.
+        l0: as many features as may change, chosen at random, each uniform in the box.
         """
         radius, features = self.radius(x, eps), math.prod(x.shape[1:])
+        if self.norm == "l0":
+            order, value = uniform(keys, 2 * features, stream).chunk(2, dim=1)
+            chosen = order.argsort(1).argsort(1) < radius[:, None]
+            anew = (self.lower + (self.upper - self.lower) * value).view_as(x)
+            return torch.where(chosen.view_as(x), anew, x)
         if self.norm == "linf":
             draw = uniform(keys, features, stream) * 2 - 1
             draw = draw / draw.abs().amax(1, keepdim=True).clamp_min(1e-12)
@@ -129,6 +169,18 @@ class Threat:
                 draw = draw / draw.norm(dim=1, keepdim=True).clamp_min(1e-12)
         reach = 1.0 if self.norm == "l1" else per_point(radius, x)
         return self.project(x + reach * draw.view_as(x), x, eps)
+
+
+def _keep_most(clipped: Images, z: Images, x: Images, radius: Scalars) -> Images:
+    """Return `clipped` on the features that bring `x` nearest to `z` in l2, else `x`.
+
+    There are ⌊radius⌋ of them; of equal ones the first are taken.
+    """
+    gain = ((z - x).square() - (z - clipped).square()).flatten(1)
+    order = gain.argsort(dim=1, descending=True, stable=True)
+    first = torch.arange(gain.shape[1], device=x.device) < radius.floor()[:, None]
+    kept = torch.zeros_like(first).scatter(1, order, first)
+    return torch.where(kept.view_as(x), clipped, x)
 
 
 def _shrink_l2(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from robustkit.surrogate import declared
 from robustkit.threat import Norm, Threat
 from robustkit.train import Step
 
-THREATS = [Threat("linf", 0.04), Threat("l2", 0.35), Threat("l1", 1.8)]
+THREATS = [Threat("linf", 0.04), Threat("l2", 0.35), Threat("l1", 1.8), Threat("l0", 3)]
 SMALL = {"steps": 8, "queries": 30, "targets": 2}
 
 
@@ -242,8 +242,8 @@ LOSSES = [name for name in attacks if "loss" in attacks.entry(name).options]
 def test_every_loss_attacks(
     name: str, loss: str, model: Rows, points: tuple[Tensor, Tensor]
 ) -> None:
-    norm: Norm = "l1" if name == "apgd_l1" else "linf"
-    threat = next(Threat(norm, 4 * t.eps) for t in THREATS if t.norm == norm)
+    usual: Norm = "l1" if name == "apgd_l1" else "l2" if name == "ddn" else "linf"
+    threat = next(Threat(usual, 4 * t.eps) for t in THREATS if t.norm == usual)
     x, y = points
     search = small(name, loss=loss)
     ranks = {job.rank for job in search.jobs(threat, 4)}
@@ -256,6 +256,10 @@ def test_every_loss_attacks(
 @pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.norm)
 @pytest.mark.parametrize("name", list(suites))
 def test_suites_list_attacks_that_support_the_norm(name: str, threat: Threat) -> None:
+    if threat.norm == "l0" and name in ("fast", "parity", "rand"):
+        with pytest.raises(UsageError, match=f"suite {name} is not defined for l0.* sigma_zero"):
+            suites.build(name).attacks(threat)
+        return
     specs = suites.build(name).attacks(threat)
     assert len(set(specs)) == len(specs) > 0
     for spec in specs:

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import json
 import sqlite3
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,10 +228,6 @@ def test_a_record_of_an_earlier_configuration_is_never_returned(
         with pytest.raises(KeyboardInterrupt):
             run(attacks=["pgd(steps=3)"], fresh=True)
     assert run(attacks=["pgd(steps=3)"]).attacks == ["pgd(steps=3)"]
-
-
-def importlib_of(function: Any) -> Any:
-    return sys.modules[function.__module__]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -499,7 +494,7 @@ def test_adversarial_inputs_are_stored_unless_told_not_to(
 def test_large_sets_are_not_stored_by_default_and_it_is_said(
     run: Callable[..., Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib_of(evaluate), "KEEP_BYTES", 4 * 80 * 36 - 1)
+    monkeypatch.setattr("robustkit.conduct.KEEP_BYTES", 4 * 80 * 36 - 1)
     listener = Listener()
     run(attacks=["fgsm"], watcher=listener)
     assert "adversarial inputs are not stored" in listener.notes[0]

@@ -17,11 +17,11 @@ STAGES = {
     "device distributions stem",
     "data": "npz download points folder sources named data",
     "defense": "surrogate parts nets adversary mixing bounds train checkpoints zoo model",
-    "search": "tuning audit search foreign counting slots passes engine plain suites",
-    "verify": "verify ledger examples referee",
-    "record": "stats facts portrait record provenance diagnose batches statuses pace replay "
-    "watcher run outcome evaluate",
-    "leaderboard": "tables leaderboard published report",
+    "search": "tuning audit search foreign counting slots passes engine nearest plain suites",
+    "verify": "verify ledger carry examples referee auditing",
+    "record": "stats facts columns portrait record provenance diagnose batches statuses pace "
+    "replay watcher proving run outcome conduct evaluate grid",
+    "leaderboard": "tables leaderboard curves published report",
     "gate": "gate config formats history testing pytest_plugin",
     "terminal": "doctor conformance cli __main__",
 }

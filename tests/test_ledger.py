@@ -56,12 +56,15 @@ def test_costs_add_up_and_what_ended_stays_ended(path: Path) -> None:
         assert ledger.costs() == {0: Cost(5, 11, 10, 0.75, 4, True)}
 
 
-def test_the_first_fall_of_a_point_stands(path: Path) -> None:
+def test_the_closest_fall_of_a_point_is_kept(path: Path) -> None:
+    images = np.random.default_rng(0).random((3, 1, 2, 2), dtype=np.float32)
     with Ledger(path, IDENTITY) as ledger:
-        ledger.write(0, [(1, 0)], [Fall(9, 0, 3, 0.25)], Cost())
-        ledger.write(1, [(1, 0)], [Fall(9, 1, 5, 0.1)], Cost())
+        ledger.write(0, [(1, 0)], [Fall(9, 0, 3, 0.25, images[0])], Cost())
+        ledger.write(1, [(1, 0)], [Fall(9, 1, 5, 0.1, images[1])], Cost())
+        ledger.write(2, [], [Fall(9, 2, 4, 0.1, images[2])], Cost())  # as close: the earlier one
         ledger.write(0, [(1, 0)], [], Cost())
-        assert ledger.falls() == {9: Fall(9, 0, 3, 0.25)}
+        assert ledger.falls() == {9: Fall(9, 1, 5, 0.1)}
+        assert np.array_equal(ledger.examples((1, 2, 2))[9].numpy(), images[1])
         assert ledger.spent(0) == {(1, 0)}
 
 

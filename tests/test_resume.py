@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import nn
 from robustkit.data import open_dataset
 from robustkit.evaluate import evaluate
+from robustkit.grid import evaluate_grid
 from robustkit.ledger import Ledger
 from robustkit.registry import defenses
 from robustkit.run import Watcher
@@ -63,7 +64,7 @@ class Herald(Watcher):
     def advance(self, done, robust, points):
         self.fuse.burn()
 
-def evaluation(folder, moment, length, batch_size):
+def prepared(folder, moment, length):
     fuses = {name: Fuse(length if name == moment else 0) for name in ("pass", "report", "write")}
     spend = Ledger._spend
 
@@ -74,10 +75,28 @@ def evaluation(folder, moment, length, batch_size):
     Ledger._spend = _spend
     model = Model(fuses["pass"], base / f"{folder}.log").eval()
     model.load_state_dict(load_file(base / "weights.safetensors"))
+    return dict(
+        model=model, name="toy", data=data, folder=base / folder, n=40, device="cpu",
+        watcher=Herald(fuses["report"]),
+    )
+
+def evaluation(folder, moment, length, batch_size):
     evaluate(
-        model, name="toy", data=data, threat=Threat("linf", 0.06), folder=base / folder, n=40,
+        threat=Threat("linf", 0.06), batch_size=batch_size,
         attacks=["apgd(steps=10)", "apgd(loss=dlr, steps=8, restarts=2)", "square(queries=20)"],
-        device="cpu", batch_size=batch_size, watcher=Herald(fuses["report"]),
+        **prepared(folder, moment, length),
+    )
+
+def nearest(folder, moment, length, batch_size):
+    evaluate(
+        threat=Threat("l2", 0.3), batch_size=batch_size, minimum_norm=True,
+        attacks=["ddn(steps=20)", "fmn(steps=10, targets=2)"], **prepared(folder, moment, length),
+    )
+
+def grid(folder, moment, length, batch_size):
+    evaluate_grid(
+        threat=Threat("linf", 1.0), grid=[i / 100 for i in range(1, 9)], batch_size=batch_size,
+        attacks=["apgd(steps=10)", "square(queries=20)"], **prepared(folder, moment, length),
     )
 
 def training(folder, moment, length, batch_size):
@@ -90,7 +109,8 @@ def training(folder, moment, length, batch_size):
 for action, folder, moment, length, batch_size in json.loads(sys.argv[2]):
     child = os.fork()
     if not child:
-        {"evaluate": evaluation, "train": training}[action](folder, moment, length, batch_size)
+        actions = {"evaluate": evaluation, "nearest": nearest, "grid": grid, "train": training}
+        actions[action](folder, moment, length, batch_size)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -107,11 +127,18 @@ MOMENTS = [
     ("write", 4),
     ("pass", 25),
 ]
+CUTS = [("pass", 12), ("write", 9), ("report", 5), ("write", 4), ("pass", 60), ("report", 9)]
 SLOTS = 6
 PLAN = [
     *(("evaluate", "cut", moment, length, SLOTS) for moment, length in MOMENTS),
     ("evaluate", "cut", "", 0, 11),
     ("evaluate", "whole", "", 0, SLOTS),
+    *(("nearest", "cut-nearest", moment, length, SLOTS) for moment, length in CUTS),
+    ("nearest", "cut-nearest", "", 0, 11),
+    ("nearest", "whole-nearest", "", 0, SLOTS),
+    *(("grid", "cut-grid", moment, length, SLOTS) for moment, length in CUTS),
+    ("grid", "cut-grid", "", 0, 11),
+    ("grid", "whole-grid", "", 0, SLOTS),
     *(("train", "cut-net", "", length, 0) for length in (2, 7, 5)),
     ("train", "cut-net", "", 0, 0),
     ("train", "whole-net", "", 0, 0),
@@ -139,7 +166,8 @@ def base(
     )
     assert done.returncode == 0, done.stderr
     ends = [int(line) for line in done.stdout.split()]
-    assert ends == [-9] * len(MOMENTS) + [0, 0] + [-9] * 3 + [0, 0], done.stderr
+    cuts = [-9] * len(CUTS) + [0, 0]
+    assert ends == [-9] * len(MOMENTS) + [0, 0] + 2 * cuts + [-9] * 3 + [0, 0], done.stderr
     return base
 
 
@@ -166,6 +194,27 @@ def test_a_kill_costs_what_was_in_flight(base: Path) -> None:
     assert rows(base, "cut") <= 1.15 * rows(base, "whole") + len(MOMENTS) * life
     cut, whole = (load(base / folder / "record.json") for folder in ("cut", "whole"))
     assert 0.85 * whole.forwards <= cut.forwards <= rows(base, "cut")
+
+
+def test_a_killed_minimum_norm_run_goes_on_to_the_same_distances(base: Path) -> None:
+    cut, whole = (load(base / f"{life}-nearest" / "record.json") for life in ("cut", "whole"))
+    assert verdicts(cut) == verdicts(whole)
+    pairs = zip(cut.points.nearest or (), whole.points.nearest or (), strict=True)
+    for one, other in pairs:  # the batches differ, and with them the last bits of the model
+        assert (one or 0) == pytest.approx(other or 0, rel=1e-4)
+    assert [stage.entered for stage in cut.stages] == [stage.entered for stage in whole.stages]
+
+
+def test_a_killed_grid_goes_on_to_the_same_verdicts_at_every_eps(base: Path) -> None:
+    places = sorted(path.parent.name for path in (base / "whole-grid").glob("*/record.json"))
+    assert len(places) == 8
+    for place in places:
+        cut, whole = (load(base / f"{life}-grid" / place / "record.json")
+                      for life in ("cut", "whole"))  # fmt: skip
+        assert verdicts(cut) == verdicts(whole)
+        assert cut.points.carried == whole.points.carried
+        for seen in (cut, whole):
+            assert [stage.entered for stage in seen.stages] == [s.entered for s in whole.stages]
 
 
 def test_a_killed_training_ends_in_the_same_weights(base: Path) -> None:

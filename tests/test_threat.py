@@ -1,4 +1,4 @@
-"""Geometry: projection, steepest direction, random points and distance, in all three norms."""
+"""Geometry in linf, l2 and l1: projection, steepest direction, random points, distance."""
 
 from __future__ import annotations
 
@@ -246,6 +246,7 @@ def test_another_box() -> None:
         ("linf:8/255", "linf", 8 / 255, "linf:0.0313725"),
         ("l2:0.5", "l2", 0.5, "l2:0.5"),
         (" L1 : 12", "l1", 12.0, "l1:12"),
+        ("l0:10", "l0", 10.0, "l0:10"),
         ("linf:1e-3", "linf", 1e-3, "linf:0.001"),
     ],
 )
@@ -261,7 +262,7 @@ def test_parse_says_what_it_expects(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         Threat.parse(text)
     assert str(caught.value) == (
-        f"expected a threat model such as 'linf:8/255', 'l2:0.5' or 'l1:12', got {text!r}"
+        f"expected a threat model such as 'linf:8/255', 'l2:0.5', 'l1:12' or 'l0:10', got {text!r}"
     )
 
 
@@ -282,5 +283,5 @@ def test_eps_must_be_positive_and_finite(text: str, got: str) -> None:
 
 
 def test_an_unknown_norm_is_named() -> None:
-    with pytest.raises(UsageError, match=r"^Unknown norm 'l3'\..* Known: l1, l2, linf\.$"):
+    with pytest.raises(UsageError, match=r"^Unknown norm 'l3'\..* Known: l0, l1, l2, linf\.$"):
         Threat.parse("l3:1")

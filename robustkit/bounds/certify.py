@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -192,9 +193,10 @@ class Sampling:
 
 
 def _slack(threat: Threat, shape: tuple[int, ...]) -> Threat:
-    """Return the threat model as far as verification lets float32 points go (`contains`)."""
-    features = 1
-    for size in shape:
-        features *= size
-    order = {"linf": 0.0, "l2": 0.5, "l1": 1.0}[threat.norm]
-    return replace(threat, eps=threat.eps * (1 + 1e-6) + 2.0**-24 * features**order)
+    """Return the threat model as far as verification lets float32 points go (`contains`).
+
+    l0 is bounded by the l1 ball around it: k features that move by the width of the box at most.
+    """
+    if threat.norm == "l0":
+        threat = replace(threat, norm="l1", eps=threat.eps * (threat.upper - threat.lower))
+    return replace(threat, eps=threat.limit(prod(shape)))

@@ -44,7 +44,11 @@ def radius(successes: int, draws: int, sigma: float, alpha: float = 0.001) -> fl
 
 def reach(threat: Threat, features: int) -> float:
     """Return the l2 radius of the smallest l2 ball around the threat model's ball."""
-    return threat.eps * math.sqrt(features) if threat.norm == "linf" else threat.eps
+    if threat.norm == "linf":
+        return threat.eps * math.sqrt(features)
+    if threat.norm == "l0":
+        return math.sqrt(threat.eps) * (threat.upper - threat.lower)
+    return threat.eps
 
 
 def votes(base: Model, x: Images, sigma: float, draws: int, draw: Generator) -> Tensor:

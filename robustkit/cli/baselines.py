@@ -16,7 +16,7 @@ from rich.text import Text
 from robustkit import config as configuration
 from robustkit import files
 from robustkit.cli.options import use_threads
-from robustkit.cli.plan import Request, claim, make, slug
+from robustkit.cli.plan import Request, claim, make
 from robustkit.cli.progress import Screen
 from robustkit.cli.run import evaluate_one
 from robustkit.cli.terminal import stdout
@@ -24,6 +24,7 @@ from robustkit.config import Config, ModelEntry
 from robustkit.errors import UsageError
 from robustkit.gate import load_baselines
 from robustkit.record import Record, load, save
+from robustkit.text import slug
 
 LOG = "log.jsonl"
 
@@ -77,7 +78,8 @@ def run(asked: Update) -> None:
             for plan in plans:
                 claim(plan)
                 (subject,) = plan.subjects
-                found.append((evaluate_one(plan, subject, screen), plan.folder(subject)))
+                ((_, record),) = evaluate_one(plan, subject, screen)
+                found.append((record, plan.folder(subject)))
     for entry, (record, folder) in zip(entries, found, strict=True):
         place = asked.baseline or setup.place(entry.baseline or setup.baseline)
         path = _put(record, folder, place, asked)

@@ -14,7 +14,6 @@ from typing import Any
 from robustkit import config as configuration
 from robustkit import files, jsonfile, pace
 from robustkit.cli.options import use_threads
-from robustkit.cli.plan import slug
 from robustkit.cli.program import fail
 from robustkit.cli.progress import GateScreen
 from robustkit.cli.terminal import result, stderr, stdout
@@ -39,6 +38,7 @@ from robustkit.gate.terms import tolerances
 from robustkit.model import load_model
 from robustkit.pace import Budget
 from robustkit.provenance import weights_digest
+from robustkit.text import slug
 from robustkit.threat import Threat
 
 SCHEMA = "robustkit/checks/1"

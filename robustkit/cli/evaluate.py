@@ -22,10 +22,25 @@ from robustkit.cli.program import debug, debugging
 @options.data_root
 @click.option(
     "--threat",
-    metavar="linf:8/255|l2:0.5|l1:12",
+    metavar="linf:8/255|l2:0.5|l1:12|l0:10",
     help="Norm and eps in input units; by default the usual one of the data set.",
 )
-@click.option("--suite", metavar="NAME", help="A line-up of attacks; 'quick' by default.")
+@click.option(
+    "--eps-grid",
+    callback=options.numbers,
+    metavar="2/255,4/255,8/255",
+    help="The robust accuracy at each of these eps, in one run; --threat then names the norm.",
+)
+@click.option(
+    "--minimum-norm",
+    is_flag=True,
+    help="Seek the nearest adversarial input of every point; --threat may name the norm alone.",
+)
+@click.option(
+    "--suite",
+    metavar="NAME",
+    help="A line-up of attacks; 'quick' by default, 'minimum_norm' with --minimum-norm.",
+)
 @click.option(
     "--attack",
     "attacks",

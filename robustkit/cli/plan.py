@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,19 @@ from robustkit.bounds.certify import certifier
 from robustkit.data import Dataset, open_dataset, select
 from robustkit.device import pick_device
 from robustkit.errors import UsageError
+from robustkit.grid import descending, folder_of, refuse_audit
 from robustkit.model import Subject, bundled, load_model
 from robustkit.provenance import weights_digest
 from robustkit.registry import datasets
 from robustkit.replay import find_examples
 from robustkit.spec import Spec
-from robustkit.suites import line_up
+from robustkit.suites import line_up, refuse_fixed
+from robustkit.text import slug
 from robustkit.threat import Threat
 from robustkit.tuning import AUTOMATIC, Tuning
 
 SCHEMA = "robustkit/run/1"
-_DEFAULT_SUITE = "quick"
+_DEFAULT_SUITE, _NEAREST_SUITE = "quick", "minimum_norm"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Request:
     data: str = "bundled"
     data_root: Path | None = None
     threat: str | None = None
+    eps_grid: tuple[float, ...] | None = None
+    minimum_norm: bool = False
     suite: str | None = None
     attacks: tuple[str, ...] = ()
     certify: str | None = None
@@ -60,11 +64,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked request: models loaded, data open, folder settled."""
+    """A checked request: models loaded, data open, folder settled.
+
+    `threat` is the one of the run, or the largest of `grid`, which falls.
+    """
 
     request: Request
     data: Dataset
     threat: Threat
+    grid: tuple[Threat, ...]
     suite: str | None
     attacks: tuple[Spec, ...]
     subjects: tuple[Subject, ...]
@@ -74,6 +82,12 @@ class Plan:
     def folder(self, subject: Subject) -> Path:
         """Return the folder of one model's evidence."""
         return self.out / slug(subject.name)
+
+    def records(self, subject: Subject) -> list[Path]:
+        """Return where the records of one model will lie."""
+        folder = self.folder(subject)
+        places = [folder_of(folder, threat) for threat in self.grid] or [folder]
+        return [place / "record.json" for place in places]
 
     def arguments(self, subject: Subject) -> dict[str, Any]:
         """Return what the record keeps of the request."""
@@ -91,10 +105,17 @@ def make(request: Request) -> Plan:
     if request.suite and request.attacks:
         raise UsageError("--suite and --attack exclude each other: give one of them.")
     data = open_dataset(request.data, root=request.data_root, split="test")
-    threat = Threat.parse(request.threat or _usual_threat(request.data))
-    suite = request.suite or (None if request.attacks else _DEFAULT_SUITE)
+    grid = _grid(request)
+    threat = grid[0] if grid else _threat(request, data)
+    default = _NEAREST_SUITE if request.minimum_norm else _DEFAULT_SUITE
+    suite = request.suite or (None if request.attacks else default)
     attacks = tuple(Spec.parse(text) for text in request.attacks)
-    line_up(suite, attacks, threat)
+    line = line_up(suite, attacks, threat)
+    if request.minimum_norm:
+        refuse_fixed(line.specs)
+    if grid:
+        refuse_audit(line, suite)
+    _refuse_mixtures(request)
     if request.attack_certified and not request.certify:
         raise UsageError("--attack-certified needs --certify: nothing is certified without it.")
     select(data, request.n, request.seed)
@@ -105,18 +126,63 @@ def make(request: Request) -> Plan:
         line_up(suite, attacks, threat, subject.model)
         if request.certify:
             certifier(subject.model, data.shape, threat, request.certify, request.seed)
-    config = _config(request, threat, suite, attacks, subjects)
+    config = _config(request, threat, grid, suite, attacks, subjects)
     out = request.out or Path("robustkit-runs") / _default_name(config, data)
     _refuse_other(out, config, fresh=request.fresh)
-    return Plan(request, data, threat, suite, attacks, subjects, config, out)
+    return Plan(request, data, threat, grid, suite, attacks, subjects, config, out)
 
 
 def claim(plan: Plan) -> None:
     """Write the configuration into the run's folder; `--fresh` drops the records of another run."""
     if plan.request.fresh and (before := _previous(plan.out)):
-        for name in set(before["models"]) - set(plan.config["models"]):
-            (plan.out / slug(name) / "record.json").unlink(missing_ok=True)
+        places = [plan.out / slug(name) for name in before["models"]]
+        found = {file for place in places for file in place.rglob("record.json")}
+        for file in found - {file for subject in plan.subjects for file in plan.records(subject)}:
+            file.unlink()
     jsonfile.write(plan.config, plan.out / "config.json")
+
+
+def _refuse_mixtures(request: Request) -> None:
+    """Refuse what a run over several eps, or one for distances, cannot be combined with."""
+    mode = "--eps-grid" if request.eps_grid else "--minimum-norm" if request.minimum_norm else None
+    given = [
+        option
+        for option, value in (
+            ("--replay", request.replay),
+            ("--max-time", request.max_time),
+            ("--max-forwards", request.max_forwards),
+        )
+        if value is not None
+    ]
+    if mode and given:
+        raise UsageError(f"{given[0]} does not go with {mode}: leave one of them out.")
+
+
+def _grid(request: Request) -> tuple[Threat, ...]:
+    """Return the threat models of `--eps-grid`, the largest first; none where it was not given."""
+    if request.eps_grid is None:
+        return ()
+    if request.minimum_norm:
+        raise UsageError(
+            "--minimum-norm and --eps-grid exclude each other: the first finds a distance for "
+            "every point, and with it the robust accuracy at every eps."
+        )
+    norm, colon, _ = (request.threat or _usual_threat(request.data)).partition(":")
+    if request.threat and colon:
+        raise UsageError(
+            f"--threat {request.threat} names an eps, and --eps-grid names others: give the norm "
+            f"alone, --threat {norm}."
+        )
+    return tuple(descending(Threat.parse(f"{norm}:1"), request.eps_grid))
+
+
+def _threat(request: Request, data: Dataset) -> Threat:
+    """Return the threat model; a norm alone is bounded by the box, where distances are sought."""
+    text = request.threat or _usual_threat(request.data)
+    if not request.minimum_norm or ":" in text:
+        return Threat.parse(text)
+    norm = Threat.parse(f"{text}:1").norm
+    return Threat.whole(norm, prod(data.shape))
 
 
 def usual_threat(text: str) -> str | None:
@@ -159,6 +225,7 @@ def _subjects(request: Request, data: Dataset) -> tuple[Subject, ...]:
 def _config(
     request: Request,
     threat: Threat,
+    grid: tuple[Threat, ...],
     suite: str | None,
     attacks: tuple[Spec, ...],
     subjects: tuple[Subject, ...],
@@ -169,7 +236,7 @@ def _config(
         "models": [subject.name for subject in subjects],
         "weights": [weights_digest(subject.model)[0] for subject in subjects],
         "data": request.data,
-        "threat": str(threat),
+        "threat": threat.norm if grid else str(threat),
         "suite": suite and str(Spec.parse(suite)),
         "attacks": [str(spec) for spec in attacks],
         "n": request.n,
@@ -177,12 +244,16 @@ def _config(
         **({"replay": str(request.replay)} if request.replay else {}),
         **({"certify": request.certify} if request.certify else {}),
         **({"attack_certified": True} if request.attack_certified else {}),
+        **({"minimum_norm": True} if request.minimum_norm else {}),
+        **({"eps_grid": [radius.eps for radius in grid]} if grid else {}),
     }
 
 
 def _default_name(config: dict[str, Any], data: Dataset) -> str:
     norm, _, eps = config["threat"].partition(":")
     suite, points = config["suite"] or "attacks", config["n"] or len(data)
+    if radii := config.get("eps_grid"):
+        eps = f"{radii[-1]:.6g}-{radii[0]:.6g}"
     code = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
     return slug(f"{config['data']}-{norm}-{eps}-{suite}-{points}-s{config['seed']}-{code}")
 
@@ -225,11 +296,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "not given" if value is None else str(value)
-
-
-def slug(name: str) -> str:
-    """Return `name` as the name of a folder on any system."""
-    slug = re.sub(r"[^A-Za-z0-9._=+]+", "-", name).strip("-.") or "model"
-    if len(slug) <= 80:
-        return slug
-    return f"{slug[:70]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

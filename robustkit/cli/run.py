@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from robustkit import files, leaderboard
+import pandas as pd
+
+from robustkit import curves, files, leaderboard
+from robustkit.cli.curves import tables
 from robustkit.cli.options import use_threads
 from robustkit.cli.plan import Plan, Request, claim, make
 from robustkit.cli.program import fail
@@ -18,6 +22,7 @@ from robustkit.data import select
 from robustkit.device import pick_device
 from robustkit.errors import RobustkitError
 from robustkit.evaluate import evaluate, preflight
+from robustkit.grid import evaluate_grid
 from robustkit.leaderboard import robust_interval
 from robustkit.model import Subject
 from robustkit.pace import Budget, Pace
@@ -63,12 +68,11 @@ def _evaluate_all(plan: Plan) -> tuple[_Found, _Failures]:
     """Evaluate one model after the other; the failure of one of several does not stop the rest."""
     found: _Found = []
     failures: _Failures = []
-    with Screen(len(plan.subjects), quiet=plan.request.quiet) as screen:
+    runs = len(plan.subjects) * max(1, len(plan.grid))
+    with Screen(runs, quiet=plan.request.quiet) as screen:
         for subject in plan.subjects:
             try:
-                found.append(
-                    (plan.folder(subject) / "record.json", evaluate_one(plan, subject, screen))
-                )
+                found += evaluate_one(plan, subject, screen)
             except Exception as error:
                 if len(plan.subjects) == 1:
                     raise
@@ -76,31 +80,35 @@ def _evaluate_all(plan: Plan) -> tuple[_Found, _Failures]:
     return found, failures
 
 
-def evaluate_one(plan: Plan, subject: Subject, screen: Screen) -> Record:
+def evaluate_one(plan: Plan, subject: Subject, screen: Screen) -> _Found:
+    """Evaluate one model as planned; return its records and where they lie."""
     request = plan.request
-    return evaluate(
-        subject.model,
-        name=subject.name,
-        data=plan.data,
-        threat=plan.threat,
-        suite=plan.suite,
-        attacks=plan.attacks,
-        certify=request.certify,
-        attack_certified=request.attack_certified,
-        n=request.n,
-        replay=request.replay,
-        pace=_pace(request),
-        seed=request.seed,
-        device=request.device,
-        batch_size=request.batch_size,
-        tuning=request.tuning,
-        folder=plan.folder(subject),
-        fresh=request.fresh,
-        save_adversarial=request.save_adversarial,
-        arguments=plan.arguments(subject),
-        notes=subject.notes,
-        watcher=screen,
-    )
+    given: dict[str, Any] = {
+        "name": subject.name,
+        "data": plan.data,
+        "threat": plan.threat,
+        "suite": plan.suite,
+        "attacks": plan.attacks,
+        "certify": request.certify,
+        "attack_certified": request.attack_certified,
+        "n": request.n,
+        "seed": request.seed,
+        "device": request.device,
+        "batch_size": request.batch_size,
+        "tuning": request.tuning,
+        "folder": plan.folder(subject),
+        "fresh": request.fresh,
+        "save_adversarial": request.save_adversarial,
+        "arguments": plan.arguments(subject),
+        "notes": subject.notes,
+        "watcher": screen,
+    }
+    if plan.grid:
+        records = evaluate_grid(subject.model, grid=[t.eps for t in plan.grid], **given)
+        return list(zip(plan.records(subject), records[::-1], strict=True))
+    given |= {"replay": request.replay, "pace": _pace(request)}
+    record = evaluate(subject.model, minimum_norm=request.minimum_norm, **given)
+    return [(path, record) for path in plan.records(subject)]
 
 
 def _pace(request: Request) -> Pace | None:
@@ -124,17 +132,36 @@ def _say_how_far(found: _Found) -> None:
 
 
 def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
-    frame = leaderboard.table(found)
-    csv = plan.out / "leaderboard.csv"
-    files.write(leaderboard.to_csv(frame).encode(), csv)
+    frame, csv = leaderboard.table(found), plan.out / "leaderboard.csv"
+    more: dict[str, pd.DataFrame] = {}
+    if plan.grid or plan.request.minimum_norm:
+        more["curve"] = curves.curve(found)
+    if plan.request.minimum_norm:
+        more["distances"] = curves.distances(found)
+    for name, table in {"leaderboard": frame, **more}.items():
+        files.write(leaderboard.to_csv(table).encode(), plan.out / f"{name}.csv")
     if plan.request.as_json:
-        result(leaderboard.to_json(frame))
+        result(leaderboard.to_json(frame, **more))
     elif not plan.request.quiet:
         console = stdout()
-        console.print(leaderboard.to_rich(frame))
-        console.out(f"CSV: {csv}\nRecords: {plan.out}{os.sep}*{os.sep}record.json", highlight=False)
-        if plan.suite == "quick":
-            console.out(
-                "quick is an upper bound, a first look: defend a claim by --suite fast or parity.",
-                highlight=False,
-            )
+        for shown in tables(more) or [leaderboard.to_rich(frame)]:
+            console.print(shown)
+        told = ", ".join(str(csv.with_name(f"{name}.csv")) for name in ["leaderboard", *more])
+        anywhere = os.sep.join(["*"] * (2 if plan.grid else 1))
+        console.out(f"CSV: {told}", highlight=False)
+        console.out(f"Records: {plan.out}{os.sep}{anywhere}{os.sep}record.json", highlight=False)
+        for line in _remarks(plan):
+            console.out(line, highlight=False)
+
+
+def _remarks(plan: Plan) -> Iterator[str]:
+    """Say what the numbers are not."""
+    if plan.suite == "quick":
+        yield "quick is an upper bound, a first look: defend a claim by --suite fast or parity."
+    if plan.grid:
+        yield (
+            "A point that stood at one eps is carried to the smaller ones without another attack; "
+            "records and curve.csv say which."
+        )
+    if plan.request.minimum_norm:
+        yield "Every distance is that of a verified adversarial input: an upper bound."

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from robustkit import jsonfile
 from robustkit.checkpoints import Card, digest, put, read_weights
 from robustkit.cli.options import use_threads
-from robustkit.cli.plan import slug, usual_threat
+from robustkit.cli.plan import usual_threat
 from robustkit.cli.progress import training_progress
 from robustkit.cli.terminal import say, stderr, stdout
 from robustkit.data import Dataset, open_dataset, select
@@ -27,6 +27,7 @@ from robustkit.plain import attack
 from robustkit.registry import attacks, datasets, defenses
 from robustkit.rng import generator
 from robustkit.spec import Spec
+from robustkit.text import slug
 from robustkit.threat import Threat
 from robustkit.train import Recipe, Step, Trainable, fit, save_weights
 

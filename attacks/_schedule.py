@@ -1,0 +1,23 @@
+"""Cosine annealing per slot, and gradients scaled to unit length."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from robustkit.types import Images, Integers, Scalars, per_point
+
+_TINY = 1e-30
+
+
+def cosine(first: float, last: float, taken: Integers, steps: int) -> Scalars:
+    """Fall from `first` at 0 steps taken to `last` at the last of `steps`, along half a cosine."""
+    share = taken.double() / max(1, steps - 1)
+    return (last + (first - last) * (1 + (math.pi * share).cos()) / 2).float()
+
+
+def unit(gradient: Images) -> Images:
+    """Scale to l2 length 1; no gradient stays none."""
+    length = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(_TINY)
+    return gradient / per_point(length, gradient)

@@ -1,0 +1,99 @@
+"""DDN: the direction of the step and the length of the displacement are decided apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field
+
+from robustkit.errors import UsageError
+from robustkit.losses import LOSSES, TARGETED, LossName
+from robustkit.registry import attacks
+from robustkit.search import Job, Reply, Tasks, list_jobs
+from robustkit.threat import Threat
+from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
+
+from ._schedule import cosine, unit
+
+
+class State(NamedTuple):
+    """Per slot two images and five numbers. `radius`: length of the displacement, before the box.
+
+    `moves`: steps taken so far.
+    """
+
+    query: Images
+    done: Mask
+    x: Images
+    y: Labels
+    target: Labels
+    radius: Scalars
+    moves: Integers
+
+
+@attacks.register("ddn", white_box=True, cites="arXiv:1811.09600")
+@dataclass(frozen=True)
+class Ddn:
+    """Decoupled direction and norm attack for l2: seeks the nearest adversarial input.
+
+    Rony et al. 2019, algorithm 1: a step of l2 length alpha along the gradient turns the
+    displacement; its length then shrinks by the factor 1 − gamma if the last query fooled the
+    model, else grows by 1 + gamma. alpha falls from 1 to 0.01 along a cosine. A run costs
+    steps + 1 passes. Differs from the paper: queries are not rounded to 256 levels; the objective
+    can be another one, and aim at one class after the other.
+
+    Attributes:
+        loss: climbed by the search; the targeted ones run once for each of `targets` classes.
+        steps: steps of one run.
+        gamma: by which share the length changes.
+        radius: length of the first displacement.
+        targets: how many classes to aim at, by falling clean logit.
+        surrogate: take gradients from this stand-in, which the model must declare.
+        eot: passes averaged at every query, for randomized models.
+    """
+
+    loss: LossName = "ce"
+    steps: Annotated[int, Field(ge=1)] = 100
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    radius: Annotated[float, Field(gt=0)] = 1.0
+    targets: Annotated[int, Field(ge=1)] = 9
+    surrogate: str = ""
+    eot: Annotated[int, Field(ge=1)] = 1
+
+    uses_gradient = True
+    stays_inside = False
+    minimizes = True
+
+    def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
+        """One run, or one per target."""
+        if threat.norm != "l2":
+            raise UsageError(f"ddn supports l2, got {threat.norm}. Use fmn.")
+        return list_jobs(self.targets if self.loss in TARGETED else 0, 1, classes)
+
+    def start(self, tasks: Tasks, threat: Threat) -> State:
+        """Start at the clean point."""
+        no = torch.zeros_like(tasks.y, dtype=torch.bool)
+        radius = tasks.x.new_full((len(tasks.x),), self.radius)
+        moves = torch.zeros_like(tasks.y)
+        return State(tasks.x, no, tasks.x, tasks.y, tasks.target, radius, moves)
+
+    def objective(self, logits: Logits, state: State) -> Scalars:
+        """Return the chosen loss."""
+        return LOSSES[self.loss](logits, state.y, state.target)
+
+    def step(self, state: State, reply: Reply, threat: Threat) -> State:
+        """Turn the displacement along the gradient, give it its new length, clip."""
+        fools = reply.logits.argmax(1) != state.y
+        radius = state.radius * torch.where(fools, 1 - self.gamma, 1 + self.gamma)
+        alpha = cosine(1.0, 0.01, state.moves, self.steps)
+        turned = state.query - state.x + per_point(alpha, state.x) * unit(reply.gradient)
+        query = state.x + per_point(radius, state.x) * unit(turned)
+        return state._replace(
+            query=query.clamp(threat.lower, threat.upper),
+            radius=radius,
+            moves=state.moves + 1,
+            done=state.done | (state.moves >= self.steps),
+        )

@@ -1,0 +1,53 @@
+"""The audit of a run: its sample, whether it alarms, and the attacks on whom it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from robustkit.audit import Sample, alarming, draw
+from robustkit.ledger import Ledger
+from robustkit.suites import LineUp
+
+
+def perform(
+    line: LineUp,
+    ledger: Ledger,
+    left: Callable[[], Sequence[int]],
+    everything: Sequence[int],
+    seed: int,
+    attack: Callable[[int, Sequence[int], bool], None],
+) -> None:
+    """Attack a sample of the survivors, and all points if too much of it falls.
+
+    The sample is drawn once and kept in the ledger: a run that was killed goes on with it.
+
+    Args:
+        left: tells what the search has left standing.
+        attack: runs a stage on those of some points that stand; True: no others are to come.
+    """
+    audit, stages = line.audit, range(line.audited, len(line.specs))
+    if audit is None:
+        return
+    sample = drawn(ledger)
+    if sample is None:
+        sample = draw(audit, ledger.closest(), left(), seed)
+        ledger.remember("audit", asdict(sample))
+    for stage in stages:
+        attack(stage, sorted(sample.points), False)
+    escalate = alarming(audit, sample, fallen(ledger, sample, line), len(everything))
+    for stage in stages:
+        attack(stage, everything if escalate else sorted(sample.points), True)
+    ledger.remember("escalated", escalate)
+
+
+def drawn(ledger: Ledger) -> Sample | None:
+    """Return the sample of a run, once it is drawn."""
+    kept = ledger.remembered("audit")
+    return kept and Sample(tuple(kept["near"]), tuple(kept["random"]), kept["rest"])
+
+
+def fallen(ledger: Ledger, sample: Sample, line: LineUp) -> set[int]:
+    """Return which points of the sample fell to the audit."""
+    falls = ledger.falls()
+    return {p for p in sample.points if p in falls and falls[p].stage >= line.audited}

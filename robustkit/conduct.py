@@ -1,0 +1,190 @@
+"""One evaluation in one folder: from what is asked to a record, or what is left of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime, timezone
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from robustkit import provenance
+from robustkit.bounds.certify import Certifier, certifier
+from robustkit.carry import Carried
+from robustkit.data import Dataset, digest
+from robustkit.device import stride
+from robustkit.diagnose import Health
+from robustkit.engine import Engine
+from robustkit.errors import UsageError
+from robustkit.ledger import Cost, Ledger
+from robustkit.outcome import Origin, make_record, settle_record
+from robustkit.pace import Pace
+from robustkit.record import Record, WeightsInfo
+from robustkit.replay import Examples, find_examples
+from robustkit.run import Run, Watcher
+from robustkit.suites import LineUp
+from robustkit.threat import Threat
+from robustkit.tuning import Tuned
+from robustkit.types import Model
+
+KEEP_BYTES = 2**30  # adversarial inputs are stored by default up to this size
+
+
+class Wish(NamedTuple):
+    """What was asked for beside the line-up; the names are those of `evaluate`."""
+
+    suite: str | None
+    certify: str | None
+    attack_certified: bool
+    batch_size: int | None
+    fresh: bool
+    save_adversarial: bool | None
+    arguments: dict[str, Any]
+    notes: tuple[str, ...]
+    replay: Path | str | None = None
+    pace: Pace | None = None
+
+
+class Ground(NamedTuple):
+    """A model and the points it is evaluated on, after a first look.
+
+    Attributes:
+        model: the private copy that verdicts come from.
+        tuned: the copy that searches use.
+        content: digest of the points.
+    """
+
+    name: str
+    model: Model
+    tuned: Tuned
+    health: Health
+    weights: WeightsInfo
+    data: Dataset
+    points: np.ndarray[Any, np.dtype[np.int64]]
+    content: str
+    seed: int
+    device: torch.device
+
+
+def conduct(
+    ground: Ground,
+    line: LineUp,
+    threat: Threat,
+    folder: Path,
+    wish: Wish,
+    watcher: Watcher,
+    *,
+    minimum_norm: bool = False,
+    scouts: int = 0,
+    carried: Carried | None = None,
+) -> Record:
+    """Run a line-up in one folder, or finish it there; see `evaluate`.
+
+    Args:
+        scouts: so many attacks of the line-up use up their budget and keep the closest success.
+        carried: what a run at a larger eps has found.
+    """
+    name, data, chosen = ground.name, ground.data, ground.points
+    prover = None
+    if wish.certify:
+        prover = certifier(ground.model, data.shape, threat, wish.certify, ground.seed)
+    examples = find_examples(Path(wish.replay), data.shape) if wish.replay is not None else None
+    watcher.model(name if carried is None else f"{name} at {threat}", len(chosen))
+    if wish.certify and prover is None:
+        watcher.note(f"{name}: no certificate is known for a model of this kind.")
+    path, commit = folder / "record.json", provenance.commit()
+    identity = _identity(ground, threat) | _program(line, prover, wish, examples)
+    identity |= {"minimum_norm": True} if minimum_norm else {}
+    identity |= {"eps_grid": list(carried.grid)} if carried else {}
+    with Ledger(folder / "ledger.sqlite", identity, fresh=wish.fresh) as ledger:
+        _same_answers(ledger, ground.health, name)
+        ledger.remember("shape", list(data.shape))
+        if carried is not None:
+            carried.settle(ledger)
+        notes = [*wish.notes, *ground.tuned.notes]
+        origin = Origin(wish.suite, ground.weights, ground.content, wish.arguments, notes,
+                        _first_start(ledger), commit)  # fmt: skip
+        tuned, device = ground.tuned, ground.device
+        slots = wish.batch_size or tuned.slots
+        run = Run(name, ground.model, data, threat, line, chosen, ground.seed,
+                  Engine(tuned.model, threat, slots, stride(device), tuned.half), device, ledger,
+                  ground.health, _keep(wish.save_adversarial, data, len(chosen), watcher), watcher,
+                  prover, wish.attack_certified, examples, minimum_norm,
+                  len(line.specs) if minimum_norm else scouts)  # fmt: skip
+        finished = [int(point) for point in chosen]
+        if not ledger.costs().get(len(line.specs) - 1, Cost()).finished:
+            path.unlink(missing_ok=True)  # of fewer points, or of an earlier configuration
+            finished = run.all(wish.pace)
+        if len(finished) < len(chosen):
+            origin = origin._replace(content=digest(data, finished))
+        record = settle_record(make_record(run, origin, finished), path, watcher)
+    for flag in record.flags:
+        watcher.note(f"{name}: {flag.name}: {flag.message}")
+    return record
+
+
+def _identity(ground: Ground, threat: Threat) -> dict[str, Any]:
+    """Return what every verdict depends on, beside what is done to the points."""
+    return {
+        "robustkit": provenance.versions()["robustkit"],
+        "defense": ground.name,
+        "weights": ground.weights.digest,
+        "data": ground.content,
+        "n": len(ground.points),
+        "threat": asdict(threat),
+        "seed": ground.seed,
+    }
+
+
+def _program(
+    line: LineUp, prover: Certifier | None, wish: Wish, examples: Examples | None
+) -> dict[str, Any]:
+    """Describe what is done to the points, as far as verdicts depend on it."""
+    program: dict[str, Any] = {"attacks": [str(spec) for spec in line.specs]}
+    if line.audit:
+        program["audit"] = asdict(line.audit)
+    if prover:
+        program |= {"certify": prover.name, "attack_certified": wish.attack_certified}
+    if examples:
+        program["replay"] = examples.digest
+    return program
+
+
+def _same_answers(ledger: Ledger, health: Health, name: str) -> None:
+    """Refuse to go on with a model that answers otherwise than when the run began.
+
+    The digest of the weights does not see a changed forward pass.
+    """
+    now, before = health.answers.cpu(), ledger.remembered("answers")
+    if before is None or health.randomized:
+        ledger.remember("answers", now.tolist())
+        return
+    then = torch.tensor(before)
+    if then.shape != now.shape or float((then - now).abs().max() / now.abs().max()) > 1e-3:
+        raise UsageError(
+            f"{ledger.path.parent} holds a run of {name} when it answered otherwise to the same "
+            "inputs: its code has changed. Choose another --out, or start over with --fresh."
+        )
+
+
+def _keep(asked: bool | None, data: Dataset, n: int, watcher: Watcher) -> bool:
+    size = 4 * n * prod(data.shape)
+    if asked is None and size > KEEP_BYTES:
+        watcher.note(
+            f"adversarial inputs are not stored: up to {size / 2**30:.1f} GiB, and the default "
+            f"ends at {KEEP_BYTES / 2**30:.0f} GiB. Ask for them with --save-adversarial."
+        )
+        return False
+    return asked is not False
+
+
+def _first_start(ledger: Ledger) -> str:
+    """Return when the run began, in its first life."""
+    started = ledger.remembered("started")
+    if started is None:
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        ledger.remember("started", started)
+    return str(started)
