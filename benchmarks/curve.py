@@ -136,7 +136,7 @@ def distances(subject: Subject, x: Tensor, y: Tensor, norm: Norm, steps: int) ->
         "linf": [f"fmn(steps={steps})", f"fmn(gamma=0.05, relative=false, steps={steps})"],
         "l2": [f"ddn(steps={steps})", f"fmn(steps={steps})"],
         "l1": [f"fmn(steps={steps})"],
-        "l0": [f"sigma_zero(change=0.03, steps={steps})", f"fmn(steps={steps})"],
+        "l0": [f"sigma_zero(steps={steps})", f"fmn(steps={steps})"],
     }[norm]
     rows = [
         _measure(subject.name, norm, spec, model, x, y, lambda m, s=spec: _ours(m, x, y, s, norm))

@@ -79,6 +79,7 @@ def _table(title: str) -> Table:
     return Table(
         title=Text(title),
         title_justify="left",
+        min_width=len(title) + 1,
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
