@@ -140,7 +140,8 @@ class TestCommand:
         answer = json.loads(
             ask(self.RECORDS, "--published", str(folder), "--format", "json").stdout
         )
-        assert len(answer["rows"]) == 3
+        assert len(answer["rows"]) == len(list(Path(self.RECORDS).glob("*.json")))
+        assert all("label" not in row for row in answer["rows"])
         assert len(answer["published"]) == 4
         assert answer["published_schema"] == "robustkit/published/1"
 

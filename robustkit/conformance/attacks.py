@@ -71,7 +71,8 @@ def _norms(entry: Entry) -> None:
             supported += bool(small(entry).jobs(threat, 4))
         except UsageError:
             continue
-    need(supported > 0, "expected at least one of linf, l2 and l1 to be supported, got none")
+    norms = ", ".join(threat.norm for threat in THREATS)
+    need(supported > 0, f"expected at least one of {norms} to be supported, got none")
 
 
 def _inside(entry: Entry, threat: Threat) -> None:

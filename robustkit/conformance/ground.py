@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustkit.registry import Entry
 from robustkit.threat import Threat
 
-THREATS = (Threat("linf", 0.04), Threat("l2", 0.35), Threat("l1", 1.8))
+THREATS = (Threat("linf", 0.04), Threat("l2", 0.35), Threat("l1", 1.8), Threat("l0", 6))
 
 
 class Unmet(Exception):

@@ -11,13 +11,18 @@ from robustkit.conformance.ground import THREATS, need
 from robustkit.data import open_dataset
 from robustkit.errors import UsageError
 from robustkit.registry import Entry, attacks, suites
+from robustkit.spec import Spec
 from robustkit.threat import Threat
 
 
 def suite_checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
     """List the checks of one suite, by name."""
+    yield "supports a norm or says that it does not", partial(_supports, entry)
     for threat in THREATS:
-        yield f"lists attacks that support {threat.norm}", partial(_line_up, entry, threat)
+        yield (
+            f"lists attacks that support {threat.norm}, or refuses it",
+            partial(_line_up, entry, threat),
+        )
 
 
 def dataset_checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -39,8 +44,25 @@ def _refuses(entry: Entry) -> None:
     need(False, "expected a UsageError for an attack of another name, got none")
 
 
+def _list(entry: Entry, threat: Threat) -> list[Spec] | None:
+    """Return what the suite lists, None where it refuses the norm with a `UsageError`."""
+    try:
+        return list(suites.build(entry.name).attacks(threat))
+    except UsageError as error:
+        need(threat.norm in str(error), f"expected an error that names the norm, got {error}")
+        return None
+
+
+def _supports(entry: Entry) -> None:
+    norms = ", ".join(threat.norm for threat in THREATS)
+    supported = any(_list(entry, threat) for threat in THREATS)
+    need(supported, f"expected at least one of {norms} to be supported, got none")
+
+
 def _line_up(entry: Entry, threat: Threat) -> None:
-    specs = list(suites.build(entry.name).attacks(threat))
+    specs = _list(entry, threat)
+    if specs is None:
+        return
     need(bool(specs), f"expected at least one attack for {threat.norm}, got none")
     need(len(set(specs)) == len(specs), "an attack is listed twice")
     for spec in specs:
