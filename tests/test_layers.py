@@ -18,7 +18,7 @@ STAGES = {
     "data": "npz download points folder sources named data",
     "defense": "surrogate parts nets adversary mixing bounds train checkpoints zoo model",
     "search": "tuning audit search foreign counting slots passes engine nearest plain suites",
-    "verify": "verify ledger carry examples referee auditing",
+    "verify": "verify rows ledger carry examples referee auditing",
     "record": "stats facts columns portrait record provenance diagnose batches statuses pace "
     "replay watcher proving run outcome conduct evaluate grid",
     "leaderboard": "tables leaderboard curves published report",
