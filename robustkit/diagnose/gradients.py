@@ -95,8 +95,8 @@ def _mismatch(asked: Asked, base: _Base, side: float, random: int) -> list[Flag]
     """Compare with central differences along the gradient's sign and along `random` random signs.
 
     Of outputs that change by jumps the first says whether the gradient leads up, which is all that
-    can be asked. A direction counts by how much the margin would change along it; what rounding can do to a
-    difference is allowed. Inputs that agree at one step are not asked about again.
+    can be asked. A direction counts by how much the margin would change along it; what rounding
+    can do to a difference is allowed. Inputs that agree at one step are not asked about again.
     """
     sizes = base.gradient.flatten(1).abs().amax(1)
     asking = (sizes > 0) & sizes.isfinite()
