@@ -16,7 +16,8 @@ from robustkit.types import Images, Logits, Mask, Scalars
 # Steps in units of the box. Around a kink of a ReLU small ones are right; across the levels of a
 # quantizer with a straight-through gradient, and in 16 bits, large ones are: one is enough.
 _STEPS = (4e-3, 1e-3, 1.6e-2, 6.4e-2)
-_TINY = 2e-4  # moves a pixel by less than a fifteenth of a level of 1/255
+_TINY = 6e-4  # a move that float16 sees, and a level of 1/255 seldom does
+_FEW = 3  # pixels
 _INSIDE, _JITTER = 0.075, 0.01  # how far from the edge of the box, and from flat areas, to look
 _RANDOM = 3  # directions
 _WRONG = 0.35  # of the change: what the gradient may be off by
@@ -164,13 +165,13 @@ def _pick(base: _Base, logits: Logits, index: Tensor) -> Scalars:
 def _constant(asked: Asked, base: _Base, side: float) -> list[Flag]:
     """Move few pixels a little, to either side: what is smooth answers, if faintly.
 
-    Moved is the pixel with the largest gradient. Where there is none, six drawn ones are.
+    Moved is the pixel with the largest gradient. Where there is none, a few drawn ones are.
     """
     size = base.gradient.nan_to_num().abs().flatten(1)
     one = torch.zeros_like(size).scatter(1, size.argmax(1, keepdim=True), 1.0)
     draws = _draw(base.x, 9).flatten(1)
-    six = torch.zeros_like(size).scatter(1, draws.topk(min(6, draws.shape[1])).indices, 1.0)
-    pixels = torch.where(size.amax(1, keepdim=True) > 0, one, six).view_as(base.x)
+    few = torch.zeros_like(size).scatter(1, draws.topk(min(_FEW, draws.shape[1])).indices, 1.0)
+    pixels = torch.where(size.amax(1, keepdim=True) > 0, one, few).view_as(base.x)
     still = torch.zeros(len(size), dtype=torch.bool, device=size.device)
     for move in (_TINY, -_TINY):
         still |= (asked.logits(base.x + move * side * pixels) == base.logits).all(1)
