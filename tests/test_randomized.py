@@ -61,8 +61,8 @@ def run(share: float, folder: Path) -> Record:
 def test_an_input_that_fools_one_pass_in_four_takes_no_point(tmp_path: Path) -> None:
     record = run(0.25, tmp_path)
     assert record.randomized
-    assert record.robust == record.clean  # though some of forty draws fooled it nearly everywhere
-    assert record.flips >= 20
+    assert record.robust == record.clean  # though many of its queries fooled one pass
+    assert record.flips > 0
 
 
 def test_an_input_that_fools_nine_in_ten_takes_it_and_the_share_is_told(tmp_path: Path) -> None:
