@@ -18,7 +18,10 @@ from robustkit.optional import library, quiet
 
 
 class Actor:
-    """A worker: orders are worked on in a thread of their own, while notes are collected."""
+    """A worker: orders are worked on in a thread of their own.
+
+    Ray runs two methods at once: one waits for notes while the other takes an order.
+    """
 
     def __init__(self, device: str, threads: int | None) -> None:
         sys.stdout = sys.stderr
@@ -70,9 +73,10 @@ class RayPool:
                 self._briefing = self._ray.put(briefing)
             except Exception as error:  # whatever a model's own __reduce__ may raise
                 raise unsendable(briefing, error) from error
-            kind = {"num_gpus": 1} if self._device == "cuda" else {}
-            make = self._ray.remote(num_cpus=1, max_restarts=0, **kind)(Actor).remote
-            self._make = lambda: make(self._device, threads)
+            kind = {"num_cpus": 1, "max_restarts": 0, "max_concurrency": 2}
+            kind |= {"num_gpus": 1} if self._device == "cuda" else {}
+            make = self._ray.remote(**kind)(Actor).remote
+            self._make: Any = lambda: make(self._device, threads)
             self._said: dict[Any, int] = {}
             self._actors = [self._start(place) for place in range(self.size)]
         except BaseException:
