@@ -9,7 +9,7 @@ budget) stays with the driver.
 
 from robustkit.distributed.crew import Crew
 from robustkit.distributed.orders import Named
-from robustkit.distributed.staff import Setup, set_up, staff
+from robustkit.distributed.staffing import Setup, set_up, staff
 from robustkit.distributed.team import Team
 
 __all__ = ["Crew", "Named", "Setup", "Team", "set_up", "staff"]

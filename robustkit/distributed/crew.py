@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -96,21 +96,16 @@ class Crew:
             RobustkitError: what a worker raised; also when no worker can be had, or one after the
                 other dies without a result.
         """
-        pool, fresh, again = self._ready(), iter(parts), deque[_Stint[T]]()
+        pool, waiting = self._ready(), deque(_Stint(part) for part in parts)
         busy: dict[int, _Stint[T]] = {}
-        while True:
-            for place in sorted(self._idle):
-                stint = again.popleft() if again else _first(fresh)
-                if stint is None:
-                    break
+        while waiting or busy:
+            for place in sorted(self._idle)[: len(waiting)]:
                 self._idle.remove(place)
-                busy[place] = stint
-                pool.submit(place, load(stint.part))
-            if not busy and not again:
-                return  # the idle ones would have taken what is left
+                busy[place] = waiting.popleft()
+                pool.submit(place, load(busy[place].part))
             for place, note in self._listen(pool):
                 if isinstance(note, Lost):
-                    again.extend(self._left(busy.pop(place, None), rest, note))
+                    waiting.extendleft(self._left(busy.pop(place, None), rest, note))
                 elif isinstance(note, Done):
                     del busy[place]
                     self._idle.add(place)
@@ -200,8 +195,3 @@ def _hopeless(name: str, note: Lost) -> RobustkitError:
         '`if __name__ == "__main__":`. What was found is kept; the same command goes on from '
         "there, with one device if need be."
     )
-
-
-def _first(fresh: Iterator[T]) -> _Stint[T] | None:
-    part = next(fresh, None)
-    return None if part is None else _Stint(part)
