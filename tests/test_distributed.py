@@ -6,6 +6,7 @@ import importlib.util
 import math
 import pickle
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -389,7 +390,8 @@ class TestDeath:
         assert verdicts(only(tmp_path / "out")) == verdicts(only(tmp_path / "one"))
 
     def test_again_and_again_ends_the_run(self) -> None:
-        pool = Script([[(0, Hello("cpu", 4, "x"))], *[[(0, LOST), (0, READY)]] * 9])
+        deaths: list[list[tuple[int, Note]]] = [[(0, LOST), (0, READY)]] * 9
+        pool = Script([[(0, READY)], *deaths])
         with (
             Crew("toy", "", lambda: pool, Watcher()) as crew,
             pytest.raises(RobustkitError, match=r"died 3 times in a row .* \(the last: killed\)"),
@@ -446,7 +448,7 @@ class TestRay:
         """Two nodes of one CPU."""
         from ray.cluster_utils import Cluster
 
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        nodes: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         nodes.add_node(num_cpus=1)
         yield str(nodes.address)
         nodes.shutdown()
@@ -511,3 +513,10 @@ class TestErrors:
     def test_ray_chooses_the_devices(self) -> None:
         with pytest.raises(UsageError, match="Ray gives each worker a device of its own"):
             set_up("cpu,cpu", "ray", None)
+
+
+def test_the_plan_in_the_docs_is_what_its_code_prints() -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "clusters.md"
+    code, told = re.findall(r"```(?:python|text)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == told
