@@ -8,7 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from robustkit import provenance
@@ -17,18 +16,18 @@ from robustkit.carry import Carried
 from robustkit.data import Dataset, digest
 from robustkit.device import stride
 from robustkit.diagnose import Health
+from robustkit.distributed import Crew
 from robustkit.engine import Engine
 from robustkit.errors import UsageError
+from robustkit.ground import Ground
 from robustkit.ledger import Cost, Ledger
 from robustkit.outcome import Origin, make_record, settle_record
 from robustkit.pace import Pace
-from robustkit.record import Record, WeightsInfo
+from robustkit.record import Record
 from robustkit.replay import Examples, find_examples
 from robustkit.run import Run, Watcher
 from robustkit.suites import LineUp
 from robustkit.threat import Threat
-from robustkit.tuning import Tuned
-from robustkit.types import Model
 
 KEEP_BYTES = 2**30  # adversarial inputs are stored by default up to this size
 
@@ -48,27 +47,6 @@ class Wish(NamedTuple):
     pace: Pace | None = None
 
 
-class Ground(NamedTuple):
-    """A model and the points it is evaluated on, after a first look.
-
-    Attributes:
-        model: the private copy that verdicts come from.
-        tuned: the copy that searches use.
-        content: digest of the points.
-    """
-
-    name: str
-    model: Model
-    tuned: Tuned
-    health: Health
-    weights: WeightsInfo
-    data: Dataset
-    points: np.ndarray[Any, np.dtype[np.int64]]
-    content: str
-    seed: int
-    device: torch.device
-
-
 def conduct(
     ground: Ground,
     line: LineUp,
@@ -80,12 +58,14 @@ def conduct(
     minimum_norm: bool = False,
     scouts: int = 0,
     carried: Carried | None = None,
+    crew: Crew | None = None,
 ) -> Record:
     """Run a line-up in one folder, or finish it there; see `evaluate`.
 
     Args:
         scouts: so many attacks of the line-up use up their budget and keep the closest success.
         carried: what a run at a larger eps has found.
+        crew: the workers; None: this process does it alone.
     """
     name, data, chosen = ground.name, ground.data, ground.points
     prover = None
@@ -104,7 +84,7 @@ def conduct(
         ledger.remember("shape", list(data.shape))
         if carried is not None:
             carried.settle(ledger)
-        notes = [*wish.notes, *ground.tuned.notes]
+        notes = [*wish.notes, *ground.tuned.notes, *([crew.note] if crew else [])]
         origin = Origin(wish.suite, ground.weights, ground.content, wish.arguments, notes,
                         _first_start(ledger), commit)  # fmt: skip
         tuned, device = ground.tuned, ground.device
@@ -113,7 +93,7 @@ def conduct(
                   Engine(tuned.model, threat, slots, stride(device), tuned.half), device, ledger,
                   ground.health, _keep(wish.save_adversarial, data, len(chosen), watcher), watcher,
                   prover, wish.attack_certified, examples, minimum_norm,
-                  len(line.specs) if minimum_norm else scouts)  # fmt: skip
+                  len(line.specs) if minimum_norm else scouts, crew)  # fmt: skip
         finished = [int(point) for point in chosen]
         if not ledger.costs().get(len(line.specs) - 1, Cost()).finished:
             path.unlink(missing_ok=True)  # of fewer points, or of an earlier configuration

@@ -33,6 +33,15 @@ def pick_device(text: str) -> torch.device:
     return torch.device("cuda", int(number or 0))
 
 
+def pick_devices(text: str) -> list[torch.device]:
+    """Return the devices of a list such as `cuda:0,cuda:1`; one may stand there twice.
+
+    Raises:
+        UsageError: as `pick_device`.
+    """
+    return [pick_device(part.strip()) for part in text.split(",")]
+
+
 def stride(device: torch.device) -> int:
     """Steps between two looks at the results: a look stalls a GPU, and costs nothing on a CPU."""
     return 1 if device.type == "cpu" else 5

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from robustkit import provenance
-from robustkit.conduct import Ground, Wish, conduct
+from robustkit.conduct import Wish, conduct
 from robustkit.data import Dataset, digest, select
-from robustkit.device import pick_device
+from robustkit.device import pick_devices
 from robustkit.diagnose import Health, examine
+from robustkit.distributed import Named, set_up, staff
 from robustkit.errors import UsageError
+from robustkit.ground import Ground
 from robustkit.model import refuse_training_mode
 from robustkit.pace import Pace
 from robustkit.record import Record, WeightsInfo
@@ -45,6 +47,9 @@ def evaluate(
     pace: Pace | None = None,
     seed: int = 0,
     device: str = "auto",
+    distributed: str | None = None,
+    workers: int | None = None,
+    named: Named | None = None,
     batch_size: int | None = None,
     tuning: Tuning = AUTOMATIC,
     fresh: bool = False,
@@ -68,6 +73,10 @@ def evaluate(
         points: or exactly these, by their position in the data set.
         replay: folder of an earlier run on the same data, whose adversarial inputs come first.
         pace: may end the run early; the record then speaks of the points that are finished.
+        device: "auto", "cpu", "cuda", "cuda:1", or several: "cuda:0,cuda:1", a process on each.
+        distributed: "ray" or "ray:ADDRESS": on a Ray cluster, a worker per GPU, or else per CPU.
+        workers: how many; several may share a device.
+        named: how workers load the model; by default it is pickled for them, by this process.
         batch_size: points in flight at once; chosen by device when not given.
         tuning: how the model is made fast for searches; verdicts are always float32.
         save_adversarial: store what was found; by default up to 1 GiB.
@@ -83,6 +92,7 @@ def evaluate(
             attack takes a point with a certificate.
     """
     watcher, line = watcher or Watcher(), line_up(suite, attacks, threat, model)
+    setup = set_up(device, distributed, workers)
     if minimum_norm:
         refuse_fixed(line.specs)
         if replay is not None or pace is not None:
@@ -93,7 +103,9 @@ def evaluate(
         warn_of_eps(threat, data, watcher)
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 dict(arguments or {}), tuple(notes), replay, pace)  # fmt: skip
-    return conduct(ground, line, threat, Path(folder), wish, watcher, minimum_norm=minimum_norm)
+    with staff(setup, ground, named, batch_size, tuning, watcher) as crew:
+        return conduct(ground, line, threat, Path(folder), wish, watcher, crew=crew,
+                       minimum_norm=minimum_norm)  # fmt: skip
 
 
 def survey(
@@ -113,12 +125,14 @@ def survey(
     Raises:
         UsageError: when they cannot be evaluated together.
     """
-    target, chosen = pick_device(device), _choose(data, n, points, seed)
+    target, chosen = pick_devices(device)[0], _choose(data, n, points, seed)
     private, health, sample = preflight(model, name, data, chosen, target, box=box)
     tuned = tune(private, sample, tuning, randomized=health.randomized)
     health, content = health.after(tuned.forwards, tuned.backwards), digest(data, chosen)
     weights = _weights(private)
-    return Ground(name, private, tuned, health, weights, data, chosen, content, seed, target)
+    return Ground(
+        name, private, tuned, health, weights, data, chosen, content, seed, target, sample
+    )
 
 
 def _choose(

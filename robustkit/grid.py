@@ -14,6 +14,7 @@ from torch import nn
 from robustkit.carry import Carried, collect
 from robustkit.conduct import Wish, conduct
 from robustkit.data import Dataset
+from robustkit.distributed import Named, set_up, staff
 from robustkit.errors import UsageError
 from robustkit.evaluate import survey, warn_of_eps
 from robustkit.record import Record
@@ -45,6 +46,9 @@ def evaluate_grid(
     n: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    distributed: str | None = None,
+    workers: int | None = None,
+    named: Named | None = None,
     batch_size: int | None = None,
     tuning: Tuning = AUTOMATIC,
     fresh: bool = False,
@@ -74,6 +78,7 @@ def evaluate_grid(
     watcher, radii = _Once(watcher or Watcher()), descending(threat, grid)
     line_ups = [line_up(suite, attacks, radius, model) for radius in radii]
     refuse_audit(line_ups[0], suite)
+    setup = set_up(device, distributed, workers)
     ground = survey(
         model, name, data, n, seed, device, tuning=tuning, box=(threat.lower, threat.upper)
     )
@@ -82,16 +87,18 @@ def evaluate_grid(
                 dict(arguments or {}), tuple(notes))  # fmt: skip
     scouts = _scouts(radii, model, line_ups)
     carried, records = Carried.nothing(tuple(radius.eps for radius in radii)), list[Record]()
-    for number, (radius, line) in enumerate(zip(radii, line_ups, strict=True)):
-        ahead = scouts if number == 1 else []
-        order = _promising(line.specs, records[-1], radius) if records else line.specs
-        specs, place = [*ahead, *order], folder_of(folder, radius)
-        here = LineUp(specs, len(specs), None)
-        records.append(
-            conduct(ground, here, radius, place, wish, watcher, scouts=len(ahead), carried=carried)
-        )
-        if radius is not radii[-1]:
-            carried = collect(carried.grid, place, specs, radius, radii[number + 1])
+    with staff(setup, ground, named, batch_size, tuning, watcher) as crew:
+        for number, (radius, line) in enumerate(zip(radii, line_ups, strict=True)):
+            ahead = scouts if number == 1 else []
+            order = _promising(line.specs, records[-1], radius) if records else line.specs
+            specs, place = [*ahead, *order], folder_of(folder, radius)
+            here = LineUp(specs, len(specs), None)
+            records.append(
+                conduct(ground, here, radius, place, wish, watcher, scouts=len(ahead),
+                        carried=carried, crew=crew)
+            )  # fmt: skip
+            if radius is not radii[-1]:
+                carried = collect(carried.grid, place, specs, radius, radii[number + 1])
     return records[::-1]
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 
 from robustkit.bounds.certify import Certifier
-from robustkit.data import Dataset
 from robustkit.errors import RobustkitError, some
 from robustkit.ledger import CARRIED, Ledger
-from robustkit.referee import refuse_refuted
+from robustkit.referee import Pen, Source, refuse_refuted
 from robustkit.threat import Threat
 from robustkit.types import Images, Labels, Model
 from robustkit.verify import predict
 from robustkit.watcher import Watcher
+
+Told: TypeAlias = Callable[[int, int], None]  # hears of each batch: points, and those that pass
 
 
 def classify(
@@ -51,19 +53,20 @@ def classify(
 
 
 def prove_points(
-    certifier: Certifier,
-    data: Dataset,
+    name: str,
     points: Sequence[int],
     ledger: Ledger,
-    device: torch.device,
     watcher: Watcher,
-    threat: Threat,
+    work: Callable[[list[int], set[int], Told], None],
     *,
     everything: bool,
 ) -> None:
-    """Try a certificate on those of `points` that are classified correctly, and write it down.
+    """Try a certificate on those of `points` that are classified correctly and not tried yet.
 
     Args:
+        name: of the certificate.
+        work: tries it on some points, of which the second have fallen at a larger eps, and writes
+            it down; see `prove`.
         everything: also on points that fell at a larger eps, to check the proof.
 
     Raises:
@@ -74,13 +77,41 @@ def prove_points(
     spared = set() if everything else fallen
     right = [p for p in points if clean[p][0] == clean[p][1] and p not in spared]
     todo, proved = [p for p in right if p not in tried], sum(tried.get(p, False) for p in right)
-    watcher.stage(f"certify {certifier.name}", len(right))
+    watcher.stage(f"certify {name}", len(right))
+    done = len(right) - len(todo)
+
+    def told(tried: int, holds: int) -> None:
+        nonlocal done, proved
+        done, proved = done + tried, proved + holds
+        watcher.advance(done, proved, len(right))
+
+    work(todo, fallen & set(todo), told)
+
+
+def prove(
+    certifier: Certifier,
+    todo: Sequence[int],
+    fallen: set[int],
+    data: Source,
+    pen: Pen,
+    device: torch.device,
+    threat: Threat,
+    told: Told,
+) -> None:
+    """Try a certificate on the points `todo`, batch by batch.
+
+    Args:
+        fallen: points that an attack has broken at a larger eps, within this one or not.
+        told: called after every batch with (points, those of them proved robust).
+
+    Raises:
+        RobustkitError: when one of `fallen` is proved robust.
+    """
     for start in range(0, len(todo), certifier.batch):
         batch, clock = todo[start : start + certifier.batch], time.monotonic()
         x, y = (part.to(device) for part in data.fetch(batch))
         holds = certifier.prove(x, y).tolist()
         refuted = [p for p, ok in zip(batch, holds, strict=True) if ok and p in fallen]
         refuse_refuted("the attack at a larger eps", refuted, threat)
-        ledger.write_certified(zip(batch, holds, strict=True), time.monotonic() - clock)
-        proved += sum(holds)
-        watcher.advance(len(right) - len(todo) + start + len(batch), proved, len(right))
+        pen.write_certified(zip(batch, holds, strict=True), time.monotonic() - clock)
+        told(len(batch), sum(holds))

@@ -4,20 +4,58 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from robustkit.data import Dataset
 from robustkit.errors import RobustkitError, some
-from robustkit.ledger import Cost, Fall, Ledger
+from robustkit.ledger import Cost, Fall
+from robustkit.points import Indices
 from robustkit.search import Job, Tasks
 from robustkit.slots import Outcome, Work, fresh_tasks
 from robustkit.threat import Threat
 from robustkit.types import Images, Labels, Model
 from robustkit.verify import Verdict, verify
+
+
+class Source(Protocol):
+    """Where the points come from: a data set, or those that were sent to a worker."""
+
+    def fetch(self, indices: Indices) -> tuple[Images, Labels]:
+        """Read the points `indices` [b]: float32 images in [0, 1] and int64 labels."""
+        ...
+
+
+class Pen(Protocol):
+    """What writes verdicts down: the ledger, or what sends them to where the ledger is."""
+
+    def write_clean(
+        self,
+        rows: Iterable[tuple[int, int, int, list[int]]],
+        forwards: int,
+        seconds: float,
+        errors: Mapping[int, float] | None = None,
+    ) -> None:
+        """Store (point, label, predicted, classes by falling logit) of a clean batch."""
+        ...
+
+    def write_certified(self, rows: Iterable[tuple[int, bool]], seconds: float) -> None:
+        """Store for some points whether the certificate holds."""
+        ...
+
+    def write(
+        self,
+        stage: int,
+        spent: Iterable[tuple[int, int]],
+        falls: Iterable[Fall],
+        cost: Cost,
+        closest: Mapping[int, float] | None = None,
+    ) -> None:
+        """Store what a harvest of an attack brought."""
+        ...
 
 
 @dataclass
@@ -40,11 +78,11 @@ class StageReferee:
     stage: int
     name: str
     jobs: Sequence[Job]
-    data: Dataset
+    data: Source
     reference: Model
     threat: Threat
     certificate: Threat
-    ledger: Ledger
+    ledger: Pen
     ranked: dict[int, list[int]]
     entered: int
     spent: set[tuple[int, int]]

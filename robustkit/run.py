@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -12,20 +11,18 @@ import numpy as np
 import torch
 
 from robustkit.auditing import perform
-from robustkit.batches import run_batches
+from robustkit.bench import Alone, Assault, Bench, Hands, Part
 from robustkit.bounds.certify import Certifier
 from robustkit.carry import settled
 from robustkit.data import Dataset
 from robustkit.diagnose import Health
-from robustkit.engine import Engine, out_of_memory
-from robustkit.foreign import Foreign
+from robustkit.distributed import Crew, Team
+from robustkit.engine import Engine
 from robustkit.ledger import CLEAN, REPLAYED, Cost, Ledger
-from robustkit.nearest import NearestEngine
 from robustkit.pace import OverTime, Pace, Progress, nothing_done, parts
 from robustkit.points import shuffled
-from robustkit.proving import classify, prove_points
+from robustkit.proving import Told, prove_points
 from robustkit.record import REPLAY, Status
-from robustkit.referee import StageReferee
 from robustkit.registry import attacks
 from robustkit.replay import Examples, Replay
 from robustkit.search import aims
@@ -34,7 +31,6 @@ from robustkit.statuses import statuses
 from robustkit.suites import LineUp
 from robustkit.threat import Threat
 from robustkit.types import Model
-from robustkit.verify import DRAWS
 from robustkit.watcher import Watcher
 
 __all__ = ["Run", "Watcher"]
@@ -66,6 +62,7 @@ class Run:
     examples: Examples | None = None
     minimum_norm: bool = False
     scouts: int = 0
+    crew: Crew | None = None
 
     @property
     def carried(self) -> dict[str, dict[int, Any]]:
@@ -87,8 +84,13 @@ class Run:
         return self.line.specs
 
     @property
-    def draws(self) -> int:
-        return DRAWS if self.health.randomized else 1
+    def hands(self) -> Hands:
+        """Who does the work: the workers, or this process."""
+        if self.crew is not None:
+            return Team(self.crew, self.data, self.ledger, self.threat)
+        bench = Bench(self.name, self.model, self.engine, self.device, self.health.classes,
+                      self.health.randomized, self.seed)  # fmt: skip
+        return Alone(bench, self.data, self.ledger, self.threat)
 
     @property
     def ranked(self) -> int:
@@ -181,27 +183,26 @@ class Run:
         seen = [known[point] for point in points if point in known]
         correct = sum(label == predicted for label, predicted, _ in seen)
         self.watcher.stage("clean", len(points))
-        while todo:
-            batch, clock = todo[: self.engine.slots], time.monotonic()
-            try:
-                x, y = self.data.fetch(batch)
-                rows, errors = classify(self.model, batch, x.to(self.device), y, draws=self.draws,
-                                        ranked=self.ranked, name=self.name)  # fmt: skip
-            except RuntimeError as error:
-                if not out_of_memory(error) or len(batch) == 1:
-                    raise
-                self.engine.slots = len(batch) // 2
-                continue
-            self.ledger.write_clean(rows, len(batch) * self.draws, time.monotonic() - clock, errors)
-            todo = todo[len(batch) :]
-            correct += sum(label == predicted for _, label, predicted, _ in rows)
-            self.watcher.advance(len(points) - len(todo), correct, len(points))
+        done = len(points) - len(todo)
+
+        def told(classified: int, right: int) -> None:
+            nonlocal done, correct
+            done, correct = done + classified, correct + right
+            self.watcher.advance(done, correct, len(points))
+
+        self.hands.classify(todo, self.ranked, told)
 
     def certify(self, points: Sequence[int]) -> None:
         """Try the certificate on every one of `points` that is classified correctly."""
-        if self.certifier is not None:
-            prove_points(self.certifier, self.data, points, self.ledger, self.device, self.watcher,
-                         self.threat, everything=self.attack_certified)  # fmt: skip
+        certifier = self.certifier
+        if certifier is None:
+            return
+
+        def work(todo: list[int], fallen: set[int], told: Told) -> None:
+            self.hands.prove(certifier, todo, fallen, told)
+
+        prove_points(certifier.name, points, self.ledger, self.watcher, work,
+                     everything=self.attack_certified)  # fmt: skip
 
     def _standing(
         self, points: Sequence[int], stage: int | None = None
@@ -254,11 +255,6 @@ class Run:
         others -= len(standing)
         falls = self.ledger.falls().items()
         taken = sum(fall.stage == stage and p not in standing for p, fall in falls)
-        engine = self.engine
-        if stage < self.scouts:
-            whole = Threat.whole(self.threat.norm, prod(self.data.shape), self.threat.lower,
-                                 self.threat.upper)  # fmt: skip
-            engine = NearestEngine.like(engine, whole if self.minimum_norm else self.threat)
 
         def report(done: int, left: int) -> None:
             self.watcher.advance(done, others + left, len(points))
@@ -269,28 +265,11 @@ class Run:
         spent = {item for item in self.ledger.spent(stage) if item[0] in standing}
         pending = len(standing) * len(jobs) - len(spent)
         self.watcher.stage(str(spec), pending)
-        referee = StageReferee(
-            stage=stage,
-            name=str(spec),
-            jobs=jobs,
-            data=self.data,
-            reference=self.model,
-            threat=engine.threat,
-            certificate=self.threat,
-            ledger=self.ledger,
-            ranked=standing,
-            entered=len(standing) + taken,
-            spent=spent,
-            proved=proved,
-            seed=self.seed,
-            randomized=self.health.randomized,
-            device=self.device,
-            keep=self.keep,
-            report=report,
-            claims=not isinstance(search, Foreign),
-        )
-        if isinstance(search, Foreign):
-            run_batches(search, self.model, self.threat, self.health.classes, referee)
-        else:
-            engine.run(search, referee.queue(), pending, referee)
-        referee.close(finished=last)
+        within = self.threat
+        if self.minimum_norm:
+            within = Threat.whole(self.threat.norm, prod(self.data.shape), self.threat.lower,
+                                  self.threat.upper)  # fmt: skip
+        assault = Assault(stage, spec, self.threat, within, len(jobs), stage < self.scouts,
+                          self.keep)  # fmt: skip
+        part = Part(standing, spent, proved)
+        self.hands.attack(assault, part, report, entered=len(standing) + taken, last=last)

@@ -123,7 +123,7 @@ def test_the_metadata_says_what_a_stranger_needs(wheel: Path, contents: set[str]
     assert meta["License-File"] == "LICENSE"
     assert meta["Requires-Python"] == ">=3.10"
     assert name.replace("METADATA", "licenses/LICENSE") in contents
-    libraries = {"autoattack", "torchattacks", "foolbox", "robustbench"}
+    libraries = {"autoattack", "torchattacks", "foolbox", "robustbench", "ray"}
     sources = {"timm", "torchvision", "hf", "onnx"}
     extras = {*libraries, *sources, "report", "test", "all"}
     assert extras == set(meta.get_all("Provides-Extra", []))

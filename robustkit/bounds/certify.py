@@ -33,6 +33,11 @@ class Certifier(Protocol):
         ...
 
     @property
+    def method(self) -> str:
+        """What `certifier` was asked for, or what that came to."""
+        ...
+
+    @property
     def batch(self) -> int:
         """How many points to hand over at once."""
         ...
@@ -151,6 +156,7 @@ class Sampling:
     mixture: mixing.Mixed | None = None
 
     batch = 8
+    method = "smoothing"
 
     @property
     def name(self) -> str:

@@ -65,6 +65,17 @@ from robustkit.cli.program import debug, debugging
 @options.seed
 @options.device
 @click.option(
+    "--distributed",
+    metavar="ray[:ADDRESS]",
+    help="On a Ray cluster, a worker per GPU, or per CPU where there are none.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="So many processes, of this machine or of the cluster.",
+)
+@click.option(
     "--batch-size",
     callback=options.batch_size,
     default="auto",

@@ -58,8 +58,8 @@ device = click.option(
     "--device",
     default="auto",
     show_default=True,
-    metavar="auto|cpu|cuda[:i]",
-    help="Where the model runs.",
+    metavar="auto|cpu|cuda[:i][,...]",
+    help="Where the model runs; several (cuda:0,cuda:1): a process on each.",
 )
 threads = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; all by default."

@@ -11,8 +11,9 @@ from typing import Any
 
 from robustkit import jsonfile
 from robustkit.bounds.certify import certifier
+from robustkit.cli.before import previous, refuse_other
 from robustkit.data import Dataset, open_dataset, select
-from robustkit.device import pick_device
+from robustkit.distributed import Named, set_up
 from robustkit.errors import UsageError
 from robustkit.grid import descending, folder_of, refuse_audit
 from robustkit.model import Subject, bundled, load_model
@@ -46,6 +47,8 @@ class Request:
     n: int | None = None
     seed: int = 0
     device: str = "auto"
+    distributed: str | None = None
+    workers: int | None = None
     batch_size: int | None = None
     tuning: Tuning = AUTOMATIC
     replay: Path | None = None
@@ -92,7 +95,24 @@ class Plan:
     def arguments(self, subject: Subject) -> dict[str, Any]:
         """Return what the record keeps of the request."""
         kept = {key: value for key, value in self.config.items() if key != "schema"}
-        return {**kept, "model": subject.name, "device": self.request.device}
+        asked = self.request
+        spread = {"distributed": asked.distributed, "workers": asked.workers}
+        given = {key: value for key, value in spread.items() if value is not None}
+        return {**kept, "model": subject.name, "device": asked.device, **given}
+
+    def named(self, subject: Subject) -> Named:
+        """Return how workers load a model; they may have another working directory."""
+        weights = self.request.weights
+        return Named(
+            _absolute(subject.name), weights and weights.resolve(), self.request.mean,
+            self.request.std,
+        )  # fmt: skip
+
+
+def _absolute(text: str) -> str:
+    """Return a model's name with the file of its code, if it names one, from the root on."""
+    source, _, attribute = text.rpartition(":")
+    return f"{Path(source).resolve()}:{attribute}" if source.endswith(".py") else text
 
 
 def make(request: Request) -> Plan:
@@ -101,7 +121,7 @@ def make(request: Request) -> Plan:
     Raises:
         UsageError: for whatever would make the run fail or mean something else than was asked.
     """
-    pick_device(request.device)
+    set_up(request.device, request.distributed, request.workers)
     if request.suite and request.attacks:
         raise UsageError("--suite and --attack exclude each other: give one of them.")
     data = open_dataset(request.data, root=request.data_root, split="test")
@@ -128,13 +148,13 @@ def make(request: Request) -> Plan:
             certifier(subject.model, data.shape, threat, request.certify, request.seed)
     config = _config(request, threat, grid, suite, attacks, subjects)
     out = request.out or Path("robustkit-runs") / _default_name(config, data)
-    _refuse_other(out, config, fresh=request.fresh)
+    refuse_other(out, config, fresh=request.fresh)
     return Plan(request, data, threat, grid, suite, attacks, subjects, config, out)
 
 
 def claim(plan: Plan) -> None:
     """Write the configuration into the run's folder; `--fresh` drops the records of another run."""
-    if plan.request.fresh and (before := _previous(plan.out)):
+    if plan.request.fresh and (before := previous(plan.out)):
         places = [plan.out / slug(name) for name in before["models"]]
         found = {file for place in places for file in place.rglob("record.json")}
         for file in found - {file for subject in plan.subjects for file in plan.records(subject)}:
@@ -256,43 +276,3 @@ def _default_name(config: dict[str, Any], data: Dataset) -> str:
         eps = f"{radii[-1]:.6g}-{radii[0]:.6g}"
     code = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
     return slug(f"{config['data']}-{norm}-{eps}-{suite}-{points}-s{config['seed']}-{code}")
-
-
-def _refuse_other(out: Path, config: dict[str, Any], *, fresh: bool) -> None:
-    """Refuse a folder that holds something else than this run."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; --out names a folder.")
-    before = _previous(out)
-    if before is None or fresh:
-        return
-    for key in {**config, **before}:
-        was, now = before.get(key), config.get(key)
-        if was != now:
-            raise UsageError(
-                f"{out} holds another evaluation: {_difference(key, was, now, config)}. "
-                "Choose another --out, or start over with --fresh."
-            )
-
-
-def _previous(out: Path) -> dict[str, Any] | None:
-    path = out / "config.json"
-    if not path.exists():
-        return None
-    found = jsonfile.read(path)
-    if not isinstance(found, dict) or not str(found.get("schema")).startswith("robustkit/run/"):
-        raise UsageError(f"{path} is not of robustkit: choose a folder of its own for --out.")
-    return found
-
-
-def _difference(key: str, was: Any, now: Any, config: dict[str, Any]) -> str:
-    if key == "weights" and isinstance(was, list):
-        pairs = zip(config["models"], was, now, strict=False)
-        changed = ", ".join(name for name, old, new in pairs if old != new)
-        return f"the weights of {changed} have changed"
-    return f"{key} was {_shown(was)}, now {_shown(now)}"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "not given" if value is None else str(value)

@@ -19,7 +19,7 @@ from robustkit.cli.program import fail
 from robustkit.cli.progress import Screen
 from robustkit.cli.terminal import result, say, stderr, stdout
 from robustkit.data import select
-from robustkit.device import pick_device
+from robustkit.device import pick_devices
 from robustkit.errors import RobustkitError
 from robustkit.evaluate import evaluate, preflight
 from robustkit.grid import evaluate_grid
@@ -60,9 +60,9 @@ def run(request: Request, *, debug: bool) -> int:
 def _look(plan: Plan) -> None:
     """Refuse what cannot be evaluated before anything is written."""
     points = select(plan.data, plan.request.n, plan.request.seed)
-    device = pick_device(plan.request.device)
+    target = pick_devices(plan.request.device)[0]
     for subject in plan.subjects:
-        preflight(subject.model, subject.name, plan.data, points, device, probing=False)
+        preflight(subject.model, subject.name, plan.data, points, target, probing=False)
 
 
 def _evaluate_all(plan: Plan) -> tuple[_Found, _Failures]:
@@ -95,6 +95,9 @@ def evaluate_one(plan: Plan, subject: Subject, screen: Screen) -> _Found:
         "n": request.n,
         "seed": request.seed,
         "device": request.device,
+        "distributed": request.distributed,
+        "workers": request.workers,
+        "named": plan.named(subject),
         "batch_size": request.batch_size,
         "tuning": request.tuning,
         "folder": plan.folder(subject),
