@@ -189,9 +189,21 @@ def test_more_steps_that_find_less_are_seen(nearest: nn.Module, prototypes: Tens
 @pytest.mark.parametrize("patience", [0, 30])
 def test_memory_is_found(patience: int, nearest: nn.Module, x: Tensor) -> None:
     health = examine(Counting(nearest, patience), x, 4, "toy")
-    assert "stateful" in [flag.name for flag in health.flags]
+    (told,) = [flag.message for flag in health.flags if flag.name == "stateful"]
     assert not health.randomized
-    assert ("count" in health.flags[0].message) == (not patience)
+    assert told.startswith("a pass changes the buffers" if not patience else "after ")
+
+
+def test_a_gradient_that_changes_from_pass_to_pass_is_found(nearest: nn.Module, x: Tensor) -> None:
+    passes = [0]
+
+    def alternating(g: Tensor) -> Tensor:
+        passes[0] += 1
+        return g if passes[0] % 2 else -g
+
+    (told,) = examine(Wrapped(nearest, crooked(alternating)), x, 4, "toy").flags[:1]
+    assert told.name == "gradient_mismatch"
+    assert told.message.startswith("two passes over one input give different gradients, at 16 of")
 
 
 def test_memory_that_shows_in_the_attacks_alone_is_found(

@@ -84,15 +84,15 @@ def examine(
         moved = _moved(asked, x, first, classes, sum(box))
         if moved is None:
             _refuse_coupling(asked, x, first, classes)
-            moved = buffers.changed()
-        if moved:
+        else:
             flags.append(flag("stateful", moved))
     if probing:
         flags += _probe(asked, x, first, box, randomized)
         if not randomized and "stateful" not in {found.name for found in flags}:
-            seen = f"after {asked.forwards} other inputs"
-            if difference(first, asked.strictly(x, classes)) > _SAME:
-                flags.append(flag("stateful", f"an input is answered otherwise {seen}"))
+            seen = f"after {asked.forwards} passes an input is answered otherwise than before"
+            changed = difference(first, asked.strictly(x, classes)) > _SAME
+            if told := buffers.changed() or (seen if changed else ""):
+                flags.append(flag("stateful", told))
     return Health(
         randomized,
         first.shape[1],
