@@ -15,12 +15,12 @@ from robustkit.bounds.certify import Certifier, certifier
 from robustkit.carry import Carried
 from robustkit.data import Dataset, digest
 from robustkit.device import stride
-from robustkit.diagnose import Health
+from robustkit.diagnose import Health, look_again
 from robustkit.distributed import Crew
 from robustkit.engine import Engine
 from robustkit.errors import UsageError
 from robustkit.ground import Ground
-from robustkit.ledger import Cost, Ledger
+from robustkit.ledger import CLEAN, Cost, Ledger
 from robustkit.outcome import Origin, make_record, settle_record
 from robustkit.pace import Pace
 from robustkit.record import Record
@@ -98,6 +98,7 @@ def conduct(
         if not ledger.costs().get(len(line.specs) - 1, Cost()).finished:
             path.unlink(missing_ok=True)  # of fewer points, or of an earlier configuration
             finished = run.all(wish.pace)
+            _look_again(run)
         if len(finished) < len(chosen):
             origin = origin._replace(content=digest(data, finished))
         record = settle_record(make_record(run, origin, finished), path, watcher)
@@ -148,6 +149,15 @@ def _same_answers(ledger: Ledger, health: Health, name: str) -> None:
             f"{ledger.path.parent} holds a run of {name} when it answered otherwise to the same "
             "inputs: its code has changed. Choose another --out, or start over with --fresh."
         )
+
+
+def _look_again(run: Run) -> None:
+    """See whether the model still answers as before the attacks; the ledger keeps what is found."""
+    if run.health.randomized or run.health.sample is None:
+        return
+    changed = look_again(run.model, run.health)
+    run.ledger.write(CLEAN, [], [], Cost(forwards=len(run.health.sample)))
+    run.ledger.remember("changed", changed)
 
 
 def _keep(asked: bool | None, data: Dataset, n: int, watcher: Watcher) -> bool:

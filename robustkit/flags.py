@@ -89,7 +89,8 @@ _KINDS = (
         "gradient_mismatch",
         "unreliable",
         "the gradient of the margin disagrees with finite differences, along its own direction or "
-        "along random ones, at every step size tried",
+        "along random ones, at every step size tried, or changes from pass to pass while the "
+        "outputs stay",
         "Look for detach and custom backward passes; attack a stand-in whose gradient is true, or "
         "estimate the gradient from outputs.",
     ),

@@ -12,6 +12,7 @@ from robustkit import provenance
 from robustkit.audit import CONFIDENCE, missed
 from robustkit.auditing import drawn, fallen
 from robustkit.diagnose import review
+from robustkit.diagnose.asking import flag
 from robustkit.errors import UsageError
 from robustkit.foreign import strength
 from robustkit.ledger import CARRIED, CLEAN, REPLAYED, Cost, Fall
@@ -81,6 +82,9 @@ def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
     clean = len(points.status) - points.status.count("misclassified")
     aside = [bool(stand_in(registry.attacks.build(spec))) for spec in run.specs]
     flags = review(stages, white_box, clean, len(points.status), data.classes, transfer=aside)
+    known = {flag.name for flag in run.health.flags}
+    if (changed := run.ledger.remembered("changed")) and "stateful" not in known:
+        flags.insert(0, flag("stateful", changed))
     return Record(
         robustkit=provenance.versions()["robustkit"],
         defense=run.name,

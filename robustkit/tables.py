@@ -172,7 +172,8 @@ def _terminal(title: str, rows: Sequence[_Cells]) -> Table:
     columns = [_shown(cells) for cells in rows]
     for heading in columns[0]:
         told = {line[heading] for line in columns}
-        if any(told) and not (heading == "suite" and len(told) == 1):
+        same = heading == "suite" and len(told) == 1
+        if any(told) and not same and told != {"reliable"}:
             whole = heading not in ("defense", "worst class", "strongest attack", "flags")
             built.add_column(heading, no_wrap=whole, overflow="fold")
     for line in columns:
@@ -194,7 +195,7 @@ def _shown(cells: _Cells) -> dict[str, str]:
         "suite": clean(cells["suite"] or "").partition("(")[0],
         "strongest attack": clean(cells["strongest_attack"] or "").partition("(")[0],
         "F/pt": f"{cells['forwards_per_point']:,.0f}",
-        "verdict": "" if cells["reliability"] == "reliable" else cells["reliability"],
+        "verdict": cells["reliability"],
         "flags": "\n".join(map(clean, _flags(cells))),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 
 from robustkit.data import Dataset
 from robustkit.diagnose import examine, review
+from robustkit.evaluate import evaluate
 from robustkit.flags import FLAGS, reliability, worse
 from robustkit.model import bundled as shipped
 from robustkit.model import load_model
 from robustkit.record import Stage
 from robustkit.report.glossary import GLOSSARY
+from robustkit.threat import Threat
 
 ROOT = Path(__file__).resolve().parents[1]
 Function = Callable[[nn.Module, Tensor], Tensor]
@@ -186,9 +189,54 @@ def test_more_steps_that_find_less_are_seen(nearest: nn.Module, prototypes: Tens
 @pytest.mark.parametrize("patience", [0, 30])
 def test_memory_is_found(patience: int, nearest: nn.Module, x: Tensor) -> None:
     health = examine(Counting(nearest, patience), x, 4, "toy")
-    assert "stateful" in [flag.name for flag in health.flags]
+    (told,) = [flag.message for flag in health.flags if flag.name == "stateful"]
     assert not health.randomized
-    assert ("count" in health.flags[0].message) == (not patience)
+    assert told.startswith("a pass changes the buffers" if not patience else "after ")
+
+
+def test_a_gradient_that_changes_from_pass_to_pass_is_found(nearest: nn.Module, x: Tensor) -> None:
+    passes = [0]
+
+    def alternating(g: Tensor) -> Tensor:
+        passes[0] += 1
+        return g if passes[0] % 2 else -g
+
+    (told,) = examine(Wrapped(nearest, crooked(alternating)), x, 4, "toy").flags[:1]
+    assert told.name == "gradient_mismatch"
+    assert told.message.startswith("two passes over one input give different gradients, at 16 of")
+
+
+def test_memory_that_shows_in_the_attacks_alone_is_found(
+    nearest: nn.Module, blobs: Dataset, tmp_path: Path
+) -> None:
+    """The model changes after the first look; two evaluations in one process share nothing."""
+    found = {}
+    for name, model in (("patient", Counting(nearest, 100)), ("sound", nearest)):
+        record = evaluate(
+            model, name=name, data=blobs, threat=Threat("linf", 0.06), folder=tmp_path / name,
+            attacks=["apgd(steps=20)"], n=40, device="cpu", batch_size=4,
+        )  # fmt: skip
+        found[name] = [flag.name for flag in record.flags], record.reliability
+    assert found == {"patient": (["stateful"], "unreliable"), "sound": ([], "reliable")}
+
+
+def test_a_tracer_is_left_alone(nearest: nn.Module, x: Tensor) -> None:
+    """The probes watch a model without the hook of debuggers and of coverage."""
+    calls: list[str] = []
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        calls.append(frame.f_code.co_name)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        examine(Wrapped(nearest, purified), x, 4, "toy")
+        kept = sys.gettrace()
+    finally:
+        sys.settrace(before)
+    assert kept is trace
+    assert "purified" in calls
 
 
 def test_an_answer_that_depends_on_the_input_before_is_found(nearest: nn.Module, x: Tensor) -> None:

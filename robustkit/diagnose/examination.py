@@ -27,6 +27,7 @@ class Health(NamedTuple):
         classes: number of logits.
         answers: the logits that were looked at [b, k].
         forwards, backwards: passes spent looking.
+        sample: the inputs that were looked at [b, *f].
     """
 
     randomized: bool
@@ -35,6 +36,7 @@ class Health(NamedTuple):
     answers: Logits
     forwards: int
     backwards: int
+    sample: Images | None = None
 
     def after(self, forwards: int, backwards: int) -> Health:
         """Return the same with more passes spent."""
@@ -82,16 +84,38 @@ def examine(
         moved = _moved(asked, x, first, classes, sum(box))
         if moved is None:
             _refuse_coupling(asked, x, first, classes)
-            moved = buffers.changed()
-        if moved:
+        else:
             flags.append(flag("stateful", moved))
     if probing:
         flags += _probe(asked, x, first, box, randomized)
         if not randomized and "stateful" not in {found.name for found in flags}:
-            seen = f"after {asked.forwards} other inputs"
-            if difference(first, asked.strictly(x, classes)) > _SAME:
-                flags.append(flag("stateful", f"an input is answered otherwise {seen}"))
-    return Health(randomized, first.shape[1], tuple(flags), first, asked.forwards, asked.backwards)
+            seen = f"after {asked.forwards} passes an input is answered otherwise than before"
+            changed = difference(first, asked.strictly(x, classes)) > _SAME
+            if told := buffers.changed() or (seen if changed else ""):
+                flags.append(flag("stateful", told))
+    return Health(
+        randomized,
+        first.shape[1],
+        tuple(flags),
+        first,
+        asked.forwards,
+        asked.backwards,
+        x,
+    )
+
+
+def look_again(model: Model, health: Health) -> str:
+    """Ask about the inputs of the first look once more; say so if they are answered otherwise.
+
+    It takes one pass of each; none where the model is randomized, whose answers differ anyway.
+    """
+    if health.randomized or health.sample is None:
+        return ""
+    with torch.no_grad():
+        now = model(health.sample).float()
+    if now.shape == health.answers.shape and difference(health.answers, now) <= _SAME:
+        return ""
+    return "after the attacks the model answers otherwise to the same inputs than before"
 
 
 def _probe(

@@ -21,6 +21,7 @@ _FEW = 3  # pixels
 _INSIDE, _JITTER = 0.075, 0.01  # how far from the edge of the box, and from flat areas, to look
 _RANDOM = 3  # directions
 _WRONG = 0.35  # of the change: what the gradient may be off by
+_WAVERS = 0.01  # of its length: what a gradient may change by from one pass to the next
 _SHARE = 4  # a flag takes one input in so many
 _EXPLODES = 255e3  # change by the gradient in a step of 1, in logits' sizes
 
@@ -62,7 +63,8 @@ def of_gradients(
         return flags
     base, side = _interior(asked, x, box), box[1] - box[0]
     steps = _constant(asked, base, side)
-    return flags + _mismatch(asked, base, side, 0 if steps else _RANDOM) + steps
+    lies = _wavering(asked, base) or _mismatch(asked, base, side, 0 if steps else _RANDOM)
+    return flags + lies + steps
 
 
 def _leading(logits: Logits) -> Callable[[Logits], Scalars]:
@@ -90,6 +92,20 @@ def _draw(x: Images, number: int) -> Images:
     """Draw from [-1, 1], the same for the same `number`, on every device."""
     draws = torch.rand(x.shape, generator=generator(0, number, len(x)))
     return (2 * draws - 1).to(x)
+
+
+def _wavering(asked: Asked, base: _Base) -> list[Flag]:
+    """Ask for the gradient again, of a model whose outputs are always the same."""
+    again = asked.gradient(base.x, base.margin)[1]
+    if again is None:
+        return []
+    before, now = base.gradient.flatten(1), again.flatten(1)
+    length = torch.maximum(before.norm(dim=1), now.norm(dim=1))
+    other = int(((before - now).norm(dim=1) > _WAVERS * length).sum())  # of no number: False
+    if _SHARE * other < len(before):
+        return []
+    seen = f"two passes over one input give different gradients, at {other} of {len(before)} inputs"
+    return [flag("gradient_mismatch", f"{seen}, and the same outputs")]
 
 
 def _mismatch(asked: Asked, base: _Base, side: float, random: int) -> list[Flag]:
