@@ -16,10 +16,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustkit.errors import UsageError
-from robustkit.standins.bpda import Bpda
-from robustkit.types import Model
+from robustkit.standins.bpda import BeforeSquashing, Bpda, Bypass, smooth
+from robustkit.standins.offer import Offer, offer
+from robustkit.standins.within import part, within
+from robustkit.types import Images, Model
 
-SUPPLIED: Mapping[str, Callable[[Model], Model]] = {"bpda": Bpda}
+SUPPLIED: Mapping[str, Callable[[Model], Model]] = {
+    "bpda": Bpda, "logits": BeforeSquashing, "bypass": Bypass, "smooth": smooth,
+}  # fmt: skip
+
+
+_PART = "part."
 
 
 def declared(model: Any) -> dict[str, Model]:
@@ -41,9 +48,31 @@ def source(model: Model, name: str) -> Model:
         return known[name]
     if name in SUPPLIED:
         return SUPPLIED[name](plain(model))
+    if name.startswith(_PART):
+        found = part(plain(model), name.removeprefix(_PART))
+        if found is not None:
+            return found
     raise UsageError(
         f"expected a surrogate that the model declares ({', '.join(sorted(known)) or 'none'}), "
-        f"got {name!r}. The harness has {', '.join(SUPPLIED)} for any model."
+        f"got {name!r}. The harness has {', '.join(SUPPLIED)} for any model, and part.PATH for a "
+        "module inside it."
+    )
+
+
+def offered(model: Model, x: Images) -> Offer:
+    """Try the harness's stand-ins for `model` on a few inputs `x` [b, *f].
+
+    Refused, with a reason: those that fail, that have other values or another order of classes
+    than the model, that have no gradient, or that of the model or of a stand-in before them; parts
+    that mostly answer otherwise. Of a randomized model, values and gradients are not compared. What
+    the model declares itself is not tried, nor what has the same name.
+
+    The generators of PyTorch are left as they were.
+    """
+    known, true = declared(model), plain(model)
+    makers = {name: make for name, make in SUPPLIED.items() if name not in known}
+    return offer(
+        true, x, {name: make(true) for name, make in makers.items()}, dict(within(true).items())
     )
 
 

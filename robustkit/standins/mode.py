@@ -10,17 +10,34 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from robustkit.standins.call import Call, Manner, names
 from robustkit.standins.graft import (
-    Graft, Inside, attach, choice, finish, floats, full, shadow, shadowed,
-)  # fmt: skip
-from robustkit.standins.rules import RULES, Call, Manner, settled
+    Graft,
+    Inside,
+    attach,
+    choice,
+    finish,
+    floats,
+    full,
+    shadow,
+    shadowed,
+)
+from robustkit.standins.likeness import follow, origin
+from robustkit.standins.logic import settled
+from robustkit.standins.rules import RULES
 from robustkit.standins.selection import LOOKS, RESHAPES, SELECTS, carried, looked_up, select
 
 _RANDOM = ("dropout", "bernoulli", "rand", "normal", "uniform", "multinomial", "rrelu", "gumbel")
-_SHADOWED_ONLY = ("where", "masked_fill", "__and__", "__or__", "__xor__", "__invert__", "dequantize",
-                  "bitwise_not", "logical_not")  # fmt: skip
-_DATA, _GRAD = torch.Tensor.data.__get__, torch.Tensor.grad.__get__  # type: ignore[attr-defined]
-_SETS_GRAD = torch.Tensor.requires_grad.__set__  # type: ignore[attr-defined]
+_TENSOR: Any = torch.Tensor
+_DATA, _READS = _TENSOR.data.__get__, (_TENSOR.grad.__get__, _TENSOR.data.__get__)
+_SETS_GRAD = _TENSOR.requires_grad.__set__
+# What has its derivative, or none that matters, unless a shadow goes in.
+_WITH_SHADOWS = names(
+    "where masked_fill and or xor invert dequantize logical_and logical_or logical_xor "
+    "logical_not bitwise_and bitwise_or bitwise_xor bitwise_not"
+)
+_LEAVES = ("numpy", "__array__", "tolist")
+_ARRIVES = ("tensor", "as_tensor", "asarray")
 _FAILURES = (RuntimeError, TypeError, IndexError, ValueError)
 
 
@@ -29,12 +46,20 @@ class Bypassing(TorchFunctionMode):
 
     Values stay those of the model, bit by bit. Gradients are recorded inside `no_grad` and
     `inference_mode` too; autograd that the model runs itself gets the true gradients.
+
+    Attributes:
+        front: the input, where results that follow it closely count as the input itself.
+        rows: length of the batch whose results [b, k] are kept in `seen`; 0 for none.
+        sought: what the model itself asks gradients of.
+        left: tensors that left torch, as arrays or lists.
     """
 
-    def __init__(self, manner: Manner) -> None:
+    def __init__(self, manner: Manner, front: Tensor | None = None, rows: int = 0) -> None:
         super().__init__()
-        self.manner, self.inside = manner, Inside()
-        self.sought: list[Tensor] = []  # what the model itself asks gradients of
+        self.manner, self.inside, self.front, self.rows = manner, Inside(), front, rows
+        self.sought: list[Tensor] = []
+        self.left: list[Tensor] = []
+        self.seen: list[Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -49,28 +74,47 @@ class Bypassing(TorchFunctionMode):
                 stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             out = self._answer(func, args, kwargs)
-            if off and func is not _GRAD:
-                out = self._off(out, args)
+            if func in _READS or not isinstance(out, Tensor) or any(out is value for value in args):
+                return out
+            if self.front is not None and out.shape == self.front.shape:
+                out = follow(out, self.front, self.inside)
+            if off:
+                out = self._off(out)
+            if self.rows and out.ndim == 2 and len(out) == self.rows and out.requires_grad:
+                self.seen.append(out)
         return out
 
     def _answer(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         name = func.__name__
-        if name in ("grad", "backward") or func is torch.autograd.grad:
+        if name in ("grad", "backward"):
             return self._differentiate(func, args, kwargs)
         if func == _DATA:
             return args[0].view_as(args[0])
-        if name in ("requires_grad_",) or func == _SETS_GRAD:
+        if name in _LEAVES:
+            return self._leave(func, args, kwargs)
+        if name == "requires_grad_" or func == _SETS_GRAD:
             return self._seek(func, args, kwargs)
         if name == "detach_":
             return args[0]
         if name == "register_hook":
-            return func(args[0], self._only_inside(args[1]))
+            return func(args[0], self.only_inside(args[1]))
         if name == "__setitem__":
             return self._put(func, *args)
         if name.endswith("_") and not name.endswith("__"):
             return self._in_place(func, name, args, kwargs)
         out = func(*args, **kwargs)
+        if name in _ARRIVES and isinstance(out, Tensor) and not out.requires_grad and out.ndim:
+            source = origin(out, self.left)
+            return out if source is None else follow(out, source, self.inside)
+        name = name[2:-2] if name.startswith("__") else name
         return self._finished(func, name, args, kwargs, out)
+
+    def _leave(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Hand values to what is outside of torch, and remember whose they were."""
+        held = shadow(args[0])
+        if (source := args[0] if held is None else held).requires_grad:
+            self.left.append(source)
+        return func(args[0].detach(), *args[1:], **kwargs)
 
     def _finished(
         self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any
@@ -94,9 +138,8 @@ class Bypassing(TorchFunctionMode):
                 return found
             touched = shadowed(call.args) or shadowed(call.kwargs)
             rule = RULES.get(name)
-            if rule is not None and (touched or name not in _SHADOWED_ONLY):
-                if name in ("div", "divide") and "rounding_mode" not in call.kwargs and not touched:
-                    return None
+            plain = name in ("div", "divide") and call.kwargs.get("rounding_mode") is None
+            if rule is not None and not plain and (touched or name not in _WITH_SHADOWS):
                 return rule(call, out)
             if touched and not any(word in name for word in _RANDOM):
                 soft = func(*call.soft, **floats(call.kwargs))
@@ -197,17 +240,16 @@ class Bypassing(TorchFunctionMode):
         finally:
             self.inside.active = before
 
-    def _only_inside(self, hook: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def only_inside(self, hook: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         """Let a hook that changes gradients act in the model's own autograd alone."""
         return lambda gradient: hook(gradient) if self.inside.active else None
 
-    def _off(self, out: Any, args: Any) -> Any:
+    def _off(self, out: Tensor) -> Tensor:
         """What came about under `no_grad` is a constant to the model's own autograd."""
-        if not isinstance(out, Tensor) or not out.requires_grad or not full(out):
+        if not out.requires_grad or not full(out) or out._is_view() or out.is_leaf:
             return out
-        if any(out is value for value in args) or out._is_view() or out.is_leaf:
-            return out
-        return Graft.apply(out.detach(), out, self.inside)
+        constant: Tensor = Graft.apply(out.detach(), out, self.inside)
+        return constant
 
 
 def _at(args: Any, place: int) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustkit.standins.call import Call, names, straight
 from robustkit.standins.graft import choice, choose, finish, floats, full, shadow
-from robustkit.standins.rules import Call, straight
 
 _MOST = 128  # values along an axis up to which order is smoothed; the work grows with its square
 _WIDTH = 0.25  # of the spread of a row's values: how soft an index is where values are not
@@ -106,8 +106,8 @@ def looked_up(name: str, call: Call, out: Tensor) -> Tensor | None:
         return weights if weights is None or weights.shape == out.shape else _wider(weights, out)
     if name == "embedding":
         return _table(call.args[1], call.args[0])
-    if name in ("__getitem__", "index_select"):
-        index = call.args[1] if name == "__getitem__" else call.get(2, "index")
+    if name in ("getitem", "index_select"):
+        index = call.args[1] if name == "getitem" else call.get(2, "index")
         if isinstance(index, Tensor) and index.dtype != torch.bool:
             return _table(call.args[0], index)
     if name in ("gather", "take_along_dim"):
@@ -130,9 +130,10 @@ def _wider(weights: Tensor, out: Tensor) -> Tensor | None:
 def _table(table: Tensor, index: Tensor) -> Tensor | None:
     """The mean row by the index's weights, or the slope of the table along a shadowed index."""
     weights = choice(index)
-    table = floats(table)
+    table = table if (own := shadow(table)) is None else own
     if weights is not None and weights.shape[-1] == table.shape[0]:
-        return torch.tensordot(weights, table.to(weights.dtype), dims=1)
+        mean: Tensor = torch.tensordot(weights, table.to(weights.dtype), dims=1)
+        return mean
     level = shadow(index)
     if level is None or not table.is_floating_point() or table.shape[0] < 2:
         return None
@@ -140,7 +141,8 @@ def _table(table: Tensor, index: Tensor) -> Tensor | None:
     run = (above - below).view(*index.shape, *[1] * (table.ndim - 1))
     slope = ((table[above] - table[below]) / run).detach()
     moving = level.view(*index.shape, *[1] * (table.ndim - 1))
-    return table[index] + slope * (moving - moving.detach())
+    risen: Tensor = table[index] + slope * (moving - moving.detach())
+    return risen
 
 
 def _gathered(table: Tensor, axis: int, index: Tensor, out: Tensor) -> Tensor | None:
@@ -162,7 +164,7 @@ def _scattered(call: Call, out: Tensor) -> Tensor | None:
         call.get(3, "src", call.kwargs.get("value")),
     )
     weights = choice(index)
-    if weights is None or isinstance(value, Tensor) and value.ndim:
+    if weights is None or (isinstance(value, Tensor) and value.ndim):
         return None
     share = weights.movedim(axis if axis >= 0 else axis - 1, -2).sum(-2).movedim(-1, axis)
     canvas = call.soft[0]
@@ -182,13 +184,9 @@ def _matched(call: Call, out: Tensor) -> Tensor | None:
     return None
 
 
-SELECTS = frozenset(
-    "max min amax amin sort topk kthvalue median nanmedian argmax argmin argsort".split()
-)
-LOOKS = frozenset(
-    "one_hot embedding __getitem__ index_select gather take_along_dim scatter eq ne".split()
-)
-RESHAPES = frozenset(
-    "view reshape unsqueeze squeeze flatten unflatten __getitem__ clone contiguous to cpu cuda "
-    "detach long int view_as reshape_as".split()
+SELECTS = names("max min amax amin sort topk kthvalue median nanmedian argmax argmin argsort")
+LOOKS = names("one_hot embedding getitem index_select gather take_along_dim scatter eq ne")
+RESHAPES = names(
+    "view reshape unsqueeze squeeze flatten unflatten getitem clone contiguous to cpu cuda detach "
+    "long int view_as reshape_as"
 )
