@@ -66,11 +66,8 @@ class Trial:
         query = self.x.detach().clone().requires_grad_(True)
         self.forwards += len(query)
         with torch.enable_grad():
-            given: Any = model(query)
-            shape = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
-            if shape != list(self.answer.shape):
-                raise ValueError(f"it returns {shape}, not logits {list(self.answer.shape)}")
-            logits: Logits = given
+            logits = model(query)
+            _refuse_shape(logits, self.answer)
             top = logits.float().topk(2, dim=1).values
             margin = (top[:, 0] - top[:, 1]).sum()
             gradient = None
@@ -80,9 +77,17 @@ class Trial:
         gradient = torch.zeros_like(query) if gradient is None else gradient.nan_to_num(0, 0, 0)
         return Look(logits.detach().float(), gradient.flatten(1))
 
+    def glance(self, model: Model) -> None:
+        """Pass one input alone through what is most likely no classifier."""
+        self.forwards += 1
+        with torch.no_grad():
+            _refuse_shape(model(self.x[:1]), self.answer[:1])
+
     def objection(self, name: str, model: Model) -> str:
         """Try a stand-in; say what speaks against it, or nothing."""
         try:
+            if name.startswith("part."):
+                self.glance(model)
             look = self.look(model)
         except Exception as error:  # of a foreign model, used as it was not meant
             told = str(error).splitlines()
@@ -117,6 +122,12 @@ class Trial:
             if bool((cosine > _SAME).all()):
                 return f"its gradient is that of {other}"
         return ""
+
+
+def _refuse_shape(given: Any, like: Logits) -> None:
+    shape = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    if shape != list(like.shape):
+        raise ValueError(f"it returns {shape}, not logits {list(like.shape)}")
 
 
 def offer(

@@ -14,10 +14,11 @@ _DEEP = 8  # levels of nesting that are searched
 
 
 def within(model: Any) -> dict[str, nn.Module]:
-    """Return every module inside `model` by its path, largest first, the model itself left out.
+    """Return the modules inside `model` by their paths, largest first, the model itself left out.
 
-    Also those that PyTorch does not register: in lists, dicts, attributes of plain objects, and
-    variables that a function has closed over.
+    Layers of PyTorch do not count, but for linear ones: those can be classifiers. What PyTorch does
+    not register is found too: in lists, dicts, attributes of plain objects, and variables that a
+    function has closed over.
     """
     found: dict[str, nn.Module] = {}
     seen = {id(model)}
@@ -30,7 +31,7 @@ def within(model: Any) -> dict[str, nn.Module]:
                 continue
             seen.add(id(item))
             waiting.append((place, item, depth + 1))
-            if isinstance(item, nn.Module):
+            if isinstance(item, nn.Module) and not _is_layer(item):
                 found[place] = item
     order = sorted(found, key=lambda place: -_size(found[place]))  # stable: outer ones come first
     return {place: found[place] for place in order}
@@ -75,6 +76,12 @@ def _may_hold(item: Any) -> bool:
     return isinstance(item, (nn.Module, list, tuple, Mapping)) or (
         callable(item) and module != "numpy"
     )
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Tell the layers of PyTorch, and its containers that cannot be called, from models."""
+    own = type(module).__module__.startswith("torch.nn.")
+    return own and not isinstance(module, (nn.Sequential, nn.Linear))
 
 
 def _size(module: nn.Module) -> int:
