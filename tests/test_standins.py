@@ -159,6 +159,7 @@ FRONTS: dict[str, Front] = {
     "masked": masked,
     "flipped": Flipped.apply,
     "silent": Silent.apply,
+    "not a number": lambda x: x + ((x - x.detach()) ** 2).sqrt(),
     "purified": purified,
     "optimized": optimized,
 }
