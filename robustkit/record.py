@@ -31,7 +31,9 @@ from robustkit.facts import (
     ThreatInfo,
     WeightsInfo,
 )
+from robustkit.flags import Reliability, reliability
 from robustkit.portrait import Portrait
+from robustkit.stats import mean_interval
 
 __all__ = [
     "AuditInfo",
@@ -138,6 +140,27 @@ class Record(Portrait, Part):
         return sum(self.outcomes.values()) / self.n
 
     @property
+    def expected(self) -> float | None:
+        """Accuracy of one pass of a randomized model at the inputs its points are judged by.
+
+        The mean over points and draws; an upper bound like `robust`, which asks of each point
+        whether it errs more often than not. None for other models.
+        """
+        return self._expected[0] if self._expected else None
+
+    @property
+    def expected_interval(self) -> tuple[float, float] | None:
+        """95% interval of `expected`, over the draw of the points and of the model's noise."""
+        return self._expected[1] if self._expected else None
+
+    @property
+    def _expected(self) -> tuple[float, tuple[float, float]] | None:
+        shares = [share for share in self.points.errors or () if share is not None]
+        if len(shares) < self.n:
+            return None
+        return mean_interval([1 - share for share in shares])
+
+    @property
     def certified(self) -> float | None:
         """Certified accuracy, a lower bound on the truth; None until a certificate is asked for."""
         return None if self.certify is None else self.points.status.count("certified") / self.n
@@ -183,6 +206,12 @@ class Record(Portrait, Part):
         """The attack that took the most points; of equals, the earlier one; None: none took any."""
         taken = Counter(attack for attack in self.points.attack if attack is not None)
         return max([REPLAY, *self.attacks], key=lambda a: taken[a]) if taken else None
+
+    @property
+    def reliability(self) -> Reliability:
+        """Whether the robust accuracy can be relied on, by the gravest flag."""
+        names = [flag.name for flag in self.flags]
+        return reliability([*names, "randomized"] if self.randomized else names)
 
     @property
     def forwards_per_point(self) -> float:
