@@ -115,7 +115,7 @@ class TestGradients:
         x, net = inputs().double(), linear().double()
 
         def model(z: Tensor) -> Tensor:
-            h = net(z).sigmoid()
+            h: Tensor = net(z).sigmoid()
             return h / h.sum(1, keepdim=True) * h.detach().log1p().exp().clamp(0, 9)
 
         assert torch.autograd.gradcheck(source(model, "bpda"), x.requires_grad_(True))
@@ -126,7 +126,8 @@ class TestGradients:
         def model(z: Tensor) -> Tensor:
             y = torch.where(z > 0.5, z, 0 * z) + (z - 0.5).sign() + z % 0.25
             kept = y.flatten(1).topk(5, dim=1).values[:, -1].view(-1, 1, 1, 1)
-            return net((y > kept) * y).softmax(1).round(decimals=1)
+            logits: Tensor = net((y > kept) * y)
+            return logits.softmax(1).round(decimals=1)
 
         for name in SUPPLIED:
             together = gradient(source(model, name), x)
@@ -141,7 +142,8 @@ class TestGradients:
             with torch.enable_grad():
                 loss = net((z * 8).round() / 8 + z * (z > 0.5)).square().sum()
                 (slope,) = torch.autograd.grad(loss, z)
-            return net(z - 0.1 * slope)
+            moved: Tensor = net(z - 0.1 * slope)
+            return moved
 
         query = x.clone().requires_grad_(True)
         torch.testing.assert_close(source(model, "bpda")(query).detach(), model(x), rtol=0, atol=0)

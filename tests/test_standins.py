@@ -125,7 +125,7 @@ def optimized(x: Tensor) -> Tensor:
     optimizer = torch.optim.SGD([z], lr=1e-3)
     with torch.enable_grad():
         optimizer.zero_grad()
-        (-robust()(z).log_softmax(1).amax(1).sum()).backward()  # type: ignore[no-untyped-call]
+        (-robust()(z).log_softmax(1).amax(1).sum()).backward()
     optimizer.step()
     return z.detach()
 
