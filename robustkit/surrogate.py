@@ -11,7 +11,7 @@ declares under the same name comes first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -77,17 +77,25 @@ def offered(model: Model, x: Images) -> Offer:
 
 
 def plain(model: Any) -> Model:
-    """Return the model in float32, not compiled, without what was lent to it."""
-    for attribute in ("_orig_mod", "body", "lender"):
-        if type(model).__name__ in ("OptimizedModule", "Half", "Lent") and hasattr(
-            model, attribute
-        ):
-            return plain(getattr(model, attribute))
-    found: Model = model
-    return found
+    """Return the model in float32, not compiled, without what was lent to it.
+
+    What wraps a model for the harness says so by a method `unwrapped()`.
+    """
+    inner = getattr(model, "_orig_mod", None)  # of torch.compile
+    if isinstance(model, Wrapping):
+        inner = model.unwrapped()
+    return plain(inner) if inner is not None else cast("Model", model)
 
 
-class Lent(nn.Module):
+class Wrapping(nn.Module):
+    """A model that the harness wraps for its own ends."""
+
+    def unwrapped(self) -> Model:
+        """Return the model inside."""
+        raise TypeError(f"{type(self).__name__} does not say what it wraps")
+
+
+class Lent(Wrapping):
     """A model that declares more stand-ins, say a student that was distilled from it."""
 
     def __init__(self, model: Model, more: Mapping[str, Model]) -> None:
@@ -97,6 +105,10 @@ class Lent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[b, *f] -> [b, k], as the model itself."""
         return self.lender(x)
+
+    def unwrapped(self) -> Model:
+        """Return the model that it was lent to."""
+        return self.lender
 
     def surrogates(self) -> dict[str, Model]:
         """Return what the model declares, and what was lent."""
