@@ -63,9 +63,10 @@ def offered(model: Model, x: Images) -> Offer:
     """Try the harness's stand-ins for `model` on a few inputs `x` [b, *f].
 
     Refused, with a reason: those that fail, that have other values or another order of classes
-    than the model, that have no gradient, or that of the model or of a stand-in before them; parts
-    that mostly answer otherwise. Of a randomized model, values and gradients are not compared. What
-    the model declares itself is not tried, nor what has the same name.
+    than the model, that have no gradient, or the gradient and the scale of the model or of a
+    stand-in before them; parts that mostly answer otherwise. Of a randomized model, values and
+    gradients are not compared. What the model declares itself is not tried, nor what has the same
+    name.
 
     The generators of PyTorch are left as they were.
     """

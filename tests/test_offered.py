@@ -175,6 +175,11 @@ class TestOffered:
         assert offer.refused["part.0"] == "its gradient is that of the model itself"
         assert (offer.forwards, offer.backwards) == (66, 48 + 0)
 
+    @pytest.mark.parametrize("scale", [1e6, 1e-8])
+    def test_logits_of_another_scale_count_as_others(self, scale: float) -> None:
+        net = linear()
+        assert "logits" in offered(lambda z: scale * net(z), inputs()).models
+
     def test_parts_that_answer_alike_are_found_where_they_hide(self) -> None:
         good, other, x = linear(0), linear(7), inputs(16)
         wall = Wall(good)

@@ -14,6 +14,7 @@ from robustkit.types import Images, Logits, Model
 _TRIALS, _PARTS = 64, 8  # modules tried, and parts kept
 _AGREE = 0.5  # share of inputs on which a part must answer as the model does
 _SAME = 0.9999  # cosine of gradients that count as one
+_RESCALED = 30.0  # factor on logits from which on a loss such as cross-entropy goes blind
 _TOLERANCE = 1e-4  # of the logits' size: kernels may sum in another order
 
 
@@ -119,7 +120,8 @@ class Trial:
             return ""
         for other, known in self.looks.items():
             cosine = torch.nn.functional.cosine_similarity(look.gradient, known.gradient, dim=1)
-            if bool((cosine > _SAME).all()):
+            ratio = float(look.logits.std() / known.logits.std().clamp_min(1e-30))
+            if bool((cosine > _SAME).all()) and 1 / _RESCALED < ratio < _RESCALED:
                 return f"its gradient is that of {other}"
         return ""
 
