@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from robustkit import provenance
+from robustkit.asked import home
 from robustkit.bounds.certify import Certifier, certifier
 from robustkit.carry import Carried
 from robustkit.data import Dataset, digest
@@ -26,6 +27,7 @@ from robustkit.record import Record, WeightsInfo
 from robustkit.replay import Examples, find_examples
 from robustkit.run import Run, Watcher
 from robustkit.suites import LineUp
+from robustkit.text import slug
 from robustkit.threat import Threat
 from robustkit.tuning import Tuned
 from robustkit.types import Model
@@ -73,7 +75,7 @@ def conduct(
     ground: Ground,
     line: LineUp,
     threat: Threat,
-    folder: Path,
+    folder: Path | None,
     wish: Wish,
     watcher: Watcher,
     *,
@@ -84,6 +86,7 @@ def conduct(
     """Run a line-up in one folder, or finish it there; see `evaluate`.
 
     Args:
+        folder: one of the model's own in `robustkit.asked.home` when not given.
         scouts: so many attacks of the line-up use up their budget and keep the closest success.
         carried: what a run at a larger eps has found.
     """
@@ -95,10 +98,13 @@ def conduct(
     watcher.model(name if carried is None else f"{name} at {threat}", len(chosen))
     if wish.certify and prover is None:
         watcher.note(f"{name}: no certificate is known for a model of this kind.")
-    path, commit = folder / "record.json", provenance.commit()
     identity = _identity(ground, threat) | _program(line, prover, wish, examples)
     identity |= {"minimum_norm": True} if minimum_norm else {}
     identity |= {"eps_grid": list(carried.grid)} if carried else {}
+    if folder is None:
+        place = home(data.name, str(threat), wish.suite, len(chosen), ground.seed, identity)
+        folder = place / slug(name)
+    path, commit = folder / "record.json", provenance.commit()
     with Ledger(folder / "ledger.sqlite", identity, fresh=wish.fresh) as ledger:
         _same_answers(ledger, ground.health, name)
         ledger.remember("shape", list(data.shape))
@@ -121,6 +127,7 @@ def conduct(
         if len(finished) < len(chosen):
             origin = origin._replace(content=digest(data, finished))
         record = settle_record(make_record(run, origin, finished), path, watcher)
+    watcher.kept(path)
     for flag in record.flags:
         watcher.note(f"{name}: {flag.name}: {flag.message}")
     return record
