@@ -105,7 +105,7 @@ class TestHome:
         run(nearest, arrays, threat="linf:0.1")
         run(nearest, (arrays[0].flip(0), arrays[1].flip(0)))
         with torch.no_grad():
-            nearest[1].bias += 1  # type: ignore[index, operator]
+            nearest[1].bias += 1  # type: ignore[index]
         run(nearest, arrays)
         assert len(records()) == 5
 

@@ -21,7 +21,7 @@ STAGES = {
     "verify": "verify rows ledger carry examples referee auditing",
     "record": "stats flags facts columns portrait record provenance diagnose batches statuses pace "
     "replay watcher display proving run outcome asked conduct evaluate grid",
-    "leaderboard": "tables leaderboard curves published report",
+    "leaderboard": "tables leaderboard curves published report loggers monitor lightning",
     "gate": "gate config formats history testing pytest_plugin",
     "terminal": "doctor conformance cli __main__",
 }
