@@ -162,8 +162,8 @@ class TestLightning:
         x, y = blobs.fetch(np.arange(len(blobs)))
         points = torch.utils.data.TensorDataset(x, y)
         callback = RobustnessCallback(
-            model=lambda module: module.get_submodule("network"), data=(x, y), threat="linf:0.05", every=2, n=40,
-            attacks=["fgsm"], folder=tmp_path / "looks",
+            model=lambda module: module.get_submodule("network"), data=(x, y), every=2, n=40,
+            threat="linf:0.05", attacks=["fgsm"], folder=tmp_path / "looks",
         )  # fmt: skip
         best = ModelCheckpoint(tmp_path, monitor="robustness/robust", mode="max", every_n_epochs=2)
         module, logger = Module(), CSVLogger(tmp_path)
