@@ -9,7 +9,7 @@
 - `bash`: commands of robustkit run; others (pip, git) are the reader's business.
 - `<!-- skip: reason -->` above a block: it is not run. `<!-- exit: 1 -->`: the expected exit code.
 
-Seconds may differ; `...` stands for anything.
+Seconds and the codes that end folders' names may differ; `...` stands for anything.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import re
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ _FENCE = re.compile(
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_SECONDS = re.compile(r"\b\d+(\.\d+)? s\b")
+_VARIES = re.compile(r"\b\d+(\.\d+)? s\b|(?<=-)[0-9a-f]{8}\b")  # seconds, ends of folders' names
 
 
 class Block(NamedTuple):
@@ -88,7 +89,7 @@ def outcome(page: str) -> tuple[str, list[str]]:
 def same(shown: str, told: str) -> bool:
     """Whether an output is what the page shows."""
     texts = [
-        "\n".join(line.rstrip() for line in _SECONDS.sub("0 s", text).strip().splitlines())
+        "\n".join(line.rstrip() for line in _VARIES.sub("-", text).strip().splitlines())
         for text in (shown, told)
     ]
     pattern = ".*?".join(map(re.escape, texts[0].split("...")))
@@ -128,9 +129,24 @@ def _robustkit(words: list[str]) -> tuple[str, int]:
 
     from robustkit.cli import main
 
-    done = CliRunner(env={"COLUMNS": "88"}).invoke(main, [*words], prog_name="robustkit")
+    with _forgetting():
+        done = CliRunner(env={"COLUMNS": "88"}).invoke(main, [*words], prog_name="robustkit")
     printed = done.stdout + (done.stderr if done.exit_code else "")
     return "".join(f"{line.rstrip()}\n" for line in printed.splitlines()), done.exit_code
+
+
+@contextlib.contextmanager
+def _forgetting() -> Iterator[None]:
+    """Forget what a command registers, as a process of its own would."""
+    from robustkit import registry
+
+    registry.load_packs()
+    kinds = [registry.attacks, registry.defenses, registry.datasets, registry.suites]
+    before = [dict(kind._entries) for kind in kinds]
+    yield
+    for kind, entries in zip(kinds, before, strict=True):
+        kind._entries.clear()
+        kind._entries.update(entries)
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ A hook of mkdocs.yml. `pages()` returns the generated pages for the tests as wel
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def pages() -> dict[str, str]:
 
 
 def _entries(kind: str) -> list[Any]:
-    """List what the distribution itself registers; packs that happen to be installed do not count."""
+    """List what the distribution itself registers, not what packs of others do."""
     registry = importlib.import_module("robustkit.registry")
     found = getattr(registry, kind).entries()
     return [entry for entry in found if entry.target.__module__.startswith("robustkit.")]
@@ -83,7 +84,6 @@ def _source(entry: Any) -> str:
 
 def _sections(entries: Iterable[Any]) -> Iterator[str]:
     """Describe each entry by its docstring."""
-    inspect = importlib.import_module("inspect")
     for entry in entries:
         text = inspect.getdoc(entry.target) or ""
         yield f"## {entry.name}\n\n{_prose(text)}\n\nOptions: {_options(entry)}.\n"
@@ -203,8 +203,10 @@ def _columns() -> str:
     listed = list(dict.fromkeys(described[field] for field in fields))
     return "\n".join([
         "# Columns of a leaderboard\n",
-        "Accuracies are fractions of all n points; eps is in units of inputs in [0, 1].\n",
-        "| column | meaning |\n| --- | --- |\n" + "\n".join(listed) + "\n",
+        "Accuracies are fractions of all n points; eps is in units of inputs in [0, 1]. How ties "
+        "are found: [how to read robust accuracy](../explanation/robust-accuracy.md#ties).\n",
+        "| column | meaning |\n| --- | --- |",
+        "\n".join(listed).replace(" (see below)", ""),
     ])  # fmt: skip
 
 
@@ -217,7 +219,7 @@ def _commands() -> str:
 
 
 def _command(path: str, command: Any, *, level: int) -> Iterator[str]:
-    yield f"{'#' * level} `{path}`\n\n{_prose(command.help or '')}\n"
+    yield f"{'#' * level} `{path}`\n\n{_prose(inspect.cleandoc(command.help or ''))}\n"
     options = [p for p in command.params if isinstance(p, click.Option)]
     context = click.Context(command, info_name=path)
     rows = []
