@@ -8,6 +8,7 @@
 - `console`: lines after `$ ` are commands of robustkit, the others what they print.
 - `bash`: commands of robustkit run; others (pip, git) are the reader's business.
 - `<!-- skip: reason -->` above a block: it is not run. `<!-- exit: 1 -->`: the expected exit code.
+  `<!-- figures: reason -->`: the figures of its output are not compared, the words are.
 
 Seconds and the codes that end folders' names may differ; `...` stands for anything.
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _FENCE = re.compile(
-    r"(?:^<!-- (?P<rule>skip|exit): (?P<value>[^>]*?) -->\n)?"
+    r"(?:^<!-- (?P<rule>skip|exit|figures): (?P<value>[^>]*?) -->\n)?"
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -78,7 +79,7 @@ def outcome(page: str) -> tuple[str, list[str]]:
         line = page.count("\n", 0, block.start) + 1
         faults += [f"line {line}: {fault}"] if fault else []
         shown = place is not block or block.language == "console"
-        if shown and not fault and not same(place.text, told):
+        if shown and not fault and not same(place.text, told, figures=block.rule != "figures"):
             faults.append(f"line {line}: the page shows\n{place.text}but it prints\n{told}")
             start, end = place.start + shift, place.end + shift
             renewed = renewed[:start] + told + renewed[end:]
@@ -86,12 +87,13 @@ def outcome(page: str) -> tuple[str, list[str]]:
     return renewed, faults
 
 
-def same(shown: str, told: str) -> bool:
+def same(shown: str, told: str, *, figures: bool = True) -> bool:
     """Whether an output is what the page shows."""
-    texts = [
-        "\n".join(line.rstrip() for line in _VARIES.sub("-", text).strip().splitlines())
-        for text in (shown, told)
-    ]
+    texts = [_VARIES.sub("-", text) for text in (shown, told)]
+    if not figures:
+        texts = [re.sub(r"─+|\d+(\.\d+)?", "#", text) for text in texts]
+        texts = [re.sub(r" +", " ", text) for text in texts]
+    texts = ["\n".join(map(str.rstrip, text.strip().splitlines())) for text in texts]
     pattern = ".*?".join(map(re.escape, texts[0].split("...")))
     return re.fullmatch(pattern, texts[1], re.DOTALL) is not None
 
