@@ -119,7 +119,7 @@ def _commands(block: Block) -> tuple[str, str]:
         if words and words[0] == "robustkit":
             printed, code = _robustkit(words[1:])
             told += printed
-            if code != int(block.value or 0):
+            if code != (int(block.value) if block.rule == "exit" else 0):
                 return told, f"exit code {code} of: {line}\n{printed}"
         elif words and block.language == "console":
             return told, f"only commands of robustkit can be shown with their output: {line}"
