@@ -16,7 +16,7 @@ STAGES = {
     "ground": "errors types spec importing registry rng threat losses optional files jsonfile text "
     "device distributions stem",
     "data": "npz download points folder sources named data",
-    "defense": "surrogate parts nets adversary mixing bounds train checkpoints zoo model",
+    "defense": "nets standins surrogate parts adversary mixing bounds train checkpoints zoo model",
     "search": "tuning audit search foreign counting slots passes engine nearest plain suites",
     "verify": "verify ledger carry examples referee auditing",
     "record": "stats facts columns portrait record provenance diagnose batches statuses pace "
