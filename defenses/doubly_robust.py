@@ -10,13 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robustkit.adversary import perturb, ramp
-from robustkit.nets import small_cnn
 from robustkit.registry import defenses
 from robustkit.threat import Threat
-from robustkit.train import Recipe, Step
+from robustkit.train import Step
 from robustkit.types import Images, Labels, Scalars
 
 from ._reweighting import ascend, doubly_robust, gairat, mail, moving_log_mean, steps_to_break
+from ._small import OnSmallCnn
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -24,7 +24,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 @defenses.register("doubly_robust", cites="arXiv:2308.00311")
 @dataclass(frozen=True)
-class DoublyRobust:
+class DoublyRobust(OnSmallCnn):
     """Doubly robust instance-reweighted adversarial training, linf.
 
     Minimizes F = r · log mean exp(l_i / r), the closed form of the KL-regularized maximum over
@@ -52,15 +52,6 @@ class DoublyRobust:
     beta: float = 6.0
     steps: int = 7
     width: int = 32
-
-    @property
-    def recipe(self) -> Recipe:
-        """The schedule of the shipped weights."""
-        return Recipe(epochs=15)
-
-    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Return the small CNN of `robustkit.nets`."""
-        return small_cnn(shape, classes, self.width)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Mean of the weighted losses under attack, plus clean cross-entropy in the TRADES form."""
@@ -102,7 +93,7 @@ class DoublyRobust:
 
 @defenses.register("reweighted", cites="arXiv:2010.01736")
 @dataclass(frozen=True)
-class Reweighted:
+class Reweighted(OnSmallCnn):
     """GAIRAT and MAIL, linf: adversarial training with weights of hardness, for comparison.
 
     GAIRAT (Zhang et al. 2021) weighs by the PGD steps a point withstands, MAIL (Wang et al. 2021,
@@ -119,15 +110,6 @@ class Reweighted:
     warm_up: float = 0.5
     steps: int = 7
     width: int = 32
-
-    @property
-    def recipe(self) -> Recipe:
-        """As long as `pgd_at`."""
-        return Recipe(epochs=15)
-
-    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Return the small CNN of `robustkit.nets`."""
-        return small_cnn(shape, classes, self.width)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Weighted mean of the cross-entropies at the attacked points."""

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from robustkit.adversary import perturb, ramp
-from robustkit.nets import small_cnn
 from robustkit.registry import defenses
 from robustkit.threat import Threat
-from robustkit.train import Recipe, Step
+from robustkit.train import Step
+
+from ._small import OnSmallCnn
 
 
 @defenses.register("pgd_at", cites="arXiv:1706.06083")
 @dataclass(frozen=True)
-class PgdAt:
+class PgdAt(OnSmallCnn):
     """PGD adversarial training, linf.
 
     Madry et al. 2018, equation (2.1). Differs from the paper: eps rises linearly over the first
@@ -25,15 +26,6 @@ class PgdAt:
     eps: float = 0.1
     steps: int = 7
     width: int = 32
-
-    @property
-    def recipe(self) -> Recipe:
-        """The schedule of the shipped weights."""
-        return Recipe(epochs=15)
-
-    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Return the small CNN of `robustkit.nets`."""
-        return small_cnn(shape, classes, self.width)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Mean cross-entropy at the attacked inputs."""

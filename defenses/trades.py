@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.adversary import perturb, ramp
-from robustkit.nets import small_cnn
 from robustkit.registry import defenses
 from robustkit.threat import Threat
-from robustkit.train import Recipe, Step
+from robustkit.train import Step
+
+from ._small import OnSmallCnn
 
 
 @defenses.register("trades", cites="arXiv:1901.08573")
 @dataclass(frozen=True)
-class Trades:
+class Trades(OnSmallCnn):
     """TRADES, linf: CE(x) + beta · KL(p(x) ‖ p(x')), x' maximizing the KL term.
 
     Zhang et al. 2019, equation (5). Differs from the paper: eps rises linearly over the first
@@ -28,15 +29,6 @@ class Trades:
     beta: float = 6.0
     steps: int = 7
     width: int = 32
-
-    @property
-    def recipe(self) -> Recipe:
-        """The schedule of the shipped weights."""
-        return Recipe(epochs=15)
-
-    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Return the small CNN of `robustkit.nets`."""
-        return small_cnn(shape, classes, self.width)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """CE on clean inputs plus beta times the mean KL divergence at the attacked ones."""

@@ -42,7 +42,7 @@ model = {model}  # a registered defense, package.module:attr, or path/to/file.py
 
 [{table}check]
 tolerance = 0.01  # accepted drop: one point in 100
-metrics = ["robust", "flags"]  # or clean, certified, worst-class, tail-30; "clean=0.02"
+metrics = ["robust", "flags"]  # "clean=0.02", certified, worst-class, tail-30, reliability
 confidence = 0.95
 undecided = "error"  # or pass, fail: what a gate does whose budget ends first
 # max-time = "5m"

@@ -87,7 +87,8 @@ def evaluate(
         refuse_fixed(line.specs)
         if replay is not None or pace is not None:
             raise UsageError("a minimum-norm run takes no replay and no budget.")
-    ground = survey(model, name, data, n, seed, device, points=points, tuning=tuning)
+    ground = survey(model, name, data, n, seed, device, points=points, tuning=tuning,
+                    box=(threat.lower, threat.upper))  # fmt: skip
     if not minimum_norm:
         warn_of_eps(threat, data, watcher)
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
@@ -105,6 +106,7 @@ def survey(
     *,
     points: Sequence[int] | None = None,
     tuning: Tuning = AUTOMATIC,
+    box: tuple[float, float] = (0.0, 1.0),
 ) -> Ground:
     """Look at model and data once, whatever they are evaluated for.
 
@@ -112,7 +114,7 @@ def survey(
         UsageError: when they cannot be evaluated together.
     """
     target, chosen = pick_device(device), _choose(data, n, points, seed)
-    private, health, sample = preflight(model, name, data, chosen, target)
+    private, health, sample = preflight(model, name, data, chosen, target, box=box)
     tuned = tune(private, sample, tuning, randomized=health.randomized)
     health, content = health.after(tuned.forwards, tuned.backwards), digest(data, chosen)
     weights = _weights(private)
@@ -142,8 +144,15 @@ def preflight(
     data: Dataset,
     points: np.ndarray[Any, np.dtype[np.int64]],
     device: torch.device,
+    *,
+    box: tuple[float, float] = (0.0, 1.0),
+    probing: bool = True,
 ) -> tuple[Model, Health, Images]:
     """Return the private copy that will be evaluated, and a first look at it on a few points.
+
+    Args:
+        box: the range of the inputs.
+        probing: whether to look for more than what makes an evaluation impossible.
 
     Raises:
         UsageError: when model and data cannot be evaluated together. Nothing was written then.
@@ -152,7 +161,8 @@ def preflight(
         raise UsageError(f"{data.name} has one class: a classifier has nothing to tell apart.")
     private = private_copy(model, device, name)
     sample = data.fetch(points[:: max(1, len(points) // 16)][:16])[0].to(device)
-    return private, examine(private, sample, data.classes, name), sample
+    health = examine(private, sample, data.classes, name, box=box, probing=probing)
+    return private, health, sample
 
 
 def warn_of_eps(threat: Threat, data: Dataset, watcher: Watcher) -> None:

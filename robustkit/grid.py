@@ -74,7 +74,9 @@ def evaluate_grid(
     watcher, radii = _Once(watcher or Watcher()), descending(threat, grid)
     line_ups = [line_up(suite, attacks, radius, model) for radius in radii]
     refuse_audit(line_ups[0], suite)
-    ground = survey(model, name, data, n, seed, device, tuning=tuning)
+    ground = survey(
+        model, name, data, n, seed, device, tuning=tuning, box=(threat.lower, threat.upper)
+    )
     warn_of_eps(radii[0], data, watcher)
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 dict(arguments or {}), tuple(notes))  # fmt: skip

@@ -65,6 +65,8 @@ class Row(NamedTuple):
     record: str
     strength: str = ""
     """What each attack's power depends on, with the forward passes per point it was given."""
+    reliability: str = "reliable"
+    """The verdict of the gravest flag: reliable, suspicious or unreliable."""
 
 
 def row(record: Record, path: Path | str, rank: str = "1") -> Row:
@@ -101,6 +103,7 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
         seed=record.seed,
         record=path.as_posix() if isinstance(path, Path) else path,
         strength="; ".join(map(_strength, record.stages)),
+        reliability=record.reliability,
     )
 
 

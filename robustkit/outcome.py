@@ -29,6 +29,7 @@ from robustkit.record import (
     save,
 )
 from robustkit.run import Run, Watcher
+from robustkit.search import stand_in
 
 _EVIDENCE = ("defense", "points", "weights", "data", "threat", "attacks", "seed")
 
@@ -78,7 +79,8 @@ def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
         for fact, stage in zip(facts, stages, strict=True)
     ]
     clean = len(points.status) - points.status.count("misclassified")
-    flags = review(stages, white_box, clean, len(points.status), data.classes)
+    aside = [bool(stand_in(registry.attacks.build(spec))) for spec in run.specs]
+    flags = review(stages, white_box, clean, len(points.status), data.classes, transfer=aside)
     return Record(
         robustkit=provenance.versions()["robustkit"],
         defense=run.name,

@@ -111,6 +111,8 @@ def _facts(portrait: Portrait) -> list[tuple[str, str]]:
         facts.append(("certified", f"{record.certified:.4f}"))
     if record.flags:
         facts.append(("flags", ", ".join(clean(flag.name) for flag in record.flags)))
+    if record.reliability != "reliable":
+        facts.append(("verdict", record.reliability))
     return facts
 
 

@@ -31,6 +31,7 @@ from robustkit.facts import (
     ThreatInfo,
     WeightsInfo,
 )
+from robustkit.flags import Reliability, reliability
 from robustkit.portrait import Portrait
 
 __all__ = [
@@ -183,6 +184,12 @@ class Record(Portrait, Part):
         """The attack that took the most points; of equals, the earlier one; None: none took any."""
         taken = Counter(attack for attack in self.points.attack if attack is not None)
         return max([REPLAY, *self.attacks], key=lambda a: taken[a]) if taken else None
+
+    @property
+    def reliability(self) -> Reliability:
+        """Whether the robust accuracy can be relied on, by the gravest flag."""
+        names = [flag.name for flag in self.flags]
+        return reliability([*names, "randomized"] if self.randomized else names)
 
     @property
     def forwards_per_point(self) -> float:

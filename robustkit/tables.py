@@ -46,13 +46,14 @@ _READ = {  # heading in Markdown and LaTeX, and its alignment
         "tail 30%": "r",
         "strongest attack": "l",
     },
-    **{"suite": "l", "F/pt": "r", "B/pt": "r", "flags": "l"},
+    **{"suite": "l", "F/pt": "r", "B/pt": "r", "verdict": "l", "flags": "l"},
 }
 _CONTRACT = (
     *("defense", "data", "norm", "eps", "n", "clean", "robust", "robust_low", "robust_high"),
     *("certified", "randomized", "flags", "strongest_attack", "suite", "forwards_per_point"),
     *("backwards_per_point", "seconds", "seed", "record"),
     *("rank", "worst_class", "worst_class_name", "tail_30", "audit_bound", "strength"),
+    "reliability",
 )
 _Cells: TypeAlias = Mapping[str, Any]
 
@@ -148,6 +149,7 @@ def _read(cells: _Cells) -> list[str]:
         cells["suite"] or "",
         f"{cells['forwards_per_point']:.1f}",
         f"{cells['backwards_per_point']:.1f}",
+        cells["reliability"],
         ", ".join(_flags(cells)),
     ]
 
@@ -192,6 +194,7 @@ def _shown(cells: _Cells) -> dict[str, str]:
         "suite": clean(cells["suite"] or "").partition("(")[0],
         "strongest attack": clean(cells["strongest_attack"] or "").partition("(")[0],
         "F/pt": f"{cells['forwards_per_point']:,.0f}",
+        "verdict": "" if cells["reliability"] == "reliable" else cells["reliability"],
         "flags": "\n".join(map(clean, _flags(cells))),
     }
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import robustkit
 import robustkit.registry as registry
 from robustkit.data import Dataset, from_arrays
+from robustkit.diagnose import examine
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluate import evaluate
 from robustkit.ledger import Ledger
@@ -134,7 +135,9 @@ def test_a_record_is_consistent(
     assert listener.notes == []
 
 
-def test_passes_are_counted_one_by_one(run: Callable[..., Record], nearest: nn.Module) -> None:
+def test_passes_are_counted_one_by_one(
+    run: Callable[..., Record], nearest: nn.Module, blobs: Dataset
+) -> None:
     """A single slot never waits, so that every row the model sees is in the record."""
     rows = [0]
 
@@ -145,7 +148,8 @@ def test_passes_are_counted_one_by_one(run: Callable[..., Record], nearest: nn.M
 
     record = run(counting, n=12, batch_size=1)
     assert record.forwards == rows[0]
-    looked = 12  # of the points, for their gradient before the attacks
+    x, _ = blobs.fetch(record.points.index)
+    looked = examine(nearest, x, 4, "toy").backwards
     assert record.backwards == looked + sum(stage.backwards for stage in record.stages)
 
 
@@ -409,7 +413,8 @@ def test_masked_gradients_are_flagged(run: Callable[..., Record], nearest: nn.Mo
     record = run(
         Hidden(nearest).eval(), attacks=["fgsm", "square(queries=100)"], threat=Threat("linf", 0.12)
     )
-    assert [flag.name for flag in record.flags] == ["no_gradient", "black_box"]
+    found = [flag.name for flag in record.flags]
+    assert found == ["no_gradient", "piecewise_constant", "huge_eps", "black_box"]
     assert record.strongest_attack == "square(queries=100)"
 
 

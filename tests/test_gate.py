@@ -399,6 +399,30 @@ class TestJudge:
         assert judge.findings([0], {0: "robust"}, ("randomized",))[0].answer == "pass"
         assert judge.findings([0], {0: "robust"}, ("chance",))[0].answer == "regressed"
 
+    def test_a_graver_verdict_regresses(self, baseline: Baseline) -> None:
+        shaky = baseline.record.model_copy(
+            update={"flags": [Flag(name="randomized", message="as it says")]}
+        )
+        judge = Judge(shaky, Terms({"reliability": 0}))
+        for flags, answer in (
+            ((), "pass"),
+            (("inner_autograd",), "pass"),  # as suspicious as the baseline
+            (("inner_autograd", "huge_eps"), "regressed"),
+        ):
+            (finding,) = judge.findings([0], {0: "robust"}, flags)
+            assert finding.answer == answer
+            assert bool(judge.objections(flags)) == (answer == "regressed")
+        assert finding.sentence() == (
+            "reliability: suspicious → unreliable: inner_autograd, huge_eps"
+        )
+        sound = Judge(baseline.record, Terms({"reliability": 0}))
+        assert sound.findings([0], {0: "robust"}, ("inner_autograd",))[0].answer == "regressed"
+        assert sound.findings([0], {0: "robust"}, ("scaled_logits",))[0].answer == "pass"
+
+    def test_notes_are_no_reason_for_distrust(self, baseline: Baseline) -> None:
+        judge = Judge(baseline.record, Terms({"flags": 0}))
+        assert judge.new_flags(("scaled_logits", "chance")) == ["chance"]
+
 
 def test_a_finding_reads_like_a_sentence() -> None:
     finding = Finding("robust", "regressed", 0.01, 0.8, 0.75, 0.02, 0.08, 6, 1, 100, 1000)

@@ -19,7 +19,7 @@ STAGES = {
     "defense": "nets standins surrogate parts adversary mixing bounds train checkpoints zoo model",
     "search": "tuning audit search foreign counting slots passes engine nearest plain suites",
     "verify": "verify ledger carry examples referee auditing",
-    "record": "stats facts columns portrait record provenance diagnose batches statuses pace "
+    "record": "stats flags facts columns portrait record provenance diagnose batches statuses pace "
     "replay watcher proving run outcome conduct evaluate grid",
     "leaderboard": "tables leaderboard curves published report",
     "gate": "gate config formats history testing pytest_plugin",

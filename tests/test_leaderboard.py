@@ -153,6 +153,7 @@ def test_a_row_is_what_its_record_says() -> None:
         seed=0,
         record="a/record.json",
         strength="",
+        reliability="reliable",
     )
 
 
@@ -234,7 +235,7 @@ def test_no_name_is_markdown() -> None:
     assert re.split(r"(?<!\\)\|", line)[2].strip() == (
         r"a\|b \*\*c\*\* &lt;b&gt;&amp;\`x\` \[l\](http\://u) \_i\_ snake_case \$m\$ \\ \~\~"
     )
-    assert len(re.findall(r"(?<!\\)\|", line)) == 16
+    assert len(re.findall(r"(?<!\\)\|", line)) == 17
 
 
 def test_no_name_is_latex() -> None:
@@ -245,7 +246,7 @@ def test_no_name_is_latex() -> None:
         r"\textasciicircum{} \textless{} \textgreater{} \textbar{} "
         r"\textbackslash{}\textbackslash{} & 20 & "
     )
-    assert line.count(" & ") == 14
+    assert line.count(" & ") == 15
 
 
 def test_no_name_is_terminal_markup() -> None:

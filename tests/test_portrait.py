@@ -43,7 +43,7 @@ def test_one_line_says_what_matters_and_nothing_moves_the_cursor(record: Record)
     assert repr(record) == str(record)
     assert repr(record) == (
         "<Record '<b>[red]x[/red] [2J': data toys, threat linf:0.1, n 4, clean 0.7500, "
-        "robust 0.5000 [0.0676, 0.9324], certified 0.2500, flags chance>"
+        "robust 0.5000 [0.0676, 0.9324], certified 0.2500, flags chance, verdict unreliable>"
     )
     assert "robust='0.5000" in pretty_repr(record)
 

@@ -130,7 +130,7 @@ class TestTheLeaderboard:
     ) -> None:
         frame = leaderboard.table(records)
         assert len(frame) == 4
-        board = [row for row in page.rows if len(row) == 13][1:]
+        board = [row for row in page.rows if len(row) == 14][1:]
         assert len(board) == 4
         for cells, (_, row) in zip(board, frame.iterrows(), strict=True):
             assert cells[0] == row["rank"]
@@ -138,6 +138,7 @@ class TestTheLeaderboard:
                 f"{row.robust:.3f} [{row.robust_low:.3f}, {row.robust_high:.3f}]"
             )
             assert cells[6] == f"{row.clean:.3f}"
+            assert cells[7] == row.reliability
             assert cells[2] == f"toys, linf, eps = {row.eps:.6g}"
 
     def test_explains_intervals_and_flags_to_mouse_keyboard_and_reader(self, page: Page) -> None:

@@ -27,7 +27,7 @@ PLACE = click.Path(path_type=Path)
     "metrics",
     multiple=True,
     metavar="NAME[=TOLERANCE]",
-    help="robust, clean, certified, worst-class, tail-30 or flags; repeatable. "
+    help="robust, clean, certified, worst-class, tail-30, flags or reliability; repeatable. "
     "By default robust and flags.",
 )
 @click.option(

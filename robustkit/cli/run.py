@@ -60,8 +60,9 @@ def run(request: Request, *, debug: bool) -> int:
 def _look(plan: Plan) -> None:
     """Refuse what cannot be evaluated before anything is written."""
     points = select(plan.data, plan.request.n, plan.request.seed)
+    device = pick_device(plan.request.device)
     for subject in plan.subjects:
-        preflight(subject.model, subject.name, plan.data, points, pick_device(plan.request.device))
+        preflight(subject.model, subject.name, plan.data, points, device, probing=False)
 
 
 def _evaluate_all(plan: Plan) -> tuple[_Found, _Failures]:

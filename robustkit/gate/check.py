@@ -52,7 +52,7 @@ class _Gatekeeper(Pace):
         """Ask the judge."""
         assert self.judge is not None
         answers = self.judge.answers(progress.points, progress.status)
-        if "flags" in self.judge.terms.tolerances and self.judge.new_flags(progress.flags):
+        if self.judge.objections(progress.flags):
             answers.append("regressed")
         if "regressed" in answers or "undecided" not in answers:
             return _CERTAIN

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from robustkit import stats
+from robustkit.flags import reliability, worse
 from robustkit.gate.stream import Stream
-from robustkit.gate.terms import BY_CLASS, Terms
+from robustkit.gate.terms import BY_CLASS, PLAIN, Terms
 from robustkit.gate.verdict import Answer, Finding
 from robustkit.record import Record, Status
 
@@ -48,8 +49,8 @@ class Judge:
         """
         found = []
         for metric, tolerance in self.terms.tolerances.items():
-            if metric == "flags":
-                found.append(self._flags(flags, len(order)))
+            if metric in PLAIN:
+                found.append(self._plain(metric, flags, len(order)))
             elif metric in BY_CLASS:
                 found.append(self._by_class(metric, tolerance, order, status))
             else:
@@ -57,19 +58,32 @@ class Judge:
         return found
 
     def answers(self, order: Sequence[int], status: Mapping[int, Status]) -> list[Answer]:
-        """Return the answers alone, which is quicker; those of flags are left out."""
+        """Return the answers alone, which is quicker; those in words are left out."""
         found: list[Answer] = []
         for metric, tolerance in self.terms.tolerances.items():
             if metric in BY_CLASS:
                 found.append(self._by_class(metric, tolerance, order, status).answer)
-            elif metric != "flags":
+            elif metric not in PLAIN:
                 stream = self._stream(metric, order, status)
                 found.append(stream.answer(tolerance, self._fail, self._alpha))
         return found
 
     def new_flags(self, flags: Collection[str]) -> list[str]:
-        """Name the reasons for distrust that the baseline did not have."""
-        return sorted(set(flags) - {flag.name for flag in self.baseline.flags})
+        """Name the reasons for distrust that the baseline did not have; notes are none."""
+        known = {flag.name for flag in self.baseline.flags}
+        return sorted(flag for flag in set(flags) - known if reliability([flag]) != "reliable")
+
+    def objections(self, flags: Collection[str]) -> list[str]:
+        """Say what regresses by these flags, of the metrics that are demanded in words."""
+        told = {metric: self._objection(metric, flags) for metric in PLAIN}
+        return [told[metric] for metric in self.terms.tolerances if told.get(metric)]
+
+    def _objection(self, metric: str, flags: Collection[str]) -> str:
+        if metric == "flags":
+            fresh = self.new_flags(flags)
+            return f"{', '.join(fresh)}, which the baseline did not have" if fresh else ""
+        before, now = self.baseline.reliability, reliability(flags)
+        return f"{before} → {now}: {', '.join(flags)}" if worse(now, before) else ""
 
     @property
     def _alpha(self) -> float:
@@ -80,15 +94,15 @@ class Judge:
         """The probability of a false alarm is shared out: any metric can raise one."""
         return self._alpha / self.terms.counted
 
-    def _flags(self, flags: Collection[str], n: int) -> Finding:
-        fresh = self.new_flags(flags)
+    def _plain(self, metric: str, flags: Collection[str], n: int) -> Finding:
+        objection = self._objection(metric, flags)
         return Finding(
-            metric="flags",
-            answer="regressed" if fresh else "pass",
+            metric=metric,
+            answer="regressed" if objection else "pass",
             tolerance=0.0,
             n=n,
             total=self.baseline.n,
-            detail=f"{', '.join(fresh)}, which the baseline did not have" if fresh else "",
+            detail=objection,
         )
 
     def _stream(self, metric: str, order: Sequence[int], status: Mapping[int, Status]) -> Stream:

@@ -16,7 +16,9 @@ METRICS = {
     "worst-class": "robust accuracy of the weakest class",
     "tail-30": "mean robust accuracy of the weakest 30% of the classes",
     "flags": "no reason for distrust that the baseline did not have",
+    "reliability": "no graver verdict on the evaluation than the baseline's",
 }
+PLAIN = ("flags", "reliability")  # by words, not by numbers: no tolerance, no error of sampling
 BY_CLASS = ("worst-class", "tail-30")
 DEFAULT = ("robust", "flags")
 
@@ -27,7 +29,7 @@ class Terms:
 
     Attributes:
         tolerances: metric to the drop that is accepted, in fractions (0.01 is one point in 100);
-            `flags` has none.
+            `flags` and `reliability` have none.
         confidence: of each error separately: a build fails without cause, and a regression passes,
             with probability at most 1 − confidence each, whenever the gate stops.
         claim: "points": about the baseline's own points, certain once all are evaluated;
@@ -61,7 +63,7 @@ class Terms:
     @property
     def counted(self) -> int:
         """How many metrics can fail by chance; they share the probability to do so."""
-        return max(1, sum(metric != "flags" for metric in self.tolerances))
+        return max(1, sum(metric not in PLAIN for metric in self.tolerances))
 
 
 def tolerances(given: Iterable[str], usual: float) -> dict[str, float]:
@@ -79,4 +81,4 @@ def tolerances(given: Iterable[str], usual: float) -> dict[str, float]:
             raise UsageError(
                 f"expected a metric with a tolerance such as clean=0.02, got {text!r}."
             ) from None
-    return {name: 0.0 if name == "flags" else value for name, value in found.items()}
+    return {name: 0.0 if name in PLAIN else value for name, value in found.items()}

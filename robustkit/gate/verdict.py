@@ -14,7 +14,8 @@ class Finding(NamedTuple):
     """What became of one metric.
 
     Attributes:
-        baseline, candidate: its value on the n points that were evaluated; None for flags.
+        baseline, candidate: its value on the n points that were evaluated; None for flags and
+            reliability.
         low, high: bounds of the drop, baseline − candidate; each errs with the stated probability,
             whenever one stops.
         lost, gained: points where only the baseline, only the candidate stands.
@@ -49,7 +50,10 @@ class Finding(NamedTuple):
     def sentence(self) -> str:
         """Say it in words."""
         if self.baseline is None or self.candidate is None or self.low is None or self.high is None:
-            return f"{self.metric}: {self.detail or 'none that the baseline did not have'}"
+            fine = "no graver than the baseline's"
+            if self.metric == "flags":
+                fine = "none that the baseline did not have"
+            return f"{self.metric}: {self.detail or fine}"
         told = (
             f"{self.metric} {self.baseline:.3f} → {self.candidate:.3f}: a drop of "
             f"{_signed(self.baseline - self.candidate)}, between {_signed(self.low)} and "

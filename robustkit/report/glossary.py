@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from robustkit.flags import FLAGS
+
 GLOSSARY = (
     (
         "certified, robust, clean",
@@ -36,21 +38,12 @@ GLOSSARY = (
         "The named line-up of attacks. Compare rows of one suite: a weaker suite flatters.",
     ),
     (
-        "randomized",
-        "Two passes of one input differ. Each verdict is then the majority of ten passes.",
+        "verdict",
+        "Whether the robust accuracy can be relied on, by the gravest flag: of a suspicious row it "
+        "may be too high, of an unreliable one take it for too high.",
     ),
-    (
-        "no_gradient",
-        "The margin has no gradient at some inputs: attacks that follow it are blind there.",
+    *(
+        (kind.name, f"{kind.severity.capitalize()}: {kind.raised}. {kind.remedy}")
+        for kind in FLAGS.values()
     ),
-    (
-        "probabilities",
-        "The outputs are probabilities, which saturate and hide their gradients.",
-    ),
-    (
-        "black_box",
-        "Attacks without gradients took points that those with gradients had left: gradients are "
-        "masked, and the robust accuracy is not to be trusted.",
-    ),
-    ("chance", "The clean accuracy cannot be told from guessing."),
 )

@@ -1,0 +1,23 @@
+"""What the defenses that train the small CNN share."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from robustkit.nets import small_cnn
+from robustkit.train import Recipe
+
+
+class OnSmallCnn:
+    """Trains the small CNN of `robustkit.nets`, as long as the shipped weights were trained."""
+
+    width: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """The schedule of the shipped weights."""
+        return Recipe(epochs=15)
+
+    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """Return the small CNN, `width` channels wide."""
+        return small_cnn(shape, classes, self.width)

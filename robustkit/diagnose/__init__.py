@@ -1,0 +1,10 @@
+"""Reasons to distrust an evaluation, as structured flags (`robustkit.flags` is their catalog).
+
+`examine` looks at a few points before the attacks run; `review` looks at the outcome. State lives
+in the return values only, so nothing leaks from one model to the next.
+"""
+
+from robustkit.diagnose.examination import Health, examine
+from robustkit.diagnose.outcome import review
+
+__all__ = ["Health", "examine", "review"]

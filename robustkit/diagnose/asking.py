@@ -1,0 +1,100 @@
+"""Asking a model, with every pass counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustkit.errors import UsageError
+from robustkit.flags import FLAGS
+from robustkit.record import Flag
+from robustkit.types import Images, Logits, Model, Scalars
+
+
+def flag(name: str, seen: str) -> Flag:
+    """Make a flag of the catalog: what was seen, then what to do."""
+    return Flag(name=name, message=f"{seen}. {FLAGS[name].remedy}")
+
+
+@dataclass
+class Asked:
+    """A model that is looked at: passes of one input are counted in `forwards` and `backwards`."""
+
+    model: Model
+    name: str
+    forwards: int = 0
+    backwards: int = 0
+
+    def strictly(self, x: Images, classes: int) -> Logits:
+        """Return the logits of clean inputs `x` [b, *f].
+
+        Raises:
+            UsageError: when they are not one row of at least `classes` finite numbers per input.
+        """
+        name, shape = self.name, list(x.shape[1:])
+        self.forwards += len(x)
+        try:
+            with torch.no_grad():
+                answer: object = self.model(x)
+        except Exception as error:
+            raise UsageError(
+                f"{name} failed on a batch of inputs of shape {shape}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != len(x):
+            got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise UsageError(
+                f"{name} must map inputs [{len(x)}, {', '.join(map(str, shape))}] to logits "
+                f"[{len(x)}, k], got {got}"
+            )
+        if answer.shape[1] < classes:
+            raise UsageError(
+                f"{name} returns {answer.shape[1]} logits, but the data has {classes} classes "
+                "(the largest label, plus one: do the labels start at 0?)"
+            )
+        if not bool(answer.isfinite().all()):
+            rows = (~answer.isfinite().all(1)).nonzero().flatten().tolist()
+            raise UsageError(f"{name} returns NaN or infinite logits on clean inputs (rows {rows})")
+        return answer.float()
+
+    def logits(self, x: Images) -> Logits:
+        """Return the logits, whatever they are."""
+        self.forwards += len(x)
+        with torch.no_grad():
+            return self.model(x).float()
+
+    def gradient(
+        self, x: Images, value: Callable[[Logits], Scalars]
+    ) -> tuple[Logits, Images | None]:
+        """Return the logits, and the gradient of `value` of them (None: it does not reach `x`).
+
+        Raises:
+            UsageError: when the model cannot be differentiated.
+        """
+        query = x.detach().clone().requires_grad_(True)
+        self.forwards += len(x)
+        self.backwards += len(x)
+        try:
+            with torch.enable_grad():
+                logits = self.model(query).float()
+                total = value(logits).sum()
+                if not total.requires_grad:
+                    return logits.detach(), None
+                (gradient,) = torch.autograd.grad(total, query, allow_unused=True)
+        except RuntimeError as error:
+            raise UsageError(f"{self.name} cannot be differentiated: {error}") from error
+        return logits.detach(), gradient
+
+
+def spread(logits: Logits) -> Scalars:
+    """Return the largest minus the smallest logit of each row."""
+    return logits.amax(1) - logits.amin(1)
+
+
+def difference(a: Logits, b: Logits) -> float:
+    """Largest distance between two rows, each scaled to unit length."""
+    a, b = (z / z.norm(dim=1, keepdim=True).clamp_min(1e-12) for z in (a, b))
+    return float((a - b).norm(dim=1).max())

@@ -1,0 +1,127 @@
+"""The first look at a model, on a few points, before anything attacks it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from robustkit.diagnose.answers import of_answers
+from robustkit.diagnose.asking import Asked, difference, flag
+from robustkit.diagnose.gradients import of_gradients
+from robustkit.diagnose.inside import Buffers, differentiates
+from robustkit.diagnose.reach import of_reach
+from robustkit.errors import UsageError
+from robustkit.record import Flag
+from robustkit.types import Images, Logits, Model
+
+_TOLERANCE = 1e-3  # on logits scaled to unit length; batched kernels may differ in the last bits
+_SAME = 1e-4  # likewise, of one kernel
+
+
+class Health(NamedTuple):
+    """What the first look found.
+
+    Attributes:
+        randomized: two passes over the same input differ.
+        classes: number of logits.
+        answers: the logits that were looked at [b, k].
+        forwards, backwards: passes spent looking.
+    """
+
+    randomized: bool
+    classes: int
+    flags: tuple[Flag, ...]
+    answers: Logits
+    forwards: int
+    backwards: int
+
+    def after(self, forwards: int, backwards: int) -> Health:
+        """Return the same with more passes spent."""
+        spent = (self.forwards + forwards, self.backwards + backwards)
+        return self._replace(forwards=spent[0], backwards=spent[1])
+
+
+def examine(
+    model: Model,
+    x: Images,
+    classes: int,
+    name: str,
+    *,
+    box: tuple[float, float] = (0.0, 1.0),
+    probing: bool = True,
+) -> Health:
+    """Check on a few inputs `x` [b, *f] that the model can be evaluated at all, and how far.
+
+    Every flag that can be raised before an attack is in `robustkit.flags`. All probes depend on
+    the model and `x` alone: a second look at the same model finds the same.
+
+    Args:
+        box: the range of the inputs.
+        probing: whether to look for more than what makes an evaluation impossible.
+
+    Raises:
+        UsageError: when the model fails on inputs of this shape, does not return one row of at
+            least `classes` finite logits per input, or lets the inputs of a batch influence each
+            other.
+    """
+    x = x if len(x) > 1 else torch.cat([x, x.flip(-1) / 2])  # coupling takes two
+    asked, buffers = Asked(model, name), Buffers(model)
+    first = asked.strictly(x, classes)
+    repeats = torch.stack([asked.strictly(x, classes) for _ in range(4)])
+    noise = max(difference(first, other) for other in repeats)
+    randomized = noise > _SAME or bool((repeats.argmax(2) != first.argmax(1)).any())
+    flags: list[Flag] = []
+    if getattr(model, "untrained", False):
+        seen = "the weights are random, as was asked for: no number here says anything about a "
+        flags.append(flag("untrained", f"{seen}trained model"))
+    if randomized:
+        seen = f"two passes over one input differ (by {noise:.2g} of the logits' length)"
+        flags.append(flag("randomized", seen))
+    else:
+        moved = _moved(asked, x, first, classes, sum(box))
+        if moved is None:
+            _refuse_coupling(asked, x, first, classes)
+            moved = buffers.changed()
+        if moved:
+            flags.append(flag("stateful", moved))
+    if probing:
+        flags += _probe(asked, x, first, box, randomized)
+        if not randomized and "stateful" not in {found.name for found in flags}:
+            seen = f"after {asked.forwards} other inputs"
+            if difference(first, asked.strictly(x, classes)) > _SAME:
+                flags.append(flag("stateful", f"an input is answered otherwise {seen}"))
+    return Health(randomized, first.shape[1], tuple(flags), first, asked.forwards, asked.backwards)
+
+
+def _probe(
+    asked: Asked, x: Images, first: Logits, box: tuple[float, float], randomized: bool
+) -> list[Flag]:
+    flags = of_answers(first)
+    flags += of_gradients(asked, x, first, box, randomized=randomized)
+    if differentiates(asked, x[:2]):
+        flags.append(flag("inner_autograd", "the forward pass computes gradients of its own"))
+    return flags + of_reach(asked, x, first, box)
+
+
+def _moved(asked: Asked, x: Images, first: Logits, classes: int, ends: float) -> str | None:
+    """Ask about other inputs in between, the negatives; say so if the answer is another then."""
+    asked.logits(ends - x.flip(0))
+    change = difference(first, asked.strictly(x, classes))
+    if change <= _SAME:
+        return None
+    return (
+        "repeated passes agree, but after other inputs the answer is another one (by "
+        f"{change:.2g} of the logits' length)"
+    )
+
+
+def _refuse_coupling(asked: Asked, x: Images, first: Logits, classes: int) -> None:
+    alone = torch.cat([asked.strictly(x[i : i + 1], classes) for i in range(len(x))])
+    change = difference(first, alone)
+    if change > _TOLERANCE:
+        raise UsageError(
+            f"{asked.name} answers differently to a point alone and in a batch (by {change:.2g} of "
+            "the logits' length), so that a verdict would depend on the other points. Is it in "
+            "training mode, or is batch normalization without running statistics? Call .eval()."
+        )

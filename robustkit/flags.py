@@ -1,0 +1,167 @@
+"""The catalog of flags: every reason to distrust an evaluation, and the verdict that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+Severity: TypeAlias = Literal["note", "suspicious", "unreliable"]
+Reliability: TypeAlias = Literal["reliable", "suspicious", "unreliable"]
+
+
+class Kind(NamedTuple):
+    """One kind of flag.
+
+    Attributes:
+        severity: of "note", the row can be trusted once it is read; of "suspicious", robust
+            accuracy may be too high; of "unreliable", take it for too high.
+        raised: raised if ...
+        remedy: what to do.
+    """
+
+    name: str
+    severity: Severity
+    raised: str
+    remedy: str
+
+
+_KINDS = (
+    Kind(
+        "untrained",
+        "unreliable",
+        "the weights are random, as was asked for",
+        "Ask for pretrained weights, or give them with --weights.",
+    ),
+    Kind(
+        "randomized",
+        "suspicious",
+        "two passes over the same input differ",
+        "Each verdict is the majority of ten passes. Attack with expectation over the noise (eot).",
+    ),
+    Kind(
+        "stateful",
+        "unreliable",
+        "repeated passes agree, but an input is answered otherwise after other inputs, or a pass "
+        "changes the buffers of the model",
+        "Make the answer depend on the input alone: no caches, counters or running statistics.",
+    ),
+    Kind(
+        "probabilities",
+        "suspicious",
+        "the outputs are probabilities, which saturate and hide their gradients",
+        "Return the layer before the softmax.",
+    ),
+    Kind(
+        "one_hot",
+        "unreliable",
+        "the outputs tell the class and nothing else",
+        "Return the scores that the class is chosen by; failing that, attack by decisions.",
+    ),
+    Kind(
+        "saturated",
+        "suspicious",
+        "at a quarter of the inputs or more the softmax of the outputs is one-hot in float32, so "
+        "that the gradient of a cross-entropy vanishes",
+        "Attack with losses that do not depend on the scale (margin, dlr), or rescale the logits.",
+    ),
+    Kind(
+        "scaled_logits",
+        "note",
+        "the logits are so large that the softmax of half of the inputs rounds to one-hot, or they "
+        "differ by less than 0.01",
+        "Attack with losses that do not depend on the scale (margin, dlr), or rescale the logits.",
+    ),
+    Kind(
+        "no_gradient",
+        "unreliable",
+        "the margin has no gradient at some inputs (zero, or not a number): attacks that follow it "
+        "are blind there",
+        "Look for rounding, detach, no_grad, saturation; attack a smooth stand-in.",
+    ),
+    Kind(
+        "exploding_gradient",
+        "suspicious",
+        "by its gradient the margin would change a thousand times the logits' size in a step of "
+        "1/255",
+        "Look for steep activations and divisions by almost zero; attack a smooth stand-in.",
+    ),
+    Kind(
+        "gradient_mismatch",
+        "unreliable",
+        "the gradient of the margin disagrees with finite differences, along its own direction or "
+        "along random ones, at every step size tried",
+        "Look for detach and custom backward passes; attack a stand-in whose gradient is true, or "
+        "estimate the gradient from outputs.",
+    ),
+    Kind(
+        "piecewise_constant",
+        "suspicious",
+        "the outputs do not change at all in a small step that does not follow from their gradient",
+        "Look for rounding, quantization, thresholds and 16-bit arithmetic; attack through them as "
+        "if they were the identity (BPDA).",
+    ),
+    Kind(
+        "inner_autograd",
+        "suspicious",
+        "the forward pass differentiates or optimizes by itself",
+        "Attack through every inner step, or a stand-in without them; long inner loops lose the "
+        "gradient.",
+    ),
+    Kind(
+        "huge_eps",
+        "unreliable",
+        "following the gradient of the margin for 20 steps, bounded by the box alone, changes the "
+        "class of too few inputs: with no bound every model falls",
+        "The gradient leads nowhere. Attack a smooth stand-in, or without gradients.",
+    ),
+    Kind(
+        "not_monotone",
+        "suspicious",
+        "a longer search, or one in a larger ball, changes the class of fewer inputs",
+        "The gradient misleads. Use more restarts and other losses, or attack a stand-in.",
+    ),
+    Kind(
+        "black_box",
+        "unreliable",
+        "attacks without gradients took points that those with gradients had left: gradients are "
+        "masked",
+        "Do not trust the robust accuracy; attack a smooth stand-in.",
+    ),
+    Kind(
+        "transfer",
+        "suspicious",
+        "attacks on a stand-in took points that attacks on the gradient of the model had left",
+        "The model's own gradients are masked. Attack through more stand-ins, and from their finds "
+        "on.",
+    ),
+    Kind(
+        "unused_budget",
+        "suspicious",
+        "an attack made less than half of the passes that its steps ask for on the points it left",
+        "Find out why it stopped; give it the budget, or leave it out.",
+    ),
+    Kind(
+        "chance",
+        "unreliable",
+        "the clean accuracy cannot be told from guessing (5% level)",
+        "Look at preprocessing (--mean, --std), channel order and labels.",
+    ),
+)
+FLAGS: dict[str, Kind] = {kind.name: kind for kind in _KINDS}
+_ORDER: tuple[str, ...] = get_args(Reliability)
+
+
+def reliability(names: Iterable[str]) -> Reliability:
+    """Return the verdict on an evaluation with these flags: that of the gravest one.
+
+    A flag that the catalog does not hold, of another version, makes it suspicious.
+    """
+    found = [FLAGS[name].severity if name in FLAGS else "suspicious" for name in names]
+    if "unreliable" in found:
+        return "unreliable"
+    return "suspicious" if "suspicious" in found else "reliable"
+
+
+def worse(verdict: str, than: str) -> bool:
+    """Whether one verdict is graver than another."""
+    return _ORDER.index(verdict) > _ORDER.index(than)
