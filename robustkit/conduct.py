@@ -146,6 +146,8 @@ def _program(
     program: dict[str, Any] = {"attacks": [str(spec) for spec in line.specs]}
     if line.audit:
         program["audit"] = asdict(line.audit)
+    if line.findings is not None:
+        program["findings"] = asdict(line.findings)
     if prover:
         program |= {"certify": prover.name, "attack_certified": wish.attack_certified}
     if examples:

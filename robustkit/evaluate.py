@@ -20,9 +20,10 @@ from robustkit.errors import UsageError
 from robustkit.model import refuse_training_mode
 from robustkit.pace import Pace
 from robustkit.record import Record, WeightsInfo
+from robustkit.remedies import prescribe
 from robustkit.run import Watcher
 from robustkit.spec import Spec
-from robustkit.suites import line_up, refuse_fixed
+from robustkit.suites import acts_on_findings, line_up, refuse_fixed
 from robustkit.threat import Threat
 from robustkit.tuning import AUTOMATIC, Tuning, tune
 from robustkit.types import Images, Model
@@ -89,6 +90,8 @@ def evaluate(
             raise UsageError("a minimum-norm run takes no replay and no budget.")
     ground = survey(model, name, data, n, seed, device, points=points, tuning=tuning,
                     box=(threat.lower, threat.upper))  # fmt: skip
+    if suite is not None and acts_on_findings(suite):
+        ground, line = prescribe(ground, suite, threat, Path(folder), fresh=fresh)
     if not minimum_norm:
         warn_of_eps(threat, data, watcher)
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
