@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from robustkit.audit import Sample, alarming, draw
-from robustkit.ledger import Ledger
+from robustkit.ledger import Cost, Ledger
 from robustkit.registry import attacks
 from robustkit.suites import LineUp
 
@@ -43,7 +43,10 @@ def perform(
     ledger.remember("escalated", escalate)
     called = masked(ledger, line, len(everything))
     for stage in reserve:
-        attack(stage, everything if called else [], True)
+        if called:
+            attack(stage, everything, True)
+        else:
+            ledger.write(stage, [], [], Cost(finished=True))
 
 
 def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
