@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.standins.call import Manner
-from robustkit.standins.cuts import before, unit
+from robustkit.standins.cuts import SPREAD, before, unit
+from robustkit.standins.graft import exposed
 from robustkit.standins.mode import Bypassing
 from robustkit.standins.outside import watched
 from robustkit.types import Images, Logits, Model
@@ -54,7 +55,7 @@ class Bypass:
 
 @dataclass(frozen=True)
 class BeforeSquashing:
-    """What the model computed before it squashed its logits, in units of each row's spread.
+    """What the model computed before it squashed its logits, each row with one spread.
 
     The order of the classes is the model's, for every input; see `cuts.before`. Saturation,
     temperature, rounding and one-hot codes behind the logits do no harm.
@@ -66,7 +67,7 @@ class BeforeSquashing:
     def __call__(self, x: Images) -> Logits:
         """[b, *f] -> [b, k]."""
         answer, seen = _run(self.model, x, self.manner, rows=True)
-        return unit(before(answer, seen) if answer.requires_grad else answer)
+        return SPREAD * unit(before(answer, seen) if answer.requires_grad else answer)
 
 
 def smooth(model: Model) -> BeforeSquashing:
@@ -91,7 +92,8 @@ def _run(
     mode = Bypassing(manner, entry if front else None, len(x) if rows else 0)
     try:
         with watched(mode, model), mode:
-            return model(entry.view_as(entry)), mode.seen
+            answer = model(entry.view_as(entry))
+        return exposed(answer, mode.inside), mode.seen
     finally:
         _forget(model)
 

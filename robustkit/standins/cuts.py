@@ -12,6 +12,7 @@ from robustkit.types import Logits
 
 _MIXES = ("Mm", "Addmm", "Bmm", "Mv", "Linear", "Convolution", "Embedding", "Baddbmm")
 _SLACK = 1e-5  # of the range of a row: what rounding may do to an order
+SPREAD = 4.0  # of logits of a usual classifier: cross-entropy then looks at the largest few
 _TINY = 1e-38  # of a probability under a logarithm
 
 

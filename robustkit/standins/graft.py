@@ -11,15 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SHADOW, _CHOICE = "_robustkit_shadow", "_robustkit_choice"
+_SHADOW, _CHOICE, _ROOT = "_robustkit_shadow", "_robustkit_choice", "_robustkit_root"
+_OWN = ("torch", "robustkit")  # packages whose backward passes are believed
 _FULL = (torch.float32, torch.float64)
 
 
 class Inside:
-    """Whether autograd runs inside the forward pass right now; shared with its threads."""
+    """Autograd inside the forward pass: whether it runs right now; shared with its threads.
+
+    Attributes:
+        wanted: the model has asked for gradients, so that autograd may run later.
+    """
 
     def __init__(self) -> None:
-        self.active = False
+        self.active = self.wanted = False
+
+    def gate(self, gradients: tuple[Tensor | None, ...], _: Any) -> tuple[Tensor | None, ...]:
+        """Let gradients of a custom function pass inside alone: of none, it may make some."""
+        return gradients if self.active else tuple(g if g is None else 0 * g for g in gradients)
 
 
 class Graft(torch.autograd.Function):
@@ -69,8 +78,13 @@ def shadow(tensor: Any) -> Tensor | None:
 
 
 def choose(index: Tensor, weights: Tensor) -> None:
-    """Let `index` [*i] remember that it came about by `weights` [*i, k] over what it points to."""
+    """Let `index` [*i] remember that it came about by `weights` [*i, k] over what it points to.
+
+    As a number it has the mean place by these weights for a shadow.
+    """
     if weights.requires_grad and weights.shape[:-1] == index.shape:
+        places = torch.arange(weights.shape[-1], dtype=weights.dtype, device=weights.device)
+        attach(index, (weights * places).sum(-1))
         setattr(index, _CHOICE, (weights, index._version))
 
 
@@ -107,3 +121,38 @@ def shadowed(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(shadowed(item) for item in value)
     return isinstance(value, dict) and any(shadowed(item) for item in value.values())
+
+
+def keep(tensor: Tensor, root: Tensor | None = None) -> Tensor:
+    """Let `tensor` remember how it came about, should a custom function put itself in between.
+
+    What the forward pass of a custom function returns is given that function as its only past.
+    """
+    if tensor.requires_grad:
+        setattr(tensor, _ROOT, (tensor.view_as(tensor) if root is None else root, tensor._version))
+    return tensor
+
+
+def exposed(value: Any, inside: Inside) -> Any:
+    """Return what came out of a custom autograd function with the gradient of its forward pass.
+
+    Its own backward pass may be anything; autograd inside the model still gets that one.
+    """
+    if isinstance(value, Tensor):
+        node = value.grad_fn
+        if not isinstance(node, torch.autograd.function.BackwardCFunction):
+            return value
+        kind: Any = node
+        if kind._forward_cls.__module__.split(".")[0] in _OWN:
+            return value
+        held = getattr(value, _ROOT, None)
+        root = held[0] if held is not None and held[1] == value._version else value._base
+        if root is None or not root.requires_grad or root.shape != value.shape:
+            return value
+        if not inside.wanted:
+            return finish(value.detach(), root, inside)
+        kind.register_hook(inside.gate)
+        return finish(value, root, inside)
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(exposed(item, inside) for item in value)
+    return value

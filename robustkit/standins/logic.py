@@ -53,6 +53,14 @@ def power_of_two(up: int) -> Rule:
     return shift
 
 
+def bits(call: Call, out: Tensor) -> Tensor | None:
+    """The identity for the bits of a number read as one of another kind; else, the same view."""
+    if not isinstance(call.get(1, "dtype"), torch.dtype):
+        held = shadow(call.args[0])
+        return None if held is None else held.view(*call.args[1:], **call.kwargs)
+    return straight(call, out)
+
+
 def where(call: Call, out: Tensor) -> Tensor | None:
     """The branch taken, and across the condition by the difference of the branches."""
     if len(call.args) < 3:

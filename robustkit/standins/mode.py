@@ -16,9 +16,11 @@ from robustkit.standins.graft import (
     Inside,
     attach,
     choice,
+    exposed,
     finish,
     floats,
     full,
+    keep,
     shadow,
     shadowed,
 )
@@ -69,10 +71,12 @@ class Bypassing(TorchFunctionMode):
         if func is torch._C._set_grad_enabled:
             return func(*args, **kwargs)
         off = not torch.is_grad_enabled()
+        self.inside.wanted |= kwargs.get("requires_grad") is True
         with contextlib.ExitStack() as stack:
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            args, kwargs = self._exposed(func, args, kwargs)
             out = self._answer(func, args, kwargs)
             if func in _READS or not isinstance(out, Tensor) or any(out is value for value in args):
                 return out
@@ -100,7 +104,7 @@ class Bypassing(TorchFunctionMode):
             return func(args[0], self.only_inside(args[1]))
         if name == "__setitem__":
             return self._put(func, *args)
-        if name.endswith("_") and not name.endswith("__"):
+        if _changes(name):
             return self._in_place(func, name, args, kwargs)
         out = func(*args, **kwargs)
         if name in _ARRIVES and isinstance(out, Tensor) and not out.requires_grad and out.ndim:
@@ -140,7 +144,9 @@ class Bypassing(TorchFunctionMode):
             rule = RULES.get(name)
             plain = name in ("div", "divide") and call.kwargs.get("rounding_mode") is None
             if rule is not None and not plain and (touched or name not in _WITH_SHADOWS):
-                return rule(call, out)
+                found = rule(call, out)
+                if found is not None or not touched:
+                    return found
             if touched and not any(word in name for word in _RANDOM):
                 soft = func(*call.soft, **floats(call.kwargs))
                 return soft if isinstance(soft, Tensor) else None
@@ -178,8 +184,11 @@ class Bypassing(TorchFunctionMode):
             return old
         if base is None or not (touched or name[:-1] in RULES):
             return func(*args, **kwargs)
-        hard = base(*args, **kwargs)
-        soft = self._stand_in(base, name[:-1], Call(args, kwargs, self.manner, self.inside), hard)
+        before = old.clone()  # stand-ins may keep it for the way back
+        if (held := shadow(old)) is not None:
+            attach(before, held)
+        hard, call = base(before, *args[1:], **kwargs), (before, *args[1:])
+        soft = self._stand_in(base, name[:-1], Call(call, kwargs, self.manner, self.inside), hard)
         if soft is None:
             return func(*args, **kwargs)
         with torch.no_grad():
@@ -218,6 +227,7 @@ class Bypassing(TorchFunctionMode):
 
     def _seek(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Take note that the model asks for gradients of a tensor."""
+        self.inside.wanted = True
         tensor, wanted = args[0], _at(args, 1)
         wanted = kwargs.get("requires_grad", True) if wanted is None else wanted
         if tensor.is_leaf:
@@ -244,12 +254,26 @@ class Bypassing(TorchFunctionMode):
         """Let a hook that changes gradients act in the model's own autograd alone."""
         return lambda gradient: hook(gradient) if self.inside.active else None
 
+    def _exposed(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """See through custom autograd functions, in the arguments of a call."""
+        fresh = exposed(tuple(args), self.inside)
+        if _changes(func.__name__) and args and fresh[0] is not args[0]:
+            args[0].copy_(fresh[0])  # the tensor itself is wanted: it gets the other past
+            fresh = (args[0], *fresh[1:])
+        return fresh, {name: exposed(value, self.inside) for name, value in kwargs.items()}
+
     def _off(self, out: Tensor) -> Tensor:
         """What came about under `no_grad` is a constant to the model's own autograd."""
-        if not out.requires_grad or not full(out) or out._is_view() or out.is_leaf:
+        if not out.requires_grad or not full(out) or out.is_leaf:
             return out
-        constant: Tensor = Graft.apply(out.detach(), out, self.inside)
-        return constant
+        if out._is_view():
+            return keep(out)
+        return keep(Graft.apply(out.detach(), out, self.inside), out)
+
+
+def _changes(name: str) -> bool:
+    """Tell whether a function of this name changes its first argument."""
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _at(args: Any, place: int) -> Any:

@@ -39,6 +39,7 @@ RULES: dict[str, Rule] = {
     **under("heaviside", lambda call, out: None if (x := straight(call, out)) is None else step(x)),
     **under("where", logic.where),
     **under("masked_fill", logic.masked_fill),
+    **under("view", logic.bits),
     **under("bucketize", steps.bucket),
     **under("searchsorted", steps.place),
     **{name: softening.tempered(name) for name in ("softmax", "log_softmax", "sigmoid", "tanh")},

@@ -29,6 +29,10 @@ def select(name: str, call: Call, out: Any) -> Any:
         return out
     if name in ("argsort", "sort", "topk") and moved.shape[-1] > _MOST:
         return out
+    if name == "argsort":
+        picked = moved.detach().gather(-1, out.movedim(axis, -1))
+        choose(out, _near(moved, picked, _WIDTH).movedim(-2, axis - 1 if axis < 0 else axis))
+        return out
     kept = values.shape[axis] if values.ndim == x.ndim else None
     picked = values.movedim(axis, -1) if kept is not None else values[..., None]
     picked = picked.detach().to(x.dtype)
@@ -103,7 +107,9 @@ def looked_up(name: str, call: Call, out: Tensor) -> Tensor | None:
     """Stand in for what is made by an index: one-hot codes, tables, gathers, scatters."""
     if name == "one_hot":
         weights = choice(call.args[0])
-        return weights if weights is None or weights.shape == out.shape else _wider(weights, out)
+        if weights is not None:
+            return weights if weights.shape == out.shape else _wider(weights, out)
+        return _table(torch.eye(out.shape[-1], device=out.device), call.args[0])
     if name == "embedding":
         return _table(call.args[1], call.args[0])
     if name in ("getitem", "index_select"):
@@ -164,11 +170,14 @@ def _scattered(call: Call, out: Tensor) -> Tensor | None:
         call.get(3, "src", call.kwargs.get("value")),
     )
     weights = choice(index)
-    if weights is None or (isinstance(value, Tensor) and value.ndim):
+    if weights is None:
         return None
-    share = weights.movedim(axis if axis >= 0 else axis - 1, -2).sum(-2).movedim(-1, axis)
-    canvas = call.soft[0]
-    return canvas + share * (value - canvas.detach()) if share.shape == out.shape else None
+    share = weights.movedim(axis if axis >= 0 else axis - 1, -2)  # [..., r, k]
+    values = torch.as_tensor(value, dtype=share.dtype, device=share.device).expand(index.shape)
+    placed = (share * values.movedim(axis, -1)[..., None]).sum(-2).movedim(-1, axis)
+    kept = 1 - share.sum(-2).movedim(-1, axis)
+    canvas: Tensor = call.soft[0]
+    return canvas.detach() * kept + (canvas - canvas.detach()) + placed
 
 
 def _matched(call: Call, out: Tensor) -> Tensor | None:
