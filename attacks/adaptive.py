@@ -119,7 +119,7 @@ _FIRST = {
 def _climb(threat: Threat, eot: int, stand_in: str) -> list[str]:
     """List the search of `fast` through a stand-in, averaged over draws; "" is the model."""
     options = [f"eot={eot}"] if eot > 1 else []
-    options += [f"surrogate={stand_in}"] if stand_in else []
+    options += [f"surrogate={stand_in!r}"] if stand_in else []
     return [_with(spec, options) for spec in _FIRST[threat.norm]]
 
 
