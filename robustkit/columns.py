@@ -32,11 +32,19 @@ class Points(Part):
     carried: list[float | None] | None = None
     """In a run over several eps, the larger eps at which the point stood; None: decided here."""
 
+    errors: list[float | None] | None = None
+    """Of a randomized model, the share of passes that err, by chance of its own draws.
+
+    At the adversarial input where the point is broken (passes that took no part in finding it),
+    else at the clean one. None: not measured.
+    """
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Points:
         columns = (self.index, self.label, self.predicted, self.status, self.attack, self.distance)
         lengths = [len(column) for column in columns]
-        lengths += [len(column) for column in (self.nearest, self.carried) if column is not None]
+        optional = (self.nearest, self.carried, self.errors)
+        lengths += [len(column) for column in optional if column is not None]
         if len(set(lengths)) > 1:
             raise ValueError(f"columns of equal length expected, got {lengths}")
         if len(set(self.index)) < len(self.index):
@@ -48,6 +56,8 @@ class Points(Part):
                 raise ValueError(f"point {index} is {status}, yet its distance is {distance!r}")
             if (label != predicted) != (status == "misclassified"):
                 raise ValueError(f"point {index} ({label} predicted as {predicted}) is {status}")
+        if wild := [share for share in self.errors or () if share and not 0 <= share <= 1]:
+            raise ValueError(f"expected shares of errors from 0 to 1, got {wild[0]}")
         self._check_nearest()
         self._check_carried()
         return self

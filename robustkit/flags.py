@@ -36,7 +36,7 @@ _KINDS = (
         "randomized",
         "suspicious",
         "two passes over the same input differ",
-        "Each verdict is the majority of ten passes. Attack with expectation over the noise (eot).",
+        "A point falls if 25 of 40 passes err. Attack with expectation over the noise (eot).",
     ),
     Kind(
         "stateful",

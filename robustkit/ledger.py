@@ -8,63 +8,22 @@ file that cannot be read is reported and left as it is.
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.files import make_folder
+from robustkit.rows import CARRIED, CERTIFY, CLEAN, NAMES, REPLAYED, TABLES, Cost, Fall
 from robustkit.types import Images
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS memo (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS clean (
-    point INTEGER PRIMARY KEY, label INTEGER NOT NULL, predicted INTEGER NOT NULL,
-    ranked TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS certified (point INTEGER PRIMARY KEY, proved INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS spent (
-    stage INTEGER, point INTEGER, job INTEGER, PRIMARY KEY (stage, point, job)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS broken (
-    point INTEGER PRIMARY KEY, stage INTEGER NOT NULL, predicted INTEGER NOT NULL,
-    distance REAL NOT NULL, example BLOB);
-CREATE TABLE IF NOT EXISTS closest (point INTEGER PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS cost (
-    stage INTEGER PRIMARY KEY, entered INTEGER NOT NULL DEFAULT 0, forwards INTEGER NOT NULL
-    DEFAULT 0, backwards INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
-    flips INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0);
-"""
-_NAMES = re.findall(r"EXISTS (\w+)", _TABLES)
-# Stages that are no attack: clean pass, certificate, earlier inputs, finds at a larger eps.
-CLEAN, CERTIFY, REPLAYED, CARRIED = -1, -2, -3, -4
-
-
-class Fall(NamedTuple):
-    """A point that was broken, by which stage, and how."""
-
-    point: int
-    stage: int
-    predicted: int
-    distance: float
-    example: np.ndarray[Any, Any] | None = None
-
-
-class Cost(NamedTuple):
-    """What a stage has used so far."""
-
-    entered: int = 0
-    forwards: int = 0
-    backwards: int = 0
-    seconds: float = 0.0
-    flips: int = 0
-    finished: bool = False
+__all__ = ["CARRIED", "CERTIFY", "CLEAN", "REPLAYED", "Cost", "Fall", "Ledger"]
 
 
 class Ledger:
@@ -109,7 +68,7 @@ class Ledger:
                 self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=NORMAL")
-                self._db.executescript(_TABLES)
+                self._db.executescript(TABLES)
             except BaseException:
                 self._db.close()
                 raise
@@ -122,7 +81,7 @@ class Ledger:
 
     def _forget(self) -> None:
         with self.transaction():
-            for table in _NAMES:
+            for table in NAMES:
                 self._db.execute(f"DELETE FROM {table}")
 
     def __enter__(self) -> Ledger:
@@ -191,12 +150,21 @@ class Ledger:
         return None if row is None else json.loads(row[0])
 
     def write_clean(
-        self, rows: Iterable[tuple[int, int, int, list[int]]], forwards: int, seconds: float
+        self,
+        rows: Iterable[tuple[int, int, int, list[int]]],
+        forwards: int,
+        seconds: float,
+        errors: Mapping[int, float] | None = None,
     ) -> None:
-        """Store (point, label, predicted, classes by falling logit) of a clean batch."""
+        """Store (point, label, predicted, classes by falling logit) of a clean batch.
+
+        Args:
+            errors: of a randomized model, the share of the passes that erred.
+        """
         texts = [(p, y, k, json.dumps(ranked)) for p, y, k, ranked in rows]
         with self.transaction():
             self._db.executemany("INSERT OR REPLACE INTO clean VALUES (?, ?, ?, ?)", texts)
+            self._judge((p, CLEAN, share) for p, share in (errors or {}).items())
             self._spend(CLEAN, Cost(forwards=forwards, seconds=seconds))
 
     def clean(self) -> dict[int, tuple[int, int, list[int]]]:
@@ -231,6 +199,7 @@ class Ledger:
             spent: (point, job) pairs whose budget is used up.
             closest: how near these points came to falling; the highest number is kept.
         """
+        falls = list(falls)
         with self.transaction():
             self._db.executemany(
                 "INSERT INTO closest VALUES (?, ?) ON CONFLICT (point) DO UPDATE SET value = "
@@ -246,7 +215,17 @@ class Ledger:
                 "excluded.distance, excluded.example) WHERE excluded.distance < distance",
                 ((*fall[:4], _pack(fall.example)) for fall in falls),
             )
+            self._judge((f.point, stage, f.errors) for f in falls if f.errors is not None)
             self._spend(stage, cost)
+
+    def _judge(self, rows: Iterable[tuple[int, int, float]]) -> None:
+        self._db.executemany("INSERT OR REPLACE INTO judged VALUES (?, ?, ?)", rows)
+
+    def errors(self) -> dict[tuple[int, int], float]:
+        """Return by (point, stage) which share of fresh passes erred, of randomized models."""
+        with self._errors():
+            rows = self._db.execute("SELECT point, stage, errors FROM judged").fetchall()
+        return {(point, stage): share for point, stage, share in rows}
 
     def _spend(self, stage: int, cost: Cost) -> None:
         self._db.execute("INSERT OR IGNORE INTO cost (stage) VALUES (?)", (stage,))

@@ -14,7 +14,7 @@ from robustkit.auditing import drawn, fallen
 from robustkit.diagnose import review
 from robustkit.errors import UsageError
 from robustkit.foreign import strength
-from robustkit.ledger import CARRIED, REPLAYED, Cost
+from robustkit.ledger import CARRIED, CLEAN, REPLAYED, Cost, Fall
 from robustkit.record import (
     REPLAY,
     AuditInfo,
@@ -213,7 +213,14 @@ def _points(run: Run, finished: Sequence[int]) -> Points:
         if run.minimum_norm
         else None,
         carried=_origins(run, index),
+        errors=_errors(run, index, falls) if run.health.randomized else None,
     )
+
+
+def _errors(run: Run, index: list[int], falls: dict[int, Fall]) -> list[float | None]:
+    """Return how often the model errs at the input that a point is judged by."""
+    known = run.ledger.errors()
+    return [known.get((p, falls[p].stage if p in falls else CLEAN)) for p in index]
 
 
 def _carried(run: Run) -> dict[int, str]:

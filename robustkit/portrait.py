@@ -22,8 +22,9 @@ class Portrait:
 
         Columns: label and predicted (class numbers), label_name, status (misclassified, broken,
         robust or certified), attack (the one that took the point, else None) and distance (from
-        the clean to the adversarial input, in the norm of the threat model, else NaN). `attrs`
-        holds defense, data, threat and seed.
+        the clean to the adversarial input, in the norm of the threat model, else NaN); of a
+        randomized model also errors (the share of passes that err at the input the point is judged
+        by). `attrs` holds defense, data, threat and seed.
         """
         import pandas as pd
 
@@ -39,6 +40,8 @@ class Portrait:
             "attack": pd.Series(points.attack, index=points.index, dtype=object),
             "distance": pd.Series(points.distance, index=points.index, dtype=float),
         }
+        if points.errors is not None:
+            columns["errors"] = pd.Series(points.errors, index=points.index, dtype=float)
         frame = pd.DataFrame(columns, index=pd.Index(points.index, name="point"))
         frame.attrs = dict(
             defense=record.defense, data=record.data.name, threat=_threat(record), seed=record.seed
@@ -107,6 +110,9 @@ def _facts(portrait: Portrait) -> list[tuple[str, str]]:
         ("clean", f"{record.clean:.4f}"),
         ("robust", f"{record.robust:.4f} [{low:.4f}, {high:.4f}]"),
     ]
+    if record.expected is not None:
+        least, most = record.expected_interval
+        facts.append(("one pass", f"{record.expected:.4f} [{least:.4f}, {most:.4f}]"))
     if record.certified is not None:
         facts.append(("certified", f"{record.certified:.4f}"))
     if record.flags:

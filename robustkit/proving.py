@@ -27,13 +27,15 @@ def classify(
     draws: int,
     ranked: int,
     name: str,
-) -> list[tuple[int, int, int, list[int]]]:
+) -> tuple[list[tuple[int, int, int, list[int]]], dict[int, float]]:
     """Return (point, label, predicted class, the `ranked` classes of largest logit) of a batch.
+
+    And by point the share of the passes that erred, where there are several.
 
     Raises:
         RobustkitError: for logits that are not finite.
     """
-    predicted, logits = predict(model, x, draws)
+    predicted, logits, votes = predict(model, x, draws)
     bad = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
         raise RobustkitError(
@@ -43,7 +45,9 @@ def classify(
     # Ties and votes can put another class first: the predicted one must not become a target.
     first = logits.scatter(1, predicted[:, None], torch.inf)
     order = first.topk(ranked, dim=1).indices.tolist()
-    return list(zip(points, y.tolist(), predicted.tolist(), order, strict=True))
+    errors = 1 - votes.cpu().gather(1, y.cpu()[:, None])[:, 0] / draws
+    rows = list(zip(points, y.tolist(), predicted.tolist(), order, strict=True))
+    return rows, dict(zip(points, errors.tolist(), strict=True)) if draws > 1 else {}
 
 
 def prove_points(

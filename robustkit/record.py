@@ -33,6 +33,7 @@ from robustkit.facts import (
 )
 from robustkit.flags import Reliability, reliability
 from robustkit.portrait import Portrait
+from robustkit.stats import mean_interval
 
 __all__ = [
     "AuditInfo",
@@ -137,6 +138,27 @@ class Record(Portrait, Part):
     def robust(self) -> float:
         """Robust accuracy: no attack of the suite took the point. An upper bound on the truth."""
         return sum(self.outcomes.values()) / self.n
+
+    @property
+    def expected(self) -> float | None:
+        """Accuracy of one pass of a randomized model at the inputs its points are judged by.
+
+        The mean over points and draws; an upper bound like `robust`, which asks of each point
+        whether it errs more often than not. None for other models.
+        """
+        return self._expected[0] if self._expected else None
+
+    @property
+    def expected_interval(self) -> tuple[float, float] | None:
+        """95% interval of `expected`, over the draw of the points and of the model's noise."""
+        return self._expected[1] if self._expected else None
+
+    @property
+    def _expected(self) -> tuple[float, tuple[float, float]] | None:
+        shares = [share for share in self.points.errors or () if share is not None]
+        if len(shares) < self.n:
+            return None
+        return mean_interval([1 - share for share in shares])
 
     @property
     def certified(self) -> float | None:

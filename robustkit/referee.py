@@ -17,7 +17,7 @@ from robustkit.search import Job, Tasks
 from robustkit.slots import Outcome, Work, fresh_tasks
 from robustkit.threat import Threat
 from robustkit.types import Images, Labels, Model
-from robustkit.verify import verify
+from robustkit.verify import Verdict, verify
 
 
 @dataclass
@@ -50,7 +50,7 @@ class StageReferee:
     spent: set[tuple[int, int]]
     proved: set[int]
     seed: int
-    draws: int
+    randomized: bool
     device: torch.device
     keep: bool
     report: Callable[[int, int], None]
@@ -82,24 +82,20 @@ class StageReferee:
         """Verify candidates; the closest that stands waits for the next `settle`."""
         points = [item.point for item in work]
         verdict = verify(
-            self.reference, z, x, y, self.threat, attack=self.name, points=points, draws=self.draws
-        )
-        self._checks += len(work) * self.draws
+            self.reference, z, x, y, self.threat, attack=self.name, points=points,
+            randomized=self.randomized,
+        )  # fmt: skip
+        self._checks += verdict.passes
         stands: list[bool] = verdict.broken.tolist()
         self._flips += stands.count(False) * self.claims
         inside = self.certificate.contains(z, x).tolist()
         columns = zip(points, stands, inside, strict=True)
         refuted = [p for p, ok, near in columns if ok and near and p in self.proved]
         refuse_refuted(self.name, refuted, self.certificate)
-        stored = z.cpu().numpy() if self.keep else None
-        predicted, distances = verdict.predicted.tolist(), verdict.distance.tolist()
-        rows = zip(points, stands, predicted, distances, strict=True)
-        for row, (point, ok, label, distance) in enumerate(rows):
-            known = self.falls.get(point)
-            if ok and (known is None or distance < known.distance):
-                example = None if stored is None else stored[row]
-                fall = Fall(point, self.stage, label, distance, example)
-                self.falls[point] = self._new[point] = fall
+        for fall in falls_of(verdict, self.stage, points, z if self.keep else None):
+            known = self.falls.get(fall.point)
+            if known is None or fall.distance < known.distance:
+                self.falls[fall.point] = self._new[fall.point] = fall
         return stands
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
@@ -126,6 +122,20 @@ class StageReferee:
         )
         self.ledger.write(self.stage, spent, self._new.values(), cost, closest)
         self._new, self._checks, self._flips, self._clock = {}, 0, 0, now
+
+
+def falls_of(verdict: Verdict, stage: int, points: Sequence[int], z: Images | None) -> list[Fall]:
+    """List the candidates that stand, with their inputs `z` [b, *f] where those are kept."""
+    stored = None if z is None else z.cpu().numpy()
+    errors = None if verdict.errors is None else verdict.errors.tolist()
+    told = zip(verdict.predicted.tolist(), verdict.distance.tolist(), strict=True)
+    stands = verdict.broken.tolist()
+    return [
+        Fall(point, stage, label, distance, None if stored is None else stored[row],
+             None if errors is None else errors[row])
+        for row, (point, (label, distance)) in enumerate(zip(points, told, strict=True))
+        if stands[row]
+    ]  # fmt: skip
 
 
 def refuse_refuted(name: str, refuted: Sequence[int], threat: Threat) -> None:

@@ -22,7 +22,7 @@ from robustkit.data import Dataset
 from robustkit.errors import UsageError
 from robustkit.ledger import REPLAYED, Cost, Fall, Ledger
 from robustkit.record import REPLAY
-from robustkit.referee import refuse_refuted
+from robustkit.referee import falls_of, refuse_refuted
 from robustkit.threat import Threat
 from robustkit.types import Images, Model
 from robustkit.verify import verify
@@ -94,7 +94,7 @@ class Replay:
     """The replay stage of one run.
 
     Attributes:
-        draws: passes behind one verdict, as in `verify`.
+        randomized: whether the model's answers are random, as in `verify`.
         batch: how many points to judge at once.
         keep: whether to store what breaks this model too.
         report: called after every batch with (tried, points still standing).
@@ -105,7 +105,7 @@ class Replay:
     data: Dataset
     threat: Threat
     ledger: Ledger
-    draws: int
+    randomized: bool
     device: torch.device
     batch: int
     keep: bool
@@ -136,23 +136,17 @@ class Replay:
         rows = inside.nonzero().flatten()
         points = [batch[row] for row in rows.tolist()]
         falls: list[Fall] = []
+        passes = 0
         if points:
             verdict = verify(
                 self.model, z[rows], x[rows], y[rows], self.threat,
-                attack=REPLAY, points=points, draws=self.draws,
+                attack=REPLAY, points=points, randomized=self.randomized,
             )  # fmt: skip
-            examples = z[rows].cpu().numpy()
-            told = zip(verdict.broken.tolist(), verdict.predicted.tolist(),
-                       verdict.distance.tolist(), strict=True)  # fmt: skip
-            falls = [
-                Fall(point, REPLAYED, label, distance, examples[i] if self.keep else None)
-                for i, (point, (broken, label, distance)) in enumerate(zip(points, told,
-                                                                           strict=True))
-                if broken
-            ]  # fmt: skip
+            falls = falls_of(verdict, REPLAYED, points, z[rows] if self.keep else None)
+            passes = verdict.passes
         refuse_refuted(REPLAY, [fall.point for fall in falls if fall.point in proved], self.threat)
         fallen = {fall.point for fall in falls}
-        cost = Cost(forwards=len(points) * self.draws, seconds=time.monotonic() - clock)
+        cost = Cost(forwards=passes, seconds=time.monotonic() - clock)
         spent = [(point, number) for point in batch if point not in fallen]
         self.ledger.write(REPLAYED, spent, falls, cost)
         return falls

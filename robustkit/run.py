@@ -185,14 +185,14 @@ class Run:
             batch, clock = todo[: self.engine.slots], time.monotonic()
             try:
                 x, y = self.data.fetch(batch)
-                rows = classify(self.model, batch, x.to(self.device), y, draws=self.draws,
-                                ranked=self.ranked, name=self.name)  # fmt: skip
+                rows, errors = classify(self.model, batch, x.to(self.device), y, draws=self.draws,
+                                        ranked=self.ranked, name=self.name)  # fmt: skip
             except RuntimeError as error:
                 if not out_of_memory(error) or len(batch) == 1:
                     raise
                 self.engine.slots = len(batch) // 2
                 continue
-            self.ledger.write_clean(rows, len(batch) * self.draws, time.monotonic() - clock)
+            self.ledger.write_clean(rows, len(batch) * self.draws, time.monotonic() - clock, errors)
             todo = todo[len(batch) :]
             correct += sum(label == predicted for _, label, predicted, _ in rows)
             self.watcher.advance(len(points) - len(todo), correct, len(points))
@@ -232,7 +232,7 @@ class Run:
             data=self.data,
             threat=self.threat,
             ledger=self.ledger,
-            draws=self.draws,
+            randomized=self.health.randomized,
             device=self.device,
             batch=min(self.engine.slots, 500),  # SQLite takes at least 999 numbers in a query
             keep=self.keep,
@@ -283,7 +283,7 @@ class Run:
             spent=spent,
             proved=proved,
             seed=self.seed,
-            draws=self.draws,
+            randomized=self.health.randomized,
             device=self.device,
             keep=self.keep,
             report=report,

@@ -19,7 +19,7 @@ STAGES = {
     "defense": "nets standins surrogate parts adversary mixing bounds train checkpoints zoo model",
     "search": "tuning audit findings search foreign counting slots passes engine nearest plain "
     "suites",
-    "verify": "verify ledger carry examples referee auditing",
+    "verify": "verify rows ledger carry examples referee auditing",
     "record": "stats flags facts columns portrait record provenance diagnose batches statuses pace "
     "replay watcher proving run outcome conduct noise remedies evaluate grid",
     "leaderboard": "tables leaderboard curves published report",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -94,23 +96,66 @@ class Fickle:
         return torch.nn.functional.one_hot(chosen, 3).double()
 
 
-def test_the_majority_of_the_draws_decides() -> None:
-    z, x = moved(0.1)
-    y, threat = torch.tensor([2]), Threat("linf", 0.2)
-
-    def judge(*script: int) -> tuple[bool, int]:
+class TestRandomized:
+    def judge(self, *script: int) -> tuple[bool, int, float, int]:
+        z, x = moved(0.1)
+        y, threat = torch.tensor([2]), Threat("linf", 0.2)
         verdict = verify(
-            Fickle(*script), z, x, y, threat, attack="toy", points=[0], draws=len(script)
+            Fickle(*script), z, x, y, threat, attack="toy", points=[0], randomized=True
         )
-        return bool(verdict.broken), int(verdict.predicted)
+        assert verdict.errors is not None
+        return (
+            bool(verdict.broken), int(verdict.predicted), float(verdict.errors), verdict.passes
+        )  # fmt: skip
 
-    assert judge(2, 1, 2, 1, 2) == (False, 2)
-    assert judge(2, 1, 1, 1, 2) == (True, 1)
-    assert judge(2, 0, 2, 0) == (True, 0)  # a tie goes to the lower label
+    def test_two_right_answers_among_the_first_three_end_it(self) -> None:
+        broken, predicted, errors, passes = self.judge(1, 2, 2)
+        assert (broken, predicted, passes) == (False, 2, 3)
+        assert math.isnan(errors)
+        assert self.judge(2, 2)[3] == 2
+
+    def test_sixteen_right_answers_end_it(self) -> None:
+        script = [1, 2] * 15
+        assert self.judge(*script, 1, 2)[::3] == (False, 32)
+
+    def test_twenty_five_errors_in_forty_stand_and_fresh_passes_measure_them(self) -> None:
+        trials = [1] * 15 + [0] * 10 + [2] * 15
+        fresh = [2] * 5 + [0] * 15
+        broken, predicted, errors, passes = self.judge(*trials, *fresh)
+        assert (broken, predicted, passes) == (True, 1, 60)
+        assert errors == 0.75  # of the fresh passes alone
+
+    def test_a_coin_seldom_passes_and_a_sure_error_always(self) -> None:
+        class Noisy:
+            def __init__(self, wrong: float) -> None:
+                self.wrong, self.draw = wrong, torch.Generator().manual_seed(0)
+
+            def __call__(self, x: Tensor) -> Tensor:
+                errs = torch.rand(len(x), generator=self.draw) < self.wrong
+                return torch.stack([errs.float(), 0.5 * torch.ones(len(x))], 1)
+
+        x = torch.zeros(2000, 1, 2, 2)
+        y, threat = torch.ones(2000, dtype=torch.long), Threat("linf", 0.2)
+
+        def share(wrong: float) -> tuple[float, float]:
+            verdict = verify(
+                Noisy(wrong), x, x, y, threat, attack="toy", points=range(2000), randomized=True
+            )
+            assert verdict.errors is not None
+            return float(verdict.broken.float().mean()), float(verdict.errors.nanmean())
+
+        # The probabilities of the module's docstring, within four standard errors.
+        assert share(1 / 3)[0] <= 0.002
+        assert abs(share(0.5)[0] - 0.055) < 0.021
+        stands, errors = share(0.75)
+        assert abs(stands - 0.827) < 0.034
+        assert abs(errors - 0.75) < 0.01
+        assert share(1.0) == (1.0, 1.0)
 
 
 def test_predict_averages_float32_logits() -> None:
-    predicted, logits = predict(Fickle(2, 2, 0, 1), torch.zeros(5, 4), draws=4)
+    predicted, logits, votes = predict(Fickle(2, 2, 0, 1), torch.zeros(5, 4), draws=4)
     assert predicted.tolist() == [2] * 5
+    assert votes.tolist() == [[1, 1, 2]] * 5
     assert logits.dtype == torch.float32
     assert torch.equal(logits, torch.tensor([[0.25, 0.25, 0.5]]).expand(5, -1))

@@ -95,6 +95,6 @@ def spread(logits: Logits) -> Scalars:
 
 
 def difference(a: Logits, b: Logits) -> float:
-    """Largest distance between two rows, each scaled to unit length."""
-    a, b = (z / z.norm(dim=1, keepdim=True).clamp_min(1e-12) for z in (a, b))
-    return float((a - b).norm(dim=1).max())
+    """Largest distance between two rows, in units of the longer one."""
+    length = torch.maximum(a.norm(dim=1), b.norm(dim=1)).clamp_min(1e-12)
+    return float(((a - b).norm(dim=1) / length).max())

@@ -15,7 +15,7 @@ from robustkit.errors import UsageError
 from robustkit.record import Flag
 from robustkit.types import Images, Logits, Model
 
-_TOLERANCE = 1e-3  # on logits scaled to unit length; batched kernels may differ in the last bits
+_TOLERANCE = 1e-3  # of the length of the logits; batched kernels may differ in the last bits
 _SAME = 1e-4  # likewise, of one kernel
 
 

@@ -8,7 +8,13 @@ its flips).
 
 from __future__ import annotations
 
-from robustkit.stats.intervals import Interval, clopper_pearson, finite_population, wilson
+from robustkit.stats.intervals import (
+    Interval,
+    clopper_pearson,
+    finite_population,
+    mean_interval,
+    wilson,
+)
 from robustkit.stats.paired import fisher, mcnemar, paired_interval, paired_score
 from robustkit.stats.planning import Need, Runs, needs, simulate
 from robustkit.stats.ranks import Outcomes, compare, holm, rank_ranges
@@ -29,6 +35,7 @@ __all__ = [
     "log_wealth",
     "lower_bound",
     "mcnemar",
+    "mean_interval",
     "needs",
     "paired_interval",
     "paired_score",

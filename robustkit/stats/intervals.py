@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.stats import beta, norm
+from scipy.stats import beta, norm, t
 
 from robustkit.errors import UsageError
 
@@ -49,6 +50,29 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(
         0.0 if k == 0 else max(0.0, center - reach), 1.0 if k == n else min(1.0, center + reach)
     )
+
+
+def mean_interval(
+    values: Sequence[float], confidence: float = 0.95
+) -> tuple[float, tuple[float, float]]:
+    """Return the mean of independent values in [0, 1] and Student's interval around it.
+
+    Values that are noisy measurements of their own expectations may be given as they are: their
+    spread holds both kinds of error. Right on average for large n; one value says nothing.
+
+    Raises:
+        UsageError: for no values, and for values outside [0, 1].
+    """
+    n = len(values)
+    if not n or not all(0 <= value <= 1 for value in values):
+        raise UsageError("expected at least one value, all of them from 0 to 1")
+    check(0, n, confidence)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return mean, (0.0, 1.0)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    reach = float(t.ppf((1 + confidence) / 2, n - 1)) * spread
+    return mean, (max(0.0, mean - reach), min(1.0, mean + reach))
 
 
 def finite_population(interval: Interval, k: int, n: int, total: int) -> Interval:
