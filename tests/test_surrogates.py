@@ -90,7 +90,7 @@ def test_unknown_stand_ins_are_refused(data: Dataset, tmp_path: Path) -> None:
         )  # fmt: skip
     assert declared(nn.Identity()) == {}
     with pytest.raises(UsageError, match="none"):
-        source(nn.Identity(), "smooth")
+        source(nn.Identity(), "rough")
     assert not list(tmp_path.iterdir())
 
 

@@ -47,6 +47,19 @@ class Graft(torch.autograd.Function):
         return (grads[0], None, None) if ctx.inside.active else (None, grads[0], None)
 
 
+class Guard(torch.autograd.Function):
+    """The identity; a gradient that is not finite becomes zero, but for autograd inside."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inside: Inside) -> Tensor:
+        ctx.inside = inside
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return (grads[0] if ctx.inside.active else grads[0].nan_to_num(0, 0, 0)), None
+
+
 def full(tensor: Tensor) -> bool:
     """Tell whether gradients of `tensor` are computed in 32 bits or more."""
     return tensor.dtype in _FULL

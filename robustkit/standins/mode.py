@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from robustkit.standins.call import Call, Manner, names
 from robustkit.standins.graft import (
     Graft,
+    Guard,
     Inside,
     attach,
     choice,
@@ -38,6 +39,7 @@ _WITH_SHADOWS = names(
     "where masked_fill and or xor invert dequantize logical_and logical_or logical_xor "
     "logical_not bitwise_and bitwise_or bitwise_xor bitwise_not"
 )
+_SINGULAR = names("sqrt rsqrt pow norm vector_norm log acos asin atan2 reciprocal std var xlogy")
 _LEAVES = ("numpy", "__array__", "tolist")
 _ARRIVES = ("tensor", "as_tensor", "asarray")
 _FAILURES = (RuntimeError, TypeError, IndexError, ValueError)
@@ -90,6 +92,8 @@ class Bypassing(TorchFunctionMode):
 
     def _answer(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         name = func.__name__
+        if not args:
+            return func(**kwargs)
         if name in ("grad", "backward"):
             return self._differentiate(func, args, kwargs)
         if func == _DATA:
@@ -106,12 +110,20 @@ class Bypassing(TorchFunctionMode):
             return self._put(func, *args)
         if _changes(name):
             return self._in_place(func, name, args, kwargs)
+        if name in _SINGULAR:
+            args = tuple(self._guarded(value) for value in args)
         out = func(*args, **kwargs)
         if name in _ARRIVES and isinstance(out, Tensor) and not out.requires_grad and out.ndim:
             source = origin(out, self.left)
             return out if source is None else follow(out, source, self.inside)
         name = name[2:-2] if name.startswith("__") else name
         return self._finished(func, name, args, kwargs, out)
+
+    def _guarded(self, value: Any) -> Any:
+        """Keep what is not a number, in a derivative at a singular point, from all before it."""
+        if isinstance(value, Tensor) and value.requires_grad and full(value):
+            return Guard.apply(value, self.inside)
+        return value
 
     def _leave(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Hand values to what is outside of torch, and remember whose they were."""
@@ -125,8 +137,11 @@ class Bypassing(TorchFunctionMode):
     ) -> Any:
         """Give the true result of an operation its stand-in."""
         call = Call(args, kwargs, self.manner, self.inside)
-        if name in SELECTS and args:
-            return select(name, call, out)
+        if name in SELECTS:
+            try:
+                return select(name, call, out)
+            except _FAILURES:
+                return out
         if not isinstance(out, Tensor):
             return self._many(func, name, args, kwargs, out)
         soft = self._stand_in(func, name, call, out)

@@ -18,6 +18,7 @@ from robustkit.threat import Threat
 from robustkit.types import Images, Labels, Logits, Model
 
 STEPS, BATCH, RATE = 400, 64, 2e-3
+_SIDE = 16  # from which on a convolutional student fits
 _FILE = "student.safetensors"
 
 
@@ -118,7 +119,7 @@ def _distance(student: Logits, teacher: Logits) -> Tensor:
 
 
 def _network(shape: tuple[int, ...], classes: int) -> nn.Module:
-    if len(shape) == 3 and shape[0] in (1, 3):
+    if len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= _SIDE:
         return small_cnn((shape[0], shape[1], shape[2]), classes, width=16)
     size = int(torch.tensor(shape).prod())
     return nn.Sequential(nn.Flatten(), nn.Linear(size, 128), nn.ReLU(), nn.Linear(128, classes))
