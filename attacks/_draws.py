@@ -1,4 +1,4 @@
-"""Directions of random signs for attacks that estimate gradients from answers alone."""
+"""Random directions and strange inputs, for attacks that see answers alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import math
 
 import torch
 
-from robustkit.rng import Keys, bits
+from robustkit.rng import Keys, bits, uniform
+from robustkit.threat import Threat
 from robustkit.types import Images, Integers, Mask
+
+_STREAM = 2**30  # of strange inputs; directions are numbered from 0 by query
 
 
 def coins(x: Images, keys: Keys, stream: Integers) -> Images:
@@ -30,3 +33,27 @@ def renew(old: Images, rows: Mask, keys: Keys, stream: Integers) -> Images:
         return old
     chosen = Keys(*(part[index] for part in keys))
     return old.index_copy(0, index, coins(old[index], chosen, stream[index]))
+
+
+def candidate(x: Images, keys: Keys, number: Integers, threat: Threat) -> Images:
+    """Return the start of that number: noise, a corner of the box, or the image made strange."""
+    noise = uniform(keys, math.prod(x.shape[1:]), _STREAM + number).view_as(x)
+    lower, upper = threat.lower, threat.upper
+    flat = torch.ones_like(x)
+    kinds = [
+        lower + (upper - lower) * noise,
+        lower + (upper - lower) * (noise > 0.5),
+        lower + upper - x,
+        x.flip(-1),
+        x.flip(-2) if x.ndim > 2 else x.roll(x.shape[-1] // 2, -1),
+        lower * flat,
+        upper * flat,
+        (lower + upper) / 2 * flat,
+        x + (noise - 0.5) * (upper - lower),
+        torch.where(noise > 0.5, lower + upper - x, x),
+    ]
+    # Later on, what is drawn: the others give nothing new a second time.
+    drawn = torch.tensor([0, 1, 8, 9], device=x.device)
+    place = torch.where(number < len(kinds), number, drawn[number % 4])
+    chosen = torch.stack(kinds)[place, torch.arange(len(x), device=x.device)]
+    return chosen.clamp(lower, upper)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
@@ -10,7 +9,6 @@ from typing import Annotated, NamedTuple
 import torch
 from pydantic import Field
 
-from robustkit import rng
 from robustkit.errors import UsageError
 from robustkit.registry import attacks
 from robustkit.rng import Keys
@@ -18,13 +16,12 @@ from robustkit.search import Job, Reply, Tasks, list_jobs
 from robustkit.threat import Threat
 from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 
-from ._draws import renew
+from ._draws import candidate, renew
 from ._schedule import unit
 
 # What a slot is at: looking for inputs that fool the model, halving the way to one, trying random
 # directions at the boundary, stepping away from it.
 START, HALVE, PROBE, LEAP = range(4)
-_STREAM = 2**30  # of starts; directions are numbered from 0 by query
 
 
 class State(NamedTuple):
@@ -109,7 +106,7 @@ class HopSkipJump:
         """Ask about noise first."""
         x, zero = tasks.x, torch.zeros_like(tasks.y)
         none, number = x.new_zeros(x.shape), x.new_zeros(len(x))
-        query = _candidate(x, tasks.keys, zero, threat)
+        query = candidate(x, tasks.keys, zero, threat)
         return State(
             query=query,
             done=zero > 0,
@@ -230,7 +227,7 @@ class HopSkipJump:
         along = renew(state.along, probing, keys, state.asked)
         start = state.query
         if _any(state.phase == START):
-            start = _candidate(state.x, keys, state.starts, threat)
+            start = candidate(state.x, keys, state.starts, threat)
         middle = _on_the_way(state.x, state.far, (state.low + state.high) / 2, threat)
         away = (state.edge - state.x).flatten(1).norm(dim=1)
         reach = per_point(self.probe * away, state.x)
@@ -278,27 +275,3 @@ def _on_the_way(x: Images, far: Images, share: Scalars, threat: Threat) -> Image
         return x + per_point(share, x) * way
     reach = per_point(share * way.flatten(1).abs().amax(1), x)
     return x + torch.minimum(torch.maximum(way, -reach), reach)
-
-
-def _candidate(x: Images, keys: Keys, number: Integers, threat: Threat) -> Images:
-    """Return the start of that number: noise, a corner of the box, or the image made strange."""
-    noise = rng.uniform(keys, math.prod(x.shape[1:]), _STREAM + number).view_as(x)
-    lower, upper = threat.lower, threat.upper
-    flat = torch.ones_like(x)
-    kinds = [
-        lower + (upper - lower) * noise,
-        lower + (upper - lower) * (noise > 0.5),
-        lower + upper - x,
-        x.flip(-1),
-        x.flip(-2) if x.ndim > 2 else x.roll(x.shape[-1] // 2, -1),
-        lower * flat,
-        upper * flat,
-        (lower + upper) / 2 * flat,
-        x + (noise - 0.5) * (upper - lower),
-        torch.where(noise > 0.5, lower + upper - x, x),
-    ]
-    # Later on, what is drawn: the others give nothing new a second time.
-    drawn = torch.tensor([0, 1, 8, 9], device=x.device)
-    place = torch.where(number < len(kinds), number, drawn[number % 4])
-    chosen = torch.stack(kinds)[place, torch.arange(len(x), device=x.device)]
-    return chosen.clamp(lower, upper)
