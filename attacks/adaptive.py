@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -73,16 +72,17 @@ class Adaptive:
     def remedies(self, threat: Threat, surrogates: Sequence[str], findings: Findings) -> Remedies:
         """Choose what the findings call for, and what the audit tries without a call."""
         flags = set(findings.flags)
-        masked, climb = bool(_MASKED & flags), partial(_climb, threat, findings.eot)
+        masked = bool(_MASKED & flags)
         line: list[str] = []
         audit: list[str] = []
         for name in ["", *surrogates] if findings.eot > 1 else []:
-            line += climb(name)
+            line += _climb(threat, findings, name)
         for name in findings.offered:
-            (line if masked or name in _FAITHFUL else audit).extend(climb(name))
+            called = masked or name in _FAITHFUL
+            (line if called else audit).extend(_climb(threat, findings, name))
         for name in findings.lent:
-            (line if masked else audit).extend(climb(name))
-        line += climb("student") if masked else []
+            (line if masked else audit).extend(_climb(threat, findings, name))
+        line += _climb(threat, findings, "student") if masked else []
         blind = self._blind(threat, findings)
         if _USELESS & flags and not {*_FAITHFUL, "logits"} & set(findings.offered):
             line += blind
@@ -116,9 +116,10 @@ _FIRST = {
 }
 
 
-def _climb(threat: Threat, eot: int, stand_in: str) -> list[str]:
-    """List the search of `fast` through a stand-in, averaged over draws; "" is the model."""
-    options = [f"eot={eot}"] if eot > 1 else []
+def _climb(threat: Threat, findings: Findings, stand_in: str) -> list[str]:
+    """List the search of `fast` through a stand-in ("": the model), averaged where it is random."""
+    random = not stand_in or stand_in in findings.noisy
+    options = [f"eot={findings.eot}"] if findings.eot > 1 and random else []
     options += [f"surrogate={stand_in!r}"] if stand_in else []
     return [_with(spec, options) for spec in _FIRST[threat.norm]]
 

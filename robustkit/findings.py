@@ -16,17 +16,19 @@ class Findings:
         offered: the harness's stand-ins that lead somewhere (`robustkit.surrogate.offered`).
         lent: other models of the same data whose adversarial inputs may transfer.
         eot: passes to average per query, for the noise that was measured; 1 without noise.
+        noisy: the stand-ins, declared or offered, whose answers are random too.
     """
 
     flags: tuple[str, ...] = ()
     offered: tuple[str, ...] = ()
     lent: tuple[str, ...] = ()
     eot: int = 1
+    noisy: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, kept: dict[str, Any]) -> Findings:
         """Return findings from what a ledger holds of them."""
-        listed = {key: tuple(kept[key]) for key in ("flags", "offered", "lent")}
+        listed = {key: tuple(kept[key]) for key in ("flags", "offered", "lent", "noisy")}
         return cls(**listed, eot=int(kept["eot"]))
 
 

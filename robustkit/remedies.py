@@ -19,7 +19,7 @@ from robustkit.replay import peek
 from robustkit.search import stand_in
 from robustkit.standins.student import distill
 from robustkit.suites import LineUp, line_up
-from robustkit.surrogate import Lent, offered
+from robustkit.surrogate import Lent, declared, offered
 from robustkit.threat import Threat
 from robustkit.types import Images, Model
 
@@ -74,14 +74,25 @@ def _kept(path: Path) -> Findings | None:
 
 def _find(ground: Ground, lent: tuple[str, ...], x: Images) -> tuple[Ground, Findings]:
     offer, eot = offered(ground.model, x), 1
-    forwards, backwards = offer.forwards, offer.backwards
+    forwards, backwards, noisy = offer.forwards, offer.backwards, dict[str, Model]()
     if ground.health.randomized:
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            eot, *spent = draws_needed([ground.model, *offer.models.values()], x)
-        forwards, backwards = forwards + spent[0], backwards + spent[1]
+            known = {**declared(ground.model), **offer.models}
+            noisy = {name: model for name, model in known.items() if _random(model, x)}
+            eot, *spent = draws_needed([ground.model, *noisy.values()], x)
+        forwards += spent[0] + 2 * len(known) * len(x)
+        backwards += spent[1]
     flags = tuple(flag.name for flag in ground.health.flags)
     health = ground.health.after(forwards + len(lent) * len(x), backwards)
-    return ground._replace(health=health), Findings(flags, tuple(offer.models), lent, eot)
+    found = Findings(flags, tuple(offer.models), lent, eot, tuple(noisy))
+    return ground._replace(health=health), found
+
+
+def _random(model: Model, x: Images) -> bool:
+    """Tell whether two passes differ."""
+    with torch.no_grad():
+        first, second = model(x), model(x)
+    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
 def _points(ground: Ground, most: int) -> Images:

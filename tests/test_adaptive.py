@@ -15,7 +15,7 @@ import robustkit.registry as registry
 from robustkit import remedies
 from robustkit.audit import Audit
 from robustkit.data import Dataset, subset
-from robustkit.evaluate import evaluate
+from robustkit.evaluate import evaluate, survey
 from robustkit.findings import Findings, Remedies
 from robustkit.model import load_model
 from robustkit.record import Record
@@ -76,11 +76,12 @@ def test_gradients_that_lead_nowhere_are_replaced_by_queries() -> None:
     assert audit == PARITY
 
 
-def test_noise_is_averaged_in_every_search() -> None:
-    line, audit, _ = parts(lined(Findings(("randomized",), ("bpda",), (), eot=7)))
+def test_noise_is_averaged_where_there_is_some() -> None:
+    found = Findings(("randomized",), ("bpda", "smooth"), (), eot=7, noisy=("bpda",))
+    line, audit, _ = parts(lined(found))
     searches = [attacks.build(text) for text in line]
     assert [(stand_in(s), draws(s)) for s in searches] == [
-        ("", 1), ("", 7), ("bpda", 7), ("student", 7)
+        ("", 1), ("", 7), ("bpda", 7), ("smooth", 1), ("student", 1)
     ]  # fmt: skip
     assert {"apgd(eot=7)", "apgd(eot=7, loss=dlr)"} <= set(audit)
 
@@ -92,6 +93,35 @@ def test_every_finding_has_a_line_up(norm: Norm) -> None:
             line = lined(Findings(flags, ("smooth",), ("undefended",), eot), Threat(norm, 0.5))
             assert len(line.specs) == len(set(line.specs))
             assert line.audited >= 1
+
+
+class Shaky(nn.Module):
+    """Random logits around those of `inner`, and a stand-in without the noise."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x + 0.05 * torch.randn_like(x))
+        return logits
+
+    def surrogates(self) -> dict[str, Any]:
+        return {"still": self.inner}
+
+
+def test_the_noise_of_a_model_and_of_its_stand_ins_is_found(
+    hardened: nn.Module, few: Dataset, tmp_path: Path
+) -> None:
+    ground = survey(Shaky(hardened).eval(), "net", few, None, 0, "cpu")
+    _, line = remedies.prescribe(ground, "adaptive", THREAT, tmp_path)
+    assert line.findings is not None
+    assert "randomized" in line.findings.flags
+    assert line.findings.eot >= 4
+    assert "still" not in line.findings.noisy
+    on_all = [attacks.build(spec) for spec in line.specs[: line.audited]]
+    assert {stand_in(s): draws(s) for s in on_all}["still"] == 1
+    assert {stand_in(s): draws(s) for s in on_all}[""] == line.findings.eot
 
 
 class Masked(nn.Module):
