@@ -38,7 +38,7 @@ def draws_needed(models: Sequence[Model], x: Images) -> tuple[int, int, int]:
             found.append(gradient)
         if len(found) == DRAWS:
             needed.append(_needed(torch.stack(found)))
-    return min(MOST, max(LEAST, math.ceil(max(needed)))), forwards, backwards
+    return max(LEAST, math.ceil(min(MOST, max(needed)))), forwards, backwards
 
 
 def _needed(gradients: Tensor) -> float:

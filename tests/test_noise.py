@@ -17,13 +17,13 @@ def seeded() -> None:
 class Noisy(nn.Module):
     """Its gradient is that of a linear model plus normal noise of known size."""
 
-    def __init__(self, noise: float) -> None:
+    def __init__(self, noise: float, signal: float = 1) -> None:
         super().__init__()
-        self.noise = noise
+        self.noise, self.signal = noise, signal
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
-        weight = 1 + self.noise * torch.randn_like(flat)
+        weight = self.signal + self.noise * torch.randn_like(flat)
         return torch.stack([(flat * weight).sum(1) + 99, -flat.sum(1).detach()], 1)
 
 
@@ -44,4 +44,5 @@ def test_the_noisiest_model_decides() -> None:
 def test_no_signal_asks_for_the_most_and_no_gradient_for_the_least() -> None:
     x = torch.rand(4, 1, 3, 3)
     assert draws_needed([Noisy(100.0)], x)[0] == MOST
+    assert draws_needed([Noisy(1.0, signal=0)], x)[0] == MOST
     assert draws_needed([lambda z: torch.rand(len(z), 2)], x) == (LEAST, 4, 0)
