@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from robustkit.audit import Sample, alarming, draw
-from robustkit.ledger import Ledger
+from robustkit.ledger import Cost, Ledger
+from robustkit.registry import attacks
 from robustkit.suites import LineUp
 
 
@@ -18,7 +19,7 @@ def perform(
     seed: int,
     attack: Callable[[int, Sequence[int], bool], None],
 ) -> None:
-    """Attack a sample of the survivors, and all points if too much of it falls.
+    """Attack a sample of the survivors, and all points if too much of it falls; then the reserve.
 
     The sample is drawn once and kept in the ledger: a run that was killed goes on with it.
 
@@ -26,7 +27,8 @@ def perform(
         left: tells what the search has left standing.
         attack: runs a stage on those of some points that stand; True: no others are to come.
     """
-    audit, stages = line.audit, range(line.audited, len(line.specs))
+    audit, reserve = line.audit, range(len(line.specs) - line.reserve, len(line.specs))
+    stages = range(line.audited, reserve.start)
     if audit is None:
         return
     sample = drawn(ledger)
@@ -39,6 +41,23 @@ def perform(
     for stage in stages:
         attack(stage, everything if escalate else sorted(sample.points), True)
     ledger.remember("escalated", escalate)
+    called = masked(ledger, line, len(everything))
+    for stage in reserve:
+        if called:
+            attack(stage, everything, True)
+        else:
+            ledger.write(stage, [], [], Cost(finished=True))
+
+
+def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
+    """Tell whether attacks without gradients took points: more than one, and than 0.2% of all.
+
+    The reserve itself does not count: a run that was killed goes on as it began.
+    """
+    before = line.specs[: len(line.specs) - line.reserve]
+    blind = [not getattr(attacks.build(spec), "uses_gradient", True) for spec in before]
+    taken = sum(0 <= f.stage < len(blind) and blind[f.stage] for f in ledger.falls().values())
+    return taken > max(1.0, 0.002 * n)
 
 
 def drawn(ledger: Ledger) -> Sample | None:

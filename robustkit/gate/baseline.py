@@ -13,7 +13,7 @@ from robustkit.leaderboard import load_records
 from robustkit.record import Record
 from robustkit.replay import find_examples
 from robustkit.spec import Spec
-from robustkit.suites import line_up
+from robustkit.suites import acts_on_findings, line_up
 from robustkit.threat import Threat
 from robustkit.types import Model
 
@@ -137,7 +137,7 @@ def attacks_of(
     else:
         own = [spec for spec in recorded if "surrogate" not in dict(spec.options)]
     try:
-        if record.suite is not None and line_up(record.suite, (), threat).specs == own:
+        if record.suite is not None and _same(record.suite, threat, own):
             line_up(record.suite, (), threat, model)
             return record.suite, [], None
     except UsageError:
@@ -156,6 +156,12 @@ def attacks_of(
             "that are listed there are used. Record a new baseline to use the new ones."
         )
     return None, own, note
+
+
+def _same(suite: str, threat: Threat, own: list[Spec]) -> bool:
+    """Tell whether a suite still lists its attacks; one that acts on findings may have had more."""
+    now = line_up(suite, (), threat).specs
+    return all(spec in own for spec in now) if acts_on_findings(suite) else now == own
 
 
 def stored_examples(baseline: Baseline, shape: tuple[int, ...]) -> Path | None:
