@@ -48,7 +48,7 @@ class MixedSaturated(Wrapper):
         return (0.5 * sharp + 0.5 * softmax(self.smooth(Flipped.apply(x)), dim=1)).log()
 
 
-@wrapper("anti_adversary", "computation", moved=0.005)
+@wrapper("anti_adversary", "computation", truth="at most", moved=0.02)
 class AntiAdversary(Wrapper):
     """Two signed gradient steps of 0.05 away from the decision boundary, before it answers."""
 
