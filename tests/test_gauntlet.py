@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from torch import nn
+
 from benchmarks.gauntlet.__main__ import main
 from benchmarks.gauntlet.families import ENTRIES
 from benchmarks.gauntlet.rows import Cell, Row, cell, summarize
@@ -15,9 +18,6 @@ from benchmarks.gauntlet.setting import Setting, survey
 from benchmarks.gauntlet.table import account, markdown
 from benchmarks.gauntlet.truth import Truth, broken
 from benchmarks.gauntlet.wrapper import FAMILIES, Entry, split
-from click.testing import CliRunner
-from torch import nn
-
 from robustkit.adversary import perturb
 from robustkit.data import Dataset, open_dataset
 from robustkit.model import load_model
