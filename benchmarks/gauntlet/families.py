@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.gauntlet import chance, computation, gradients, inputs, outputs
+from benchmarks.gauntlet import chance, computation, gradients, inputs, outputs, served
 from benchmarks.gauntlet.wrapper import ENTRIES
 
-__all__ = ["ENTRIES", "chance", "computation", "gradients", "inputs", "outputs"]
+__all__ = ["ENTRIES", "chance", "computation", "gradients", "inputs", "outputs", "served"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad, unfold
 
 from benchmarks.gauntlet.wrapper import Wrapper, split, wrapper
+from robustkit.nets import Normalize
 
 
 @wrapper("quantized", "inputs", truth="at most", moved=0.02)
@@ -22,6 +23,27 @@ class Quantized(Wrapper):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.smooth((x * 63).round() / 63)
+
+
+@wrapper("byte_pixels", "inputs", truth="at most", moved=0.02)
+class BytePixels(Wrapper):
+    """Inputs cast to bytes, for a net that takes 0 to 255: no part of it takes images in [0, 1]."""
+
+    def __init__(self, bare: nn.Module) -> None:
+        nn.Module.__init__(self)
+        layers = list(bare.children())
+        if not (isinstance(bare, nn.Sequential) and isinstance(layers[0], Normalize)):
+            raise ValueError(f"expected a Sequential that normalizes, got {type(bare).__name__}")
+        mean, std = ((255 * t.flatten()).tolist() for t in (layers[0].mean, layers[0].std))
+        self.net = nn.Sequential(Normalize(tuple(mean), tuple(std)), *layers[1:])
+
+    def smooth(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(255 * x)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net((255 * x).round().to(torch.uint8))
+        return logits
 
 
 @wrapper("thermometer", "inputs", truth="at most", moved=0.02)
