@@ -114,8 +114,7 @@ def main(
 
             report("the bare model")
             points = survey(setting, None if controls == "all" else int(controls))
-            if not only_report:
-                attack(setting, points, entries, asked, report)
+            failed = [] if only_report else attack(setting, points, entries, asked, report)
             found = rows(setting, points, entries, report)
     except UsageError as error:
         raise click.UsageError(str(error)) from None
@@ -130,6 +129,10 @@ def main(
     title = (f"{model_name}, {data.name}, {ball}, n = {n}: one point of the data is "
              f"{100 / n:g} points of accuracy")  # fmt: skip
     _show(found, summary, asked, title, as_json=as_json, as_markdown=as_markdown)
+    for text in failed:
+        console.print(f"could not finish: {text}", style="red", highlight=False)
+    if failed:
+        sys.exit(3)
     if check and not summary.reached:
         sys.exit(1)
 

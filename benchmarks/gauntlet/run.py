@@ -12,7 +12,7 @@ from benchmarks.gauntlet.setting import Points, Setting
 from benchmarks.gauntlet.truth import Truth
 from benchmarks.gauntlet.wrapper import Entry
 from robustkit import record as records
-from robustkit.errors import UsageError
+from robustkit.errors import RobustkitError, UsageError
 from robustkit.examples import adversarial_inputs
 from robustkit.types import Images
 
@@ -45,19 +45,30 @@ def attack(
     entries: Sequence[Entry],
     columns: Sequence[str],
     report: Callable[[str], None],
-) -> None:
-    """Run the evaluations of `columns` that are not there yet, wrapper by wrapper."""
+) -> list[str]:
+    """Run the evaluations of `columns` that are not there yet, wrapper by wrapper.
+
+    Returns:
+        What could not finish, and why; the others do.
+    """
+    failed = []
     for number, entry in enumerate(entries, 1):
         for column in columns:
             report(f"{number} of {len(entries)}: {entry.name}, {column}")
-            wrapped = entry.build(setting.bare).eval()
-            if column in SUITES:
-                place = f"{entry.name}/{column}"
-                setting.evaluate(wrapped, place, points.chosen, suite=column)
-            elif column == "standard":
-                reference.judge(setting, wrapped, entry.name, points.chosen, "standard")
-            else:
-                reference.judge(setting, wrapped, entry.name, points.chosen, "rand")
+            try:
+                _evaluate(setting, points, entry, column)
+            except RobustkitError as error:
+                failed.append(f"{entry.name}, {column}: {error}")
+    return failed
+
+
+def _evaluate(setting: Setting, points: Points, entry: Entry, column: str) -> None:
+    wrapped = entry.build(setting.bare).eval()
+    for version in REFERENCES:
+        if column == version:
+            reference.judge(setting, wrapped, entry.name, points.chosen, version)
+    if column in SUITES:
+        setting.evaluate(wrapped, f"{entry.name}/{column}", points.chosen, suite=column)
 
 
 def rows(
