@@ -53,12 +53,12 @@ def inputs(bare: nn.Module, data: Dataset) -> Images:
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=list(ENTRIES))
 def test_wrappers_keep_the_decisions(entry: Entry, bare: nn.Module, inputs: Images) -> None:
     torch.manual_seed(0)
-    before = predict(bare, inputs)[0]
-    after, logits = predict(entry.build(bare).eval(), inputs, 10 if entry.random else 1)
-    moved = (after != before).float().reshape(3, -1).mean(1)
+    before = predict(bare, inputs).predicted
+    after = predict(entry.build(bare).eval(), inputs, 10 if entry.random else 1)
+    moved = (after.predicted != before).float().reshape(3, -1).mean(1)
     assert moved.max() <= entry.moved
-    assert logits.shape == (len(inputs), 10)
-    assert logits.isfinite().all()
+    assert after.logits.shape == (len(inputs), 10)
+    assert after.logits.isfinite().all()
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=list(ENTRIES))
@@ -90,7 +90,7 @@ def test_claims_are_judged(bare: nn.Module, data: Dataset, tmp_path: Path) -> No
     x, y = data.fetch(np.arange(40))
     z = perturb(bare, x, lambda out: nn.functional.cross_entropy(out, y, reduction="sum"),
                 BALL, steps=20, generator=torch.Generator().manual_seed(0))  # fmt: skip
-    fooled = (predict(bare, z)[0] != y).nonzero().flatten().tolist()
+    fooled = (predict(bare, z).predicted != y).nonzero().flatten().tolist()
     assert fooled
     assert broken(bare, setting, dict(enumerate(z))) == fooled
     outside = {p: (z[p] + 0.3).clamp(0, 1) for p in range(40)}

@@ -96,5 +96,5 @@ def broken(
     x, y = setting.data.fetch(points_array(points))
     z = torch.stack([torch.as_tensor(found[point]).reshape(x.shape[1:]) for point in points])
     fine = setting.threat.contains(z, x) & z.isfinite().flatten(1).all(1)
-    wrong = predict(model, z.nan_to_num(), draws)[0] != y
+    wrong = predict(model, z.nan_to_num(), draws).predicted != y
     return [p for p, ok in zip(points, (fine & wrong).tolist(), strict=True) if ok]
