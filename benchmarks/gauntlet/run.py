@@ -10,7 +10,7 @@ from benchmarks.gauntlet.families import ENTRIES
 from benchmarks.gauntlet.rows import Cell, Row, cell
 from benchmarks.gauntlet.setting import Points, Setting
 from benchmarks.gauntlet.truth import Truth
-from benchmarks.gauntlet.wrapper import Entry
+from benchmarks.gauntlet.wrapper import FAMILIES, Entry
 from robustkit import record as records
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.examples import adversarial_inputs
@@ -31,9 +31,10 @@ def chosen(only: Sequence[str], skip: Sequence[str]) -> list[Entry]:
     if strangers := {*only, *skip} - known:
         raise UsageError(f"expected wrappers or families ({', '.join(sorted(known))}), "
                          f"got {sorted(strangers)[0]!r}.")  # fmt: skip
+    ordered = sorted(ENTRIES.values(), key=lambda entry: FAMILIES.index(entry.family))
     return [
         entry
-        for entry in ENTRIES.values()
+        for entry in ordered
         if (not only or {entry.name, entry.family} & {*only})
         and not {entry.name, entry.family} & {*skip}
     ]
