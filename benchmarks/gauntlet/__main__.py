@@ -69,7 +69,10 @@ def _columns(text: str, skip_reference: bool) -> list[str]:
 @click.option("--threads", type=int, default=None)
 @click.option("--device", default="auto", show_default=True)
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs/gauntlet"), show_default=True
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("robustkit-runs/gauntlet"),
+    show_default=True,
 )
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--markdown", "as_markdown", is_flag=True)
