@@ -124,6 +124,7 @@ def test_cells_count_both_ways() -> None:
 def test_targets(rows: list[Row], reached: bool) -> None:
     summary = summarize(rows)
     assert summary.reached is reached
+    assert summary.wrappers == {"parity": 2, "adaptive": 2}  # a reference that fails is not counted
     assert summary.largest["parity"] == max(row.cells["parity"].over or 0 for row in rows)
     assert ("targets" in account(summary, ["parity", "adaptive"])[-1]) and (
         account(summary, ["parity", "adaptive"])[-1].endswith("reached" if reached else "missed")

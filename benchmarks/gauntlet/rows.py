@@ -54,7 +54,7 @@ def cell(verdict: Mapping[int, bool], truth: Mapping[int, bool], elsewhere: int,
 class Summary:
     """What the rows add up to, over those that have the column."""
 
-    wrappers: int
+    wrappers: dict[str, int]
     largest: dict[str, float]
     mean: dict[str, float]
     fooled: dict[str, list[str]]
@@ -79,4 +79,5 @@ def summarize(rows: Sequence[Row]) -> Summary:
     reached = None
     if len(over.get("adaptive", {})) == len(over.get("parity", {})) == len(rows) > 0:
         reached = largest["adaptive"] <= LARGEST and mean["adaptive"] <= MEAN and not unflagged
-    return Summary(len(rows), largest, mean, fooled, unflagged, reached)
+    counted = {c: len(found) for c, found in over.items()}
+    return Summary(counted, largest, mean, fooled, unflagged, reached)

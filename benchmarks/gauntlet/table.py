@@ -72,7 +72,7 @@ def account(summary: Summary, columns: Sequence[str]) -> list[str]:
             lines.append(
                 f"{TITLES.get(column, column)}: too high by {summary.mean[column]:.2f} points on "
                 f"average, by {summary.largest[column]:.1f} at most; by more than {FOOLED:g} on "
-                f"{len(fooled)} of {summary.wrappers} wrappers"
+                f"{len(fooled)} of {summary.wrappers[column]} wrappers"
             )
     if "parity" in summary.mean:
         silent = ", ".join(summary.unflagged) or "none"
