@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from benchmarks.gauntlet.rows import Row, Summary, summarize
 from benchmarks.gauntlet.run import COLUMNS, REFERENCES, attack, chosen, rows
 from benchmarks.gauntlet.setting import Setting, survey
 from benchmarks.gauntlet.table import account, markdown, table
+from benchmarks.gauntlet.wrapper import Entry
 from robustkit.data import open_dataset
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.model import load_model
@@ -108,17 +110,8 @@ def main(
         bare = load_model(model_name, data=data).model.requires_grad_(False)
         place = f"{model_name}-{data.name}-{ball.norm}-{ball.eps:g}-n{n}-seed{seed}"
         setting = Setting(model_name, bare, data, ball, n, seed, device, out / place, Watcher())
-        with console.status("") as line:
-
-            def report(text: str) -> None:
-                line.update(text)
-                if not console.is_terminal:
-                    console.print(text)
-
-            report("the bare model")
-            points = survey(setting, None if controls == "all" else int(controls))
-            failed = [] if only_report else attack(setting, points, entries, asked, report)
-            found = rows(setting, points, entries, report)
+        runs = [] if only_report else asked
+        found, failed = _gather(console, setting, controls, entries, runs)
     except UsageError as error:
         raise click.UsageError(str(error)) from None
     except RobustkitError as error:
@@ -138,6 +131,23 @@ def main(
         sys.exit(3)
     if check and not summary.reached:
         sys.exit(1)
+
+
+def _gather(
+    console: Console, setting: Setting, controls: str, entries: Sequence[Entry], runs: Sequence[str]
+) -> tuple[list[Row], list[str]]:
+    """Run what is missing of the columns `runs`; return all rows, and what could not finish."""
+    with console.status("") as line:
+
+        def report(text: str) -> None:
+            line.update(text)
+            if not console.is_terminal:
+                console.print(text)
+
+        report("the bare model")
+        points = survey(setting, None if controls == "all" else int(controls))
+        failed = attack(setting, points, entries, runs, report)
+        return rows(setting, points, entries, report), failed
 
 
 def _show(
