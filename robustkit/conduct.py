@@ -8,17 +8,14 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from robustkit import provenance
 from robustkit.bounds.certify import Certifier, certifier
 from robustkit.carry import Carried
 from robustkit.data import Dataset, digest
 from robustkit.device import stride
-from robustkit.diagnose import Health, look_again
+from robustkit.diagnose import look_again
 from robustkit.distributed import Crew
 from robustkit.engine import Engine
-from robustkit.errors import UsageError
 from robustkit.ground import Ground
 from robustkit.ledger import CLEAN, Cost, Ledger
 from robustkit.outcome import Origin, make_record, settle_record
@@ -26,6 +23,7 @@ from robustkit.pace import Pace
 from robustkit.record import Record
 from robustkit.replay import Examples, find_examples
 from robustkit.run import Run, Watcher
+from robustkit.sameness import same_answers, source_digest
 from robustkit.suites import LineUp
 from robustkit.threat import Threat
 
@@ -80,7 +78,7 @@ def conduct(
     identity |= {"minimum_norm": True} if minimum_norm else {}
     identity |= {"eps_grid": list(carried.grid)} if carried else {}
     with Ledger(folder / "ledger.sqlite", identity, fresh=wish.fresh) as ledger:
-        _same_answers(ledger, ground.health, name)
+        health = same_answers(ledger, ground.model, ground.health, threat, ground.seed, name)
         ledger.remember("shape", list(data.shape))
         if carried is not None:
             carried.settle(ledger)
@@ -91,7 +89,7 @@ def conduct(
         slots = wish.batch_size or tuned.slots
         run = Run(name, ground.model, data, threat, line, chosen, ground.seed,
                   Engine(tuned.model, threat, slots, stride(device), tuned.half), device, ledger,
-                  ground.health, _keep(wish.save_adversarial, data, len(chosen), watcher), watcher,
+                  health, _keep(wish.save_adversarial, data, len(chosen), watcher), watcher,
                   prover, wish.attack_certified, examples, minimum_norm,
                   len(line.specs) if minimum_norm else scouts, crew)  # fmt: skip
         finished = [int(point) for point in chosen]
@@ -109,7 +107,8 @@ def conduct(
 
 def _identity(ground: Ground, threat: Threat) -> dict[str, Any]:
     """Return what every verdict depends on, beside what is done to the points."""
-    return {
+    source = source_digest(ground.name)
+    return ({"source": source} if source else {}) | {
         "robustkit": provenance.versions()["robustkit"],
         "defense": ground.name,
         "weights": ground.weights.digest,
@@ -132,23 +131,6 @@ def _program(
     if examples:
         program["replay"] = examples.digest
     return program
-
-
-def _same_answers(ledger: Ledger, health: Health, name: str) -> None:
-    """Refuse to go on with a model that answers otherwise than when the run began.
-
-    The digest of the weights does not see a changed forward pass.
-    """
-    now, before = health.answers.cpu(), ledger.remembered("answers")
-    if before is None or health.randomized:
-        ledger.remember("answers", now.tolist())
-        return
-    then = torch.tensor(before)
-    if then.shape != now.shape or float((then - now).abs().max() / now.abs().max()) > 1e-3:
-        raise UsageError(
-            f"{ledger.path.parent} holds a run of {name} when it answered otherwise to the same "
-            "inputs: its code has changed. Choose another --out, or start over with --fresh."
-        )
 
 
 def _look_again(run: Run) -> None:

@@ -20,7 +20,7 @@ STAGES = {
     "search": "tuning audit search foreign counting slots passes engine nearest plain suites",
     "verify": "verify rows ledger carry examples referee auditing",
     "record": "stats flags facts columns portrait record provenance diagnose batches statuses pace "
-    "replay watcher proving bench ground distributed run outcome conduct evaluate grid",
+    "replay watcher proving bench ground distributed run outcome sameness conduct evaluate grid",
     "leaderboard": "tables leaderboard curves published report",
     "gate": "gate config formats history testing pytest_plugin",
     "terminal": "doctor conformance cli __main__",

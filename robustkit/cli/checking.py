@@ -35,9 +35,10 @@ from robustkit.gate import (
     open_points,
 )
 from robustkit.gate.terms import tolerances
-from robustkit.model import load_model
+from robustkit.model import Subject, load_model
 from robustkit.pace import Budget
 from robustkit.provenance import weights_digest
+from robustkit.sameness import source_digest
 from robustkit.text import slug
 from robustkit.threat import Threat
 
@@ -180,7 +181,7 @@ def _gate(entry: ModelEntry, asked: Asked, setup: Config) -> _Gate:
     arguments = {"model": subject.name, "data": asked.data or first.record.data.name,
                  "baseline": str(baseline.path)}  # fmt: skip
     candidate = Candidate(subject.name, subject.model, subject.notes, arguments, _file(entry.model))
-    code = _code(baseline, weights_digest(subject.model)[0], asked.replay)
+    code = _code(baseline, subject, asked.replay)
     top = asked.out or Path("robustkit-runs") / f"check-{slug(subject.name)}-{code}"
     folder = top / slug(subject.name) if asked.out and len(asked.models) != 1 else top
     return _Gate(baseline, candidate, data, folder)
@@ -220,8 +221,9 @@ def _file(text: str) -> str:
     return file if file.endswith(".py") else ""
 
 
-def _code(baseline: Baseline, weights: str, replay: bool) -> str:
-    facts = [baseline.record.model_dump_json(), weights, replay]
+def _code(baseline: Baseline, subject: Subject, replay: bool) -> str:
+    weights, source = weights_digest(subject.model)[0], source_digest(subject.name)
+    facts = [baseline.record.model_dump_json(), weights, replay, *([source] if source else [])]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
