@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustkit.data import Dataset
+from robustkit.data import Dataset, from_arrays
 from robustkit.errors import UsageError
 from robustkit.evaluate import evaluate
 from robustkit.gate import (
@@ -32,7 +32,7 @@ from robustkit.gate.stream import Stream
 from robustkit.gate.terms import tolerances
 from robustkit.pace import Budget
 from robustkit.points import shuffled
-from robustkit.record import Flag, Record, Status, save
+from robustkit.record import Flag, Record, Status, load, save
 from robustkit.stats import clopper_pearson, mcnemar
 from robustkit.threat import Threat
 
@@ -149,6 +149,31 @@ class TestCheck:
         assert verdict.answer == "regressed"
         assert "no_gradient, which the baseline did not have" in verdict.sentence()
         assert gate(Blind().eval(), Terms({"robust": 0.9}), fresh=True).answer != "regressed"
+
+    def test_an_unchanged_model_is_no_worse_for_an_early_end(
+        self, nearest: nn.Module, tmp_path: Path
+    ) -> None:
+        """16 points of two classes tell nothing from guessing; all 200 do."""
+        draw = torch.Generator().manual_seed(0)
+        y = torch.arange(200) % 2
+        x = torch.rand(200, 1, 6, 6, generator=draw)
+        right = torch.rand(200, generator=draw) < 0.65
+        x[:, 0, 0, 0] = 0.2 + 0.5 * torch.where(right, y, 1 - y) + 0.1 * x[:, 0, 0, 1]
+        data = from_arrays("coins", x.numpy(), y.numpy(), classes=2)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+            model[1].weight[:, 0] = torch.tensor([-1.0, 1.0])
+            model[1].bias[:] = torch.tensor([0.5, -0.5])
+        assert not run(model, data, tmp_path / "old").flags
+        (old,) = load_baselines(tmp_path / "old")
+        verdict = check(Candidate("same", model), old, data, tmp_path / "new", device="cpu",
+                        terms=Terms({"robust": 0.01, "flags": 0, "reliability": 0}),
+                        budget=Budget(forwards=10))  # fmt: skip
+        assert (verdict.answer, verdict.n) == ("undecided", 16)
+        found = load(tmp_path / "new" / "record.json").flags
+        assert [flag.name for flag in found] == ["chance"]
 
     def test_a_better_model_is_improved(
         self, nearest: nn.Module, blobs: Dataset, tmp_path: Path

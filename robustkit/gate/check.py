@@ -12,6 +12,7 @@ from torch import nn
 from robustkit.data import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluate import evaluate
+from robustkit.flags import OUTCOME
 from robustkit.gate.baseline import Baseline, attacks_of, stored_examples
 from robustkit.gate.judge import Judge
 from robustkit.gate.terms import Terms
@@ -77,7 +78,8 @@ def check(
 
     Points are taken in a random order fixed by the seed. After each part of them the gate asks
     whether the answer is certain: then it stops, and the probability that it errs is at most
-    1 − confidence all the same. A run that was killed goes on where it was.
+    1 − confidence all the same. A run that was killed goes on where it was. Flags that speak of the
+    outcome on all points (`robustkit.flags.OUTCOME`) count only where all were evaluated.
 
     Args:
         data: holds the baseline's points, see `open_points`.
@@ -175,7 +177,9 @@ def _verdict(
     before, terms = baseline.record, judge.terms
     order = [p for p in shuffled(before.points.index, before.seed) if p in found.outcomes]
     status = dict(zip(found.points.index, found.points.status, strict=True))
-    flags = [flag.name for flag in found.flags]
+    # Of a part of the points these flags would speak of chance, where the baseline's are of all.
+    early = found.n < before.n
+    flags = [flag.name for flag in found.flags if not (early and flag.name in OUTCOME)]
     findings = judge.findings(order, status, flags, fixed=found.n == before.n)
     weakest = [(found.class_name(c.label), c.accuracy) for c in found.tail[:3]]
     commit = before.commit
