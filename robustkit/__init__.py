@@ -1,6 +1,6 @@
 """robustkit tells how robust a classifier really is.
 
-    record = robustkit.evaluate(model, name="mine", data=data, threat=threat, suite="parity", ...)
+    record = robustkit.evaluate(model, data="npz:points.npz", threat="linf:8/255", suite="parity")
 
 Importing the package is cheap: PyTorch and the rest are imported when a name is first used.
 """
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from robustkit.evaluate import evaluate
     from robustkit.examples import adversarial_inputs
     from robustkit.grid import evaluate_grid
+    from robustkit.loggers import log_record
     from robustkit.model import load_model
+    from robustkit.monitor import RobustnessMonitor
     from robustkit.plain import attack
     from robustkit.record import Record
     from robustkit.run import Watcher
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Record",
+    "RobustnessMonitor",
     "Threat",
     "Watcher",
     "__version__",
@@ -37,6 +40,7 @@ __all__ = [
     "evaluate",
     "evaluate_grid",
     "load_model",
+    "log_record",
     "open_dataset",
 ]
 try:
@@ -48,6 +52,7 @@ except PackageNotFoundError:
 
 _HOMES = {
     "Record": "robustkit.record",
+    "RobustnessMonitor": "robustkit.monitor",
     "Threat": "robustkit.threat",
     "Watcher": "robustkit.run",
     "adversarial_inputs": "robustkit.examples",
@@ -55,6 +60,7 @@ _HOMES = {
     "evaluate": "robustkit.evaluate",
     "evaluate_grid": "robustkit.grid",
     "load_model": "robustkit.model",
+    "log_record": "robustkit.loggers",
     "open_dataset": "robustkit.data",
 }
 

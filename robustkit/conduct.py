@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustkit import provenance
+from robustkit.asked import home
 from robustkit.bounds.certify import Certifier, certifier
 from robustkit.carry import Carried
 from robustkit.data import Dataset, digest
@@ -25,6 +26,7 @@ from robustkit.replay import Examples, find_examples
 from robustkit.run import Run, Watcher
 from robustkit.sameness import same_answers, source_digest
 from robustkit.suites import LineUp
+from robustkit.text import slug
 from robustkit.threat import Threat
 
 KEEP_BYTES = 2**30  # adversarial inputs are stored by default up to this size
@@ -49,7 +51,7 @@ def conduct(
     ground: Ground,
     line: LineUp,
     threat: Threat,
-    folder: Path,
+    folder: Path | None,
     wish: Wish,
     watcher: Watcher,
     *,
@@ -61,6 +63,7 @@ def conduct(
     """Run a line-up in one folder, or finish it there; see `evaluate`.
 
     Args:
+        folder: one of the model's own in `robustkit.asked.home` when not given.
         scouts: so many attacks of the line-up use up their budget and keep the closest success.
         carried: what a run at a larger eps has found.
         crew: the workers; None: this process does it alone.
@@ -73,10 +76,13 @@ def conduct(
     watcher.model(name if carried is None else f"{name} at {threat}", len(chosen))
     if wish.certify and prover is None:
         watcher.note(f"{name}: no certificate is known for a model of this kind.")
-    path, commit = folder / "record.json", provenance.commit()
     identity = _identity(ground, threat) | _program(line, prover, wish, examples)
     identity |= {"minimum_norm": True} if minimum_norm else {}
     identity |= {"eps_grid": list(carried.grid)} if carried else {}
+    if folder is None:
+        place = home(data.name, str(threat), wish.suite, len(chosen), ground.seed, identity)
+        folder = place / slug(name)
+    path, commit = folder / "record.json", provenance.commit()
     with Ledger(folder / "ledger.sqlite", identity, fresh=wish.fresh) as ledger:
         health = same_answers(ledger, ground.model, ground.health, threat, ground.seed, name)
         ledger.remember("shape", list(data.shape))
@@ -100,6 +106,7 @@ def conduct(
         if len(finished) < len(chosen):
             origin = origin._replace(content=digest(data, finished))
         record = settle_record(make_record(run, origin, finished), path, watcher)
+    watcher.kept(path)
     for flag in record.flags:
         watcher.note(f"{name}: {flag.name}: {flag.message}")
     return record

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from robustkit import provenance
+from robustkit.asked import GivenData, GivenModel, ask
 from robustkit.conduct import Wish, conduct
 from robustkit.data import Dataset, digest, select
 from robustkit.device import pick_devices
 from robustkit.diagnose import Health, examine
+from robustkit.display import listening
 from robustkit.distributed import Named, set_up, staff
 from robustkit.errors import UsageError
 from robustkit.ground import Ground
@@ -24,19 +26,19 @@ from robustkit.pace import Pace
 from robustkit.record import Record, WeightsInfo
 from robustkit.run import Watcher
 from robustkit.spec import Spec
-from robustkit.suites import line_up, refuse_fixed
+from robustkit.suites import LineUp, line_up, refuse_fixed
 from robustkit.threat import Threat
 from robustkit.tuning import AUTOMATIC, Tuning, tune
 from robustkit.types import Images, Model
 
 
 def evaluate(
-    model: Model | nn.Module,
+    model: GivenModel,
     *,
-    name: str,
-    data: Dataset,
-    threat: Threat,
-    folder: Path | str,
+    name: str | None = None,
+    data: GivenData,
+    threat: Threat | str,
+    folder: Path | str | None = None,
     suite: str | None = None,
     attacks: Sequence[str | Spec] = (),
     certify: str | None = None,
@@ -58,6 +60,7 @@ def evaluate(
     arguments: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     watcher: Watcher | None = None,
+    progress: bool | None = None,
 ) -> Record:
     """Evaluate one model and leave `ledger.sqlite` and `record.json` in `folder`.
 
@@ -65,7 +68,10 @@ def evaluate(
     uninterrupted run. The model itself is never touched: all passes go through a private copy.
 
     Args:
-        model: maps [b, c, h, w] in [0, 1] to logits [b, k], each row by itself.
+        model: maps [b, c, h, w] in [0, 1] to logits [b, k], each row by itself; or a name.
+        name: in records and tables; by default that of the model's class or function.
+        data, threat: also by name ("npz:PATH", "linf:8/255"); data also as (x, y), two tensors.
+        folder: by default one in robustkit-runs, always the same for the same evaluation.
         suite, attacks: a named line-up, or specs such as "apgd(steps=50)"; exactly one of them.
         certify: a certificate to try first: "ibp", "crown", "alpha-crown", "smoothing" or "auto".
             Points that are proved robust get no attack, unless `attack_certified` is set.
@@ -81,9 +87,10 @@ def evaluate(
         tuning: how the model is made fast for searches; verdicts are always float32.
         save_adversarial: store what was found; by default up to 1 GiB.
         minimum_norm: seek the closest adversarial input of every point, wherever it lies in the
-            box; the attacks must be made for that (ddn, fmn, fab, sigma_zero). Their distances are
+            box, with attacks made for that (ddn, fmn, fab, sigma_zero). Their distances are
             `record.points.nearest`; the verdicts are those at the eps of `threat`.
         arguments: what the user typed, for the record.
+        progress: show bars; by default only in a notebook, and never beside a `watcher`.
 
     Raises:
         UsageError: for arguments, data or a model that cannot be evaluated, and for a folder that
@@ -91,21 +98,32 @@ def evaluate(
         RobustkitError: when the run cannot finish; what was found so far is kept. Also when an
             attack takes a point with a certificate.
     """
-    watcher, line = watcher or Watcher(), line_up(suite, attacks, threat, model)
+    asked = ask(model, name, data, threat, arguments, notes)
+    line = line_up(suite, attacks, asked.threat, asked.model)
     setup = set_up(device, distributed, workers)
     if minimum_norm:
-        refuse_fixed(line.specs)
-        if replay is not None or pace is not None:
-            raise UsageError("a minimum-norm run takes no replay and no budget.")
-    ground = survey(model, name, data, n, seed, device, points=points, tuning=tuning,
-                    box=(threat.lower, threat.upper))  # fmt: skip
-    if not minimum_norm:
-        warn_of_eps(threat, data, watcher)
+        _refuse_beside_distances(line, replay, pace)
+    box = (asked.threat.lower, asked.threat.upper)
+    ground = survey(asked.model, asked.name, asked.data, n, seed, device,
+                    points=points, tuning=tuning, box=box)  # fmt: skip
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
-                dict(arguments or {}), tuple(notes), replay, pace)  # fmt: skip
-    with staff(setup, ground, named, batch_size, tuning, watcher) as crew:
-        return conduct(ground, line, threat, Path(folder), wish, watcher, crew=crew,
+                asked.arguments, asked.notes, replay, pace)  # fmt: skip
+    place = None if folder is None else Path(folder)
+    with (
+        listening(watcher, progress) as heard,
+        staff(setup, ground, named, batch_size, tuning, heard) as crew,
+    ):
+        if not minimum_norm:
+            warn_of_eps(asked.threat, asked.data, heard)
+        return conduct(ground, line, asked.threat, place, wish, heard, crew=crew,
                        minimum_norm=minimum_norm)  # fmt: skip
+
+
+def _refuse_beside_distances(line: LineUp, replay: object, pace: object) -> None:
+    """Refuse what a search for the nearest inputs cannot be combined with (a UsageError)."""
+    refuse_fixed(line.specs)
+    if replay is not None or pace is not None:
+        raise UsageError("a minimum-norm run takes no replay and no budget.")
 
 
 def survey(

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
+from robustkit.asked import GivenData, GivenModel, ask, home
 from robustkit.carry import Carried, collect
 from robustkit.conduct import Wish, conduct
-from robustkit.data import Dataset
-from robustkit.distributed import Named, set_up, staff
+from robustkit.display import listening
+from robustkit.distributed import Crew, Named, set_up, staff
 from robustkit.errors import UsageError
 from robustkit.evaluate import survey, warn_of_eps
+from robustkit.ground import Ground
 from robustkit.record import Record
 from robustkit.registry import attacks as known
 from robustkit.run import Watcher
 from robustkit.spec import Spec
 from robustkit.suites import LineUp, line_up
+from robustkit.text import slug
 from robustkit.threat import Threat
 from robustkit.tuning import AUTOMATIC, Tuning
-from robustkit.types import Model
 
 # The suite that goes ahead in a long grid: where the points that fell lie, it tells at once. In a
 # short one it costs more than it saves.
@@ -32,13 +32,13 @@ _SCOUT, _LONG = "scout", 8
 
 
 def evaluate_grid(
-    model: Model | nn.Module,
+    model: GivenModel,
     *,
-    name: str,
-    data: Dataset,
-    threat: Threat,
+    name: str | None = None,
+    data: GivenData,
+    threat: Threat | str,
     grid: Sequence[float],
-    folder: Path | str,
+    folder: Path | str | None = None,
     suite: str | None = None,
     attacks: Sequence[str | Spec] = (),
     certify: str | None = None,
@@ -56,6 +56,7 @@ def evaluate_grid(
     arguments: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     watcher: Watcher | None = None,
+    progress: bool | None = None,
 ) -> list[Record]:
     """Evaluate one model at every eps of `grid`; return the records from the smallest eps up.
 
@@ -69,37 +70,71 @@ def evaluate_grid(
 
     Every eps has a folder of its own in `folder`, with its record and ledger; a record counts the
     passes that its eps added. The run resumes where it was. Other arguments are those of
-    `evaluate`; of `threat` the norm and the box count.
+    `evaluate`; of `threat` the norm and the box count ("linf" alone will do).
 
     Raises:
         UsageError, RobustkitError: as `evaluate`; also for a grid that is empty, or holds an eps
             twice or one that is not positive.
     """
-    watcher, radii = _Once(watcher or Watcher()), descending(threat, grid)
-    line_ups = [line_up(suite, attacks, radius, model) for radius in radii]
+    norm = f"{threat}:1" if isinstance(threat, str) and ":" not in threat else threat
+    asked = ask(model, name, data, norm, arguments, notes)
+    radii = descending(asked.threat, grid)
+    line_ups = [line_up(suite, attacks, radius, asked.model) for radius in radii]
     refuse_audit(line_ups[0], suite)
     setup = set_up(device, distributed, workers)
-    ground = survey(
-        model, name, data, n, seed, device, tuning=tuning, box=(threat.lower, threat.upper)
-    )
-    warn_of_eps(radii[0], data, watcher)
+    box = (asked.threat.lower, asked.threat.upper)
+    ground = survey(asked.model, asked.name, asked.data, n, seed, device, tuning=tuning, box=box)
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
-                dict(arguments or {}), tuple(notes))  # fmt: skip
-    scouts = _scouts(radii, model, line_ups)
+                asked.arguments, asked.notes)  # fmt: skip
+    place = Path(folder) if folder is not None else _home(ground, radii, line_ups, wish)
+    with (
+        listening(watcher, progress) as heard,
+        staff(setup, ground, named, batch_size, tuning, heard) as crew,
+    ):
+        return _descend(ground, radii, line_ups, place, wish, _Once(heard), crew)
+
+
+def _descend(
+    ground: Ground,
+    radii: Sequence[Threat],
+    line_ups: Sequence[LineUp],
+    folder: Path,
+    wish: Wish,
+    watcher: Watcher,
+    crew: Crew | None,
+) -> list[Record]:
+    """Go from the largest eps to the smallest; return the records from the smallest up."""
+    warn_of_eps(radii[0], ground.data, watcher)
+    scouts = _scouts(radii, ground.model, line_ups)
     carried, records = Carried.nothing(tuple(radius.eps for radius in radii)), list[Record]()
-    with staff(setup, ground, named, batch_size, tuning, watcher) as crew:
-        for number, (radius, line) in enumerate(zip(radii, line_ups, strict=True)):
-            ahead = scouts if number == 1 else []
-            order = _promising(line.specs, records[-1], radius) if records else line.specs
-            specs, place = [*ahead, *order], folder_of(folder, radius)
-            here = LineUp(specs, len(specs), None)
-            records.append(
-                conduct(ground, here, radius, place, wish, watcher, scouts=len(ahead),
-                        carried=carried, crew=crew)
-            )  # fmt: skip
-            if radius is not radii[-1]:
-                carried = collect(carried.grid, place, specs, radius, radii[number + 1])
+    for number, (radius, line) in enumerate(zip(radii, line_ups, strict=True)):
+        ahead = scouts if number == 1 else []
+        order = _promising(line.specs, records[-1], radius) if records else line.specs
+        specs, place = [*ahead, *order], folder_of(folder, radius)
+        here = LineUp(specs, len(specs), None)
+        records.append(
+            conduct(ground, here, radius, place, wish, watcher, scouts=len(ahead),
+                    carried=carried, crew=crew)
+        )  # fmt: skip
+        if radius is not radii[-1]:
+            carried = collect(carried.grid, place, specs, radius, radii[number + 1])
     return records[::-1]
+
+
+def _home(ground: Ground, radii: Sequence[Threat], line_ups: Sequence[LineUp], wish: Wish) -> Path:
+    """Return the folder of a grid that was given none."""
+    identity = {
+        "defense": ground.name,
+        "weights": ground.weights.digest,
+        "data": ground.content,
+        "radii": [asdict(radius) for radius in radii],
+        "attacks": [str(spec) for spec in line_ups[0].specs],
+        "certify": wish.certify,
+        "attack_certified": wish.attack_certified,
+    }
+    threat = f"{radii[0].norm}:{radii[-1].eps:.6g}-{radii[0].eps:.6g}"
+    place = home(ground.data.name, threat, wish.suite, len(ground.points), ground.seed, identity)
+    return place / slug(ground.name)
 
 
 class _Once(Watcher):
@@ -119,6 +154,10 @@ class _Once(Watcher):
     def advance(self, done: int, robust: int, points: int) -> None:
         """Hand on."""
         self._watcher.advance(done, robust, points)
+
+    def kept(self, path: Path) -> None:
+        """Hand on."""
+        self._watcher.kept(path)
 
     def note(self, message: str) -> None:
         """Hand on what is new."""

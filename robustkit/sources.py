@@ -90,17 +90,26 @@ def open_function(text: str) -> Dataset:
             made = made()
         except Exception as error:
             raise UsageError(f"{text}() fails: {failure(error)}.") from error
+    return as_dataset(text, made)
+
+
+def as_dataset(name: str, made: Any) -> Dataset:
+    """Make a data set named `name` of (x, y), arrays or tensors; a `Dataset` comes back as it is.
+
+    Raises:
+        UsageError: for something else, and whatever `from_arrays` refuses.
+    """
     if isinstance(made, Dataset):
         return made
     if not isinstance(made, tuple | list) or len(made) != 2:
-        needed = [name for name in dir(Dataset) if not name.startswith("_")]
-        lacking = ", ".join(name for name in needed if not hasattr(made, name))
+        needed = [part for part in dir(Dataset) if not part.startswith("_")]
+        lacking = ", ".join(part for part in needed if not hasattr(made, part))
         raise UsageError(
-            f"{text}: expected (x, y) or a robustkit.data.Dataset, got {type(made).__name__}, "
+            f"{name}: expected (x, y) or a robustkit.data.Dataset, got {type(made).__name__}, "
             f"which as a Dataset lacks {lacking or '__len__'}."
         )
     x, y = (part.detach().cpu().numpy() if isinstance(part, Tensor) else part for part in made)
-    return from_arrays(text, np.asarray(x), np.asarray(y))
+    return from_arrays(name, np.asarray(x), np.asarray(y))
 
 
 def _axes(name: str, shape: tuple[int, ...], stated: str | None) -> str:

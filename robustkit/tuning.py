@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import stem
-from robustkit.surrogate import declared
+from robustkit.surrogate import Wrapping, declared
 from robustkit.types import Images, Model
 
 Precision: TypeAlias = Literal["auto", "float32", "float16", "bfloat16"]
@@ -135,7 +135,7 @@ def _precision(asked: Precision, device: str) -> torch.dtype | None:
     return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(asked)
 
 
-class Half(nn.Module):
+class Half(Wrapping):
     """A module whose passes run in 16 bits but for the layers `edges`; float32 comes out."""
 
     def __init__(self, body: nn.Module, kind: torch.dtype, edges: Sequence[str]) -> None:
@@ -148,6 +148,10 @@ class Half(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[b, *f] -> [b, k]."""
         return self._cast(self.body)(x)
+
+    def unwrapped(self) -> Model:
+        """Return the body, which computes in float32 by itself."""
+        return self.body
 
     def surrogates(self) -> dict[str, Model]:
         """Return those of the body, in 16 bits too."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class Watcher:
     """Hears what a run does; does nothing itself. Subclass it to show progress."""
@@ -17,6 +19,9 @@ class Watcher:
 
     def part(self, done: int, points: int) -> None:
         """`done` of `points` are finished, in a run that goes part by part."""
+
+    def kept(self, path: Path) -> None:
+        """An evaluation has ended; its record lies at `path`."""
 
     def note(self, message: str) -> None:
         """Something the person should know."""

@@ -16,12 +16,13 @@ STAGES = {
     "ground": "errors types spec importing registry rng threat losses optional files jsonfile text "
     "device distributions stem",
     "data": "npz download points folder sources named data",
-    "defense": "surrogate parts nets adversary mixing bounds train checkpoints zoo model",
+    "defense": "nets standins surrogate parts adversary mixing bounds train checkpoints zoo model",
     "search": "tuning audit search foreign counting slots passes engine nearest plain suites",
     "verify": "verify rows ledger carry examples referee auditing",
     "record": "stats flags facts columns portrait record provenance diagnose batches statuses pace "
-    "replay watcher proving bench ground distributed run outcome sameness conduct evaluate grid",
-    "leaderboard": "tables leaderboard curves published report",
+    "replay watcher display proving bench ground distributed run outcome asked sameness conduct "
+    "evaluate grid",
+    "leaderboard": "tables leaderboard curves published report loggers monitor lightning",
     "gate": "gate config formats history testing pytest_plugin",
     "terminal": "doctor conformance cli __main__",
 }

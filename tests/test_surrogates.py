@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,11 @@ from robustkit.data import Dataset, from_arrays
 from robustkit.errors import UsageError
 from robustkit.evaluate import evaluate
 from robustkit.registry import suites
+from robustkit.standins.within import within
 from robustkit.suites import line_up
-from robustkit.surrogate import declared, source
+from robustkit.surrogate import declared, plain, source
 from robustkit.threat import Threat
+from robustkit.tuning import Tuning, tune
 
 THREAT = Threat("linf", 0.1)
 
@@ -61,6 +64,36 @@ def test_a_stand_in_leads_where_the_model_has_no_gradient(data: Dataset, tmp_pat
     assert list(found.values()) == [1.0, 0.5]  # true: four points lie within 0.1
 
 
+def test_the_harness_has_its_own_for_any_model(data: Dataset, tmp_path: Path) -> None:
+    record = evaluate(
+        Rounded(), name="rounded", data=data, threat=THREAT, folder=tmp_path,
+        attacks=["pgd(random_start=false)", "pgd(random_start=false, surrogate=bpda)"],
+    )  # fmt: skip
+    assert [stage.broken for stage in record.stages] == [0, 4]
+
+
+def test_their_stand_ins_are_made_on_the_plain_model(data: Dataset) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.net(x)
+            return logits.round()
+
+    model, x = Wide().eval().requires_grad_(False), data.fetch(np.arange(8))[0]
+    tuned = tune(model, x, Tuning(precision="bfloat16"), randomized=True)
+    assert tuned.half
+    gradients = []
+    for each in (tuned.model, model):
+        query = x.clone().requires_grad_(True)
+        answer = source(each, "bpda")(query)
+        gradients.append(torch.autograd.grad(answer[:, 0].sum(), query)[0])
+    torch.testing.assert_close(*gradients)
+    assert set(within(plain(tuned.model))) == set(within(model)) == {"net", "net.1", "net.2"}
+
+
 def test_passes_of_stand_ins_and_draws_are_counted(data: Dataset, tmp_path: Path) -> None:
     record = evaluate(
         Rounded(), name="rounded", data=data, threat=Threat("linf", 0.001), folder=tmp_path,
@@ -90,7 +123,7 @@ def test_unknown_stand_ins_are_refused(data: Dataset, tmp_path: Path) -> None:
         )  # fmt: skip
     assert declared(nn.Identity()) == {}
     with pytest.raises(UsageError, match="none"):
-        source(nn.Identity(), "smooth")
+        source(nn.Identity(), "rough")
     assert not list(tmp_path.iterdir())
 
 

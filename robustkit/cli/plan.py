@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from robustkit import jsonfile
+from robustkit.asked import home
 from robustkit.bounds.certify import certifier
 from robustkit.cli.before import previous, refuse_other
 from robustkit.data import Dataset, open_dataset, select
@@ -148,7 +147,7 @@ def make(request: Request) -> Plan:
         if request.certify:
             certifier(subject.model, data.shape, threat, request.certify, request.seed)
     config = _config(request, threat, grid, suite, attacks, subjects)
-    out = request.out or Path("robustkit-runs") / _default_name(config, data)
+    out = request.out or _default(config, data)
     refuse_other(out, config, fresh=request.fresh)
     return Plan(request, data, threat, grid, suite, attacks, subjects, config, out)
 
@@ -272,10 +271,9 @@ def _config(
     }
 
 
-def _default_name(config: dict[str, Any], data: Dataset) -> str:
-    norm, _, eps = config["threat"].partition(":")
-    suite, points = config["suite"] or "attacks", config["n"] or len(data)
+def _default(config: dict[str, Any], data: Dataset) -> Path:
+    threat = config["threat"]
     if radii := config.get("eps_grid"):
-        eps = f"{radii[-1]:.6g}-{radii[0]:.6g}"
-    code = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
-    return slug(f"{config['data']}-{norm}-{eps}-{suite}-{points}-s{config['seed']}-{code}")
+        threat = f"{threat}:{radii[-1]:.6g}-{radii[0]:.6g}"
+    points = config["n"] or len(data)
+    return home(config["data"], threat, config["suite"], points, config["seed"], config)

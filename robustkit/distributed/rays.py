@@ -137,7 +137,8 @@ def _connect(ray: Any, address: str | None) -> bool:
     except Exception as error:  # of many kinds, by what is wrong with the address
         raise UsageError(
             f"there is no Ray cluster at {address or 'the usual places'} ({failure(error)}). Start "
-            "one with `ray start --head`, and name its address: --distributed ray:HOST:6379."
+            "one with `ray start --head`, and name its address: --distributed ray:HOST:6379. Of a "
+            "cluster that was killed, `ray stop` clears the traces."
         ) from error
     return True
 

@@ -1,0 +1,1 @@
+"""Stand-ins that the harness supplies for any model."""

@@ -1,0 +1,49 @@
+"""What takes the place of operations on the way back: for each name, a differentiable stand-in.
+
+A rule gets a call and its true result, and returns a tensor of the result's shape whose gradient is
+used; None leaves the result as it is.
+"""
+
+from __future__ import annotations
+
+from robustkit.standins import logic, softening, steps
+from robustkit.standins.call import Rule, names, step, straight
+
+
+def under(text: str, rule: Rule) -> dict[str, Rule]:
+    """Put one rule under several names."""
+    return dict.fromkeys(names(text), rule)
+
+
+RULES: dict[str, Rule] = {
+    **under("round floor ceil trunc fix detach dequantize", straight),
+    **under("quantize_per_tensor quantize_per_channel quantize_per_tensor_dynamic", straight),
+    **under("fake_quantize_per_tensor_affine fake_quantize_per_channel_affine", straight),
+    **under("to type type_as int long short byte char bool half bfloat16 float double", steps.cast),
+    **under("sign sgn", steps.sign),
+    **under("gt ge greater greater_equal", steps.rises),
+    **under("lt le less less_equal", steps.falls),
+    **under("eq", steps.equal),
+    **under("ne not_equal", steps.unequal),
+    **under("clamp clip clamp_min clamp_max", steps.clamp),
+    **under("minimum maximum", steps.wall),
+    **under("hardtanh", steps.tanh_wall),
+    **under("remainder fmod mod frac", steps.periodic),
+    **under("floor_divide floordiv div divide", steps.ratio),
+    **under("rshift bitwise_right_shift", logic.power_of_two(-1)),
+    **under("lshift bitwise_left_shift", logic.power_of_two(1)),
+    **under("and bitwise_and logical_and", logic.both),
+    **under("or bitwise_or logical_or", logic.either),
+    **under("xor bitwise_xor logical_xor", logic.differ),
+    **under("invert bitwise_not logical_not", logic.negate),
+    **under("heaviside", lambda call, out: None if (x := straight(call, out)) is None else step(x)),
+    **under("where", logic.where),
+    **under("masked_fill", logic.masked_fill),
+    **under("view", logic.bits),
+    **under("bucketize", steps.bucket),
+    **under("searchsorted", steps.place),
+    **{name: softening.tempered(name) for name in ("softmax", "log_softmax", "sigmoid", "tanh")},
+    **{name: softening.pooled(name) for name in ("max_pool1d", "max_pool2d", "max_pool3d")},
+    **{name: softening.pooled(name) for name in ("adaptive_max_pool1d", "adaptive_max_pool2d")},
+    "hardsigmoid": lambda call, out: None if (x := straight(call, out)) is None else x / 6,
+}

@@ -1,0 +1,149 @@
+"""The documentation site: its examples run, its catalogue is complete, and it builds offline."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from robustkit import registry
+from robustkit.cli import main
+from robustkit.leaderboard import Row
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE = ROOT / "docs"
+PAGES = sorted(path for path in SITE.rglob("*.md"))
+
+
+def module(name: str) -> ModuleType:
+    """Import a script of the site, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"site{name}", SITE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+examples, generate = module("_examples"), module("_generate")
+RUN = [
+    path
+    for path in PAGES
+    if any(
+        block.rule != "skip" and not block.title and block.language != "text"
+        for block in examples.blocks(path.read_text(encoding="utf-8"))
+    )
+]
+
+
+def run_page(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SITE / "_examples.py"), str(path), *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.relative_to(SITE).as_posix())
+def test_a_page_does_what_it_says(path: Path) -> None:
+    done = run_page(path)
+    assert done.returncode == 0, done.stderr
+
+
+class TestExamples:
+    def test_a_wrong_output_an_error_and_a_wrong_exit_code_are_seen_and_outputs_renewed(
+        self, tmp_path: Path
+    ) -> None:
+        page = tmp_path / "page.md"
+        page.write_text(
+            '```text title="a.txt"\n7\n```\n\n```python\nprint(open("a.txt").read())\n```\n\n'
+            "```text\n8\n```\n\n```python\n1 / 0\n```\n\n```bash\nrobustkit list nothing\n```\n"
+        )
+        done = run_page(page)
+        assert done.returncode == 1
+        for fault in ("the page shows\n8\nbut it prints\n7", "ZeroDivisionError", "exit code 2 of"):
+            assert fault in done.stderr
+        run_page(page, "--update")
+        assert "```text\n7\n\n```" in page.read_text()
+
+    @pytest.mark.parametrize(
+        ("shown", "told", "figures", "alike"),
+        [
+            ("a\nb", "a  \nb\n", True, True),
+            ("took 1.2 s", "took 31 s", True, True),
+            ("runs-12ab34cd/x", "runs-00000000/x", True, True),
+            ("a ... c", "a b c", True, True),
+            ("0.76", "0.77", True, False),
+            ("robust 0.76", "robust 0.7", False, True),
+            ("robust 0.76", "clean 0.76", False, False),
+        ],
+    )
+    def test_outputs_are_compared_but_for_what_varies(
+        self, shown: str, told: str, figures: bool, alike: bool
+    ) -> None:
+        assert examples.same(shown, told, figures=figures) == alike
+
+
+class TestCatalogue:
+    @pytest.mark.parametrize("kind", ["attacks", "suites", "defenses", "datasets", "libraries"])
+    def test_it_names_all_that_is_registered(self, kind: str) -> None:
+        page = generate.pages()[f"reference/{'attacks' if kind == 'libraries' else kind}.md"]
+        names = {
+            entry.name
+            for entry in getattr(registry, kind).entries()
+            if entry.target.__module__.startswith("robustkit.")
+        }
+        listed = re.findall(r"^\| \[?`(\w+)[`:]", page, re.MULTILINE)
+        assert names <= set(listed)
+
+    def test_every_column_command_and_option_is_there(self) -> None:
+        pages = generate.pages()
+        assert all(f"`{field}`" in pages["reference/columns.md"] for field in Row._fields)
+        for name, command in main.commands.items():
+            assert f"## `robustkit {name}`" in pages["reference/commands.md"]
+            for parameter in command.params:
+                if parameter.opts[0].startswith("--"):
+                    assert parameter.opts[0] in pages["reference/commands.md"]
+
+    def test_flags_are_those_that_this_version_raises(self) -> None:
+        page = generate.pages()["reference/flags.md"]
+        for flag in ("randomized", "probabilities", "no_gradient", "black_box", "chance"):
+            assert f"`{flag}`" in page
+
+    def test_the_template_is_the_pack_that_is_tested(self) -> None:
+        guide = examples.blocks((SITE / "howto" / "plugins.md").read_text(encoding="utf-8"))
+        files = {block.title: block.text for block in guide if block.title}
+        assert len(files) == 4
+        for name, text in files.items():
+            assert text == (ROOT / "tests" / "example_pack" / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_asks_no_server_for_anything(tmp_path: Path) -> None:
+    for package in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(package, reason="the extra docs is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    built = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.html")}
+    sources = [path.relative_to(SITE).as_posix() for path in PAGES] + list(generate.pages())
+    assert {source.replace(".md", ".html") for source in sources} <= built
+    for path in tmp_path.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        asked = re.findall(
+            r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"?(https?:[^\" >]+)", text
+        )
+        assert not asked, path
