@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from robustkit.audit import Sample, alarming, draw
-from robustkit.ledger import Ledger
+from robustkit.ledger import Cost, Ledger
 from robustkit.suites import LineUp
 
 
@@ -36,9 +36,16 @@ def perform(
     for stage in stages:
         attack(stage, sorted(sample.points), False)
     escalate = alarming(audit, sample, fallen(ledger, sample, line), len(everything))
+    ledger.remember("escalated", escalate)  # now: the record of a run killed later needs it
     for stage in stages:
         attack(stage, everything if escalate else sorted(sample.points), True)
-    ledger.remember("escalated", escalate)
+
+
+def unaudited(line: LineUp, ledger: Ledger) -> bool:
+    """Tell whether an audit was due and has not come to its end."""
+    costs = ledger.costs()
+    stages = range(line.audited, len(line.specs))
+    return line.audit is not None and not all(costs.get(s, Cost()).finished for s in stages)
 
 
 def drawn(ledger: Ledger) -> Sample | None:

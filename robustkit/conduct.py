@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from robustkit import provenance
 from robustkit.asked import home
+from robustkit.auditing import unaudited
 from robustkit.bounds.certify import Certifier, certifier
 from robustkit.carry import Carried
 from robustkit.data import Dataset, digest
@@ -105,6 +106,12 @@ def conduct(
             _look_again(run)
         if len(finished) < len(chosen):
             origin = origin._replace(content=digest(data, finished))
+        if unaudited(line, ledger):
+            told = (
+                f"{wish.suite} audits what it leaves standing, and that has not been done to the "
+            )
+            origin.notes.append(f"{told}end: nothing bounds what its search may have missed")
+            watcher.note(f"{name}: {origin.notes[-1]}.")
         record = settle_record(make_record(run, origin, finished), path, watcher)
     watcher.kept(path)
     for flag in record.flags:

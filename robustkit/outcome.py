@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import robustkit.registry as registry
 from robustkit import provenance
 from robustkit.audit import CONFIDENCE, missed
-from robustkit.auditing import drawn, fallen
+from robustkit.auditing import drawn, fallen, unaudited
 from robustkit.diagnose import review
 from robustkit.diagnose.asking import flag
 from robustkit.errors import UsageError
@@ -125,7 +125,7 @@ def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
 
 def _audit(run: Run) -> AuditInfo | None:
     sample = drawn(run.ledger)
-    if sample is None:
+    if sample is None or unaudited(run.line, run.ledger):
         return None
     broken, escalated = (
         fallen(run.ledger, sample, run.line),
@@ -157,7 +157,7 @@ def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
         jobs = attack.jobs(run.threat, run.health.classes)
         # Of the audit's sample and of a search that runs on after a success, the ledger knows.
         counted = run.scouts <= number < run.line.audited
-        entered = len(left) if counted else cost.entered
+        entered = len(left) if counted else max(cost.entered, len(taken))
         stages.append(
             Stage(
                 attack=str(spec),
