@@ -107,10 +107,8 @@ def conduct(
         if len(finished) < len(chosen):
             origin = origin._replace(content=digest(data, finished))
         if unaudited(line, ledger):
-            told = (
-                f"{wish.suite} audits what it leaves standing, and that has not been done to the "
-            )
-            origin.notes.append(f"{told}end: nothing bounds what its search may have missed")
+            told = "is not done: nothing bounds what its search may have missed"
+            origin.notes.append(f"the audit of {wish.suite} {told}")
             watcher.note(f"{name}: {origin.notes[-1]}.")
         record = settle_record(make_record(run, origin, finished), path, watcher)
     watcher.kept(path)

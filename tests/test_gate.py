@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+import robustkit.registry as registry
+from robustkit.audit import Audit
 from robustkit.data import Dataset, from_arrays
 from robustkit.errors import UsageError
 from robustkit.evaluate import evaluate
@@ -33,6 +36,7 @@ from robustkit.gate.terms import tolerances
 from robustkit.pace import Budget
 from robustkit.points import shuffled
 from robustkit.record import Flag, Record, Status, load, save
+from robustkit.registry import suites
 from robustkit.stats import clopper_pearson, mcnemar
 from robustkit.threat import Threat
 
@@ -174,6 +178,39 @@ class TestCheck:
         assert (verdict.answer, verdict.n) == ("undecided", 16)
         found = load(tmp_path / "new" / "record.json").flags
         assert [flag.name for flag in found] == ["chance"]
+
+    def test_searches_are_compared_where_a_baseline_was_audited(
+        self, nearest: nn.Module, blobs: Dataset, tmp_path: Path
+    ) -> None:
+        """What only the audit took is no loss of a candidate that nobody audits."""
+
+        @suites.register("lax")
+        @dataclass(frozen=True)
+        class Lax:
+            def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+                return ["fgsm"]
+
+            def audit(self, threat: Threat) -> Audit:
+                return Audit(LINE_UP)
+
+        wide = {"suite": "lax", "attacks": (), "threat": Threat("linf", 0.12)}
+        try:
+            old = run(nearest, blobs, tmp_path / "old", **wide)
+            assert old.audit is not None
+            assert LINE_UP[0] in old.points.attack
+            (baseline,) = load_baselines(tmp_path / "old")
+            same = check(Candidate("same", nearest), baseline, blobs, tmp_path / "new",
+                         terms=Terms({"robust": 0, "flags": 0}), device="cpu")  # fmt: skip
+            assert (same.answer, same.n) == ("pass", 80)
+            (again,) = load_baselines(tmp_path / "new")
+            assert again.record.audit is None
+            assert compare(baseline, again, Terms({"robust": 0})).answer == "pass"
+            gone = old.model_copy(update={"attacks": ["fgsm", "apgd(steps=11)"]})
+            with pytest.raises(UsageError, match="audited by the suite lax, which has changed"):
+                check(Candidate("same", nearest), baseline._replace(record=gone), blobs,
+                      tmp_path / "other", device="cpu")  # fmt: skip
+        finally:
+            registry.suites._entries.pop("lax")
 
     def test_a_better_model_is_improved(
         self, nearest: nn.Module, blobs: Dataset, tmp_path: Path

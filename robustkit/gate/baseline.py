@@ -10,7 +10,7 @@ from typing import NamedTuple
 from robustkit.data import Dataset, digest, open_dataset
 from robustkit.errors import UsageError
 from robustkit.leaderboard import load_records
-from robustkit.record import Record
+from robustkit.record import Record, Status
 from robustkit.replay import find_examples
 from robustkit.spec import Spec
 from robustkit.suites import line_up
@@ -156,6 +156,50 @@ def attacks_of(
             "that are listed there are used. Record a new baseline to use the new ones."
         )
     return None, own, note
+
+
+def searched(baseline: Baseline) -> Record:
+    """Return a record of what the search did: points that the suite's audit took stand again.
+
+    An audit attacks a sample, or everything once that alarms. A gate that stops early has none: it
+    compares one search with another.
+
+    Raises:
+        UsageError: when the suite is not the one that was audited: which attacks were the audit's?
+    """
+    record = baseline.record
+    taken = audit_only(baseline)
+    if not taken:
+        return record
+    points = record.points
+    rows = list(zip(points.index, points.status, points.attack, points.distance, strict=True))
+    status: list[Status] = ["robust" if p in taken else s for p, s, _, _ in rows]
+    attack = [None if p in taken else a for p, _, a, _ in rows]
+    distance = [None if p in taken else d for p, _, _, d in rows]
+    changed = {"status": status, "attack": attack, "distance": distance}
+    return record.model_copy(update={"points": points.model_copy(update=changed)})
+
+
+def audit_only(baseline: Baseline) -> set[int]:
+    """Return the points that only the audit of the suite took; see `searched`."""
+    record = baseline.record
+    if record.suite is None or record.audit is None:
+        return set()
+    try:
+        line = line_up(record.suite, (), baseline.threat)
+        known = [str(spec) for spec in line.specs]
+        same = known == [text for text in record.attacks if "surrogate=" not in text]
+    except UsageError:
+        same = False
+    if not same:
+        raise UsageError(
+            f"{baseline.path} was audited by the suite {record.suite}, which has changed since: "
+            "what its search alone found cannot be told. Record a new baseline with `robustkit "
+            "baseline update`."
+        )
+    audit = set(known[line.audited :])
+    pairs = zip(record.points.index, record.points.attack, strict=True)
+    return {point for point, attack in pairs if attack in audit}
 
 
 def stored_examples(baseline: Baseline, shape: tuple[int, ...]) -> Path | None:

@@ -13,7 +13,13 @@ from robustkit.data import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluate import evaluate
 from robustkit.flags import OUTCOME
-from robustkit.gate.baseline import Baseline, attacks_of, stored_examples
+from robustkit.gate.baseline import (
+    Baseline,
+    attacks_of,
+    audit_only,
+    searched,
+    stored_examples,
+)
 from robustkit.gate.judge import Judge
 from robustkit.gate.terms import Terms
 from robustkit.gate.verdict import Verdict, overall
@@ -79,7 +85,8 @@ def check(
     Points are taken in a random order fixed by the seed. After each part of them the gate asks
     whether the answer is certain: then it stops, and the probability that it errs is at most
     1 − confidence all the same. A run that was killed goes on where it was. Flags that speak of the
-    outcome on all points (`robustkit.flags.OUTCOME`) count only where all were evaluated.
+    outcome on all points (`robustkit.flags.OUTCOME`) count only where all were evaluated. The audit
+    of a suite is left out: what only the baseline's took counts as standing.
 
     Args:
         data: holds the baseline's points, see `open_points`.
@@ -95,8 +102,14 @@ def check(
     suite, attacks, note = attacks_of(baseline, candidate.model)
     if note:
         watcher.note(note)
-    judge = Judge(record, terms)
-    pace = _Gatekeeper(budget or Budget(), judge=judge)
+    taken = audit_only(baseline)
+    judge = Judge(searched(baseline), terms)
+    pace = _Gatekeeper(budget or Budget(), audits=False, judge=judge)
+    if record.audit is not None:
+        watcher.note(
+            f"{baseline.path} was audited; the gate compares one search with another, and "
+            f"{len(taken)} points that only the audit took count as standing."
+        )
     found = evaluate(
         candidate.model,
         name=candidate.name,
@@ -108,7 +121,7 @@ def check(
         certify=record.certify and record.certify.partition("(")[0],
         attack_certified=bool(record.arguments.get("attack_certified")),
         points=record.points.index,
-        replay=stored_examples(baseline, data.shape) if replay else None,
+        replay=stored_examples(baseline, data.shape) if replay and not taken else None,
         pace=pace,
         seed=record.seed,
         device=device,
@@ -125,6 +138,9 @@ def compare(
     baseline: Baseline, candidate: Baseline, terms: Terms | None = None, file: str = ""
 ) -> Verdict:
     """Compare two records on the same points, without a run.
+
+    What only the audit of a suite took counts as standing, unless both audits went on to every
+    point.
 
     Raises:
         UsageError: when they differ in points, threat model or attacks.
@@ -150,6 +166,8 @@ def compare(
         )
     subject = Candidate(b.defense, nn.Identity(), file=file)
     reason = None if b.n == a.n else "the candidate's run ended early"
+    if not all(r.audit is not None and r.audit.escalated for r in (a, b)):
+        a, b = searched(baseline), searched(candidate)
     return _verdict(Judge(a, terms), baseline, b, subject, candidate.path, reason)
 
 
