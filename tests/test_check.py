@@ -146,6 +146,27 @@ class TestCheck:
         assert "error: models.py:Late: " in result.stderr
         assert "pass: models.py:net" in result.stdout
 
+    @pytest.mark.parametrize("others", [[], ["models.py:net"]])
+    def test_reports_say_what_could_not_finish(self, base: Path, others: list[str]) -> None:
+        result = check("models.py:Late", *others, "--baseline", "base", "--tolerance", "0.2",
+                       "--no-replay", "--json", "--junit", "j.xml", "--sarif", "r.sarif",
+                       "--markdown", "s.md")  # fmt: skip
+        told = json.loads(result.stdout)
+        assert result.exit_code == told["exit_code"] == 3
+        assert [row["candidate"] for row in told["checks"]] == others
+        assert told["failures"][0]["candidate"] == "models.py:Late"
+        root = ElementTree.parse("j.xml").getroot()
+        assert (root.get("errors"), root.get("tests")) == ("1", str(1 + 2 * len(others)))
+        error = root.find("testsuite[@name='models.py:Late']/testcase/error")
+        assert error is not None
+        assert "NaN or infinite logits" in str(error.text)
+        assert "could not finish" in Path("s.md").read_text().splitlines()[1]
+        (log,) = json.loads(Path("r.sarif").read_text())["runs"]
+        (ended,) = log["invocations"]
+        assert not ended["executionSuccessful"]
+        (notice,) = ended["toolExecutionNotifications"]
+        assert notice["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "models.py"
+
     def test_a_regression_counts_for_more_than_one_that_cannot_finish(self, base: Path) -> None:
         models = ["models.py:Late", "models.py:ruined"]
         assert check(*models, "--baseline", "base", "--no-replay").exit_code == 1
