@@ -88,3 +88,19 @@ def test_answers_are_votes() -> None:
     query = x.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(model.surrogates()["soft"](query)[:, 0].sum(), query)
     assert bool(gradient[:, 0, 0, 0].all())
+
+
+def test_votes_are_counted_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that rounds products to TF32 would certify another base classifier."""
+    seen = []
+
+    def base(x: Tensor) -> Tensor:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        logits: Tensor = HalfSpace()(x)
+        return logits
+
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    certify_point(base, torch.ones(1, 2, 2), 0.25, select=4, draws=10, seed=0, alpha=0.001)
+    assert set(seen) == {(False, False)}
+    assert torch.backends.cuda.matmul.allow_tf32
