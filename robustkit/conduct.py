@@ -72,7 +72,8 @@ def conduct(
     name, data, chosen = ground.name, ground.data, ground.points
     prover = None
     if wish.certify:
-        prover = certifier(ground.model, data.shape, threat, wish.certify, ground.seed)
+        prover = certifier(ground.model, data.shape, threat, wish.certify, ground.seed,
+                           randomized=ground.health.randomized)  # fmt: skip
     examples = find_examples(Path(wish.replay), data.shape) if wish.replay is not None else None
     watcher.model(name if carried is None else f"{name} at {threat}", len(chosen))
     if wish.certify and prover is None:
