@@ -90,7 +90,7 @@ def test_answers_are_votes() -> None:
     assert bool(gradient[:, 0, 0, 0].all())
 
 
-def test_votes_are_counted_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_votes_are_counted_in_full_precision() -> None:
     """A GPU that rounds products to TF32 would certify another base classifier."""
     seen = []
 
@@ -99,8 +99,12 @@ def test_votes_are_counted_in_full_precision(monkeypatch: pytest.MonkeyPatch) ->
         logits: Tensor = HalfSpace()(x)
         return logits
 
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    certify_point(base, torch.ones(1, 2, 2), 0.25, select=4, draws=10, seed=0, alpha=0.001)
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32
+    cuda.allow_tf32 = cudnn.allow_tf32 = True
+    try:
+        certify_point(base, torch.ones(1, 2, 2), 0.25, select=4, draws=10, seed=0, alpha=0.001)
+        assert cuda.allow_tf32 and cudnn.allow_tf32
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32 = before
     assert set(seen) == {(False, False)}
-    assert torch.backends.cuda.matmul.allow_tf32
