@@ -32,7 +32,7 @@ from robustkit.record import (
 from robustkit.run import Run, Watcher
 from robustkit.search import stand_in
 
-_EVIDENCE = ("defense", "points", "weights", "data", "threat", "attacks", "seed")
+_CIRCUMSTANCES = {"arguments", "notes", "versions", "device", "commit"}
 
 
 class Origin(NamedTuple):
@@ -55,17 +55,18 @@ def settle_record(record: Record, path: Path, watcher: Watcher) -> Record:
     if path.exists():
         try:
             kept = load(path)
-            if (kept.points, kept.weights, kept.data) == (
-                record.points,
-                record.weights,
-                record.data,
-            ):
+            if _derived(kept) == _derived(record):
                 return kept
         except UsageError:
             pass
         watcher.note(f"{path} did not agree with the ledger and was written anew from it")
     save(record, path)
     return record
+
+
+def _derived(record: Record) -> dict[str, Any]:
+    """Return what the ledger and the request decide: all but when, where and how it was asked."""
+    return record.model_dump(mode="json", exclude=_CIRCUMSTANCES)
 
 
 def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:

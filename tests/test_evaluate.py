@@ -615,7 +615,12 @@ def test_a_record_that_disagrees_with_the_ledger_is_written_anew(
     points = forged["points"]
     points["status"] = ["robust" if s == "broken" else s for s in points["status"]]
     points["attack"] = points["distance"] = [None] * len(points["index"])
-    for text in (json.dumps(forged), "garbage{"):
+    plain = json.loads(path.read_text())
+    renamed = plain | {"defense": "other"}
+    milder = plain | {"threat": plain["threat"] | {"eps": 0.5}}
+    cheaper = plain | {"forwards": 1}
+    texts = [json.dumps(edited) for edited in (forged, renamed, milder, cheaper)]
+    for text in (*texts, "garbage{"):
         path.write_text(text)
         assert verdicts(run(watcher=heard)) == verdicts(first)
         assert "did not agree with the ledger" in heard.notes.pop()
