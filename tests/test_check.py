@@ -262,6 +262,19 @@ class TestProject:
         assert listed.exit_code == 0
         assert "smaller net" in listed.stdout
 
+    def test_an_unreadable_baseline_is_replaced(self, room: Path) -> None:
+        (room / "robustkit.toml").write_text(CONFIG)
+        update = ("baseline", "update", "--reason", "anew", "--device", "cpu")
+        run(*update)
+        (path,) = (room / "kept").glob("*/record.json")
+        path.write_text("garbage{")
+        again = run(*update)
+        assert again.exit_code == 0, again.stderr
+        assert "the baseline before cannot be read" in again.stderr
+        log = [json.loads(x) for x in (room / "kept" / "log.jsonl").read_text().splitlines()]
+        assert log[1]["robust_before"] is None
+        assert json.loads(path.read_text())["schema"]
+
     def test_a_baseline_of_another_threat_model_does_not_serve(self, room: Path) -> None:
         (room / "robustkit.toml").write_text(CONFIG)
         run("baseline", "update", "--reason", "first", "--device", "cpu", "--quiet")
