@@ -74,7 +74,7 @@ class Pace:
         """Say which budget is used up, if one is."""
         allowed = self.budget.forwards
         if allowed is not None and forwards >= allowed:
-            return f"{forwards:,} of {allowed:,} forward passes are used"
+            return f"{forwards:,} of {allowed:,} forward passes are used, as counted between parts"
         return _LATE if self._late() else None
 
     def check(self, forwards: int) -> None:

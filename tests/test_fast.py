@@ -143,7 +143,7 @@ def test_a_budget_ends_an_audit_too_and_the_record_says_so(
     spent = Pace(Budget(forwards=search.forwards + 1))
     for pace, reason in ((spent, "forward passes are used"), (Late(), "the time is up")):
         cut = run(hardened, few, tmp_path / "cut", suite=suite, pace=pace, watcher=heard)
-        assert pace.reason is not None and pace.reason.endswith(reason)
+        assert pace.reason is not None and reason in pace.reason
         assert cut.n == whole.n and cut.audit is None and cut.audit_bound is None
         assert "nothing bounds what its search may have missed" in cut.notes[-1]
     done = run(hardened, few, tmp_path / "cut", suite=suite, pace=Pace())
