@@ -33,6 +33,7 @@ from robustkit.gate.baseline import attacks_of
 from robustkit.gate.judge import Judge
 from robustkit.gate.stream import Stream
 from robustkit.gate.terms import tolerances
+from robustkit.grid import evaluate_grid
 from robustkit.pace import Budget
 from robustkit.points import shuffled
 from robustkit.record import Flag, Record, Status, load, save
@@ -211,6 +212,20 @@ class TestCheck:
                       tmp_path / "other", device="cpu")  # fmt: skip
         finally:
             registry.suites._entries.pop("lax")
+
+    def test_a_curve_is_no_baseline_where_points_were_carried(
+        self, nearest: nn.Module, blobs: Dataset, tmp_path: Path
+    ) -> None:
+        evaluate_grid(nearest, name="toy", data=blobs, threat=THREAT, grid=[0.03, 0.06],
+                      folder=tmp_path / "grid", attacks=LINE_UP, device="cpu")  # fmt: skip
+        small, large = load_baselines(tmp_path / "grid")
+        assert small.threat.eps < large.threat.eps
+        model = Candidate("same", nearest)
+        with pytest.raises(UsageError, match=r"part of a curve, and \d+ of its points stand"):
+            check(model, small, blobs, tmp_path / "new", device="cpu")
+        with pytest.raises(UsageError, match="nothing attacked them here"):
+            compare(small, small)
+        assert check(model, large, blobs, tmp_path / "new", device="cpu").answer == "pass"
 
     def test_a_better_model_is_improved(
         self, nearest: nn.Module, blobs: Dataset, tmp_path: Path

@@ -147,6 +147,7 @@ def compare(
     """
     terms, a, b = terms or Terms(), baseline.record, candidate.record
     _refuse(baseline, terms)
+    _refuse_carried(candidate)
     for what, was, now in (
         ("threat model", str(baseline.threat), str(candidate.threat)),
         ("seed", a.seed, b.seed),
@@ -171,7 +172,20 @@ def compare(
     return _verdict(Judge(a, terms), baseline, b, subject, candidate.path, reason)
 
 
+def _refuse_carried(found: Baseline) -> None:
+    """Refuse a record of `--eps-grid` whose points stand by what happened at a larger eps."""
+    points = found.record.points
+    pairs = zip(points.carried or (), points.status, strict=False)
+    if count := sum(eps is not None and status == "robust" for eps, status in pairs):
+        raise UsageError(
+            f"{found.path} cannot be gated: it is part of a curve, and {count} of its points stand "
+            "because they stood at a larger eps; nothing attacked them here. Evaluate at this eps "
+            "alone (--threat), or take the record of the largest eps."
+        )
+
+
 def _refuse(baseline: Baseline, terms: Terms) -> None:
+    _refuse_carried(baseline)
     if "certified" in terms.tolerances and baseline.record.certify is None:
         raise UsageError(
             f"the baseline {baseline.path} has no certified points to compare with: record one "
