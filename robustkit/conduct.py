@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from robustkit import provenance
 from robustkit.asked import home
 from robustkit.auditing import unaudited
+from robustkit.blame import blaming
 from robustkit.bounds.certify import Certifier, certifier
 from robustkit.carry import Carried
 from robustkit.data import Dataset, digest
@@ -103,8 +104,9 @@ def conduct(
         finished = [int(point) for point in chosen]
         if not ledger.costs().get(len(line.specs) - 1, Cost()).finished:
             path.unlink(missing_ok=True)  # of fewer points, or of an earlier configuration
-            finished = run.all(wish.pace)
-            _look_again(run)
+            with blaming(name):
+                finished = run.all(wish.pace)
+                _look_again(run)
         if len(finished) < len(chosen):
             origin = origin._replace(content=digest(data, finished))
         if unaudited(line, ledger):

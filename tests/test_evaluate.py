@@ -323,6 +323,33 @@ def test_a_model_in_training_mode_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_error_of_the_model_in_mid_run_is_the_models(
+    run: Callable[..., Record], nearest: nn.Module
+) -> None:
+    class Brittle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.passes = nearest, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            if self.passes > 120:
+                raise KeyError("lost")
+            logits: Tensor = self.net(x)
+            return logits
+
+    told = r"toy raised an error in the middle of the run \(test_evaluate.py, line \d+\): KeyError"
+    with pytest.raises(RobustkitError, match=told):
+        run(Brittle().eval(), attacks=["apgd(steps=200)"])
+
+    class Listening(Watcher):
+        def advance(self, done: int, robust: int, points: int) -> None:
+            raise KeyError("of the watcher")
+
+    with pytest.raises(KeyError, match="of the watcher"):
+        run(nearest, folder="other", watcher=Listening())
+
+
 def test_a_coupled_model_is_refused(run: Callable[..., Record], nearest: nn.Module) -> None:
     norm = nn.BatchNorm2d(1, track_running_stats=False)
     with pytest.raises(UsageError, match="answers differently to a point alone and in a batch"):

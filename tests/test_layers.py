@@ -20,8 +20,8 @@ STAGES = {
     "search": "tuning audit search foreign counting slots passes engine nearest plain suites",
     "verify": "verify rows ledger carry examples referee auditing",
     "record": "stats flags facts columns portrait record provenance diagnose batches statuses pace "
-    "replay watcher display proving bench ground distributed run outcome asked sameness conduct "
-    "evaluate grid",
+    "replay watcher display proving bench ground distributed run outcome asked sameness blame "
+    "conduct evaluate grid",
     "leaderboard": "tables leaderboard curves published report loggers monitor lightning",
     "gate": "gate config formats history testing pytest_plugin",
     "terminal": "doctor conformance cli __main__",
