@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from robustkit.cli import main
+from robustkit.history import history
+from robustkit.record import Record
 
 MODELS = """
 import time
@@ -359,6 +362,32 @@ class TestEvaluate:
 
 
 class TestHistory:
+    def test_a_baseline_and_its_run_are_one_line(self, make_record: Callable[..., Record]) -> None:
+        run_of = make_record("net", "rrbm")
+        kept = run_of.model_copy(update={"arguments": {**run_of.arguments, "reason": "first"}})
+        for order in (["a", "b"], ["b", "a"]):
+            pairs = {"a": run_of, "b": kept}
+            frame = history([(name, pairs[name]) for name in order])
+            assert [(line.record, line.reason) for line in frame.itertuples()] == [("b", "first")]
+
+    def test_runs_of_another_size_are_not_compared(
+        self, make_record: Callable[..., Record]
+    ) -> None:
+        made = [make_record("net", letters, started=f"2026-01-0{day}T00:00:00+00:00")
+                for day, letters in enumerate(("rrbm", "rrrrbm", "rbbm"), 1)]  # fmt: skip
+        changes = history([(str(i), record) for i, record in enumerate(made)])["change"]
+        assert changes.isna().tolist() == [True, True, False]
+        assert changes[2] == -0.25
+
+    def test_the_same_images_at_other_positions_are_not_paired(
+        self, make_record: Callable[..., Record]
+    ) -> None:
+        first = make_record("net", "rrbm")
+        moved = first.points.model_copy(update={"index": [10, 11, 12, 13]})
+        later = first.model_copy(update={"points": moved, "started": "2027-01-01T00:00:00+00:00"})
+        frame = history([("a", first), ("b", later)])
+        assert frame["p"].isna().all()
+
     def test_table_csv_and_plot(self, base: Path) -> None:
         assert evaluate("models.py:net", "--seed", "1", "--out", "later").exit_code == 0
         table = run("history", "base", "later")
