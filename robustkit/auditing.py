@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from robustkit.audit import Sample, alarming, draw
 from robustkit.ledger import Cost, Ledger
+from robustkit.registry import attacks
 from robustkit.suites import LineUp
 
 
@@ -18,7 +19,7 @@ def perform(
     seed: int,
     attack: Callable[[int, Sequence[int], bool], None],
 ) -> None:
-    """Attack a sample of the survivors, and all points if too much of it falls.
+    """Attack a sample of the survivors, and all points if too much of it falls; then the reserve.
 
     The sample is drawn once and kept in the ledger: a run that was killed goes on with it.
 
@@ -26,7 +27,8 @@ def perform(
         left: tells what the search has left standing.
         attack: runs a stage on those of some points that stand; True: no others are to come.
     """
-    audit, stages = line.audit, range(line.audited, len(line.specs))
+    audit, reserve = line.audit, range(len(line.specs) - line.reserve, len(line.specs))
+    stages = range(line.audited, reserve.start)
     if audit is None:
         return
     sample = drawn(ledger)
@@ -35,10 +37,18 @@ def perform(
         ledger.remember("audit", asdict(sample))
     for stage in stages:
         attack(stage, sorted(sample.points), False)
-    escalate = alarming(audit, sample, fallen(ledger, sample, line), len(everything))
-    ledger.remember("escalated", escalate)  # now: the record of a run killed later needs it
+    escalate = ledger.remembered("escalated")
+    if escalate is None:  # a run that was killed goes on as it decided
+        escalate = alarming(audit, sample, fallen(ledger, sample, line), len(everything))
+        ledger.remember("escalated", escalate)
     for stage in stages:
         attack(stage, everything if escalate else sorted(sample.points), True)
+    called = masked(ledger, line, len(everything))
+    for stage in reserve:
+        if called:
+            attack(stage, everything, True)
+        else:
+            ledger.write(stage, [], [], Cost(finished=True))
 
 
 def unaudited(line: LineUp, ledger: Ledger) -> bool:
@@ -46,6 +56,17 @@ def unaudited(line: LineUp, ledger: Ledger) -> bool:
     costs = ledger.costs()
     stages = range(line.audited, len(line.specs))
     return line.audit is not None and not all(costs.get(s, Cost()).finished for s in stages)
+
+
+def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
+    """Tell whether attacks without gradients took points: more than one, and than 0.2% of all.
+
+    The reserve itself does not count: a run that was killed goes on as it began.
+    """
+    before = line.specs[: len(line.specs) - line.reserve]
+    blind = [not getattr(attacks.build(spec), "uses_gradient", True) for spec in before]
+    taken = sum(0 <= f.stage < len(blind) and blind[f.stage] for f in ledger.falls().values())
+    return taken > max(1.0, 0.002 * n)
 
 
 def drawn(ledger: Ledger) -> Sample | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from math import prod
@@ -120,6 +121,28 @@ def conduct(
     return record
 
 
+def home_of(ground: Ground, radii: Sequence[Threat], line: LineUp, wish: Wish) -> Path:
+    """Return the folder of a run that was given none, and whose line-up is still to be settled.
+
+    Args:
+        radii: of a run over several eps all of them, the largest first.
+    """
+    identity = {
+        "defense": ground.name,
+        "source": source_digest(ground.name),
+        "weights": ground.weights.digest,
+        "data": ground.content,
+        "radii": [asdict(radius) for radius in radii],
+        "attacks": [str(spec) for spec in line.specs],
+        "certify": wish.certify,
+        "attack_certified": wish.attack_certified,
+    }
+    first, last = radii[0], radii[-1]
+    threat = str(first) if first == last else f"{first.norm}:{last.eps:.6g}-{first.eps:.6g}"
+    place = home(ground.data.name, threat, wish.suite, len(ground.points), ground.seed, identity)
+    return place / slug(ground.name)
+
+
 def _identity(ground: Ground, threat: Threat) -> dict[str, Any]:
     """Return what every verdict depends on, beside what is done to the points."""
     source = source_digest(ground.name)
@@ -141,6 +164,8 @@ def _program(
     program: dict[str, Any] = {"attacks": [str(spec) for spec in line.specs]}
     if line.audit:
         program["audit"] = asdict(line.audit)
+    if line.findings is not None:
+        program["findings"] = asdict(line.findings)
     if prover:
         program |= {"certify": prover.name, "attack_certified": wish.attack_certified}
     if examples:

@@ -13,7 +13,7 @@ from torch import nn
 
 from robustkit import provenance
 from robustkit.asked import GivenData, GivenModel, ask
-from robustkit.conduct import Wish, conduct
+from robustkit.conduct import Wish, conduct, home_of
 from robustkit.data import Dataset, digest, select
 from robustkit.device import pick_devices
 from robustkit.diagnose import Health, examine
@@ -24,9 +24,10 @@ from robustkit.ground import Ground
 from robustkit.model import refuse_training_mode
 from robustkit.pace import Pace
 from robustkit.record import Record, WeightsInfo
+from robustkit.remedies import prescribe
 from robustkit.run import Watcher
 from robustkit.spec import Spec
-from robustkit.suites import LineUp, line_up, refuse_fixed
+from robustkit.suites import LineUp, acts_on_findings, line_up, refuse_fixed
 from robustkit.threat import Threat
 from robustkit.tuning import AUTOMATIC, Tuning, tune
 from robustkit.types import Images, Model
@@ -109,6 +110,10 @@ def evaluate(
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 asked.arguments, asked.notes, replay, pace)  # fmt: skip
     place = None if folder is None else Path(folder)
+    if suite is not None and acts_on_findings(suite):
+        _refuse_workers(setup, suite)
+        place = place or home_of(ground, [asked.threat], line, wish)
+        ground, line = prescribe(ground, suite, asked.threat, place, fresh=fresh)
     with (
         listening(watcher, progress) as heard,
         staff(setup, ground, named, batch_size, tuning, heard) as crew,
@@ -124,6 +129,15 @@ def _refuse_beside_distances(line: LineUp, replay: object, pace: object) -> None
     refuse_fixed(line.specs)
     if replay is not None or pace is not None:
         raise UsageError("a minimum-norm run takes no replay and no budget.")
+
+
+def _refuse_workers(setup: object, suite: str) -> None:
+    """Refuse several devices for a suite that lends models of its own (a UsageError)."""
+    if setup is not None:
+        raise UsageError(
+            f"the suite {suite} runs on one device: the models that it lends to its attacks are "
+            "not sent to workers. Name one --device, or use another suite."
+        )
 
 
 def survey(

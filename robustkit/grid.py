@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from robustkit.asked import GivenData, GivenModel, ask, home
+from robustkit.asked import GivenData, GivenModel, ask
 from robustkit.carry import Carried, collect
-from robustkit.conduct import Wish, conduct
+from robustkit.conduct import Wish, conduct, home_of
 from robustkit.display import listening
 from robustkit.distributed import Crew, Named, set_up, staff
 from robustkit.errors import UsageError
@@ -22,7 +22,6 @@ from robustkit.registry import attacks as known
 from robustkit.run import Watcher
 from robustkit.spec import Spec
 from robustkit.suites import LineUp, line_up
-from robustkit.text import slug
 from robustkit.threat import Threat
 from robustkit.tuning import AUTOMATIC, Tuning
 
@@ -86,7 +85,7 @@ def evaluate_grid(
     ground = survey(asked.model, asked.name, asked.data, n, seed, device, tuning=tuning, box=box)
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 asked.arguments, asked.notes)  # fmt: skip
-    place = Path(folder) if folder is not None else _home(ground, radii, line_ups, wish)
+    place = Path(folder) if folder is not None else home_of(ground, radii, line_ups[0], wish)
     with (
         listening(watcher, progress) as heard,
         staff(setup, ground, named, batch_size, tuning, heard) as crew,
@@ -119,22 +118,6 @@ def _descend(
         if radius is not radii[-1]:
             carried = collect(carried.grid, place, specs, radius, radii[number + 1])
     return records[::-1]
-
-
-def _home(ground: Ground, radii: Sequence[Threat], line_ups: Sequence[LineUp], wish: Wish) -> Path:
-    """Return the folder of a grid that was given none."""
-    identity = {
-        "defense": ground.name,
-        "weights": ground.weights.digest,
-        "data": ground.content,
-        "radii": [asdict(radius) for radius in radii],
-        "attacks": [str(spec) for spec in line_ups[0].specs],
-        "certify": wish.certify,
-        "attack_certified": wish.attack_certified,
-    }
-    threat = f"{radii[0].norm}:{radii[-1].eps:.6g}-{radii[0].eps:.6g}"
-    place = home(ground.data.name, threat, wish.suite, len(ground.points), ground.seed, identity)
-    return place / slug(ground.name)
 
 
 class _Once(Watcher):

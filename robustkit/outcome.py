@@ -31,6 +31,7 @@ from robustkit.record import (
 )
 from robustkit.run import Run, Watcher
 from robustkit.search import stand_in
+from robustkit.spec import Spec
 
 _CIRCUMSTANCES = {"arguments", "notes", "versions", "device", "commit"}
 
@@ -73,15 +74,16 @@ def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
     """Gather what the ledger holds of the points that the run has finished."""
     costs, points = run.ledger.costs(), _points(run, finished)
     replayed, stages = _replayed(run, finished), _stages(run, finished)
-    data, threat, names = run.data, run.threat, [str(spec) for spec in run.specs]
-    facts = [registry.attacks.entry(spec.name).facts for spec in run.specs]
+    ran = [Spec.parse(stage.attack) for stage in stages]
+    data, threat, names = run.data, run.threat, [str(spec) for spec in ran]
+    facts = [registry.attacks.entry(spec.name).facts for spec in ran]
     # Of an attack of another library it is known once it has run: did gradients reach the input?
     white_box = [
         bool(fact.get("white_box", stage.backwards))
         for fact, stage in zip(facts, stages, strict=True)
     ]
     clean = len(points.status) - points.status.count("misclassified")
-    aside = [bool(stand_in(registry.attacks.build(spec))) for spec in run.specs]
+    aside = [bool(stand_in(registry.attacks.build(spec))) for spec in ran]
     flags = review(stages, white_box, clean, len(points.status), data.classes, transfer=aside)
     known = {flag.name for flag in run.health.flags}
     if (changed := run.ledger.remembered("changed")) and "stateful" not in known:
@@ -141,6 +143,7 @@ def _audit(run: Run) -> AuditInfo | None:
         escalated=escalated,
         missed=0 if escalated else missed(sample, broken),
         confidence=CONFIDENCE,
+        attacks=[str(spec) for spec in run.specs[run.line.audited :]],
     )
 
 
@@ -150,9 +153,11 @@ def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
     left = {p for p in finished if status[p] != "misclassified" and p not in spared}
     left -= {p for p in left if p in falls and falls[p].stage in (REPLAYED, CARRIED)}
     left -= set(run.carried.get("survived", {}))
-    stages = []
+    stages, reserve = [], len(run.specs) - run.line.reserve
     for number, spec in enumerate(run.specs):
         cost = costs.get(number, Cost())
+        if number >= reserve and not cost.entered:
+            continue  # nothing called for it
         taken = {point for point in left if point in falls and falls[point].stage == number}
         attack = registry.attacks.build(spec)
         jobs = attack.jobs(run.threat, run.health.classes)

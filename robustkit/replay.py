@@ -39,7 +39,7 @@ class Examples:
         """SHA-256 of all of them: what is replayed decides verdicts."""
         state = hashlib.sha256()
         for path in self.ledgers:
-            for point, blob in _query(path, "SELECT point, example FROM broken WHERE example IS "
+            for point, blob in peek(path, "SELECT point, example FROM broken WHERE example IS "
                                             "NOT NULL ORDER BY point"):  # fmt: skip
                 state.update(f"{point}:".encode() + bytes(blob))
         return state.hexdigest()
@@ -47,13 +47,13 @@ class Examples:
     def points(self, number: int) -> set[int]:
         """Return the points of which one ledger has an example."""
         query = "SELECT point FROM broken WHERE example IS NOT NULL"
-        return {row[0] for row in _query(self.ledgers[number], query)}
+        return {row[0] for row in peek(self.ledgers[number], query)}
 
     def fetch(self, number: int, points: Sequence[int], shape: tuple[int, ...]) -> Images:
         """Return the examples [b, *shape] of one ledger at some of its points."""
         marks = ", ".join("?" * len(points))
         query = f"SELECT point, example FROM broken WHERE point IN ({marks})"
-        found = dict(_query(self.ledgers[number], query, points))
+        found = dict(peek(self.ledgers[number], query, points))
         flat = [np.frombuffer(zlib.decompress(found[p]), dtype="<f4") for p in points]
         return torch.from_numpy(np.stack(flat).reshape(len(points), *shape))
 
@@ -73,8 +73,8 @@ def find_examples(folder: Path, shape: tuple[int, ...]) -> Examples:
         )
     kept = []
     for path in found:
-        ((stored,),) = _query(path, "SELECT COUNT(*) FROM broken WHERE example IS NOT NULL")
-        shapes = [row[0] for row in _query(path, "SELECT value FROM memo WHERE key = 'shape'")]
+        ((stored,),) = peek(path, "SELECT COUNT(*) FROM broken WHERE example IS NOT NULL")
+        shapes = [row[0] for row in peek(path, "SELECT value FROM memo WHERE key = 'shape'")]
         if stored and shapes != [str(list(shape))]:
             raise UsageError(
                 f"{path} holds adversarial inputs of shape {shapes[0] if shapes else 'unknown'}, "
@@ -152,8 +152,12 @@ class Replay:
         return falls
 
 
-def _query(path: Path, query: str, given: Sequence[int] = ()) -> list[tuple[Any, ...]]:
-    """Read from a ledger without taking hold of it or changing its folder's files."""
+def peek(path: Path, query: str, given: Sequence[int] = ()) -> list[tuple[Any, ...]]:
+    """Read from a ledger without taking hold of it or changing its folder's files.
+
+    Raises:
+        UsageError: when a run is using it, or it cannot be read.
+    """
     # Without a write-ahead log nobody is writing, and a folder without write access will do.
     log = path.with_name(f"{path.name}-wal")
     still = not log.exists() or not log.stat().st_size

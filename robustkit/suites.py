@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from robustkit.audit import Audit
 from robustkit.errors import UsageError
+from robustkit.findings import Findings, Remedies
 from robustkit.registry import attacks, suites
 from robustkit.search import minimizes, stand_in
 from robustkit.spec import Spec
-from robustkit.surrogate import declared, source
+from robustkit.surrogate import Lent, declared, source
 from robustkit.threat import Threat
 
 
@@ -19,6 +21,10 @@ class Suite(Protocol):
 
     One that leaves out attacks for speed may have a method `audit(threat)` too, which returns how
     to audit what it leaves standing (`robustkit.audit.Audit`).
+
+    One that acts on what is found about a model has a method `remedies(threat, surrogates,
+    findings)`, which returns what to add (`robustkit.findings`), and may have `lenders()`: names of
+    registered models from which adversarial inputs may transfer.
     """
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
@@ -31,31 +37,49 @@ class Suite(Protocol):
 
 
 class LineUp(NamedTuple):
-    """The attacks of a run in order; those from `audited` on are the audit's."""
+    """The attacks of a run in order; those from `audited` on are the audit's.
+
+    The last `reserve` of them run where attacks without gradients took points. `findings`: what
+    the attacks were chosen by, None where they do not depend on the model.
+    """
 
     specs: list[Spec]
     audited: int
     audit: Audit | None
+    reserve: int = 0
+    findings: Findings | None = None
 
 
 def line_up(
-    suite: str | None, chosen: Sequence[Spec | str], threat: Threat, model: Any = None
+    suite: str | None,
+    chosen: Sequence[Spec | str],
+    threat: Threat,
+    model: Any = None,
+    findings: Findings | None = None,
 ) -> LineUp:
     """Return the attacks of a run on `model` in order, checked.
+
+    Args:
+        findings: what is known of the model, for a suite that acts on it.
 
     Raises:
         UsageError: when both or neither are given, or a name, option, norm or surrogate is not
             supported.
     """
-    known = declared(model)
+    known = list(declared(model.lender if isinstance(model, Lent) else model))
     if bool(suite) == bool(chosen):
         raise UsageError("expected either a suite or a list of attacks, got both or neither")
     built = suites.build(suite) if suite else None
-    texts = list(built.attacks(threat, list(known)) if built else chosen)
     audit: Audit | None = built.audit(threat) if built and hasattr(built, "audit") else None
-    audited = len(texts)
-    texts += audit.attacks if audit else ()
-    specs = [Spec.parse(text) if isinstance(text, str) else text for text in texts]
+    line = _specs(built.attacks(threat, known) if built else chosen)
+    audited, reserve = _specs(audit.attacks if audit else ()), list[Spec]()
+    if findings is not None and built is not None:
+        more: Remedies = built.remedies(threat, known, findings)
+        line = _once([*line, *_specs(more.line)])
+        audited = _once([*_specs(more.audit), *audited], line)
+        reserve = _once(_specs(more.reserve), [*line, *audited])
+        audit = audit and replace(audit, attacks=[str(spec) for spec in [*audited, *reserve]])
+    specs = [*line, *audited, *reserve]
     for spec in specs:
         search = attacks.build(spec)
         search.jobs(threat, 10)
@@ -64,7 +88,21 @@ def line_up(
     repeated = {str(spec) for spec in specs if specs.count(spec) > 1}
     if repeated:
         raise UsageError(f"attack {sorted(repeated)[0]!r} is listed twice")
-    return LineUp(specs, audited, audit)
+    return LineUp(specs, len(line), audit, len(reserve), findings)
+
+
+def acts_on_findings(suite: str | None) -> bool:
+    """Tell whether the line-up of a suite depends on what is found about the model."""
+    return suite is not None and hasattr(suites.build(suite), "remedies")
+
+
+def _specs(texts: Sequence[Spec | str]) -> list[Spec]:
+    return [Spec.parse(text) if isinstance(text, str) else text for text in texts]
+
+
+def _once(specs: Sequence[Spec], before: Sequence[Spec] = ()) -> list[Spec]:
+    """Drop what is listed before, here or there."""
+    return [s for i, s in enumerate(specs) if s not in before and s not in specs[:i]]
 
 
 def refuse_fixed(specs: Sequence[Spec]) -> None:

@@ -17,11 +17,12 @@ STAGES = {
     "device distributions stem",
     "data": "npz download points folder sources named data",
     "defense": "nets standins surrogate parts adversary mixing bounds train checkpoints zoo model",
-    "search": "tuning audit search foreign counting slots passes engine nearest plain suites",
+    "search": "tuning audit findings search foreign counting slots passes engine nearest plain "
+    "suites",
     "verify": "verify rows ledger carry examples referee auditing",
     "record": "stats flags facts columns portrait record provenance diagnose batches statuses pace "
     "replay watcher display proving bench ground distributed run outcome asked sameness blame "
-    "conduct evaluate grid",
+    "conduct noise remedies evaluate grid",
     "leaderboard": "tables leaderboard curves published report loggers monitor lightning",
     "gate": "gate config formats history testing pytest_plugin",
     "terminal": "doctor conformance cli __main__",

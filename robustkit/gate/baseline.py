@@ -13,7 +13,7 @@ from robustkit.leaderboard import load_records
 from robustkit.record import Record, Status
 from robustkit.replay import find_examples
 from robustkit.spec import Spec
-from robustkit.suites import line_up
+from robustkit.suites import acts_on_findings, line_up
 from robustkit.threat import Threat
 from robustkit.types import Model
 
@@ -125,7 +125,7 @@ def attacks_of(
     """Return the suite or the attacks that a candidate must face, and what to say about them.
 
     The suite by its name, as it also attacks through the surrogates that the candidate declares;
-    or else, where the suite has changed since, the very attacks of the baseline.
+    or else, where the suite has changed since, the very attacks of the baseline, less its audit's.
 
     Raises:
         UsageError: when an attack of the baseline is not known here.
@@ -137,11 +137,13 @@ def attacks_of(
     else:
         own = [spec for spec in recorded if "surrogate" not in dict(spec.options)]
     try:
-        if record.suite is not None and line_up(record.suite, (), threat).specs == own:
+        if record.suite is not None and _same(record.suite, threat, own):
             line_up(record.suite, (), threat, model)
             return record.suite, [], None
     except UsageError:
         pass
+    audits = record.audit.attacks if record.audit else ()  # a gate has no audit
+    own = [spec for spec in own if str(spec) not in audits]
     try:
         line_up(None, own, threat, model)
     except UsageError as error:
@@ -165,7 +167,7 @@ def searched(baseline: Baseline) -> Record:
     compares one search with another.
 
     Raises:
-        UsageError: when the suite is not the one that was audited: which attacks were the audit's?
+        UsageError: when the record does not say which attacks were the audit's.
     """
     record = baseline.record
     taken = audit_only(baseline)
@@ -183,23 +185,21 @@ def searched(baseline: Baseline) -> Record:
 def audit_only(baseline: Baseline) -> set[int]:
     """Return the points that only the audit of the suite took; see `searched`."""
     record = baseline.record
-    if record.suite is None or record.audit is None:
+    if record.audit is None:
         return set()
-    try:
-        line = line_up(record.suite, (), baseline.threat)
-        known = [str(spec) for spec in line.specs]
-        same = known == [text for text in record.attacks if "surrogate=" not in text]
-    except UsageError:
-        same = False
-    if not same:
+    if not record.audit.attacks:
         raise UsageError(
-            f"{baseline.path} was audited by the suite {record.suite}, which has changed since: "
-            "what its search alone found cannot be told. Record a new baseline with `robustkit "
-            "baseline update`."
+            f"{baseline.path} does not say which of its attacks were the audit's: it was made by "
+            "an earlier robustkit. Record a new baseline with `robustkit baseline update`."
         )
-    audit = set(known[line.audited :])
     pairs = zip(record.points.index, record.points.attack, strict=True)
-    return {point for point, attack in pairs if attack in audit}
+    return {point for point, attack in pairs if attack in record.audit.attacks}
+
+
+def _same(suite: str, threat: Threat, own: list[Spec]) -> bool:
+    """Tell whether a suite still lists its attacks; one that acts on findings may have had more."""
+    now = line_up(suite, (), threat).specs
+    return all(spec in own for spec in now) if acts_on_findings(suite) else now == own
 
 
 def stored_examples(baseline: Baseline, shape: tuple[int, ...]) -> Path | None:

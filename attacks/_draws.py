@@ -1,0 +1,59 @@
+"""Random directions and strange inputs, for attacks that see answers alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from robustkit.rng import Keys, bits, uniform
+from robustkit.threat import Threat
+from robustkit.types import Images, Integers, Mask
+
+_STREAM = 2**30  # of strange inputs; directions are numbered from 0 by query
+
+
+def coins(x: Images, keys: Keys, stream: Integers) -> Images:
+    """Draw ±1 for every feature of `x` [s, *f], one bit each; `stream` tells draws apart."""
+    features = math.prod(x.shape[1:])
+    words = bits(keys, -(-features // 32), stream)
+    places = torch.arange(32, device=words.device)
+    flips = (words[:, :, None] >> places) & 1
+    return (1 - 2 * flips.flatten(1)[:, :features]).to(x.dtype).view_as(x)
+
+
+def renew(old: Images, rows: Mask, keys: Keys, stream: Integers) -> Images:
+    """Return `old` with fresh coins in some rows; on a CPU, only those are drawn."""
+    index = torch.arange(len(old), device=old.device)
+    if old.device.type != "cpu":  # there, looking costs more than drawing
+        fresh = coins(old, keys, stream)
+        return torch.where(rows.view(-1, *[1] * (old.ndim - 1)), fresh, old)
+    index = index[rows]
+    if not len(index):
+        return old
+    chosen = Keys(*(part[index] for part in keys))
+    return old.index_copy(0, index, coins(old[index], chosen, stream[index]))
+
+
+def candidate(x: Images, keys: Keys, number: Integers, threat: Threat) -> Images:
+    """Return the start of that number: noise, a corner of the box, or the image made strange."""
+    noise = uniform(keys, math.prod(x.shape[1:]), _STREAM + number).view_as(x)
+    lower, upper = threat.lower, threat.upper
+    flat = torch.ones_like(x)
+    kinds = [
+        lower + (upper - lower) * noise,
+        lower + (upper - lower) * (noise > 0.5),
+        lower + upper - x,
+        x.flip(-1),
+        x.flip(-2) if x.ndim > 2 else x.roll(x.shape[-1] // 2, -1),
+        lower * flat,
+        upper * flat,
+        (lower + upper) / 2 * flat,
+        x + (noise - 0.5) * (upper - lower),
+        torch.where(noise > 0.5, lower + upper - x, x),
+    ]
+    # Later on, what is drawn: the others give nothing new a second time.
+    drawn = torch.tensor([0, 1, 8, 9], device=x.device)
+    place = torch.where(number < len(kinds), number, drawn[number % 4])
+    chosen = torch.stack(kinds)[place, torch.arange(len(x), device=x.device)]
+    return chosen.clamp(lower, upper)

@@ -1,0 +1,130 @@
+"""The suite that acts on what was found about a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from robustkit.audit import Audit
+from robustkit.findings import Findings, Remedies
+from robustkit.registry import suites
+from robustkit.threat import Threat
+
+# Flags that say that the model's own gradient may not be the one to follow.
+_MASKED = frozenset(
+    [
+        *("no_gradient", "probabilities", "one_hot", "saturated", "scaled_logits"),
+        *("exploding_gradient", "gradient_mismatch", "piecewise_constant", "inner_autograd"),
+        *("stateful", "randomized", "huge_eps", "not_monotone"),
+    ]
+)
+# Of these, the flags under which it leads nowhere.
+_USELESS = frozenset(["no_gradient", "one_hot", "gradient_mismatch", "huge_eps"])
+# Stand-ins with the values of the model and another gradient: that they exist is a finding.
+_FAITHFUL = ("bypass", "bpda")
+
+
+@suites.register("adaptive", cites="arXiv:1802.00420")
+@dataclass(frozen=True)
+class Adaptive:
+    """Not fooled by masked gradients: `fast`, and the remedies that flags and audit call for.
+
+    On a model with healthy diagnostics it is `fast` and its audit. What is found before the attacks
+    promotes remedies to all points: attacks through the stand-ins that the harness has for any
+    model (automatic BPDA, logits before the squashing, a bypass, smooth forms of hard choices,
+    parts, a student distilled on the answers), gradients averaged over as many draws as the noise
+    needs, transfer from other models, and searches without gradients where those lead nowhere.
+    Remedies that nothing calls for are in the audit, and run on every survivor if its sample falls;
+    where attacks without gradients take points, longer ones of them run on every survivor.
+
+    Athalye et al. 2018 and Tramèr et al. 2020 (arXiv:2002.08347) are the practice; that a harness
+    does it unasked is ours.
+
+    Attributes:
+        audit_share, audit_least: as in `fast`.
+        transfer: a model of the same data from which adversarial inputs are tried; "" for none.
+        queries: of one search without gradients, where it is a remedy.
+    """
+
+    audit_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    audit_least: Annotated[int, Field(ge=2)] = 32
+    transfer: str = "undefended"
+    queries: Annotated[int, Field(ge=100)] = 5000
+
+    def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+        """Those of `fast`."""
+        listed: Sequence[str] = suites.build("fast").attacks(threat, surrogates)
+        return listed
+
+    def audit(self, threat: Threat) -> Audit:
+        """That of `fast`: all of `parity`, on the sample."""
+        fast = suites.build(f"fast(audit_share={self.audit_share}, audit_least={self.audit_least})")
+        audit: Audit = fast.audit(threat)
+        return audit
+
+    def lenders(self) -> Sequence[str]:
+        """Name the models whose adversarial inputs are tried, where they are shipped."""
+        return [self.transfer] if self.transfer else []
+
+    def remedies(self, threat: Threat, surrogates: Sequence[str], findings: Findings) -> Remedies:
+        """Choose what the findings call for, and what the audit tries without a call."""
+        flags = set(findings.flags)
+        masked = bool(_MASKED & flags)
+        line: list[str] = []
+        audit: list[str] = []
+        for name in ["", *surrogates] if findings.eot > 1 else []:
+            line += _climb(threat, findings, name)
+        for name in findings.offered:
+            called = masked or name in _FAITHFUL
+            (line if called else audit).extend(_climb(threat, findings, name))
+        for name in findings.lent:
+            (line if masked else audit).extend(_climb(threat, findings, name))
+        line += _climb(threat, findings, "student") if masked else []
+        blind = self._blind(threat, findings)
+        if _USELESS & flags and not {*_FAITHFUL, "logits"} & set(findings.offered):
+            line += blind
+        elif masked:
+            audit += blind
+        if findings.eot > 1:
+            audit += self._averaged(threat, findings.eot)
+        reserve = [*blind, f"square(queries={2 * self.queries}, restarts=2)"]
+        return Remedies(line, audit, [spec for spec in reserve if spec not in [*line, *audit]])
+
+    def _averaged(self, threat: Threat, eot: int) -> list[str]:
+        """List APGD on CE and DLR over draws, as AutoAttack-rand has it."""
+        listed: Sequence[str] = suites.build(f"rand(eot={eot})").attacks(threat)
+        return list(listed)
+
+    def _blind(self, threat: Threat, findings: Findings) -> list[str]:
+        """List searches without gradients; by decisions too where scores tell little."""
+        if threat.norm == "l1":
+            return [f"square(queries={self.queries}, restarts=2)"]
+        pairs = 40
+        specs = [f"spsa(pairs={pairs}, steps={max(1, self.queries // (2 * pairs + 1) - 1)})"]
+        if {"one_hot", "piecewise_constant"} & set(findings.flags):
+            specs.append(f"hopskipjump(queries={self.queries})")
+        return specs
+
+
+_FIRST = {
+    "linf": ("relay",),
+    "l2": ("relay",),
+    "l1": ("apgd_l1(loss=margin)", "apgd_l1(loss=targeted_dlr, steps=40, targets=4)"),
+}
+
+
+def _climb(threat: Threat, findings: Findings, stand_in: str) -> list[str]:
+    """List the search of `fast` through a stand-in ("": the model), averaged where it is random."""
+    random = not stand_in or stand_in in findings.noisy
+    options = [f"eot={findings.eot}"] if findings.eot > 1 and random else []
+    options += [f"surrogate={stand_in!r}"] if stand_in else []
+    return [_with(spec, options) for spec in _FIRST[threat.norm]]
+
+
+def _with(spec: str, options: Sequence[str]) -> str:
+    head, _, given = spec.rstrip(")").partition("(")
+    listed = [given] if given else []
+    return f"{head}({', '.join([*listed, *options])})" if listed or options else head

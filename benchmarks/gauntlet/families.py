@@ -1,0 +1,8 @@
+"""Every wrapper, by name; importing this fills the list."""
+
+from __future__ import annotations
+
+from benchmarks.gauntlet import chance, computation, gradients, inputs, outputs, served
+from benchmarks.gauntlet.wrapper import ENTRIES
+
+__all__ = ["ENTRIES", "chance", "computation", "gradients", "inputs", "outputs", "served"]

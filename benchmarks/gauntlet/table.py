@@ -1,0 +1,85 @@
+"""The gauntlet as a table on the terminal and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from benchmarks.gauntlet.rows import FOOLED, LARGEST, MEAN, Cell, Row, Summary
+
+TITLES = {"standard": "AutoAttack standard", "rand": "AutoAttack rand"}
+
+
+def headings(columns: Sequence[str]) -> list[str]:
+    """Return the column titles."""
+    shown = [TITLES.get(column, column) for column in columns]
+    return ["wrapper", "truth", *shown, "flags"]
+
+
+def cells(row: Row, columns: Sequence[str]) -> list[str]:
+    """Return one line of the table."""
+    bound = "≤ " if row.kind == "at most" else ""
+    verdicts = [_verdict(row.cells.get(column)) for column in columns]
+    return [row.wrapper, f"{bound}{row.truth:.1f}", *verdicts, ", ".join(_flags(row)) or "none"]
+
+
+def _verdict(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    if cell.robust is None or cell.over is None:
+        return "error"
+    wrong = [f"+{cell.over:.1f}"] if cell.over else []
+    wrong += [f"−{cell.under:.1f}"] if cell.under else []
+    return f"{cell.robust:.1f}" + (f" ({', '.join(wrong)})" if wrong else "")
+
+
+def _flags(row: Row) -> list[str]:
+    named: dict[str, None] = {}
+    for cell in row.cells.values():
+        named |= dict.fromkeys(cell.flags)
+    return list(named)
+
+
+def table(rows: Sequence[Row], columns: Sequence[str], title: str) -> Table:
+    """Lay the rows out for the terminal."""
+    found = Table(title=title)
+    for number, heading in enumerate(headings(columns)):
+        found.add_column(heading, justify="right" if 0 < number <= 1 + len(columns) else "left")
+    family = ""
+    for row in rows:
+        if row.family != family:
+            found.add_section()
+            family = row.family
+        found.add_row(*cells(row, columns))
+    return found
+
+
+def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Lay the rows out in Markdown."""
+    heads = headings(columns)
+    lines = [heads, ["---", *["---:"] * (1 + len(columns)), "---"]]
+    lines += [[f"`{row.wrapper}`", *cells(row, columns)[1:]] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def account(summary: Summary, columns: Sequence[str]) -> list[str]:
+    """Say in lines what the rows add up to."""
+    lines = []
+    for column in columns:
+        if column in summary.mean:
+            fooled = summary.fooled[column]
+            lines.append(
+                f"{TITLES.get(column, column)}: too high by {summary.mean[column]:.2f} points on "
+                f"average, by {summary.largest[column]:.1f} at most; by more than {FOOLED:g} on "
+                f"{len(fooled)} of {summary.wrappers[column]} wrappers"
+            )
+    if "parity" in summary.mean:
+        silent = ", ".join(summary.unflagged) or "none"
+        lines.append(f"fool parity by more than {FOOLED:g} points without a flag: {silent}")
+    if summary.reached is not None:
+        lines.append(
+            f"targets (adaptive: at most {LARGEST:g} points anywhere, {MEAN:g} on average; every "
+            f"wrapper that fools parity is flagged): {'reached' if summary.reached else 'missed'}"
+        )
+    return lines

@@ -1,0 +1,47 @@
+"""What is known of a model before it is attacked, and what a suite makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the first look found, for a suite with `remedies`.
+
+    Attributes:
+        flags: names of the flags raised (`robustkit.flags`).
+        offered: the harness's stand-ins that lead somewhere (`robustkit.surrogate.offered`).
+        lent: other models of the same data whose adversarial inputs may transfer.
+        eot: passes to average per query, for the noise that was measured; 1 without noise.
+        noisy: the stand-ins, declared or offered, whose answers are random too.
+    """
+
+    flags: tuple[str, ...] = ()
+    offered: tuple[str, ...] = ()
+    lent: tuple[str, ...] = ()
+    eot: int = 1
+    noisy: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, kept: dict[str, Any]) -> Findings:
+        """Return findings from what a ledger holds of them."""
+        listed = {key: tuple(kept[key]) for key in ("flags", "offered", "lent", "noisy")}
+        return cls(**listed, eot=int(kept["eot"]))
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """Attack specs that a suite adds on account of findings.
+
+    Attributes:
+        line: on all points, after the suite's own attacks.
+        audit: on the audited sample, before the audit's own attacks.
+        reserve: on every survivor, if attacks without gradients took points.
+    """
+
+    line: Sequence[str] = ()
+    audit: Sequence[str] = ()
+    reserve: Sequence[str] = ()

@@ -1,0 +1,119 @@
+"""From a first look at a model to the line-up against it, for suites that act on what is found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from robustkit.errors import UsageError
+from robustkit.findings import Findings
+from robustkit.ground import Ground
+from robustkit.model import load_model
+from robustkit.noise import draws_needed
+from robustkit.registry import attacks, suites
+from robustkit.replay import peek
+from robustkit.search import stand_in
+from robustkit.standins.student import distill
+from robustkit.suites import LineUp, line_up
+from robustkit.surrogate import Lent, declared, offered
+from robustkit.threat import Threat
+from robustkit.types import Images, Model
+
+STUDENT = "student"
+_SAMPLE, _TAUGHT = 16, 2048  # points that are looked at, and that a student learns from
+
+
+def prescribe(
+    ground: Ground, suite: str, threat: Threat, folder: Path, *, fresh: bool = False
+) -> tuple[Ground, LineUp]:
+    """Return the line-up of `suite` against the model, and the ground with what it needs.
+
+    What was found when a run in `folder` began decides when it goes on: the line-up of a run never
+    changes, though a randomized model may be found otherwise at a second look.
+
+    Raises:
+        UsageError: as `line_up`.
+        RobustkitError: when the student cannot be stored.
+    """
+    x = _points(ground, _SAMPLE)
+    lent = _lenders(ground, suite, x)
+    findings = None if fresh else _kept(folder / "ledger.sqlite")
+    if findings is None:
+        ground, findings = _find(ground, tuple(lent), x)
+    else:
+        lent = {name: model for name, model in lent.items() if name in findings.lent}
+    # The student is made once it is known that it is asked for.
+    listed = line_up(suite, (), threat, None, findings)
+    wanted = {stand_in(attacks.build(spec)) for spec in listed.specs}
+    if STUDENT in wanted:
+        taught = _points(ground, _TAUGHT)
+        student = distill(ground.model, taught, threat, ground.seed, folder)
+        ground = ground._replace(health=ground.health.after(student.forwards, 0))
+        lent[STUDENT] = student
+    lent = {name: model for name, model in lent.items() if name in wanted}
+    if lent:
+        searched = ground.tuned._replace(model=Lent(ground.tuned.model, lent))
+        ground = ground._replace(tuned=searched)
+    return ground, line_up(suite, (), threat, Lent(ground.model, lent), findings)
+
+
+def _kept(path: Path) -> Findings | None:
+    """Return what was found when the run that a ledger holds began."""
+    if not path.is_file():
+        return None
+    try:
+        rows = peek(path, "SELECT value FROM meta WHERE key = 'findings'")
+    except UsageError:  # whoever opens it next says what is wrong
+        return None
+    return Findings.read(json.loads(rows[0][0])) if rows else None
+
+
+def _find(ground: Ground, lent: tuple[str, ...], x: Images) -> tuple[Ground, Findings]:
+    offer, eot = offered(ground.model, x), 1
+    forwards, backwards, noisy = offer.forwards, offer.backwards, dict[str, Model]()
+    if ground.health.randomized:
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            known = {**declared(ground.model), **offer.models}
+            noisy = {name: model for name, model in known.items() if _random(model, x)}
+            eot, *spent = draws_needed([ground.model, *noisy.values()], x)
+        forwards += spent[0] + 2 * len(known) * len(x)
+        backwards += spent[1]
+    flags = tuple(flag.name for flag in ground.health.flags)
+    health = ground.health.after(forwards + len(lent) * len(x), backwards)
+    found = Findings(flags, tuple(offer.models), lent, eot, tuple(noisy))
+    return ground._replace(health=health), found
+
+
+def _random(model: Model, x: Images) -> bool:
+    """Tell whether two passes differ."""
+    with torch.no_grad():
+        first, second = model(x), model(x)
+    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5)
+
+
+def _points(ground: Ground, most: int) -> Images:
+    """Read up to so many of the points, evenly spaced."""
+    chosen: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = ground.points
+    chosen = chosen[:: max(1, len(chosen) // most)][:most]
+    return ground.data.fetch(chosen)[0].to(ground.device)
+
+
+def _lenders(ground: Ground, suite: str, x: Images) -> dict[str, Model]:
+    """Load the models that the suite names, if shipped for the data; not the model itself."""
+    found: dict[str, Model] = {}
+    listed: Sequence[str] = getattr(suites.build(suite), "lenders", list)()
+    for name in listed:
+        try:
+            model = load_model(name, data=ground.data).model
+        except UsageError:  # none is shipped for this data
+            continue
+        model = model.to(ground.device).requires_grad_(False)
+        with torch.no_grad():
+            same = torch.allclose(model(x), ground.model(x), rtol=1e-3, atol=1e-3)
+        if not same:
+            found[name] = model
+    return found

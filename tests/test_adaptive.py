@@ -1,0 +1,251 @@
+"""The suite `adaptive`: what it does about findings, what it costs without, and how it resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robustkit.registry as registry
+from robustkit import remedies
+from robustkit.audit import Audit
+from robustkit.data import Dataset, subset
+from robustkit.evaluate import evaluate, survey
+from robustkit.findings import Findings, Remedies
+from robustkit.model import load_model
+from robustkit.record import Record
+from robustkit.registry import attacks, suites
+from robustkit.run import Watcher
+from robustkit.search import draws, stand_in
+from robustkit.suites import LineUp, line_up
+from robustkit.surrogate import Lent
+from robustkit.threat import Norm, Threat
+
+THREAT = Threat("linf", 0.08)
+LIGHT = "adaptive(audit_least=2, queries=200)"
+FLAG = "gradient_mismatch"
+
+
+def lined(findings: Findings, threat: Threat = THREAT) -> LineUp:
+    return line_up("adaptive", (), threat, None, findings)
+
+
+def parts(line: LineUp) -> tuple[list[str], list[str], list[str]]:
+    """Return what runs on all points, in the audit, and in reserve."""
+    texts, end = [str(spec) for spec in line.specs], len(line.specs) - line.reserve
+    return texts[: line.audited], texts[line.audited : end], texts[end:]
+
+
+PARITY = ["apgd", "apgd(loss=targeted_dlr, targets=9)", "fab(targets=9)", "square(queries=5000)"]
+
+
+def test_nothing_found_is_fast_with_transfer_in_its_audit() -> None:
+    line, audit, reserve = parts(lined(Findings(lent=("undefended",))))
+    assert line == ["relay"]
+    assert audit == ["relay(surrogate=undefended)", *PARITY]
+    assert [text.partition("(")[0] for text in reserve] == ["spsa", "square"]
+
+
+def test_stand_ins_that_nothing_calls_for_are_audited() -> None:
+    line, audit, _ = parts(lined(Findings(offered=("smooth", "part.net.0"))))
+    assert line == ["relay"]
+    assert audit[:2] == ["relay(surrogate=smooth)", "relay(surrogate='part.net.0')"]
+
+
+def test_a_flag_promotes_stand_ins_transfer_and_a_student() -> None:
+    line, audit, _ = parts(lined(Findings((FLAG,), ("logits", "bpda"), ("undefended",))))
+    through = ("logits", "bpda", "undefended", "student")
+    assert line == ["relay", *(f"relay(surrogate={name})" for name in through)]
+    assert [text.partition("(")[0] for text in audit] == ["spsa", "apgd", "apgd", "fab", "square"]
+
+
+def test_that_bpda_leads_elsewhere_is_a_finding_itself() -> None:
+    line, _, _ = parts(lined(Findings(offered=("bpda", "smooth"))))
+    assert line == ["relay", "relay(surrogate=bpda)"]
+
+
+def test_gradients_that_lead_nowhere_are_replaced_by_queries() -> None:
+    line, audit, _ = parts(lined(Findings(("one_hot", "no_gradient"))))
+    assert [text.partition("(")[0] for text in line] == ["relay", "relay", "spsa", "hopskipjump"]
+    assert line[1] == "relay(surrogate=student)"
+    assert audit == PARITY
+
+
+def test_noise_is_averaged_where_there_is_some() -> None:
+    found = Findings(("randomized",), ("bpda", "smooth"), (), eot=7, noisy=("bpda",))
+    line, audit, _ = parts(lined(found))
+    searches = [attacks.build(text) for text in line]
+    assert [(stand_in(s), draws(s)) for s in searches] == [
+        ("", 1), ("", 7), ("bpda", 7), ("smooth", 1), ("student", 1)
+    ]  # fmt: skip
+    assert {"apgd(eot=7)", "apgd(eot=7, loss=dlr)"} <= set(audit)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_every_finding_has_a_line_up(norm: Norm) -> None:
+    for flags in ((), (FLAG,), ("one_hot", "randomized"), ("piecewise_constant",)):
+        for eot in (1, 5):
+            line = lined(Findings(flags, ("smooth",), ("undefended",), eot), Threat(norm, 0.5))
+            assert len(line.specs) == len(set(line.specs))
+            assert line.audited >= 1
+
+
+class Shaky(nn.Module):
+    """Random logits around those of `inner`, and a stand-in without the noise."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x + 0.05 * torch.randn_like(x))
+        return logits
+
+    def surrogates(self) -> dict[str, Any]:
+        return {"still": self.inner}
+
+
+def test_the_noise_of_a_model_and_of_its_stand_ins_is_found(
+    hardened: nn.Module, few: Dataset, tmp_path: Path
+) -> None:
+    ground = survey(Shaky(hardened).eval(), "net", few, None, 0, "cpu")
+    _, line = remedies.prescribe(ground, "adaptive", THREAT, tmp_path)
+    assert line.findings is not None
+    assert "randomized" in line.findings.flags
+    assert line.findings.eot >= 4
+    assert "still" not in line.findings.noisy
+    on_all = [attacks.build(spec) for spec in line.specs[: line.audited]]
+    assert {stand_in(s): draws(s) for s in on_all}["still"] == 1
+    assert {stand_in(s): draws(s) for s in on_all}[""] == line.findings.eot
+
+
+class Masked(nn.Module):
+    """Decides as `inner`, behind an input that no gradient passes."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = (x.detach() * 255).round() / 255 + 0 * x
+        logits: Tensor = self.inner(hidden)
+        return logits
+
+
+@pytest.fixture
+def few(bundled: Dataset) -> Dataset:
+    return subset(bundled, range(0, 1000, 40))
+
+
+def run(model: nn.Module, data: Dataset, folder: Path, **options: Any) -> Record:
+    return evaluate(
+        model, name="net", data=data, threat=THREAT, folder=folder, **{"device": "cpu", **options}
+    )
+
+
+def outcome(record: Record) -> list[tuple[int, str, str | None]]:
+    points = record.points
+    return list(zip(points.index, points.status, points.attack, strict=True))
+
+
+def test_a_mask_is_attacked_through(hardened: nn.Module, few: Dataset, tmp_path: Path) -> None:
+    truth = run(hardened, few, tmp_path / "open", suite="quick")
+    fooled = run(Masked(hardened).eval(), few, tmp_path / "quick", suite="quick")
+    record = run(Masked(hardened).eval(), few, tmp_path / "adaptive", suite=LIGHT)
+    assert fooled.robust > truth.robust  # the mask works on a naive suite
+    assert record.robust <= truth.robust + 0.04
+    assert "no_gradient" in {flag.name for flag in record.flags}
+    assert record.strongest_attack == "relay(surrogate=bpda)"
+    assert "relay(surrogate=bpda)" in record.points.attack
+
+
+def test_health_costs_little_and_changes_nothing(bundled: Dataset, tmp_path: Path) -> None:
+    model, data = load_model("pgd_at", data=bundled).model, subset(bundled, range(0, 1000, 20))
+    fast = run(model, data, tmp_path / "fast", suite="fast(audit_least=2)")
+    record = run(model, data, tmp_path / "adaptive", suite="adaptive(audit_least=2)")
+    assert not [flag for flag in record.flags if flag.name != "chance"]
+    assert record.outcomes == fast.outcomes
+    assert record.forwards <= 1.25 * fast.forwards
+    assert record.backwards <= 1.25 * fast.backwards
+    assert not any(attack.startswith("spsa") for attack in record.attacks)
+
+
+def test_an_interrupted_run_goes_on_with_what_was_found(
+    hardened: nn.Module, few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Masked(hardened).eval()
+
+    class Fuse(Watcher):
+        left = 3
+
+        def advance(self, done: int, robust: int, points: int) -> None:
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+    few = subset(few, range(0, 25, 3))
+    whole = run(model, few, tmp_path / "whole", suite=LIGHT)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, few, tmp_path / "cut", suite=LIGHT, watcher=Fuse(), batch_size=9)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a run that goes on must not look again")
+
+    monkeypatch.setattr(remedies, "_find", refuse)
+    cut = run(model, few, tmp_path / "cut", suite=LIGHT)
+    assert outcome(cut) == outcome(whole)
+    assert cut.attacks == whole.attacks
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Gives an attack without gradients what one step has left, and keeps another in reserve."""
+
+    queries: int = 1
+
+    def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+        return ["pgd(steps=1, step_size=0.001, random_start=false)"]
+
+    def audit(self, threat: Threat) -> Audit:
+        return Audit([f"square(queries={self.queries})"], near=1.0)
+
+    def remedies(self, threat: Threat, surrogates: Sequence[str], findings: Findings) -> Remedies:
+        return Remedies(reserve=["spsa(steps=1, pairs=1)"])
+
+
+@pytest.fixture
+def toy() -> Iterator[None]:
+    suites.register("toy")(Toy)
+    yield
+    registry.suites._entries.pop("toy")
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("called", [False, True])
+def test_the_reserve_runs_where_attacks_without_gradients_took_points(
+    hardened: nn.Module, few: Dataset, tmp_path: Path, called: bool
+) -> None:
+    suite = "toy(queries=100)" if called else "toy"
+    threat = THREAT if called else Threat("linf", 1e-4)
+    record = evaluate(
+        hardened, name="net", data=few, threat=threat, folder=tmp_path, device="cpu", suite=suite
+    )
+    blind = sum(attack is not None and "square" in attack for attack in record.points.attack)
+    assert (blind > 1) == called
+    assert ("spsa(pairs=1, steps=1)" in record.attacks) == called
+    again = evaluate(
+        hardened, name="net", data=few, threat=threat, folder=tmp_path, device="cpu", suite=suite
+    )
+    assert again == record
+
+
+def test_the_student_and_lenders_are_lent_not_declared(few: Dataset, tmp_path: Path) -> None:
+    line = line_up("adaptive", (), THREAT, Lent(nn.Identity(), {"a": torch.relu}),
+                   Findings(lent=("a",)))  # fmt: skip
+    assert parts(line)[0] == ["relay"]
+    assert parts(line)[1][0] == "relay(surrogate=a)"
