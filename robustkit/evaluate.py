@@ -104,16 +104,13 @@ def evaluate(
     setup = set_up(device, distributed, workers)
     if minimum_norm:
         _refuse_beside_distances(line, replay, pace)
-    box = (asked.threat.lower, asked.threat.upper)
     ground = survey(asked.model, asked.name, asked.data, n, seed, device,
-                    points=points, tuning=tuning, box=box)  # fmt: skip
+                    points=points, tuning=tuning, box=asked.threat.box)  # fmt: skip
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 asked.arguments, asked.notes, replay, pace)  # fmt: skip
     place = None if folder is None else Path(folder)
     if suite is not None and acts_on_findings(suite):
-        _refuse_workers(setup, suite)
-        place = place or home_of(ground, [asked.threat], line, wish)
-        ground, line = prescribe(ground, suite, asked.threat, place, fresh=fresh)
+        ground, line, place = _act(ground, line, asked.threat, place, wish, suite, setup)
     with (
         listening(watcher, progress) as heard,
         staff(setup, ground, named, batch_size, tuning, heard) as crew,
@@ -131,13 +128,23 @@ def _refuse_beside_distances(line: LineUp, replay: object, pace: object) -> None
         raise UsageError("a minimum-norm run takes no replay and no budget.")
 
 
-def _refuse_workers(setup: object, suite: str) -> None:
-    """Refuse several devices for a suite that lends models of its own (a UsageError)."""
+def _act(
+    ground: Ground,
+    line: LineUp,
+    threat: Threat,
+    place: Path | None,
+    wish: Wish,
+    suite: str,
+    setup: object,
+) -> tuple[Ground, LineUp, Path]:
+    """Let a suite act on what is found about the model; see `robustkit.remedies.prescribe`."""
     if setup is not None:
         raise UsageError(
             f"the suite {suite} runs on one device: the models that it lends to its attacks are "
             "not sent to workers. Name one --device, or use another suite."
         )
+    place = place or home_of(ground, [threat], line, wish)
+    return *prescribe(ground, suite, threat, place, fresh=wish.fresh), place
 
 
 def survey(

@@ -81,8 +81,8 @@ def evaluate_grid(
     line_ups = [line_up(suite, attacks, radius, asked.model) for radius in radii]
     refuse_audit(line_ups[0], suite)
     setup = set_up(device, distributed, workers)
-    box = (asked.threat.lower, asked.threat.upper)
-    ground = survey(asked.model, asked.name, asked.data, n, seed, device, tuning=tuning, box=box)
+    ground = survey(asked.model, asked.name, asked.data, n, seed, device,
+                    tuning=tuning, box=asked.threat.box)  # fmt: skip
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 asked.arguments, asked.notes)  # fmt: skip
     place = Path(folder) if folder is not None else home_of(ground, radii, line_ups[0], wish)

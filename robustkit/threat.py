@@ -71,6 +71,11 @@ class Threat:
         return f"{self.norm}:{self.eps:.6g}"
 
     @property
+    def box(self) -> tuple[float, float]:
+        """The range of the inputs."""
+        return self.lower, self.upper
+
+    @property
     def _order(self) -> float:
         return _ORDER[self.norm]
 

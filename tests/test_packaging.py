@@ -125,7 +125,8 @@ def test_the_metadata_says_what_a_stranger_needs(wheel: Path, contents: set[str]
     assert name.replace("METADATA", "licenses/LICENSE") in contents
     libraries = {"autoattack", "torchattacks", "foolbox", "robustbench", "ray"}
     sources = {"timm", "torchvision", "hf", "onnx"}
-    extras = {*libraries, *sources, "report", "test", "all"}
+    training = {"lightning", "tensorboard", "wandb", "mlflow"}
+    extras = {*libraries, *sources, *training, "report", "docs", "test", "all"}
     assert extras == set(meta.get_all("Provides-Extra", []))
     needed = meta.get_all("Requires-Dist", [])
     core = [line for line in needed if "extra ==" not in line and "python_version" not in line]
