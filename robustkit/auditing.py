@@ -37,16 +37,25 @@ def perform(
         ledger.remember("audit", asdict(sample))
     for stage in stages:
         attack(stage, sorted(sample.points), False)
-    escalate = alarming(audit, sample, fallen(ledger, sample, line), len(everything))
+    escalate = ledger.remembered("escalated")
+    if escalate is None:  # a run that was killed goes on as it decided
+        escalate = alarming(audit, sample, fallen(ledger, sample, line), len(everything))
+        ledger.remember("escalated", escalate)
     for stage in stages:
         attack(stage, everything if escalate else sorted(sample.points), True)
-    ledger.remember("escalated", escalate)
     called = masked(ledger, line, len(everything))
     for stage in reserve:
         if called:
             attack(stage, everything, True)
         else:
             ledger.write(stage, [], [], Cost(finished=True))
+
+
+def unaudited(line: LineUp, ledger: Ledger) -> bool:
+    """Tell whether an audit was due and has not come to its end."""
+    costs = ledger.costs()
+    stages = range(line.audited, len(line.specs))
+    return line.audit is not None and not all(costs.get(s, Cost()).finished for s in stages)
 
 
 def masked(ledger: Ledger, line: LineUp, n: int) -> bool:

@@ -9,18 +9,17 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from robustkit import provenance
 from robustkit.asked import home
+from robustkit.auditing import unaudited
+from robustkit.blame import blaming
 from robustkit.bounds.certify import Certifier, certifier
 from robustkit.carry import Carried
 from robustkit.data import Dataset, digest
 from robustkit.device import stride
-from robustkit.diagnose import Health, look_again
+from robustkit.diagnose import look_again
 from robustkit.distributed import Crew
 from robustkit.engine import Engine
-from robustkit.errors import UsageError
 from robustkit.ground import Ground
 from robustkit.ledger import CLEAN, Cost, Ledger
 from robustkit.outcome import Origin, make_record, settle_record
@@ -28,6 +27,7 @@ from robustkit.pace import Pace
 from robustkit.record import Record
 from robustkit.replay import Examples, find_examples
 from robustkit.run import Run, Watcher
+from robustkit.sameness import same_answers, source_digest
 from robustkit.suites import LineUp
 from robustkit.text import slug
 from robustkit.threat import Threat
@@ -74,7 +74,8 @@ def conduct(
     name, data, chosen = ground.name, ground.data, ground.points
     prover = None
     if wish.certify:
-        prover = certifier(ground.model, data.shape, threat, wish.certify, ground.seed)
+        prover = certifier(ground.model, data.shape, threat, wish.certify, ground.seed,
+                           randomized=ground.health.randomized)  # fmt: skip
     examples = find_examples(Path(wish.replay), data.shape) if wish.replay is not None else None
     watcher.model(name if carried is None else f"{name} at {threat}", len(chosen))
     if wish.certify and prover is None:
@@ -87,7 +88,7 @@ def conduct(
         folder = place / slug(name)
     path, commit = folder / "record.json", provenance.commit()
     with Ledger(folder / "ledger.sqlite", identity, fresh=wish.fresh) as ledger:
-        _same_answers(ledger, ground.health, name)
+        health = same_answers(ledger, ground.model, ground.health, threat, ground.seed, name)
         ledger.remember("shape", list(data.shape))
         if carried is not None:
             carried.settle(ledger)
@@ -98,16 +99,21 @@ def conduct(
         slots = wish.batch_size or tuned.slots
         run = Run(name, ground.model, data, threat, line, chosen, ground.seed,
                   Engine(tuned.model, threat, slots, stride(device), tuned.half), device, ledger,
-                  ground.health, _keep(wish.save_adversarial, data, len(chosen), watcher), watcher,
+                  health, _keep(wish.save_adversarial, data, len(chosen), watcher), watcher,
                   prover, wish.attack_certified, examples, minimum_norm,
                   len(line.specs) if minimum_norm else scouts, crew)  # fmt: skip
         finished = [int(point) for point in chosen]
         if not ledger.costs().get(len(line.specs) - 1, Cost()).finished:
             path.unlink(missing_ok=True)  # of fewer points, or of an earlier configuration
-            finished = run.all(wish.pace)
-            _look_again(run)
+            with blaming(name):
+                finished = run.all(wish.pace)
+                _look_again(run)
         if len(finished) < len(chosen):
             origin = origin._replace(content=digest(data, finished))
+        if unaudited(line, ledger):
+            told = "is not done: nothing bounds what its search may have missed"
+            origin.notes.append(f"the audit of {wish.suite} {told}")
+            watcher.note(f"{name}: {origin.notes[-1]}.")
         record = settle_record(make_record(run, origin, finished), path, watcher)
     watcher.kept(path)
     for flag in record.flags:
@@ -123,6 +129,7 @@ def home_of(ground: Ground, radii: Sequence[Threat], line: LineUp, wish: Wish) -
     """
     identity = {
         "defense": ground.name,
+        "source": source_digest(ground.name),
         "weights": ground.weights.digest,
         "data": ground.content,
         "radii": [asdict(radius) for radius in radii],
@@ -138,7 +145,8 @@ def home_of(ground: Ground, radii: Sequence[Threat], line: LineUp, wish: Wish) -
 
 def _identity(ground: Ground, threat: Threat) -> dict[str, Any]:
     """Return what every verdict depends on, beside what is done to the points."""
-    return {
+    source = source_digest(ground.name)
+    return ({"source": source} if source else {}) | {
         "robustkit": provenance.versions()["robustkit"],
         "defense": ground.name,
         "weights": ground.weights.digest,
@@ -163,23 +171,6 @@ def _program(
     if examples:
         program["replay"] = examples.digest
     return program
-
-
-def _same_answers(ledger: Ledger, health: Health, name: str) -> None:
-    """Refuse to go on with a model that answers otherwise than when the run began.
-
-    The digest of the weights does not see a changed forward pass.
-    """
-    now, before = health.answers.cpu(), ledger.remembered("answers")
-    if before is None or health.randomized:
-        ledger.remember("answers", now.tolist())
-        return
-    then = torch.tensor(before)
-    if then.shape != now.shape or float((then - now).abs().max() / now.abs().max()) > 1e-3:
-        raise UsageError(
-            f"{ledger.path.parent} holds a run of {name} when it answered otherwise to the same "
-            "inputs: its code has changed. Choose another --out, or start over with --fresh."
-        )
 
 
 def _look_again(run: Run) -> None:

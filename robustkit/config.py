@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from robustkit import pace
 from robustkit.errors import RobustkitError, UsageError, unknown
 from robustkit.gate.terms import METRICS
+from robustkit.registry import suites
 from robustkit.threat import Threat
 
 if sys.version_info >= (3, 11):
@@ -76,6 +77,10 @@ def _checked(read: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
+def _suite(text: str) -> object:
+    return suites.build(text)
+
+
 def _metric(text: str) -> str:
     name, _, number = text.partition("=")
     if name.strip() not in METRICS:
@@ -85,6 +90,7 @@ def _metric(text: str) -> str:
 
 
 ThreatText = Annotated[str, AfterValidator(_checked(Threat.parse))]
+SuiteText = Annotated[str, AfterValidator(_checked(_suite))]
 Time = Annotated[str, AfterValidator(_checked(pace.seconds))]
 Metric = Annotated[str, AfterValidator(_metric)]
 Number = Annotated[int, Field(ge=1)]
@@ -108,7 +114,7 @@ class ModelEntry(_Table):
     std: list[float] | None = None
     data: str | None = None
     threat: ThreatText | None = None
-    suite: str | None = None
+    suite: SuiteText | None = None
     n: Number | None = None
     baseline: str | None = None
 
@@ -131,7 +137,7 @@ class Config(_Table):
     data: str | None = None
     data_root: str | None = None
     threat: ThreatText | None = None
-    suite: str | None = None
+    suite: SuiteText | None = None
     certify: Literal["auto", "ibp", "crown", "alpha-crown", "smoothing"] | None = None
     n: Number | None = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -214,7 +220,10 @@ def _told(path: Path, text: str, inside: tuple[str, ...], error: pydantic.Valida
         return f"{where}: {named} is missing: write {last} = ..."
     message = wrong["msg"].removeprefix("Value error, ")
     cure = f" Write {_CURES[last]}." if last in _CURES else ""
-    return f"{where}: {named}: {message.rstrip('.')}, got {wrong['input']!r}.{cure}"
+    given = wrong["input"]
+    known = isinstance(given, str) and repr(given) in message
+    seen = "" if known else f", got {given!r}"
+    return f"{where}: {named}: {message.rstrip('.')}{seen}.{cure}"
 
 
 def _known(inside: list[str], keys: Sequence[str | int]) -> list[str]:

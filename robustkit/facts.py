@@ -64,6 +64,8 @@ class AuditInfo(Part):
     missed: Count
     """Upper bound, at `confidence`, on the points never audited that the line-up would take."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
+    attacks: list[str] = []
+    """Those of the record's attacks that are the audit's; empty: written before this was told."""
 
 
 class DataInfo(Part):

@@ -149,6 +149,8 @@ _KINDS = (
     ),
 )
 FLAGS: dict[str, Kind] = {kind.name: kind for kind in _KINDS}
+# What is judged by the outcome on all points: on a few of them chance alone can raise these.
+OUTCOME = ("black_box", "transfer", "unused_budget", "chance")
 _ORDER: tuple[str, ...] = get_args(Reliability)
 
 

@@ -18,7 +18,8 @@ class Entry(NamedTuple):
     """One record as one line of a history; the fields are the columns, in order.
 
     `change` is that of the robust accuracy against the entry before it of the same defense, data,
-    threat model and suite; `p` is the exact McNemar test of it, where both are on the same points.
+    threat model, suite and n; `p` is the exact McNemar test of it, where both are on the same
+    points.
     """
 
     started: str
@@ -39,18 +40,34 @@ class Entry(NamedTuple):
 
 
 def history(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
-    """Make a table of records and the paths they lie at, oldest first; columns as in `Entry`."""
-    items = sorted(records, key=lambda item: (item[1].started, str(item[0])))
-    last: dict[tuple[str, ...], Record] = {}
+    """Make a table of records and the paths they lie at, oldest first; columns as in `Entry`.
+
+    A run and the baseline that was recorded from it are one line: the baseline, which has a reason.
+    """
+    items = sorted(_distinct(records), key=lambda item: (item[1].started, str(item[0])))
+    last: dict[tuple[str | int, ...], Record] = {}
     rows = []
     for path, record in items:
         line = _entry(path, record)
-        key = (line.defense, line.data, line.threat, line.suite)
+        key = (line.defense, line.data, line.threat, line.suite, line.n)
         if (before := last.get(key)) is not None:
             line = line._replace(change=record.robust - before.robust, p=_paired(before, record))
         last[key] = record
         rows.append(line)
     return pd.DataFrame(rows, columns=list(Entry._fields))
+
+
+def _distinct(records: Iterable[tuple[Path | str, Record]]) -> list[tuple[Path | str, Record]]:
+    found: dict[str, tuple[Path | str, Record]] = {}
+    for path, record in records:
+        key = record.model_dump_json(exclude={"arguments"})
+        if key not in found or (_reason(record) and not _reason(found[key][1])):
+            found[key] = (path, record)
+    return list(found.values())
+
+
+def _reason(record: Record) -> str:
+    return str(record.arguments.get("reason", ""))
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
@@ -104,7 +121,7 @@ def _entry(path: Path | str, record: Record) -> Entry:
         robust_high=round(high, 6),
         change=None,
         p=None,
-        reason=str(record.arguments.get("reason", "")),
+        reason=_reason(record),
         record=path.as_posix() if isinstance(path, Path) else path,
     )
 
@@ -113,6 +130,8 @@ def _paired(before: Record, now: Record) -> float | None:
     if before.data.digest != now.data.digest:
         return None
     then, here = before.outcomes, now.outcomes
+    if then.keys() != here.keys():  # the same images at other positions
+        return None
     lost = sum(ok and not here[point] for point, ok in then.items())
     gained = sum(ok and not then[point] for point, ok in here.items())
     return stats.mcnemar(lost, gained)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import robustkit.registry as registry
 from robustkit import provenance
 from robustkit.audit import CONFIDENCE, missed
-from robustkit.auditing import drawn, fallen
+from robustkit.auditing import drawn, fallen, unaudited
 from robustkit.diagnose import review
 from robustkit.diagnose.asking import flag
 from robustkit.errors import UsageError
@@ -33,7 +33,7 @@ from robustkit.run import Run, Watcher
 from robustkit.search import stand_in
 from robustkit.spec import Spec
 
-_EVIDENCE = ("defense", "points", "weights", "data", "threat", "attacks", "seed")
+_CIRCUMSTANCES = {"arguments", "notes", "versions", "device", "commit"}
 
 
 class Origin(NamedTuple):
@@ -56,17 +56,18 @@ def settle_record(record: Record, path: Path, watcher: Watcher) -> Record:
     if path.exists():
         try:
             kept = load(path)
-            if (kept.points, kept.weights, kept.data) == (
-                record.points,
-                record.weights,
-                record.data,
-            ):
+            if _derived(kept) == _derived(record):
                 return kept
         except UsageError:
             pass
         watcher.note(f"{path} did not agree with the ledger and was written anew from it")
     save(record, path)
     return record
+
+
+def _derived(record: Record) -> dict[str, Any]:
+    """Return what the ledger and the request decide: all but when, where and how it was asked."""
+    return record.model_dump(mode="json", exclude=_CIRCUMSTANCES)
 
 
 def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
@@ -127,7 +128,7 @@ def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
 
 def _audit(run: Run) -> AuditInfo | None:
     sample = drawn(run.ledger)
-    if sample is None:
+    if sample is None or unaudited(run.line, run.ledger):
         return None
     broken, escalated = (
         fallen(run.ledger, sample, run.line),
@@ -142,6 +143,7 @@ def _audit(run: Run) -> AuditInfo | None:
         escalated=escalated,
         missed=0 if escalated else missed(sample, broken),
         confidence=CONFIDENCE,
+        attacks=[str(spec) for spec in run.specs[run.line.audited :]],
     )
 
 
@@ -161,7 +163,7 @@ def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
         jobs = attack.jobs(run.threat, run.health.classes)
         # Of the audit's sample and of a search that runs on after a success, the ledger knows.
         counted = run.scouts <= number < run.line.audited
-        entered = len(left) if counted else cost.entered
+        entered = len(left) if counted else max(cost.entered, len(taken))
         stages.append(
             Stage(
                 attack=str(spec),

@@ -17,11 +17,12 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.record import Status
 
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_LATE = "the time is up"
 _FIRST, _MOST = 16, 128  # points in a part
 
 
 class OverTime(Exception):
-    """The time is up in the middle of a part."""
+    """A budget is used up in the middle of a part; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,13 @@ class Pace:
     """Takes the points in parts, and may end the run after any of them.
 
     Attributes:
+        audits: whether the audit of a suite runs once all points are done.
         reason: why the run ended before all points were done, in words; None: it did not.
     """
 
     budget: Budget = Budget()
     reason: str | None = None
+    audits: bool = True
     _start: float = field(default_factory=time.monotonic)
 
     def enough(self, progress: Progress) -> str | None:
@@ -71,13 +74,18 @@ class Pace:
         """Say which budget is used up, if one is."""
         allowed = self.budget.forwards
         if allowed is not None and forwards >= allowed:
-            return f"{forwards:,} of {allowed:,} forward passes are used"
-        return "the time is up" if self._late() else None
+            return f"{forwards:,} of {allowed:,} forward passes are used, as counted between parts"
+        return _LATE if self._late() else None
+
+    def check(self, forwards: int) -> None:
+        """Stop in the middle of a part (by `OverTime`) when a budget is used up."""
+        if reason := self.spent(forwards):
+            raise OverTime(reason)
 
     def check_time(self) -> None:
         """Stop in the middle of a part (by `OverTime`) when the time is up."""
         if self._late():
-            raise OverTime
+            raise OverTime(_LATE)
 
     def _late(self) -> bool:
         seconds = self.budget.seconds

@@ -134,12 +134,12 @@ class Run:
                 done += len(part)
                 self.ledger.remember("done", done)
                 self.watcher.part(done, len(order))
-        except OverTime:
-            pace.reason = "the time is up"
+            if done == len(order) and pace.audits:
+                self._audit(pace)
+        except OverTime as error:
+            pace.reason = str(error)
         if not done:
             raise nothing_done(pace.budget)
-        if done == len(order):
-            self._audit()
         return sorted(order[:done])
 
     def _do(self, points: Sequence[int], *, last: bool, pace: Pace | None = None) -> None:
@@ -150,8 +150,12 @@ class Run:
         for stage in range(self.line.audited):
             self.attack(stage, points, last=last, pace=pace)
 
-    def _audit(self) -> None:
-        """Audit what the search has left standing, if the line-up asks for it."""
+    def _audit(self, pace: Pace | None = None) -> None:
+        """Audit what the search has left standing, if the line-up asks for it.
+
+        Raises:
+            OverTime: when a budget ends before the audit does.
+        """
         everything: list[int] = self.points.tolist()
 
         def left() -> list[int]:
@@ -159,7 +163,9 @@ class Run:
             return [p for p in standing if self.attack_certified or p not in proved]
 
         def attack(stage: int, points: Sequence[int], last: bool) -> None:
-            self.attack(stage, points, last=last)
+            if pace is not None:
+                pace.check(self._forwards())
+            self.attack(stage, points, last=last, pace=pace)
 
         perform(self.line, self.ledger, left, everything, self.seed, attack)
 

@@ -80,7 +80,7 @@ class TestAction:
             action,
             tmp_path,
             0,
-            models="pgd_at net.py:make",
+            models="pgd_at(eps=0.3, steps=5)\n\n  net.py:make\n",
             baseline="kept",
             tolerance="0.02",
             args="--metric clean --quiet",
@@ -90,7 +90,7 @@ class TestAction:
         command, *words = (tmp_path / "arguments").read_text().splitlines()
         assert command == "check"
         context = main.commands["check"].make_context("check", words)
-        assert context.params["models"] == ("pgd_at", "net.py:make")
+        assert context.params["models"] == ("pgd_at(eps=0.3, steps=5)", "net.py:make")
         assert context.params["baseline"] == Path("kept")
         assert (context.params["tolerance"], context.params["max_time"]) == (0.02, 300)
         assert (context.params["undecided"], context.params["quiet"]) == ("pass", True)

@@ -130,6 +130,30 @@ def test_what_cannot_be_bounded_is_refused_by_name_and_skipped_by_auto() -> None
         certifier(net, (1, 2, 2), THREAT, "zonotope")
 
 
+@pytest.mark.parametrize("size", [5e-5, 1e-9])
+def test_a_randomized_network_has_no_bounds(size: float) -> None:
+    """The noise is read once, as a constant: what is bounded then is another network."""
+
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            answer: torch.Tensor = self.net(x + size * torch.randn(1, 1, 2, 2).to(x))
+            return answer
+
+    noisy = Noisy().eval()
+    assert certifier(noisy, (1, 2, 2), THREAT, "auto") is None
+    with pytest.raises(UsageError, match="two passes over the same input differ"):
+        certifier(noisy, (1, 2, 2), THREAT, "ibp")
+    sound = noisy.net
+    assert certifier(sound, (1, 2, 2), THREAT, "ibp") is not None
+    assert certifier(sound, (1, 2, 2), THREAT, "auto", randomized=True) is None
+    with pytest.raises(UsageError, match="the passes of this one differ"):
+        certifier(sound, (1, 2, 2), THREAT, "crown", randomized=True)
+
+
 def test_a_mixture_is_certified_by_its_robust_part(data: Dataset) -> None:
     """Whatever the other part says: here it says the contrary."""
     wrong = nn.Sequential(line(), Negated())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from robustkit.cli import main
+from robustkit.history import history
+from robustkit.record import Record
 
 MODELS = """
 import time
@@ -146,6 +149,27 @@ class TestCheck:
         assert "error: models.py:Late: " in result.stderr
         assert "pass: models.py:net" in result.stdout
 
+    @pytest.mark.parametrize("others", [[], ["models.py:net"]])
+    def test_reports_say_what_could_not_finish(self, base: Path, others: list[str]) -> None:
+        result = check("models.py:Late", *others, "--baseline", "base", "--tolerance", "0.2",
+                       "--no-replay", "--json", "--junit", "j.xml", "--sarif", "r.sarif",
+                       "--markdown", "s.md")  # fmt: skip
+        told = json.loads(result.stdout)
+        assert result.exit_code == told["exit_code"] == 3
+        assert [row["candidate"] for row in told["checks"]] == others
+        assert told["failures"][0]["candidate"] == "models.py:Late"
+        root = ElementTree.parse("j.xml").getroot()
+        assert (root.get("errors"), root.get("tests")) == ("1", str(1 + 2 * len(others)))
+        error = root.find("testsuite[@name='models.py:Late']/testcase/error")
+        assert error is not None
+        assert "NaN or infinite logits" in str(error.text)
+        assert "could not finish" in Path("s.md").read_text().splitlines()[1]
+        (log,) = json.loads(Path("r.sarif").read_text())["runs"]
+        (ended,) = log["invocations"]
+        assert not ended["executionSuccessful"]
+        (notice,) = ended["toolExecutionNotifications"]
+        assert notice["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "models.py"
+
     def test_a_regression_counts_for_more_than_one_that_cannot_finish(self, base: Path) -> None:
         models = ["models.py:Late", "models.py:ruined"]
         assert check(*models, "--baseline", "base", "--no-replay").exit_code == 1
@@ -241,6 +265,19 @@ class TestProject:
         assert listed.exit_code == 0
         assert "smaller net" in listed.stdout
 
+    def test_an_unreadable_baseline_is_replaced(self, room: Path) -> None:
+        (room / "robustkit.toml").write_text(CONFIG)
+        update = ("baseline", "update", "--reason", "anew", "--device", "cpu")
+        run(*update)
+        (path,) = (room / "kept").glob("*/record.json")
+        path.write_text("garbage{")
+        again = run(*update)
+        assert again.exit_code == 0, again.stderr
+        assert "the baseline before cannot be read" in again.stderr
+        log = [json.loads(x) for x in (room / "kept" / "log.jsonl").read_text().splitlines()]
+        assert log[1]["robust_before"] is None
+        assert json.loads(path.read_text())["schema"]
+
     def test_a_baseline_of_another_threat_model_does_not_serve(self, room: Path) -> None:
         (room / "robustkit.toml").write_text(CONFIG)
         run("baseline", "update", "--reason", "first", "--device", "cpu", "--quiet")
@@ -325,6 +362,32 @@ class TestEvaluate:
 
 
 class TestHistory:
+    def test_a_baseline_and_its_run_are_one_line(self, make_record: Callable[..., Record]) -> None:
+        run_of = make_record("net", "rrbm")
+        kept = run_of.model_copy(update={"arguments": {**run_of.arguments, "reason": "first"}})
+        for order in (["a", "b"], ["b", "a"]):
+            pairs = {"a": run_of, "b": kept}
+            frame = history([(name, pairs[name]) for name in order])
+            assert [(line.record, line.reason) for line in frame.itertuples()] == [("b", "first")]
+
+    def test_runs_of_another_size_are_not_compared(
+        self, make_record: Callable[..., Record]
+    ) -> None:
+        made = [make_record("net", letters, started=f"2026-01-0{day}T00:00:00+00:00")
+                for day, letters in enumerate(("rrbm", "rrrrbm", "rbbm"), 1)]  # fmt: skip
+        changes = history([(str(i), record) for i, record in enumerate(made)])["change"]
+        assert changes.isna().tolist() == [True, True, False]
+        assert changes[2] == -0.25
+
+    def test_the_same_images_at_other_positions_are_not_paired(
+        self, make_record: Callable[..., Record]
+    ) -> None:
+        first = make_record("net", "rrbm")
+        moved = first.points.model_copy(update={"index": [10, 11, 12, 13]})
+        later = first.model_copy(update={"points": moved, "started": "2027-01-01T00:00:00+00:00"})
+        frame = history([("a", first), ("b", later)])
+        assert frame["p"].isna().all()
+
     def test_table_csv_and_plot(self, base: Path) -> None:
         assert evaluate("models.py:net", "--seed", "1", "--out", "later").exit_code == 0
         table = run("history", "base", "later")

@@ -402,6 +402,20 @@ class TestTrain:
         assert result.exit_code == 2
         assert "trained holds another training: seed was 0, now 1" in result.stderr
 
+    def test_a_calibration_leaves_another_training_alone(self, root: Path) -> None:
+        self.train(root, "--out", "trained", "--quiet")
+        weights, card = (root / "trained" / name for name in ("model.safetensors", "card.json"))
+        before = weights.read_bytes(), card.read_bytes()
+        given = ["--data", "mnist", "--data-root", str(root), "--device", "cpu"]
+        for told in ("defense was 'pgd_at', now 'mixednuts'", "its weights have no card"):
+            result = run("train", "mixednuts", *given, "--out", "trained")
+            assert result.exit_code == 2
+            assert f"trained holds another training: {told}" in result.stderr.replace("\n", " ")
+            assert weights.read_bytes() == before[0]
+            assert card.read_bytes() == before[1]
+            before = before[0], before[1].replace(b'"sha256": "', b'"sha256": "0')
+            card.write_bytes(before[1])
+
     def test_a_batch_larger_than_the_data_is_refused(self, root: Path) -> None:
         result = self.train(root, "--batch-size", "129")
         assert result.exit_code == 2

@@ -100,6 +100,7 @@ def test_the_first_one_is_valid(tmp_path: Path, pyproject: bool) -> None:
         ("seed = 3", "sede = 3", 6, "Unknown key 'sede'. Did you mean 'seed'?"),
         ("tolerance", "tolerence", 19, "Did you mean 'check.tolerance'?"),
         ("mean = [0.5]", "maen = [0.5]", 15, "'models.1.maen'. Did you mean 'models.1.mean'?"),
+        ('"linf:8/255"', '"linf:0.1.2"', 3, "or 'l0:10', got 'linf:0.1.2'."),
         ('"linf:8/255"', '"linf:-1"', 3, "threat: eps must be positive"),
         ('"l2:0.5"', '"l9:0.5"', 16, "models.1.threat: Unknown norm 'l9'"),
         ("0.02", "2.0", 19, 'check.tolerance: Input should be less than 1, got 2.0. Write'),
@@ -122,6 +123,20 @@ def test_errors_name_line_key_and_cure(
         load(path)
     assert str(caught.value).startswith(f"{path}:{line}: ")
     assert told in str(caught.value)
+
+
+def test_an_unknown_suite_is_refused_and_named_once(tmp_path: Path) -> None:
+    path = write(tmp_path, 'data = "bundled"\nsuite = "quik"\n')
+    with pytest.raises(UsageError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}:2: suite: Unknown suite 'quik'. Did you mean")
+    assert str(caught.value).count("quik") == 1
+
+
+def test_no_value_is_told_twice(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(write(tmp_path, 'threat = "linf:0.1.2"\n'))
+    assert str(caught.value).count("linf:0.1.2") == 1
 
 
 def test_broken_toml_is_named_with_its_line(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_passes_are_counted_one_by_one(
     record = run(counting, n=12, batch_size=1)
     assert record.forwards == rows[0]
     x, _ = blobs.fetch(record.points.index)
-    looked = examine(nearest, x, 4, "toy").backwards
+    looked = examine(nearest, x, 4, "toy").backwards + 3 * len(x)  # see robustkit.sameness
     assert record.backwards == looked + sum(stage.backwards for stage in record.stages)
 
 
@@ -321,6 +321,33 @@ def test_a_model_in_training_mode_is_refused(
     with pytest.raises(UsageError, match=r"toy is in training mode.*BatchNorm2d.*\.eval\(\)"):
         run(model)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_the_model_in_mid_run_is_the_models(
+    run: Callable[..., Record], nearest: nn.Module
+) -> None:
+    class Brittle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.passes = nearest, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            if self.passes > 120:
+                raise KeyError("lost")
+            logits: Tensor = self.net(x)
+            return logits
+
+    told = r"toy raised an error in the middle of the run \(test_evaluate.py, line \d+\): KeyError"
+    with pytest.raises(RobustkitError, match=told):
+        run(Brittle().eval(), attacks=["apgd(steps=200)"])
+
+    class Listening(Watcher):
+        def advance(self, done: int, robust: int, points: int) -> None:
+            raise KeyError("of the watcher")
+
+    with pytest.raises(KeyError, match="of the watcher"):
+        run(nearest, folder="other", watcher=Listening())
 
 
 def test_a_coupled_model_is_refused(run: Callable[..., Record], nearest: nn.Module) -> None:
@@ -572,6 +599,41 @@ def test_a_model_whose_code_changed_is_not_resumed(
         run(lambda x: 2 * nearest(x))
 
 
+def test_code_that_changed_where_no_image_lies_is_not_resumed(
+    run: Callable[..., Record], nearest: nn.Module, blobs: Dataset
+) -> None:
+    """On clean images both answer alike; attacks ask elsewhere, and follow the gradient."""
+    grid = from_arrays("grid", (blobs.fetch(range(80))[0] * 255).round().div(255).numpy(),
+                       blobs.labels, classes=4)  # fmt: skip
+
+    def off_grid(x: Tensor) -> Tensor:
+        off = ((255 * x).round() - 255 * x).abs().flatten(1).amax(1, keepdim=True) > 0.01
+        logits: Tensor = nearest(x)
+        return logits * torch.where(off, -1.0, 1.0)
+
+    def masked(x: Tensor) -> Tensor:
+        logits: Tensor = nearest(x)
+        return logits.detach() + 0.1 * (logits - logits.detach())
+
+    first = run(lambda x: nearest(x), data=grid)
+    assert run(lambda x: nearest(x), data=grid) == first
+    for changed in (off_grid, masked):
+        with pytest.raises(UsageError, match="answered otherwise to the same inputs"):
+            run(changed, data=grid)
+
+
+def test_a_model_file_that_changed_is_not_resumed(
+    run: Callable[..., Record], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("a = 1")
+    first = run(name=f"{file}:net")
+    assert run(name=f"{file}:net") == first
+    file.write_text("a = 2")
+    with pytest.raises(UsageError, match="another configuration: source was"):
+        run(name=f"{file}:net")
+
+
 def test_a_record_that_disagrees_with_the_ledger_is_written_anew(
     run: Callable[..., Record], tmp_path: Path
 ) -> None:
@@ -580,7 +642,12 @@ def test_a_record_that_disagrees_with_the_ledger_is_written_anew(
     points = forged["points"]
     points["status"] = ["robust" if s == "broken" else s for s in points["status"]]
     points["attack"] = points["distance"] = [None] * len(points["index"])
-    for text in (json.dumps(forged), "garbage{"):
+    plain = json.loads(path.read_text())
+    renamed = plain | {"defense": "other"}
+    milder = plain | {"threat": plain["threat"] | {"eps": 0.5}}
+    cheaper = plain | {"forwards": 1}
+    texts = [json.dumps(edited) for edited in (forged, renamed, milder, cheaper)]
+    for text in (*texts, "garbage{"):
         path.write_text(text)
         assert verdicts(run(watcher=heard)) == verdicts(first)
         assert "did not agree with the ledger" in heard.notes.pop()

@@ -11,10 +11,13 @@ import pytest
 from torch import nn
 
 import robustkit.registry as registry
+from robustkit import auditing
 from robustkit.audit import Audit
 from robustkit.data import Dataset, subset
 from robustkit.evaluate import evaluate
 from robustkit.leaderboard import row
+from robustkit.ledger import Cost
+from robustkit.pace import Budget, OverTime, Pace
 from robustkit.record import Record
 from robustkit.registry import attacks, suites
 from robustkit.run import Watcher
@@ -115,6 +118,65 @@ def test_an_interrupted_audit_ends_like_an_uninterrupted_one(
     cut = run(hardened, few, tmp_path / "cut", suite=suite, batch_size=16)
     assert outcome(cut) == outcome(whole)
     assert cut.audit == whole.audit
+
+
+@pytest.mark.usefixtures("lazy")
+@pytest.mark.parametrize("suite", ["lazy", "lazy(threshold=1.0)"])
+def test_a_budget_ends_an_audit_too_and_the_record_says_so(
+    hardened: nn.Module, few: Dataset, tmp_path: Path, suite: str
+) -> None:
+    class Late(Pace):
+        """Time runs out at the first look in the second attack of the audit."""
+
+        def check_time(self) -> None:
+            if heard.attack == FULL[1]:
+                raise OverTime("the time is up")
+
+    class Heard(Watcher):
+        attack = ""
+
+        def stage(self, name: str, tasks: int) -> None:
+            self.attack = name
+
+    heard, whole = Heard(), run(hardened, few, tmp_path / "whole", suite=suite)
+    search = run(hardened, few, tmp_path / "search", attacks=WEAK)
+    spent = Pace(Budget(forwards=search.forwards + 1))
+    for pace, reason in ((spent, "forward passes are used"), (Late(), "the time is up")):
+        cut = run(hardened, few, tmp_path / "cut", suite=suite, pace=pace, watcher=heard)
+        assert pace.reason is not None and reason in pace.reason
+        assert cut.n == whole.n and cut.audit is None and cut.audit_bound is None
+        assert "nothing bounds what its search may have missed" in cut.notes[-1]
+    done = run(hardened, few, tmp_path / "cut", suite=suite, pace=Pace())
+    assert (outcome(done), done.audit, done.notes) == (outcome(whole), whole.audit, whole.notes)
+
+
+@pytest.mark.usefixtures("lazy")
+def test_a_kill_after_the_last_attack_of_the_audit_does_not_forget_the_alarm(
+    hardened: nn.Module, few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(hardened, few, tmp_path / "whole", suite="lazy")
+
+    class Killed(BaseException):
+        pass
+
+    def perform(line: Any, ledger: Any, *rest: Any) -> None:
+        keep = ledger.remember
+
+        def remember(key: str, value: Any) -> None:
+            if ledger.costs().get(len(line.specs) - 1, Cost()).finished:
+                raise Killed
+            keep(key, value)
+
+        ledger.remember = remember
+        auditing.perform(line, ledger, *rest)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("robustkit.run.perform", perform)
+        run(hardened, few, tmp_path / "cut", suite="lazy")
+    cut = run(hardened, few, tmp_path / "cut", suite="lazy")
+    assert cut.audit == whole.audit
+    assert cut.audit is not None and cut.audit.escalated
 
 
 def test_fast_does_not_depend_on_the_batch(

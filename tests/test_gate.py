@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from robustkit.data import Dataset
+import robustkit.registry as registry
+from robustkit.audit import Audit
+from robustkit.data import Dataset, from_arrays
 from robustkit.errors import UsageError
 from robustkit.evaluate import evaluate
 from robustkit.gate import (
@@ -30,9 +33,11 @@ from robustkit.gate.baseline import attacks_of
 from robustkit.gate.judge import Judge
 from robustkit.gate.stream import Stream
 from robustkit.gate.terms import tolerances
+from robustkit.grid import evaluate_grid
 from robustkit.pace import Budget
 from robustkit.points import shuffled
-from robustkit.record import Flag, Record, Status, save
+from robustkit.record import Flag, Record, Status, load, save
+from robustkit.registry import suites
 from robustkit.stats import clopper_pearson, mcnemar
 from robustkit.threat import Threat
 
@@ -149,6 +154,89 @@ class TestCheck:
         assert verdict.answer == "regressed"
         assert "no_gradient, which the baseline did not have" in verdict.sentence()
         assert gate(Blind().eval(), Terms({"robust": 0.9}), fresh=True).answer != "regressed"
+
+    def test_an_unchanged_model_is_no_worse_for_an_early_end(
+        self, nearest: nn.Module, tmp_path: Path
+    ) -> None:
+        """16 points of two classes tell nothing from guessing; all 200 do."""
+        draw = torch.Generator().manual_seed(0)
+        y = torch.arange(200) % 2
+        x = torch.rand(200, 1, 6, 6, generator=draw)
+        right = torch.rand(200, generator=draw) < 0.65
+        x[:, 0, 0, 0] = 0.2 + 0.5 * torch.where(right, y, 1 - y) + 0.1 * x[:, 0, 0, 1]
+        data = from_arrays("coins", x.numpy(), y.numpy(), classes=2)
+        linear = nn.Linear(36, 2)
+        model = nn.Sequential(nn.Flatten(), linear).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+            linear.weight[:, 0] = torch.tensor([-1.0, 1.0])
+            linear.bias[:] = torch.tensor([0.5, -0.5])
+        assert not run(model, data, tmp_path / "old").flags
+        (old,) = load_baselines(tmp_path / "old")
+        verdict = check(Candidate("same", model), old, data, tmp_path / "new", device="cpu",
+                        terms=Terms({"robust": 0.01, "flags": 0, "reliability": 0}),
+                        budget=Budget(forwards=10))  # fmt: skip
+        assert (verdict.answer, verdict.n) == ("undecided", 16)
+        found = load(tmp_path / "new" / "record.json").flags
+        assert [flag.name for flag in found] == ["chance"]
+
+    def test_searches_are_compared_where_a_baseline_was_audited(
+        self,
+        nearest: nn.Module,
+        blobs: Dataset,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """What only the audit took is no loss of a candidate that nobody audits."""
+
+        @suites.register("lax")
+        @dataclass(frozen=True)
+        class Lax:
+            def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+                return ["fgsm"]
+
+            def audit(self, threat: Threat) -> Audit:
+                return Audit(LINE_UP)
+
+        wide = {"suite": "lax", "attacks": (), "threat": Threat("linf", 0.12)}
+        try:
+            old = run(nearest, blobs, tmp_path / "old", **wide)
+            assert old.audit is not None
+            assert LINE_UP[0] in old.points.attack
+            (baseline,) = load_baselines(tmp_path / "old")
+            same = check(Candidate("same", nearest), baseline, blobs, tmp_path / "new",
+                         terms=Terms({"robust": 0, "flags": 0}), device="cpu")  # fmt: skip
+            assert (same.answer, same.n) == ("pass", 80)
+            (again,) = load_baselines(tmp_path / "new")
+            assert again.record.audit is None
+            assert compare(baseline, again, Terms({"robust": 0})).answer == "pass"
+            monkeypatch.setattr(Lax, "attacks", lambda *_: ["pgd(steps=2)"])
+            other = check(Candidate("same", nearest), baseline, blobs, tmp_path / "other",
+                          terms=Terms({"robust": 0}), device="cpu")  # fmt: skip
+            assert other.answer == "pass"
+            assert load(tmp_path / "other" / "record.json").attacks == ["fgsm"]
+            untold = old.audit.model_copy(update={"attacks": []})
+            early = old.model_copy(update={"audit": untold})
+            with pytest.raises(UsageError, match="does not say which of its attacks were"):
+                check(Candidate("same", nearest), baseline._replace(record=early), blobs,
+                      tmp_path / "early", device="cpu")  # fmt: skip
+        finally:
+            registry.suites._entries.pop("lax")
+
+    def test_a_curve_is_no_baseline_where_points_were_carried(
+        self, nearest: nn.Module, blobs: Dataset, tmp_path: Path
+    ) -> None:
+        evaluate_grid(nearest, name="toy", data=blobs, threat=THREAT, grid=[0.03, 0.06],
+                      folder=tmp_path / "grid", attacks=LINE_UP, device="cpu")  # fmt: skip
+        small, large = load_baselines(tmp_path / "grid")
+        assert small.threat.eps < large.threat.eps
+        model = Candidate("same", nearest)
+        with pytest.raises(UsageError, match=r"part of a curve, and \d+ of its points stand"):
+            check(model, small, blobs, tmp_path / "new", device="cpu")
+        with pytest.raises(UsageError, match="nothing attacked them here"):
+            compare(small, small)
+        assert check(model, large, blobs, tmp_path / "new", device="cpu").answer == "pass"
 
     def test_a_better_model_is_improved(
         self, nearest: nn.Module, blobs: Dataset, tmp_path: Path

@@ -21,8 +21,8 @@ STAGES = {
     "suites",
     "verify": "verify rows ledger carry examples referee auditing",
     "record": "stats flags facts columns portrait record provenance diagnose batches statuses pace "
-    "replay watcher display proving bench ground distributed run outcome asked conduct noise "
-    "remedies evaluate grid",
+    "replay watcher display proving bench ground distributed run outcome asked sameness blame "
+    "conduct noise remedies evaluate grid",
     "leaderboard": "tables leaderboard curves published report loggers monitor lightning",
     "gate": "gate config formats history testing pytest_plugin",
     "terminal": "doctor conformance cli __main__",

@@ -88,3 +88,23 @@ def test_answers_are_votes() -> None:
     query = x.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(model.surrogates()["soft"](query)[:, 0].sum(), query)
     assert bool(gradient[:, 0, 0, 0].all())
+
+
+def test_votes_are_counted_in_full_precision() -> None:
+    """A GPU that rounds products to TF32 would certify another base classifier."""
+    seen = []
+
+    def base(x: Tensor) -> Tensor:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        logits: Tensor = HalfSpace()(x)
+        return logits
+
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32
+    cuda.allow_tf32 = cudnn.allow_tf32 = True
+    try:
+        certify_point(base, torch.ones(1, 2, 2), 0.25, select=4, draws=10, seed=0, alpha=0.001)
+        assert cuda.allow_tf32 and cudnn.allow_tf32
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32 = before
+    assert set(seen) == {(False, False)}

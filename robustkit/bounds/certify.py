@@ -48,7 +48,13 @@ class Certifier(Protocol):
 
 
 def certifier(
-    model: Any, shape: tuple[int, ...], threat: Threat, method: str, seed: int = 0
+    model: Any,
+    shape: tuple[int, ...],
+    threat: Threat,
+    method: str,
+    seed: int = 0,
+    *,
+    randomized: bool = False,
 ) -> Certifier | None:
     """Return the certificate of a model, or None where `method` is "auto" and none is known.
 
@@ -56,6 +62,9 @@ def certifier(
     margin that of the mixture follows; "smoothing" samples a smoothed classifier, or one that is
     the robust part of a mixture; "auto" takes what fits, and of the bounds the cheapest that
     succeeds.
+
+    Args:
+        randomized: two passes of the model differ, so that bounds on one pass prove nothing.
 
     Raises:
         UsageError: when the method does not apply to the model.
@@ -75,6 +84,13 @@ def certifier(
         if method == "auto":
             return None
         raise UsageError(f"--certify {method} needs an nn.Module, got a {type(model).__name__}.")
+    if randomized and mixture is None:
+        if method == "auto":
+            return None
+        raise UsageError(
+            f"--certify {method} bounds one pass of a network, and the passes of this one differ: "
+            "take the randomness out of it, or smooth it and ask for --certify smoothing."
+        )
     try:
         graph = trace(copy.deepcopy(base).double().eval().requires_grad_(False), shape)
     except UsageError:

@@ -103,7 +103,8 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
 def _compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
     """Refuse a graph that does not answer as the network does.
 
-    Operations in place, views and dependence on the batch do not show in single nodes.
+    Operations in place, views and dependence on the batch do not show in single nodes. Noise drawn
+    in the forward pass is read as a constant: two passes must agree.
     """
     first = next(iter(model.parameters()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
@@ -111,9 +112,16 @@ def _compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
     x = torch.cat([x, 4 * x.flip(0) - 2]).to(first)
     try:
         answer, read = model(x.clone()), graph.values(x)[-1]
+        again = model(x.clone())
         alike = torch.allclose(read, answer, rtol=1e-3, atol=1e-4 * (1 + float(answer.abs().max())))
     except (RuntimeError, TypeError, ValueError, IndexError):
-        alike = False
+        alike, answer, again = False, x, x
+    fine = 64 * torch.finfo(answer.dtype).eps * (1 + float(answer.abs().max()))
+    if not torch.allclose(again, answer, rtol=0, atol=fine):
+        raise UsageError(
+            f"no bounds for {type(model).__name__}: two passes over the same input differ. Bounds "
+            "need a network without randomness and memory; attack it, or smooth it."
+        )
     if not alike:
         raise UsageError(
             f"no bounds for {type(model).__name__}: read operation by operation, it answers "

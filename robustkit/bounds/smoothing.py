@@ -14,6 +14,7 @@ import torch
 from scipy.stats import beta, norm
 from torch import Generator, Tensor, nn
 
+from robustkit.device import full_precision
 from robustkit.errors import UsageError
 from robustkit.rng import generator
 from robustkit.threat import Threat
@@ -52,12 +53,12 @@ def reach(threat: Threat, features: int) -> float:
 
 
 def votes(base: Model, x: Images, sigma: float, draws: int, draw: Generator) -> Tensor:
-    """Count the classes of `base` at one input `x` [*f] under noise: [k]."""
+    """Count the classes of `base`, in full float32, at one input `x` [*f] under noise: [k]."""
     counts: Tensor | None = None
     for start in range(0, draws, 500):
         size = min(500, draws - start)
         noise = torch.randn(size, *x.shape, generator=draw).to(x.device)
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():
             answers = base(x + sigma * noise)
         found = torch.bincount(answers.argmax(1), minlength=answers.shape[1])
         counts = found if counts is None else counts + found

@@ -19,7 +19,7 @@ from robustkit.cli.options import use_threads
 from robustkit.cli.plan import Request, claim, make
 from robustkit.cli.progress import Screen
 from robustkit.cli.run import evaluate_one
-from robustkit.cli.terminal import stdout
+from robustkit.cli.terminal import say, stderr, stdout
 from robustkit.config import Config, ModelEntry
 from robustkit.errors import UsageError
 from robustkit.gate import load_baselines
@@ -137,7 +137,7 @@ def _put(record: Record, folder: Path, place: Path, asked: Update) -> Path:
     threat = f"{record.threat.norm}-{record.threat.eps:g}"
     name = slug(f"{record.defense}-{record.data.name}-{threat}-{record.suite}")
     path = place / name / "record.json"
-    before = load(path).robust if path.exists() else None
+    before = _robust(path)
     arguments = {**record.arguments, "reason": asked.reason}
     save(record.model_copy(update={"arguments": arguments}), path)
     ledger = path.with_name("ledger.sqlite")
@@ -153,6 +153,15 @@ def _put(record: Record, folder: Path, place: Path, asked: Update) -> Path:
         "reason": asked.reason,
     })  # fmt: skip
     return path
+
+
+def _robust(path: Path) -> float | None:
+    """Return the robust accuracy of the baseline that is replaced; None: none, or unreadable."""
+    try:
+        return load(path).robust if path.exists() else None
+    except UsageError as error:
+        say(stderr(), "note", f"the baseline before cannot be read: {error}", "bold yellow")
+        return None
 
 
 def _log(path: Path, entry: dict[str, Any]) -> None:

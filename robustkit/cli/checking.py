@@ -14,7 +14,7 @@ from typing import Any
 from robustkit import config as configuration
 from robustkit import files, jsonfile, pace
 from robustkit.cli.options import use_threads
-from robustkit.cli.program import fail
+from robustkit.cli.program import fail, told
 from robustkit.cli.progress import GateScreen
 from robustkit.cli.terminal import result, stderr, stdout
 from robustkit.cli.verdicts import show
@@ -25,6 +25,7 @@ from robustkit.formats import to_junit, to_markdown, to_sarif
 from robustkit.gate import (
     Baseline,
     Candidate,
+    Failure,
     Terms,
     Verdict,
     check,
@@ -35,9 +36,10 @@ from robustkit.gate import (
     open_points,
 )
 from robustkit.gate.terms import tolerances
-from robustkit.model import load_model
+from robustkit.model import Subject, load_model
 from robustkit.pace import Budget
 from robustkit.provenance import weights_digest
+from robustkit.sameness import source_digest
 from robustkit.text import slug
 from robustkit.threat import Threat
 
@@ -95,7 +97,7 @@ def run(asked: Asked, *, debug: bool) -> int:
     """
     use_threads(asked.threads)
     verdicts: list[Verdict] = []
-    codes: list[int] = []
+    failures: list[Failure] = []
     with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
         setup = configuration.load(asked.config or configuration.find(Path.cwd()))
         terms, gates = _terms(asked, setup), _gates(asked, setup)
@@ -104,14 +106,15 @@ def run(asked: Asked, *, debug: bool) -> int:
                 try:
                     verdicts.append(_one(gate, asked, setup, terms, screen))
                 except Exception as error:
-                    if len(gates) == 1:
-                        raise
                     name = gate.candidate.name
-                    codes.append(fail(error, debug=debug, prefix=f"{name}: "))
+                    prefix = f"{name}: " if len(gates) > 1 else ""
+                    code = fail(error, debug=debug, prefix=prefix)
+                    failures.append(Failure(name, told(error)[0], code, gate.candidate.file))
     undecided = asked.undecided or setup.check.undecided
-    _report(asked, verdicts, undecided)
     code = exit_code([verdict.answer for verdict in verdicts], undecided)
-    return 1 if code == 1 else max([code, *codes])
+    code = 1 if code == 1 else max([code, *(failure.exit_code for failure in failures)])
+    _report(asked, verdicts, failures, undecided, code)
+    return code
 
 
 def _terms(asked: Asked, setup: Config) -> Terms:
@@ -180,7 +183,7 @@ def _gate(entry: ModelEntry, asked: Asked, setup: Config) -> _Gate:
     arguments = {"model": subject.name, "data": asked.data or first.record.data.name,
                  "baseline": str(baseline.path)}  # fmt: skip
     candidate = Candidate(subject.name, subject.model, subject.notes, arguments, _file(entry.model))
-    code = _code(baseline, weights_digest(subject.model)[0], asked.replay)
+    code = _code(baseline, subject, asked.replay)
     top = asked.out or Path("robustkit-runs") / f"check-{slug(subject.name)}-{code}"
     folder = top / slug(subject.name) if asked.out and len(asked.models) != 1 else top
     return _Gate(baseline, candidate, data, folder)
@@ -220,8 +223,9 @@ def _file(text: str) -> str:
     return file if file.endswith(".py") else ""
 
 
-def _code(baseline: Baseline, weights: str, replay: bool) -> str:
-    facts = [baseline.record.model_dump_json(), weights, replay]
+def _code(baseline: Baseline, subject: Subject, replay: bool) -> str:
+    weights, source = weights_digest(subject.model)[0], source_digest(subject.name)
+    facts = [baseline.record.model_dump_json(), weights, replay, *([source] if source else [])]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
@@ -246,17 +250,24 @@ def _one(gate: _Gate, asked: Asked, setup: Config, terms: Terms, screen: GateScr
     return verdict
 
 
-def _report(asked: Asked, verdicts: Sequence[Verdict], undecided: str) -> None:
+def _report(
+    asked: Asked,
+    verdicts: Sequence[Verdict],
+    failures: Sequence[Failure],
+    undecided: str,
+    code: int,
+) -> None:
     if asked.junit:
-        files.write(to_junit(verdicts, undecided).encode(), asked.junit)
+        files.write(to_junit(verdicts, undecided, failures).encode(), asked.junit)
     if asked.sarif:
-        files.write(to_sarif(verdicts).encode(), asked.sarif)
-    if asked.markdown and verdicts:
-        files.write(to_markdown(verdicts).encode(), asked.markdown)
+        files.write(to_sarif(verdicts, failures).encode(), asked.sarif)
+    if asked.markdown:
+        files.write(to_markdown(verdicts, failures).encode(), asked.markdown)
     if asked.as_json:
         rows = [verdict.plain() for verdict in verdicts]
-        code = exit_code([verdict.answer for verdict in verdicts], undecided)
-        result(json.dumps({"schema": SCHEMA, "exit_code": code, "checks": rows}, indent=2))
+        lost = [{"candidate": f.candidate, "error": f.message} for f in failures]
+        facts = {"schema": SCHEMA, "exit_code": code, "checks": rows, "failures": lost}
+        result(json.dumps(facts, indent=2))
     elif verdicts and not asked.quiet:
         show(verdicts, stdout())
     elif asked.quiet:  # a build that fails must say why

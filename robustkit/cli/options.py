@@ -79,7 +79,8 @@ max_time = click.option(
 )  # fmt: skip
 max_forwards = click.option(
     "--max-forwards", type=click.IntRange(min=1), metavar="N",
-    help="Stop after so many forward passes, earlier lives of the run included.",
+    help="Stop after the part of 16 to 128 points in which so many forward passes are reached, "
+    "earlier lives of the run included.",
 )  # fmt: skip
 quiet = click.option("--quiet", is_flag=True, help="Only errors (and --json).")
 as_json = click.option(

@@ -19,6 +19,7 @@ from robustkit.model import Subject, bundled, load_model
 from robustkit.provenance import weights_digest
 from robustkit.registry import datasets
 from robustkit.replay import find_examples
+from robustkit.sameness import source_digest
 from robustkit.spec import Spec
 from robustkit.suites import line_up, refuse_fixed
 from robustkit.text import slug
@@ -250,10 +251,12 @@ def _config(
     subjects: tuple[Subject, ...],
 ) -> dict[str, Any]:
     """Describe the run: what decides its verdicts, and nothing else."""
+    sources = [source_digest(subject.name) for subject in subjects]
     return {
         "schema": SCHEMA,
         "models": [subject.name for subject in subjects],
         "weights": [weights_digest(subject.model)[0] for subject in subjects],
+        **({"sources": sources} if any(sources) else {}),
         "data": request.data,
         "threat": threat.norm if grid else str(threat),
         "suite": suite and str(Spec.parse(suite)),

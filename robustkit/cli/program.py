@@ -61,14 +61,15 @@ def fail(error: Exception, *, debug: bool, prefix: str = "") -> int:
     console = stderr()
     if debug:
         console.out("".join(traceback.format_exception(error)), end="", highlight=False)
-    message, code = _told(error)
+    message, code = told(error)
     say(console, "error", prefix + message, "bold red")
     if isinstance(error, click.UsageError) and error.ctx is not None:
         console.out(f"Try '{error.ctx.command_path} --help'.", highlight=False)
     return code
 
 
-def _told(error: Exception) -> tuple[str, int]:
+def told(error: Exception) -> tuple[str, int]:
+    """Return one clear message about `error`, and its exit code."""
     if isinstance(error, RobustkitError):
         return str(error), error.exit_code
     if isinstance(error, click.ClickException):
@@ -76,8 +77,8 @@ def _told(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}.", 3
-    told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"{told}. robustkit did not expect this; --debug shows where it happened.", 3
+    seen = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{seen}. robustkit did not expect this; --debug shows where it happened.", 3
 
 
 def _stopped(ctx: click.Context) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from robustkit import jsonfile
-from robustkit.checkpoints import Card, digest, put, read_weights
+from robustkit.checkpoints import Card, beside, digest, put, read_weights
 from robustkit.cli.options import use_threads
 from robustkit.cli.plan import usual_threat
 from robustkit.cli.progress import training_progress
@@ -159,7 +159,12 @@ def _prepare(asked: Training) -> _Course:
 
 
 def _calibrate(course: _Course, defense: _Fits) -> None:
-    """Fit a defense on a seeded subset of its training data; it takes a minute or less."""
+    """Fit a defense on a seeded subset of its training data; it takes a minute or less.
+
+    Raises:
+        UsageError: when the folder holds another training.
+    """
+    _refuse_another(course)
     model = assemble(cast(Any, defense), course.data).to(course.device).eval()
     points = select(course.data, min(_TESTED, len(course.data)), course.asked.seed)
     x, y = (part.to(course.device) for part in course.data.fetch(points))
@@ -168,6 +173,29 @@ def _calibrate(course: _Course, defense: _Fits) -> None:
     if part is not None:
         course.folder.mkdir(parents=True, exist_ok=True)
         save_weights(part, course.weights)
+
+
+def _refuse_another(course: _Course) -> None:
+    """Refuse to write over weights that are not those of this training (a UsageError)."""
+    if not course.weights.exists():
+        return
+    card, asked = beside(course.weights), course.identity
+    if card is None:
+        told = "its weights have no card, or one of other weights"
+    else:
+        held = {**card.options, "defense": card.defense, "data": card.data, "seed": card.seed,
+                "epochs": card.epochs}  # fmt: skip
+        keys = (held.keys() | asked.keys()) - {"points", "batch size"}
+        keys = keys if card.defense == asked["defense"] else {"defense"}
+        changes = [f"{key} was {held.get(key)!r}, now {asked.get(key)!r}" for key in sorted(keys)
+                   if held.get(key) != asked.get(key)]  # fmt: skip
+        if not changes:
+            return
+        told = "; ".join(changes)
+    raise UsageError(
+        f"{course.folder} holds another training: {told}. Choose another --out, or start over with "
+        "--fresh."
+    )
 
 
 def _fit(course: _Course) -> Iterator[Any]:

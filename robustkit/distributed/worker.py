@@ -144,7 +144,8 @@ def _work(bench: Bench, order: Order, send: Callable[[Note], None]) -> None:
 
 def _prove(bench: Bench, work: Prove, parcel: Parcel, scribe: Scribe) -> None:
     shape = parcel.x.shape[1:]
-    prover = certifier(bench.model, shape, work.threat, work.method, bench.seed)
+    prover = certifier(bench.model, shape, work.threat, work.method, bench.seed,
+                       randomized=bench.randomized)  # fmt: skip
     if prover is None:
         raise UsageError(f"a worker knows no certificate {work.method} for {bench.name}.")
     prove(prover, work.points, work.fallen, parcel, scribe, bench.device, work.threat, _unheard)

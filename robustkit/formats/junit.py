@@ -6,16 +6,18 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from robustkit.gate import Finding, Verdict
+from robustkit.gate import Failure, Finding, Verdict
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def to_junit(verdicts: Sequence[Verdict], undecided: str = "error") -> str:
+def to_junit(
+    verdicts: Sequence[Verdict], undecided: str = "error", failures: Sequence[Failure] = ()
+) -> str:
     """Write the verdicts as JUnit XML.
 
     A regression is a failure. An undecided metric is an error, a failure or a skipped test, as
-    `undecided` says ("error", "fail", "pass").
+    `undecided` says ("error", "fail", "pass"). A model that could not be evaluated is an error.
     """
     root = ElementTree.Element("testsuites", name="robustkit check")
     totals = {"tests": 0, "failures": 0, "errors": 0}
@@ -35,6 +37,9 @@ def to_junit(verdicts: Sequence[Verdict], undecided: str = "error") -> str:
                 counts[{"failure": "failures", "error": "errors"}.get(kind, "skipped")] += 1
         suite.attrib.update({name: str(count) for name, count in counts.items()})
         totals = {name: count + counts[name] for name, count in totals.items()}
+    for failure in failures:
+        _error(root, failure)
+        totals = {**totals, "tests": totals["tests"] + 1, "errors": totals["errors"] + 1}
     root.attrib.update({name: str(count) for name, count in totals.items()})
     ElementTree.indent(root)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(root, "unicode")}\n'
@@ -62,6 +67,16 @@ def _case(
         told.set("type", finding.answer)
     told.text = _clean(verdict.sentence())
     return kind
+
+
+def _error(root: ElementTree.Element, failure: Failure) -> None:
+    name = _clean(failure.candidate)
+    counts = {"tests": "1", "failures": "0", "errors": "1", "skipped": "0"}
+    suite = ElementTree.SubElement(root, "testsuite", {"name": name, "time": "0.000", **counts})
+    told = {"name": "evaluation", "classname": f"robustkit.{name}", "time": "0.000"}
+    case = ElementTree.SubElement(suite, "testcase", told)
+    message = _clean(failure.message)
+    ElementTree.SubElement(case, "error", message=message, type="unfinished").text = message
 
 
 def _clean(text: str) -> str:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robustkit.gate import Finding, Verdict
+from robustkit.gate import Failure, Finding, Verdict
 from robustkit.tables import markdown_text
 
 _MARKS = {"pass": "✅ pass", "improved": "✅ improved", "regressed": "❌ regressed",
           "undecided": "⚠️ undecided"}  # fmt: skip
+_UNFINISHED = "⚠️ could not finish"
 _HEADS = ("model", "metric", "verdict", "baseline", "candidate", "drop", "bounds", "points")
 MARKER = "<!-- robustkit check -->"
 
 
-def to_markdown(verdicts: Sequence[Verdict]) -> str:
+def to_markdown(verdicts: Sequence[Verdict], failures: Sequence[Failure] = ()) -> str:
     """Write a heading, a table with a row for each metric, and a sentence for each that fails.
+
+    A model that could not be evaluated has a row and a sentence too.
 
     The first line is an invisible marker: by it a bot finds the comment that it has to replace.
     """
-    lines = [MARKER, f"### Robustness: {_headline(verdicts)}", ""]
+    lines = [MARKER, f"### Robustness: {_headline(verdicts, len(failures))}", ""]
     lines += [_row(_HEADS), _row(["---"] * 3 + ["---:"] * 5)]
     lines += [_row(_cells(v, finding)) for v in verdicts for finding in v.findings]
+    lines += [_row([markdown_text(f.candidate), "", _UNFINISHED, *[""] * 5]) for f in failures]
+    lines += [line for f in failures for line in ("", markdown_text(f"{f.candidate}: {f.message}"))]
     for verdict in verdicts:
         if verdict.answer in ("regressed", "undecided"):
             lines += ["", markdown_text(verdict.sentence())]
@@ -34,13 +39,14 @@ def to_markdown(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _headline(verdicts: Sequence[Verdict]) -> str:
+def _headline(verdicts: Sequence[Verdict], unfinished: int) -> str:
     answers = [verdict.answer for verdict in verdicts]
     told = [
         f"{answers.count(answer)} {answer}"
         for answer in ("regressed", "undecided", "improved", "pass")
         if answer in answers
     ]
+    told += [f"{unfinished} could not finish"] if unfinished else []
     return ", ".join(told).replace("pass", "passed")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from robustkit.gate.baseline import Baseline, choose, load_baselines, open_points
 from robustkit.gate.check import Candidate, check, compare
 from robustkit.gate.terms import METRICS, Terms
-from robustkit.gate.verdict import Finding, Verdict, exit_code
+from robustkit.gate.verdict import Failure, Finding, Verdict, exit_code
 
 __all__ = [
     "METRICS",
     "Baseline",
     "Candidate",
+    "Failure",
     "Finding",
     "Terms",
     "Verdict",

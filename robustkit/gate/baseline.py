@@ -10,7 +10,7 @@ from typing import NamedTuple
 from robustkit.data import Dataset, digest, open_dataset
 from robustkit.errors import UsageError
 from robustkit.leaderboard import load_records
-from robustkit.record import Record
+from robustkit.record import Record, Status
 from robustkit.replay import find_examples
 from robustkit.spec import Spec
 from robustkit.suites import acts_on_findings, line_up
@@ -125,7 +125,7 @@ def attacks_of(
     """Return the suite or the attacks that a candidate must face, and what to say about them.
 
     The suite by its name, as it also attacks through the surrogates that the candidate declares;
-    or else, where the suite has changed since, the very attacks of the baseline.
+    or else, where the suite has changed since, the very attacks of the baseline, less its audit's.
 
     Raises:
         UsageError: when an attack of the baseline is not known here.
@@ -142,6 +142,8 @@ def attacks_of(
             return record.suite, [], None
     except UsageError:
         pass
+    audits = record.audit.attacks if record.audit else ()  # a gate has no audit
+    own = [spec for spec in own if str(spec) not in audits]
     try:
         line_up(None, own, threat, model)
     except UsageError as error:
@@ -156,6 +158,42 @@ def attacks_of(
             "that are listed there are used. Record a new baseline to use the new ones."
         )
     return None, own, note
+
+
+def searched(baseline: Baseline) -> Record:
+    """Return a record of what the search did: points that the suite's audit took stand again.
+
+    An audit attacks a sample, or everything once that alarms. A gate that stops early has none: it
+    compares one search with another.
+
+    Raises:
+        UsageError: when the record does not say which attacks were the audit's.
+    """
+    record = baseline.record
+    taken = audit_only(baseline)
+    if not taken:
+        return record
+    points = record.points
+    rows = list(zip(points.index, points.status, points.attack, points.distance, strict=True))
+    status: list[Status] = ["robust" if p in taken else s for p, s, _, _ in rows]
+    attack = [None if p in taken else a for p, _, a, _ in rows]
+    distance = [None if p in taken else d for p, _, _, d in rows]
+    changed = {"status": status, "attack": attack, "distance": distance}
+    return record.model_copy(update={"points": points.model_copy(update=changed)})
+
+
+def audit_only(baseline: Baseline) -> set[int]:
+    """Return the points that only the audit of the suite took; see `searched`."""
+    record = baseline.record
+    if record.audit is None:
+        return set()
+    if not record.audit.attacks:
+        raise UsageError(
+            f"{baseline.path} does not say which of its attacks were the audit's: it was made by "
+            "an earlier robustkit. Record a new baseline with `robustkit baseline update`."
+        )
+    pairs = zip(record.points.index, record.points.attack, strict=True)
+    return {point for point, attack in pairs if attack in record.audit.attacks}
 
 
 def _same(suite: str, threat: Threat, own: list[Spec]) -> bool:

@@ -12,7 +12,14 @@ from torch import nn
 from robustkit.data import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluate import evaluate
-from robustkit.gate.baseline import Baseline, attacks_of, stored_examples
+from robustkit.flags import OUTCOME
+from robustkit.gate.baseline import (
+    Baseline,
+    attacks_of,
+    audit_only,
+    searched,
+    stored_examples,
+)
 from robustkit.gate.judge import Judge
 from robustkit.gate.terms import Terms
 from robustkit.gate.verdict import Verdict, overall
@@ -77,7 +84,9 @@ def check(
 
     Points are taken in a random order fixed by the seed. After each part of them the gate asks
     whether the answer is certain: then it stops, and the probability that it errs is at most
-    1 − confidence all the same. A run that was killed goes on where it was.
+    1 − confidence all the same. A run that was killed goes on where it was. Flags that speak of the
+    outcome on all points (`robustkit.flags.OUTCOME`) count only where all were evaluated. The audit
+    of a suite is left out: what only the baseline's took counts as standing.
 
     Args:
         data: holds the baseline's points, see `open_points`.
@@ -93,8 +102,14 @@ def check(
     suite, attacks, note = attacks_of(baseline, candidate.model)
     if note:
         watcher.note(note)
-    judge = Judge(record, terms)
-    pace = _Gatekeeper(budget or Budget(), judge=judge)
+    taken = audit_only(baseline)
+    judge = Judge(searched(baseline), terms)
+    pace = _Gatekeeper(budget or Budget(), audits=False, judge=judge)
+    if record.audit is not None:
+        watcher.note(
+            f"{baseline.path} was audited; the gate compares one search with another, and "
+            f"{len(taken)} points that only the audit took count as standing."
+        )
     found = evaluate(
         candidate.model,
         name=candidate.name,
@@ -106,7 +121,7 @@ def check(
         certify=record.certify and record.certify.partition("(")[0],
         attack_certified=bool(record.arguments.get("attack_certified")),
         points=record.points.index,
-        replay=stored_examples(baseline, data.shape) if replay else None,
+        replay=stored_examples(baseline, data.shape) if replay and not taken else None,
         pace=pace,
         seed=record.seed,
         device=device,
@@ -124,11 +139,15 @@ def compare(
 ) -> Verdict:
     """Compare two records on the same points, without a run.
 
+    What only the audit of a suite took counts as standing, unless both audits went on to every
+    point.
+
     Raises:
         UsageError: when they differ in points, threat model or attacks.
     """
     terms, a, b = terms or Terms(), baseline.record, candidate.record
     _refuse(baseline, terms)
+    _refuse_carried(candidate)
     for what, was, now in (
         ("threat model", str(baseline.threat), str(candidate.threat)),
         ("seed", a.seed, b.seed),
@@ -148,10 +167,25 @@ def compare(
         )
     subject = Candidate(b.defense, nn.Identity(), file=file)
     reason = None if b.n == a.n else "the candidate's run ended early"
+    if not all(r.audit is not None and r.audit.escalated for r in (a, b)):
+        a, b = searched(baseline), searched(candidate)
     return _verdict(Judge(a, terms), baseline, b, subject, candidate.path, reason)
 
 
+def _refuse_carried(found: Baseline) -> None:
+    """Refuse a record of `--eps-grid` whose points stand by what happened at a larger eps."""
+    points = found.record.points
+    pairs = zip(points.carried or (), points.status, strict=False)
+    if count := sum(eps is not None and status == "robust" for eps, status in pairs):
+        raise UsageError(
+            f"{found.path} cannot be gated: it is part of a curve, and {count} of its points stand "
+            "because they stood at a larger eps; nothing attacked them here. Evaluate at this eps "
+            "alone (--threat), or take the record of the largest eps."
+        )
+
+
 def _refuse(baseline: Baseline, terms: Terms) -> None:
+    _refuse_carried(baseline)
     if "certified" in terms.tolerances and baseline.record.certify is None:
         raise UsageError(
             f"the baseline {baseline.path} has no certified points to compare with: record one "
@@ -175,7 +209,9 @@ def _verdict(
     before, terms = baseline.record, judge.terms
     order = [p for p in shuffled(before.points.index, before.seed) if p in found.outcomes]
     status = dict(zip(found.points.index, found.points.status, strict=True))
-    flags = [flag.name for flag in found.flags]
+    # Of a part of the points these flags would speak of chance, where the baseline's are of all.
+    early = found.n < before.n
+    flags = [flag.name for flag in found.flags if not (early and flag.name in OUTCOME)]
     findings = judge.findings(order, status, flags, fixed=found.n == before.n)
     weakest = [(found.class_name(c.label), c.accuracy) for c in found.tail[:3]]
     commit = before.commit

@@ -66,6 +66,19 @@ class Finding(NamedTuple):
         return f"{told} ({self.detail})" if self.detail else told
 
 
+class Failure(NamedTuple):
+    """A candidate whose evaluation could not finish, and why.
+
+    Attributes:
+        exit_code: what the program leaves with, were it the only one.
+    """
+
+    candidate: str
+    message: str
+    exit_code: int
+    model_file: str = ""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The answer of a gate about one candidate.
