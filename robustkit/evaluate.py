@@ -87,9 +87,8 @@ def evaluate(
         batch_size: points in flight at once; chosen by device when not given.
         tuning: how the model is made fast for searches; verdicts are always float32.
         save_adversarial: store what was found; by default up to 1 GiB.
-        minimum_norm: seek the closest adversarial input of every point, wherever it lies in the
-            box, with attacks made for that (ddn, fmn, fab, sigma_zero). Their distances are
-            `record.points.nearest`; the verdicts are those at the eps of `threat`.
+        minimum_norm: seek the closest adversarial input of every point, out to the edge of the box
+            (`record.points.nearest`); the verdicts are those at the eps of `threat`.
         arguments: what the user typed, for the record.
         progress: show bars; by default only in a notebook, and never beside a `watcher`.
 
@@ -102,27 +101,24 @@ def evaluate(
     asked = ask(model, name, data, threat, arguments, notes)
     line = line_up(suite, attacks, asked.threat, asked.model)
     setup = set_up(device, distributed, workers)
-    if minimum_norm:
-        _refuse_beside_distances(line, replay, pace)
+    _refuse_beside_distances(minimum_norm, line, replay, pace)
     ground = survey(asked.model, asked.name, asked.data, n, seed, device,
                     points=points, tuning=tuning, box=asked.threat.box)  # fmt: skip
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 asked.arguments, asked.notes, replay, pace)  # fmt: skip
-    place = None if folder is None else Path(folder)
-    if suite is not None and acts_on_findings(suite):
-        ground, line, place = _act(ground, line, asked.threat, place, wish, suite, setup)
-    with (
-        listening(watcher, progress) as heard,
-        staff(setup, ground, named, batch_size, tuning, heard) as crew,
-    ):
+    ground, line, place = _act(ground, line, asked.threat, folder, wish, setup)
+    crewed = (setup, ground, named, batch_size, tuning)
+    with listening(watcher, progress) as heard, staff(*crewed, heard) as crew:
         if not minimum_norm:
             warn_of_eps(asked.threat, asked.data, heard)
         return conduct(ground, line, asked.threat, place, wish, heard, crew=crew,
                        minimum_norm=minimum_norm)  # fmt: skip
 
 
-def _refuse_beside_distances(line: LineUp, replay: object, pace: object) -> None:
+def _refuse_beside_distances(asked: bool, line: LineUp, replay: object, pace: object) -> None:
     """Refuse what a search for the nearest inputs cannot be combined with (a UsageError)."""
+    if not asked:
+        return
     refuse_fixed(line.specs)
     if replay is not None or pace is not None:
         raise UsageError("a minimum-norm run takes no replay and no budget.")
@@ -132,12 +128,17 @@ def _act(
     ground: Ground,
     line: LineUp,
     threat: Threat,
-    place: Path | None,
+    folder: Path | str | None,
     wish: Wish,
-    suite: str,
     setup: object,
-) -> tuple[Ground, LineUp, Path]:
-    """Let a suite act on what is found about the model; see `robustkit.remedies.prescribe`."""
+) -> tuple[Ground, LineUp, Path | None]:
+    """Let the suite act on what is found about the model; see `robustkit.remedies.prescribe`.
+
+    Nothing changes where it does not.
+    """
+    suite, place = wish.suite, None if folder is None else Path(folder)
+    if suite is None or not acts_on_findings(suite):
+        return ground, line, place
     if setup is not None:
         raise UsageError(
             f"the suite {suite} runs on one device: the models that it lends to its attacks are "
