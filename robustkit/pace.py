@@ -24,6 +24,9 @@ _FIRST, _MOST = 16, 128  # points in a part
 class OverTime(Exception):
     """A budget is used up in the middle of a part; the message says which."""
 
+    def __init__(self, reason: str = _LATE) -> None:
+        super().__init__(reason)
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -85,7 +88,7 @@ class Pace:
     def check_time(self) -> None:
         """Stop in the middle of a part (by `OverTime`) when the time is up."""
         if self._late():
-            raise OverTime(_LATE)
+            raise OverTime
 
     def _late(self) -> bool:
         seconds = self.budget.seconds

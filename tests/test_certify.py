@@ -140,7 +140,7 @@ def test_a_randomized_network_has_no_bounds(size: float) -> None:
             self.net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            answer: torch.Tensor = self.net(x + size * torch.randn(1, 1, 2, 2).to(x))
+            answer: torch.Tensor = self.net(x + size * torch.randn(1, 1, 2, 2).double())
             return answer
 
     noisy = Noisy().eval()
