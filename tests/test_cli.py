@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from robustkit import registry
 from robustkit.cli import main
+from robustkit.cli.plan import Request, make
 
 MODELS = """
 import time
@@ -473,3 +474,9 @@ def test_ctrl_c_on_a_real_process(room: Path) -> None:
     assert process.returncode == 130
     assert "stopped: nothing is lost, and the same command resumes." in told
     assert "Traceback" not in told
+
+
+def test_a_first_look_takes_200_points_and_a_named_model_all() -> None:
+    assert make(Request()).request.n == 200
+    assert make(Request(n=30)).request.n == 30
+    assert make(Request(models=("pgd_at",))).request.n is None

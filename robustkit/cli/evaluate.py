@@ -60,7 +60,7 @@ from robustkit.cli.program import debug, debugging
     "--n",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Points: a seeded, class-balanced subset; all by default.",
+    help="Points: a seeded, class-balanced subset; all by default, 200 where no MODEL is named.",
 )
 @options.seed
 @options.device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from robustkit.tuning import AUTOMATIC, Tuning
 
 SCHEMA = "robustkit/run/1"
 _DEFAULT_SUITE, _NEAREST_SUITE = "quick", "minimum_norm"
+
+
+FIRST_LOOK = 200  # points, where no model is named and every bundled one runs
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ def make(request: Request) -> Plan:
     if request.suite and request.attacks:
         raise UsageError("--suite and --attack exclude each other: give one of them.")
     data = open_dataset(request.data, root=request.data_root, split="test")
+    if not request.models and request.n is None:
+        request = replace(request, n=min(len(data), FIRST_LOOK))
     grid = _grid(request)
     threat = grid[0] if grid else _threat(request, data)
     default = _NEAREST_SUITE if request.minimum_norm else _DEFAULT_SUITE
