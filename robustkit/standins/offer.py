@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -87,9 +88,11 @@ class Trial:
     def objection(self, name: str, model: Model) -> str:
         """Try a stand-in; say what speaks against it, or nothing."""
         try:
-            if name.startswith("part."):
-                self.glance(model)
-            look = self.look(model)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what a part says of inputs that it is not for
+                if name.startswith("part."):
+                    self.glance(model)
+                look = self.look(model)
         except Exception as error:  # of a foreign model, used as it was not meant
             told = str(error).splitlines()
             return f"it fails: {type(error).__name__}: {told[0] if told else ''}"
