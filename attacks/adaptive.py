@@ -13,6 +13,8 @@ from robustkit.findings import Findings, Remedies
 from robustkit.registry import suites
 from robustkit.threat import Threat
 
+from ._norms import refuse_l0
+
 # Flags that say that the model's own gradient may not be the one to follow.
 _MASKED = frozenset(
     [
@@ -56,6 +58,7 @@ class Adaptive:
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """Those of `fast`."""
+        refuse_l0("adaptive", threat)
         listed: Sequence[str] = suites.build("fast").attacks(threat, surrogates)
         return listed
 

@@ -9,9 +9,10 @@ from typing import Annotated
 from pydantic import Field
 
 from robustkit.audit import Audit
-from robustkit.errors import UsageError
 from robustkit.registry import suites
 from robustkit.threat import Threat
+
+from ._norms import refuse_l0
 
 
 @suites.register("parity", cites="arXiv:2003.01690")
@@ -25,7 +26,7 @@ class Parity:
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """APGD-CE, targeted APGD-DLR, targeted FAB, Square."""
-        _refuse_l0("parity", threat)
+        refuse_l0("parity", threat)
         if threat.norm == "l1":
             first = ["apgd_l1(restarts=5)", "apgd_l1(loss=targeted_dlr, targets=5)"]
         else:
@@ -74,7 +75,7 @@ class Fast:
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """`relay`; in l1 `apgd_l1`, on the margin and on targets."""
-        _refuse_l0("fast", threat)
+        refuse_l0("fast", threat)
         return _through(
             surrogates,
             ["apgd_l1(loss=margin)", "apgd_l1(loss=targeted_dlr, steps=40, targets=4)"]
@@ -100,7 +101,7 @@ class Rand:
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """APGD-CE and APGD-DLR."""
-        _refuse_l0("rand", threat)
+        refuse_l0("rand", threat)
         name = "apgd_l1" if threat.norm == "l1" else "apgd"
         return [f"{name}(eot={self.eot})", f"{name}(eot={self.eot}, loss=dlr)"]
 
@@ -170,11 +171,3 @@ class Scout:
             "l1": ["fmn(steps=50)"],
             "l0": ["sigma_zero(steps=60)"],
         }[threat.norm]
-
-
-def _refuse_l0(name: str, threat: Threat) -> None:
-    if threat.norm == "l0":
-        raise UsageError(
-            f"the suite {name} is not defined for l0: AutoAttack has no attacks for it. Use the "
-            "suite quick or minimum_norm, or --attack sigma_zero."
-        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from robustkit.record import DataInfo, Points, Record, Status, ThreatInfo, Weigh
 from robustkit.registry import defenses
 from robustkit.train import Recipe, fit
 
+# `benchmarks` is no part of the package; last, so that the checkout shadows nothing installed.
+sys.path.append(str(Path(__file__).parents[1]))
 settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("repeatable")
 

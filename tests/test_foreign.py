@@ -185,7 +185,7 @@ class TestRuns:
         self, nearest: nn.Module, blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         module = sys.modules["robustkit.conduct"]
-        monkeypatch.setattr(module, "certifier", lambda *_: Everything())
+        monkeypatch.setattr(module, "certifier", lambda *_, **__: Everything())
         with pytest.raises(RobustkitError, match="certificate refuted"):
             run(nearest, blobs, tmp_path, ["made:step"], certify="ibp", attack_certified=True)
 

@@ -372,7 +372,8 @@ class TestEvaluate:
         self, options: dict[str, Any], nearest: nn.Module, blobs: Dataset, tmp_path: Path
     ) -> None:
         told = (
-            "searches at a fixed eps.*Use the suite minimum_norm, or .*: ddn, fab, fmn, sigma_zero"
+            "searches at a fixed eps.*Use the suite minimum_norm, or .*: "
+            "ddn, fab, fmn, hopskipjump, sigma_zero"
         )
         with pytest.raises(UsageError, match=told):
             evaluate(

@@ -99,7 +99,7 @@ def test_a_proved_point_that_falls_stops_the_run(
         def prove(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return torch.ones(len(x), dtype=torch.bool)
 
-    monkeypatch.setattr(sys.modules["robustkit.conduct"], "certifier", lambda *_: Liar())
+    monkeypatch.setattr(sys.modules["robustkit.conduct"], "certifier", lambda *_, **__: Liar())
     with pytest.raises(RobustkitError, match="certificate refuted: replay broke points"):
         run(nearest, blobs, tmp_path / "new", replay=earlier, certify="ibp")
 

@@ -21,7 +21,9 @@ def cells(row: Row, columns: Sequence[str]) -> list[str]:
     """Return one line of the table."""
     bound = "≤ " if row.kind == "at most" else ""
     verdicts = [_verdict(row.cells.get(column)) for column in columns]
-    return [row.wrapper, f"{bound}{row.truth:.1f}", *verdicts, ", ".join(_flags(row)) or "none"]
+    looked = {"parity", "adaptive"} & row.cells.keys()
+    flags = ", ".join(_flags(row)) or ("none" if looked else "–")
+    return [row.wrapper, f"{bound}{row.truth:.1f}", *verdicts, flags]
 
 
 def _verdict(cell: Cell | None) -> str:

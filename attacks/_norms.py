@@ -1,0 +1,15 @@
+"""Norms that a suite does not speak of."""
+
+from __future__ import annotations
+
+from robustkit.errors import UsageError
+from robustkit.threat import Threat
+
+
+def refuse_l0(name: str, threat: Threat) -> None:
+    """Refuse a norm that AutoAttack knows nothing of (a UsageError)."""
+    if threat.norm == "l0":
+        raise UsageError(
+            f"the suite {name} is not defined for l0: AutoAttack has no attacks for it. Use the "
+            "suite quick or minimum_norm, or --attack sigma_zero."
+        )
