@@ -80,6 +80,14 @@ def alarming(audit: Audit, sample: Sample, broken: set[int], n: int) -> bool:
     return _estimate(sample, broken) > audit.threshold * n
 
 
+def many(taken: int, n: int) -> bool:
+    """Say whether so many points of `n`, taken where none was expected, are no accident.
+
+    More than one, and more than 0.2%: AutoAttack's own flag.
+    """
+    return taken > max(1.0, 0.002 * n)
+
+
 def _estimate(sample: Sample, broken: set[int]) -> float:
     """Survivors that would have fallen, by the sample: those near, and the random ones scaled."""
     taken = len(broken & set(sample.random))

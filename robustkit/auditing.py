@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from robustkit.audit import Sample, alarming, draw
+from robustkit.audit import Sample, alarming, draw, many
 from robustkit.ledger import Cost, Ledger
 from robustkit.registry import attacks
 from robustkit.suites import LineUp
@@ -66,7 +66,7 @@ def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
     before = line.specs[: len(line.specs) - line.reserve]
     blind = [not getattr(attacks.build(spec), "uses_gradient", True) for spec in before]
     taken = sum(0 <= f.stage < len(blind) and blind[f.stage] for f in ledger.falls().values())
-    return taken > max(1.0, 0.002 * n)
+    return many(taken, n)
 
 
 def drawn(ledger: Ledger) -> Sample | None:

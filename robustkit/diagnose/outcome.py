@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from scipy.stats import binomtest
 
+from robustkit.audit import many
 from robustkit.diagnose.asking import flag
 from robustkit.record import Flag, Stage
 
@@ -36,13 +37,12 @@ def review(
     if binomtest(clean, n, 1 / classes, alternative="greater").pvalue > 0.05:
         seen = f"clean accuracy {clean / n:.3f} on {n} points cannot be told from guessing among "
         flags.append(flag("chance", f"{seen}{classes} classes"))
-    many = max(1.0, 0.002 * n)
     blind = _taken_after(stages, [not white for white in white_box], white_box)
-    if blind > many:
+    if many(blind, n):
         seen = f"attacks without gradients took {blind} points that those with gradients had left"
         flags.append(flag("black_box", f"{seen}: the gradients are masked"))
     aside = _taken_after(stages, indirect, direct)
-    if aside > many:
+    if many(aside, n):
         seen = f"attacks on stand-ins took {aside} points that those on the model itself had left"
         flags.append(flag("transfer", seen))
     if lazy := [told for stage in stages if (told := _unused(stage))]:
