@@ -20,6 +20,7 @@ from robustkit.threat import Threat
 from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 
 from . import _bumps, _windows
+from ._ahead import ascend, refuse_norm
 from ._windows import corner, signs, span
 
 _BLOCK = 16  # proposals whose random numbers are drawn together: a draw costs many small operations
@@ -28,7 +29,8 @@ _BLOCK = 16  # proposals whose random numbers are drawn together: a draw costs m
 class State(NamedTuple):
     """Per slot three images and a few numbers.
 
-    asked: how many queries were answered; lots: random numbers of a block of proposals [s, n, m].
+    asked: how many queries were answered; left: steps along the surrogate that are to come; lots:
+    random numbers of a block of proposals [s, n, m].
     """
 
     query: Images
@@ -41,7 +43,13 @@ class State(NamedTuple):
     seed: Integers
     point: Integers
     task: Integers
+    left: Integers
     lots: Float[Tensor, "s n m"]
+
+    @property
+    def climbing(self) -> Mask:
+        """Which slots follow the surrogate."""
+        return self.left > 0
 
 
 @attacks.register("square", white_box=False, cites="arXiv:1912.00049")
@@ -58,35 +66,48 @@ class Square:
     Differs from the reference code: every slot draws windows, signs and orientation of its own
     (there, one draw serves the batch), and windows reach the last row and column, as in the paper.
 
+    With a `surrogate` it starts from the query of the largest margin, of the model itself, that
+    a walk of `ahead` steps up the margin of that stand-in has met: ours.
+
     Attributes:
         queries: proposals of one run, after the starting point.
         restarts: independent runs per point.
         share: part of the image that the first windows cover (p in the paper).
+        surrogate: stand-in whose gradient the walk before the search follows; linf and l2.
+        ahead: steps of that walk.
     """
 
     queries: Annotated[int, Field(ge=1)] = 5000
     restarts: Annotated[int, Field(ge=1)] = 1
     share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    surrogate: str = ""
+    ahead: Annotated[int, Field(ge=1)] = 40
 
-    uses_gradient = False
     stays_inside = True
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether it follows a surrogate for a while."""
+        return bool(self.surrogate)
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """One untargeted run per restart."""
         if threat.norm == "l0":
             raise UsageError("square supports linf, l2 and l1, got l0. Use sigma_zero or fmn.")
+        refuse_norm("square", self.surrogate, threat)
         return list_jobs(0, self.restarts, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
-        """Start at vertical stripes (linf) or a grid of bumps (l2, l1).
+        """Start at vertical stripes (linf) or a grid of bumps (l2, l1); a walk at a random point.
 
         Raises:
             UsageError: in l2 and l1, for inputs that are not images of 5 × 5 pixels or more.
         """
         channels = _images(tasks.x[:1]).shape[1] if len(tasks.x) else 1
         numbers = channels + (2 if threat.norm == "linf" else 5)
+        first = _first(_images(tasks.x), tasks.keys, threat).view_as(tasks.x)
         return State(
-            query=_first(_images(tasks.x), tasks.keys, threat).view_as(tasks.x),
+            query=threat.sample(tasks.x, tasks.keys) if self.surrogate else first,
             done=torch.zeros_like(tasks.y, dtype=torch.bool),
             x=tasks.x,
             y=tasks.y,
@@ -96,6 +117,7 @@ class Square:
             seed=tasks.seed,
             point=tasks.point,
             task=tasks.task,
+            left=torch.full_like(tasks.y, self.ahead if self.surrogate else 0),
             lots=tasks.x.new_zeros(len(tasks.x), _BLOCK, numbers),
         )
 
@@ -106,13 +128,23 @@ class Square:
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Keep the query if it is the best so far, and change the best one in a new window."""
         state = state._replace(lots=_refresh(state))
-        better = reply.value > state.best_value
+        value, tie = reply.value, state.climbing
+        if self.surrogate:
+            value = margin(reply.logits, state.y, state.y)
+        # Of inputs that the model tells no difference between, the walk's last one went farthest.
+        better = (value > state.best_value) | (tie & (value == state.best_value))
         best = torch.where(per_point(better, state.query), state.query, state.best)
+        query = self._propose(state, best, threat).view_as(best)
+        if self.surrogate:
+            walked = ascend(state.query, state.x, reply.gradient, self.ahead - state.left,
+                            self.ahead, threat)  # fmt: skip
+            query = torch.where(per_point(state.left > 1, query), walked, query)
         return state._replace(
-            query=self._propose(state, best, threat).view_as(best),
+            query=query,
             best=best,
-            best_value=torch.where(better, reply.value, state.best_value),
-            asked=state.asked + 1,
+            best_value=torch.where(better, value, state.best_value),
+            asked=state.asked + (state.left <= 1),
+            left=(state.left - 1).clamp_min(0),
             done=state.done | (state.asked >= self.queries),
         )
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from robustkit.errors import RobustkitError, some
-from robustkit.passes import ask
-from robustkit.search import Reply, Search, Tasks, draws, place, select, stand_in
+from robustkit.passes import ask, passes
+from robustkit.search import Reply, Search, Tasks, place, select, stand_in
 from robustkit.slots import FREE, Books, Outcome, Referee, Work
 from robustkit.threat import Threat
 from robustkit.types import Mask, Model, per_point
@@ -108,11 +108,9 @@ class Floor:
         except RuntimeError as error:
             self._back_off(error)
             return
-        # A pass of a surrogate is counted like one of the model.
-        eot = draws(self.search)
-        books.forwards.add_(running * (eot + bool(stand_in(self.search))))
-        if self.search.uses_gradient:
-            books.backwards.add_(running * eot)
+        forwards, backwards = passes(self.search, state)
+        books.forwards.add_(running * forwards)
+        books.backwards.add_(running * backwards)
         defined = reply.logits.isfinite().all(1)
         self._catch(running & defined & (reply.logits.argmax(1) != self.tasks.y))
         self.state = self._drop_undefined(running & ~defined, following)

@@ -7,34 +7,68 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from robustkit.search import Reply, Search, draws, stand_in
+from robustkit.search import Reply, Search, draws, select, stand_in
 from robustkit.surrogate import source
-from robustkit.types import Model, per_point
+from robustkit.types import Mask, Model, per_point
 
 
 def ask(model: Model, search: Search[Any], state: Any, *, half: bool = False) -> Reply:
     """Evaluate the model at `state.query`, with the gradient of the search's objective.
 
     A search with the option `surrogate` climbs on that stand-in of the model, one with `eot` > 1
-    on the mean of so many draws; the logits of a reply are always the model's own.
+    on the mean of so many draws; the logits of a reply are always the model's own. Where a state
+    says which slots are `climbing`, the others are asked without a gradient, of the model itself.
 
     Args:
         half: the model computes in 16 bits, so that small gradients vanish unless they are scaled.
     """
-    if not search.uses_gradient:
-        with torch.no_grad():
-            logits = model(state.query).float()
-            return Reply(logits, search.objective(logits, state), logits.new_empty(0))
+    climbing = _climbing(search, state)
+    if search.uses_gradient and climbing is None:
+        logits, value, gradient = _mean(model, search, state, half)
+        if stand_in(search):
+            with torch.no_grad():
+                logits = model(state.query).float()
+        return Reply(logits, value, gradient)
+    with torch.no_grad():
+        logits = model(state.query).float()
+        reply = Reply(logits, search.objective(logits, state), logits.new_empty(0))
+    if climbing is None:
+        return reply
+    rows, gradient = climbing.nonzero().flatten(), torch.zeros_like(state.query)
+    if not len(rows):
+        return reply._replace(gradient=gradient)
+    _, value, slope = _mean(model, search, select(state, rows), half)
+    return Reply(logits, reply.value.index_copy(0, rows, value),
+                 gradient.index_copy(0, rows, slope))  # fmt: skip
+
+
+def passes(search: Search[Any], state: Any) -> tuple[Tensor | int, Tensor | int]:
+    """Return the forward and backward passes of one input that `ask` makes for every slot.
+
+    A pass of a surrogate is counted like one of the model.
+    """
+    eot, climbing = draws(search), _climbing(search, state)
+    if climbing is not None:
+        return 1 + eot * climbing, eot * climbing
+    return eot + bool(stand_in(search)), eot * search.uses_gradient
+
+
+def _climbing(search: Search[Any], state: Any) -> Mask | None:
+    """Return which slots need a gradient, where a search that uses gradients tells them apart."""
+    return getattr(state, "climbing", None) if search.uses_gradient else None
+
+
+def _mean(
+    model: Model, search: Search[Any], state: Any, half: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits, objective and gradient of what the search climbs on, averaged over draws."""
     climbed, eot = source(model, stand_in(search)), draws(search)
     query = state.query.detach().requires_grad_(True)
     logits, value, gradient = _climb(climbed, search, state, query, half)
     for _ in range(eot - 1):
         more = _climb(climbed, search, state, query, half)
         logits, value, gradient = logits + more[0], value + more[1], gradient + more[2]
-    if stand_in(search):
-        with torch.no_grad():
-            logits = model(state.query).float()
-    return Reply(logits, value / eot, gradient / eot if eot > 1 else gradient)
+    return logits, value / eot, gradient / eot if eot > 1 else gradient
 
 
 def _climb(

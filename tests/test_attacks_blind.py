@@ -1,4 +1,4 @@
-"""SPSA and HopSkipJump: what they see, how many queries they ask, how far they get."""
+"""SPSA, HopSkipJump, RayS: what they see, how many queries they ask, how far they get."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from robustkit.conformance.ground import Rows
 from robustkit.conformance.ground import points as ground
 from robustkit.data import Dataset
 from robustkit.errors import UsageError
+from robustkit.passes import passes
 from robustkit.plain import attack
 from robustkit.registry import attacks
-from robustkit.search import Reply
+from robustkit.search import Reply, Search, Tasks
 from robustkit.slots import fresh_tasks
 from robustkit.threat import Norm, Threat
 
@@ -36,6 +37,17 @@ class Counting(nn.Module):
         return logits
 
 
+class Told(Counting):
+    """Answers with the class alone, and declares what answers with logits."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(inner, one_hot)
+        self.soft = Counting(inner)
+
+    def surrogates(self) -> dict[str, Any]:
+        return {"soft": self.soft}
+
+
 def rows() -> tuple[Rows, Tensor, Tensor]:
     model = Rows().eval().requires_grad_(False)
     x, y = ground(model)
@@ -51,16 +63,20 @@ def one_hot(logits: Tensor) -> Tensor:
     return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
 
 
+def _tasks(
+    model: nn.Module, x: Tensor, y: Tensor, search: Search[Any], threat: Threat
+) -> Tasks:  # fmt: skip
+    ranked = model(x).argsort(1, descending=True)
+    jobs = list(search.jobs(threat, 4)) * len(x)
+    return fresh_tasks(x, y, ranked, torch.arange(len(x)), jobs, "a", 0)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_estimate_points_along_the_gradient(norm: Norm) -> None:
     model, x, y = rows()
     threat, search = Threat(norm, 0.02), attacks.build("spsa(pairs=400, steps=1)")
     middle = (x / 4 + 0.4).requires_grad_(True)  # away from the box, where nothing is clipped
-    ranked = model(middle).detach().argsort(1, descending=True)
-    tasks = fresh_tasks(
-        middle.detach(), y, ranked, torch.arange(len(x)), search.jobs(threat, 4) * len(x), "a", 0
-    )
-    state = search.start(tasks, threat)
+    state = search.start(_tasks(model, middle.detach(), y, search, threat), threat)
     base = state.query.requires_grad_(True)
     (gradient,) = torch.autograd.grad(search.objective(model(base), state).sum(), base)
     for _ in range(800):
@@ -85,10 +101,12 @@ def test_a_survivor_costs_the_budget(spec: str, budget: int, norm: Norm) -> None
     assert counting.asked == len(x) * (1 + budget)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_hopskipjump_sees_the_class_alone(norm: Norm) -> None:
+@pytest.mark.parametrize(
+    ("name", "norm"), [("hopskipjump", "linf"), ("hopskipjump", "l2"), ("rays", "linf")]
+)
+def test_it_sees_the_class_alone(name: str, norm: Norm) -> None:
     model, x, y = rows()
-    search, threat = attacks.build("hopskipjump(queries=300)"), Threat.whole(norm, 36)
+    search, threat = attacks.build(f"{name}(queries=300)"), Threat.whole(norm, 36)
     plain = attack(model, x, y, search, threat, nearest=True)
     hidden = attack(Counting(model, one_hot), x, y, search, threat, nearest=True)
     assert torch.equal(plain, hidden)
@@ -106,7 +124,99 @@ def test_hopskipjump_comes_near_what_gradients_find(norm: Norm) -> None:
     assert 0.9 < float(ratio.median()) < 1.2
 
 
-@pytest.mark.parametrize("name", ["spsa", "hopskipjump"])
+def test_rays_finds_the_nearest_input_of_a_linear_model() -> None:
+    """In linf it lies at margin / ‖w‖₁, and is reached along the signs of w."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(36, generator=generator)
+    x = 0.5 + 0.02 * torch.randn(8, 1, 6, 6, generator=generator)
+
+    def model(x: Tensor) -> Tensor:
+        score = x.flatten(1) @ weight
+        return torch.stack([score, -score], 1)
+
+    y, threat = model(x).argmax(1), Threat.whole("linf", 36)
+    z = attack(model, x, y, attacks.build("rays(queries=2000)"), threat, nearest=True)
+    nearest = model(x).amax(1).abs() / weight.abs().sum()
+    ratio = threat.distance(z, x) / nearest
+    assert left(Counting(nn.Flatten(), lambda z: model(z)), z, y) == 0
+    assert 1 <= float(ratio.min()) <= float(ratio.max()) < 1.01
+
+
+def test_rays_comes_nearer_than_hopskipjump() -> None:
+    model, x, y = rows()
+    threat = Threat.whole("linf", 36)
+    found = [
+        attack(model, x, y, attacks.build(f"{name}(queries=1500)"), threat, nearest=True)
+        for name in ("rays", "hopskipjump")
+    ]
+    ours, other = (threat.distance(z, x) for z in found)
+    assert float((ours / other).median()) < 1
+    assert float((ours / other).max()) < 1.1
+
+
+def test_rays_begins_anew_when_a_round_brings_nothing() -> None:
+    """Only along ones is the model fooled: no turn of a block gains anything."""
+
+    class Ones(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            low = x.flatten(1).amin(1) - 0.8
+            return torch.stack([torch.zeros_like(low), low], 1)
+
+    model, x, y = Ones(), torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 0])
+    threat, search = Threat.whole("linf", 4), attacks.build("rays(queries=200)")
+    state, starts = search.start(_tasks(model, x, y, search, threat), threat), []
+    while not bool(state.done.all()):
+        logits = model(state.query)
+        run = state.run
+        state = search.step(state, Reply(logits, logits[:, 0], logits), threat)
+        if bool((state.run > run).all()):
+            starts.append(state.signs)
+    assert len(starts) >= 3
+    assert bool((starts[0] == 1).all())  # again along ones, by columns
+    assert any(bool((signs != 1).any()) for signs in starts[1:])
+    z = attack(model, x, y, search, threat, nearest=True)
+    assert threat.distance(z, x).tolist() == pytest.approx([0.3, 0.3], rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["rays", "square"])
+def test_a_walk_along_a_stand_in_starts_it_where_that_leads(name: str) -> None:
+    """With the class alone there is nothing to see inside the ball, but for the stand-in."""
+    model, x, y = rows()
+    threat, few = Threat("linf", 0.1), "queries=20"
+    plain = attack(Told(model), x, y, attacks.build(f"{name}({few})"), threat)
+    guided = attack(Told(model), x, y, attacks.build(f"{name}({few}, surrogate=soft)"), threat)
+    seeing = attack(model, x, y, attacks.build("apgd(loss=margin)"), threat)
+    assert left(model, seeing, y) <= left(model, guided, y) < left(model, plain, y)
+    assert left(model, guided, y) <= left(model, seeing, y) + 1
+
+
+@pytest.mark.parametrize("name", ["rays", "square"])
+def test_a_walk_is_counted_and_ends(name: str) -> None:
+    model, x, y = rows()
+    told = Told(model)
+    search = attacks.build(f"{name}(queries=30, ahead=7, surrogate=soft)")
+    z = attack(told, x, y, search, Threat("linf", 1e-6))
+    assert torch.equal(z, x)
+    assert told.soft.asked == 7 * len(x)
+    assert told.asked == len(x) * (1 + 7 + 30)
+    state = search.start(_tasks(model, x, y, search, Threat("linf", 1e-6)), Threat("linf", 1e-6))
+    assert [int(torch.as_tensor(p).sum()) for p in passes(search, state)] == [2 * len(x), len(x)]
+    still = state._replace(left=torch.zeros_like(state.left))
+    assert [int(torch.as_tensor(p).sum()) for p in passes(search, still)] == [len(x), 0]
+
+
+@pytest.mark.parametrize("name", ["rays", "square"])
+def test_with_a_walk_rows_do_not_look_at_each_other(name: str) -> None:
+    model, x, y = rows()
+    search = attacks.build(f"{name}(queries=40, ahead=5, surrogate=soft)")
+    whole, single = (
+        attack(Told(model), x, y, search, Threat("linf", 0.03), slots=slots) for slots in (64, 3)
+    )
+    assert torch.equal(whole, single)
+    assert left(model, whole, y) < len(x)
+
+
+@pytest.mark.parametrize("name", ["spsa", "hopskipjump", "rays"])
 def test_rounded_inputs_do_not_stop_it(name: str) -> None:
     """Gradients are zero everywhere; the answers change from step to step of 1/15."""
     model, x, y = rows()
@@ -122,6 +232,13 @@ def test_rounded_inputs_do_not_stop_it(name: str) -> None:
     assert left(rounded, z, y) <= len(x) / 4
     blind = attack(rounded, x, y, attacks.build("apgd"), Threat("linf", 0.2))
     assert left(rounded, z, y) < left(rounded, blind, y)
+
+
+def test_norms_without_a_walk_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"rays supports linf, got l2\. Use hopskipjump"):
+        attacks.build("rays").jobs(Threat("l2", 1), 4)
+    with pytest.raises(UsageError, match="square follows a surrogate in linf and l2, got l1"):
+        attacks.build("square(surrogate=soft)").jobs(Threat("l1", 1), 4)
 
 
 @pytest.mark.parametrize("name", ["spsa", "hopskipjump"])

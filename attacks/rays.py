@@ -1,0 +1,256 @@
+"""RayS: seeks the direction of signs along which the boundary is nearest, by decisions alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field
+
+from robustkit.errors import UsageError
+from robustkit.losses import margin
+from robustkit.registry import attacks
+from robustkit.rng import Keys
+from robustkit.search import Job, Reply, Tasks, list_jobs
+from robustkit.threat import Threat
+from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
+
+from ._ahead import ascend, refuse_norm
+from ._draws import renew
+
+
+class State(NamedTuple):
+    """Per slot three images and a few numbers.
+
+    signs: the best direction; during the walk, the way to where it came nearest. radius: at which
+    that direction fools the model, infinite before any does. level, block: the block of features
+    that the direction on trial turns around. at, low, high: radii of the query, and at which the
+    trial left the model right and fooled it, infinite before it does; gap: from high to the next
+    query, as a share of it. idle: trials in a row without gain; run: how often it has begun anew.
+    left: steps along the surrogate that are to come; value: the largest margin that these met.
+    """
+
+    query: Images
+    done: Mask
+    x: Images
+    y: Labels
+    signs: Images
+    level: Integers
+    block: Integers
+    radius: Scalars
+    at: Scalars
+    low: Scalars
+    high: Scalars
+    gap: Scalars
+    idle: Integers
+    run: Integers
+    asked: Integers
+    left: Integers
+    value: Scalars
+    seed: Integers
+    point: Integers
+    task: Integers
+
+    @property
+    def climbing(self) -> Mask:
+        """Which slots follow the surrogate."""
+        return self.left > 0
+
+
+@attacks.register("rays", white_box=False, cites="arXiv:2006.12792")
+@dataclass(frozen=True)
+class RayS:
+    """Decision-based attack for linf: it looks at the predicted class and at nothing else.
+
+    Chen and Gu 2020, algorithms 1 to 3: among directions in {-1, 1}^d, the one with the nearest
+    boundary is sought by turning blocks of it around, of all features, halves, quarters and so on
+    down to single ones. A turn is kept if the model is fooled at less than the best radius so far.
+    It seeks the nearest success; where only a radius counts, the first query within it ends the
+    run.
+
+    Differs from the paper: a direction is tried just below the best radius, and from there the
+    radius is shrunk in growing steps, then halved, as most gains are small; radii are coarse while
+    blocks are large. After single features come blocks of all sizes again, until a whole round
+    brings nothing; then the search begins anew, first with blocks along columns, later from random
+    directions too. With a `surrogate`, the very first direction is where a walk of `ahead` steps up
+    the margin of that stand-in came nearest by the model's own margin.
+
+    Attributes:
+        queries: budget of one run, without the walk.
+        resolution: of radii, as a share of them.
+        surrogate: stand-in whose gradient the walk before the search follows.
+        ahead: steps of that walk.
+    """
+
+    queries: Annotated[int, Field(ge=20)] = 10000
+    resolution: Annotated[float, Field(gt=0, lt=0.1)] = 0.004
+    surrogate: str = ""
+    ahead: Annotated[int, Field(ge=1)] = 40
+
+    stays_inside = False
+    minimizes = True
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether it follows a surrogate for a while."""
+        return bool(self.surrogate)
+
+    def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
+        """One untargeted run."""
+        if threat.norm != "linf":
+            raise UsageError(
+                f"rays supports linf, got {threat.norm}. Use hopskipjump (l2), square (l1) or "
+                "sigma_zero (l0)."
+            )
+        refuse_norm("rays", self.surrogate, threat)
+        return list_jobs(0, 1, classes)
+
+    def start(self, tasks: Tasks, threat: Threat) -> State:
+        """Ask about the clean point, then along the direction of ones; a walk begins anywhere."""
+        x, zero = tasks.x, torch.zeros_like(tasks.y)
+        number, ones = x.new_zeros(len(x)), torch.ones_like(x)
+        return State(
+            query=threat.sample(x, tasks.keys) if self.surrogate else x,
+            done=zero > 0,
+            x=x,
+            y=tasks.y,
+            signs=ones,
+            level=zero - (1 if self.surrogate else 2),  # nothing is turned around at first
+            block=zero,
+            radius=number + torch.inf,
+            at=number,
+            low=number,
+            high=number + torch.inf,
+            gap=number + 0.5,
+            idle=zero.clone(),
+            run=zero - int(bool(self.surrogate)),
+            asked=zero.clone(),
+            left=zero + (self.ahead if self.surrogate else 0),
+            value=number - torch.inf,
+            seed=tasks.seed,
+            point=tasks.point,
+            task=tasks.task,
+        )
+
+    def objective(self, logits: Logits, state: State) -> Scalars:
+        """Return the margin, for the walk along a surrogate; the search sees its sign alone."""
+        return margin(logits, state.y, state.y)
+
+    def step(self, state: State, reply: Reply, threat: Threat) -> State:
+        """Take in whether the query fooled the model, and choose the next one."""
+        here, fools = ~state.climbing, reply.logits.argmax(1) != state.y
+        query = state.query
+        if self.surrogate:
+            walked = ascend(query, state.x, reply.gradient, self.ahead - state.left, self.ahead,
+                            threat)  # fmt: skip
+            state = _noted(state, margin(reply.logits, state.y, state.y))
+            query = torch.where(per_point(here, query), query, walked)
+        began = state.high.isfinite()
+        state = state._replace(
+            high=torch.where(here & fools, state.at, state.high),
+            low=torch.where(here & ~fools & began, state.at, state.low),
+            gap=torch.where(here & fools & began, (2 * state.gap).clamp_max(0.5), state.gap),
+            asked=state.asked + here,
+        )
+        near = state.high - state.low <= self._fine(state.level) * state.high
+        state = self._judged(state, here & ((~fools & ~began) | near))
+        state = self._anew(state)
+        state = self._aimed(state, threat)
+        turned = state.x + per_point(state.at, query) * self._trial(state)
+        turned = turned.clamp(threat.lower, threat.upper)
+        return state._replace(query=torch.where(per_point(state.climbing, query), query, turned))
+
+    def _judged(self, state: State, over: Mask) -> State:
+        """Where a trial is over, keep its direction if that gained, and go to the next block."""
+        gained = over & state.high.isfinite()
+        count = math.prod(state.x.shape[1:])
+        last = math.ceil(math.log2(count))
+        beyond = (state.block + 1) * _size(count, state.level) >= count
+        level = torch.where(over & ((state.level < 0) | beyond), state.level + 1, state.level)
+        idle = torch.where(gained, 0, state.idle + over)
+        block = torch.where(level > state.level, 0, state.block + 1)
+        return state._replace(
+            signs=torch.where(per_point(gained, state.x), self._trial(state), state.signs),
+            radius=torch.where(gained, state.high, state.radius),
+            level=torch.where(level > last, 0, level),
+            block=torch.where(over, block, state.block),
+            low=torch.where(over, 0.0, state.low),
+            high=torch.where(over, torch.inf, state.high),
+            gap=torch.where(over, self._fine(level), state.gap),
+            idle=idle,
+            done=state.done | (state.asked >= self.queries),
+        )
+
+    def _anew(self, state: State) -> State:
+        """Where a round has brought nothing, begin again: from ones, later from random signs."""
+        begins = state.idle >= _round(math.prod(state.x.shape[1:]))
+        run, fresh = state.run + begins, per_point(begins, state.x)
+        signs = torch.where(fresh, 1.0, state.signs).to(state.x.dtype)
+        keys = Keys(state.seed, state.point, state.task)
+        return state._replace(
+            signs=renew(signs, begins & (run > 1), keys, run),
+            radius=torch.where(begins, torch.inf, state.radius),
+            level=torch.where(begins, -1, state.level),
+            block=torch.where(begins, 0, state.block),
+            gap=torch.where(begins, 0.5, state.gap),
+            idle=torch.where(begins, 0, state.idle),
+            run=run,
+        )
+
+    def _aimed(self, state: State, threat: Threat) -> State:
+        """Choose the next radius: just below the best one, further below, or half-way."""
+        first = torch.where(
+            state.radius.isfinite(),
+            (1 - self._fine(state.level)) * state.radius,
+            threat.upper - threat.lower,
+        )
+        below = torch.where(
+            state.low > 0, (state.low + state.high) / 2, (1 - state.gap) * state.high
+        )
+        return state._replace(at=torch.where(state.high.isfinite(), below, first))
+
+    def _fine(self, level: Integers) -> Scalars:
+        """Return the resolution of radii: coarse while large blocks are turned."""
+        return (0.1 * 0.5 ** level.clamp_min(0)).clamp_min(self.resolution)
+
+    def _trial(self, state: State) -> Images:
+        """Return the direction on trial: the best one with a block turned around."""
+        count = math.prod(state.x.shape[1:])
+        place = torch.arange(count, device=state.x.device)
+        if state.x.ndim == 4:
+            high, wide = state.x.shape[2:]
+            columns = place.view(-1, wide, high).mT.reshape(-1)
+            place = torch.where(state.run[:, None] % 2 == 1, columns, place)
+        size = _size(count, state.level)[:, None]
+        start = state.block[:, None] * size
+        turned = (place >= start) & (place < start + size) & (state.level >= 0)[:, None]
+        return torch.where(turned.view_as(state.x), -state.signs, state.signs)
+
+
+def _size(count: int, level: Integers) -> Integers:
+    """Return the features in a block: all of them at level 0, half at 1, at last single ones."""
+    parts = 2 ** level.clamp_min(0)
+    return (count + parts - 1) // parts
+
+
+def _round(count: int) -> int:
+    """Return how many blocks the levels have together."""
+    levels = torch.arange(math.ceil(math.log2(count)) + 1)
+    size = _size(count, levels)
+    return int(((count + size - 1) // size).sum())
+
+
+def _noted(state: State, value: Scalars) -> State:
+    """Keep the walk's query of the largest margin; at its end, turn it into a direction."""
+    better = state.climbing & (value >= state.value)  # of equals, the last one went farthest
+    way = torch.where(per_point(better, state.x), state.query - state.x, state.signs)
+    over = state.left == 1
+    signs = torch.where(way < 0, -1.0, 1.0).to(way.dtype)
+    return state._replace(
+        signs=torch.where(per_point(over, way), signs, way),
+        value=torch.where(better, value, state.value),
+        left=(state.left - 1).clamp_min(0),
+    )
