@@ -86,29 +86,36 @@ class Adaptive:
         for name in findings.lent:
             (line if masked else audit).extend(_climb(threat, findings, name))
         line += _climb(threat, findings, "student") if masked else []
-        blind = self._blind(threat, findings)
+        guide = _guide(surrogates, findings) if masked else ""
+        blind = self._blind(threat, findings, guide)
         if _USELESS & flags and not {*_FAITHFUL, "logits"} & set(findings.offered):
             line += blind
         elif masked:
             audit += blind
+        if guide:
+            audit += [_with(s, _through(findings, guide)) for s in _first_of("parity", threat)]
         if findings.eot > 1:
-            audit += self._averaged(threat, findings.eot)
+            audit += _first_of(f"rand(eot={findings.eot})", threat)
         reserve = [*blind, f"square(queries={2 * self.queries}, restarts=2)"]
         return Remedies(line, audit, [spec for spec in reserve if spec not in [*line, *audit]])
 
-    def _averaged(self, threat: Threat, eot: int) -> list[str]:
-        """List APGD on CE and DLR over draws, as AutoAttack-rand has it."""
-        listed: Sequence[str] = suites.build(f"rand(eot={eot})").attacks(threat)
-        return list(listed)
+    def _blind(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
+        """List searches without gradients; by decisions alone too where scores tell little.
 
-    def _blind(self, threat: Threat, findings: Findings) -> list[str]:
-        """List searches without gradients; by decisions too where scores tell little."""
+        Args:
+            guide: a stand-in; searches also start where a walk along it came nearest.
+        """
         if threat.norm == "l1":
             return [f"square(queries={self.queries}, restarts=2)"]
-        pairs = 40
+        pairs, ahead = 40, f", surrogate={guide!r})"
         specs = [f"spsa(pairs={pairs}, steps={max(1, self.queries // (2 * pairs + 1) - 1)})"]
+        if guide and "one_hot" not in findings.flags:
+            specs.append(f"square(queries={self.queries}{ahead}")
         if {"one_hot", "piecewise_constant"} & set(findings.flags):
-            specs.append(f"hopskipjump(queries={self.queries})")
+            name, most = ("rays", 2) if threat.norm == "linf" else ("hopskipjump", 1)
+            specs.append(f"{name}(queries={most * self.queries})")
+            if guide and name == "rays":
+                specs.append(f"rays(queries={most * self.queries}{ahead}")
         return specs
 
 
@@ -119,12 +126,28 @@ _FIRST = {
 }
 
 
+def _guide(surrogates: Sequence[str], findings: Findings) -> str:
+    """Name what the authors declare, what is not squashed, what has the model's values, or so."""
+    logits = [name for name in findings.offered if name == "logits"]
+    return [*surrogates, *logits, *findings.offered, "student"][0]
+
+
+def _first_of(suite: str, threat: Threat) -> list[str]:
+    """List the first two attacks of a suite: those of AutoAttack that follow gradients."""
+    listed: Sequence[str] = suites.build(suite).attacks(threat)
+    return list(listed[:2])
+
+
 def _climb(threat: Threat, findings: Findings, stand_in: str) -> list[str]:
     """List the search of `fast` through a stand-in ("": the model), averaged where it is random."""
+    return [_with(spec, _through(findings, stand_in)) for spec in _FIRST[threat.norm]]
+
+
+def _through(findings: Findings, stand_in: str) -> list[str]:
+    """List the options of a search through a stand-in."""
     random = not stand_in or stand_in in findings.noisy
     options = [f"eot={findings.eot}"] if findings.eot > 1 and random else []
-    options += [f"surrogate={stand_in!r}"] if stand_in else []
-    return [_with(spec, options) for spec in _FIRST[threat.norm]]
+    return [*options, f"surrogate={stand_in!r}"] if stand_in else options
 
 
 def _with(spec: str, options: Sequence[str]) -> str:

@@ -61,7 +61,11 @@ def test_a_flag_promotes_stand_ins_transfer_and_a_student() -> None:
     line, audit, _ = parts(lined(Findings((FLAG,), ("logits", "bpda"), ("undefended",))))
     through = ("logits", "bpda", "undefended", "student")
     assert line == ["relay", *(f"relay(surrogate={name})" for name in through)]
-    assert [text.partition("(")[0] for text in audit] == ["spsa", "apgd", "apgd", "fab", "square"]
+    assert [text.partition("(")[0] for text in audit] == [
+        "spsa", "square", "apgd", "apgd", "apgd", "apgd", "fab", "square"
+    ]  # fmt: skip
+    assert "square(queries=5000, surrogate=logits)" in audit
+    assert "apgd(loss=targeted_dlr, surrogate=logits, targets=9)" in audit
 
 
 def test_that_bpda_leads_elsewhere_is_a_finding_itself() -> None:
@@ -71,9 +75,15 @@ def test_that_bpda_leads_elsewhere_is_a_finding_itself() -> None:
 
 def test_gradients_that_lead_nowhere_are_replaced_by_queries() -> None:
     line, audit, _ = parts(lined(Findings(("one_hot", "no_gradient"))))
-    assert [text.partition("(")[0] for text in line] == ["relay", "relay", "spsa", "hopskipjump"]
+    assert [text.partition("(")[0] for text in line] == [
+        "relay", "relay", "spsa", "rays", "rays"
+    ]  # fmt: skip
     assert line[1] == "relay(surrogate=student)"
-    assert audit == PARITY
+    assert line[-1] == "rays(queries=10000, surrogate=student)"
+    assert audit[2:] == PARITY
+    assert all("surrogate=student" in text for text in audit[:2])
+    line, _, _ = parts(lined(Findings(("one_hot", "no_gradient")), Threat("l2", 0.5)))
+    assert [text.partition("(")[0] for text in line] == ["relay", "relay", "spsa", "hopskipjump"]
 
 
 def test_noise_is_averaged_where_there_is_some() -> None:
