@@ -220,6 +220,59 @@ def test_memory_that_shows_in_the_attacks_alone_is_found(
     assert found == {"patient": (["stateful"], "unreliable"), "sound": ([], "reliable")}
 
 
+def noisy(function: Function) -> Function:
+    return lambda model, x: function(model, x + 0.05 * torch.randn_like(x))
+
+
+def test_a_random_model_with_a_true_gradient_is_only_random(nearest: nn.Module, x: Tensor) -> None:
+    assert raised(Wrapped(nearest, noisy(lambda model, x: model(x))), x) == ["randomized"]
+
+
+@pytest.mark.parametrize(
+    ("function", "flag"),
+    [
+        (crooked(lambda gradient: -gradient), "gradient_mismatch"),
+        (crooked(lambda gradient: gradient.roll(1, -1)), "gradient_mismatch"),
+        (lambda model, x: model(straight_through(x, 4).detach() + 0 * x), "no_gradient"),
+        (lambda model, x: model(straight_through(x, 8)), "piecewise_constant"),
+    ],
+)
+def test_behind_randomness_the_gradient_is_compared_too(
+    function: Function, flag: str, nearest: nn.Module, x: Tensor
+) -> None:
+    """With the same draws in both passes, differences are those of the inputs."""
+    assert {"randomized", flag} <= {*raised(Wrapped(nearest, noisy(function)), x)}
+
+
+def test_memory_behind_randomness_is_found(nearest: nn.Module, x: Tensor) -> None:
+    seen = [torch.zeros_like(x[:1])]
+
+    def drifting(model: nn.Module, x: Tensor) -> Tensor:
+        logits: Tensor = model(x + 0.05 * torch.randn_like(x) + seen[0].mean())
+        seen[0] = x[:1].detach()
+        return logits
+
+    assert {"randomized", "stateful"} <= {*raised(Wrapped(nearest, drifting), x)}
+
+
+def test_the_draws_of_others_go_on_as_they_would(nearest: nn.Module, x: Tensor) -> None:
+    """What is repeated for a look is repeated aside."""
+    draws = []
+
+    def counting(model: nn.Module, x: Tensor) -> Tensor:
+        draws.append(float(torch.rand(())))
+        return model(x) + 0.1 * draws[-1]  # type: ignore[no-any-return]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        examine(Wrapped(nearest, counting), x, 4, "toy")
+        after = float(torch.rand(()))
+        torch.manual_seed(3)
+        expected = [float(torch.rand(())) for _ in range(6)]
+    assert draws[:5] == expected[:5]
+    assert after == expected[5]
+
+
 def test_a_tracer_is_left_alone(nearest: nn.Module, x: Tensor) -> None:
     """The probes watch a model without the hook of debuggers and of coverage."""
     calls: list[str] = []

@@ -21,12 +21,24 @@ def flag(name: str, seen: str) -> Flag:
 
 @dataclass
 class Asked:
-    """A model that is looked at: passes of one input are counted in `forwards` and `backwards`."""
+    """A model that is looked at: passes of one input are counted in `forwards` and `backwards`.
+
+    With a `seed`, every pass of a batch of one size draws the same random numbers of PyTorch: what
+    a model that is random by these does to two inputs can be compared.
+    """
 
     model: Model
     name: str
     forwards: int = 0
     backwards: int = 0
+    seed: int | None = None
+
+    def _answer(self, x: Images) -> Logits:
+        if self.seed is None:
+            return self.model(x)
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.manual_seed(self.seed)
+            return self.model(x)
 
     def strictly(self, x: Images, classes: int) -> Logits:
         """Return the logits of clean inputs `x` [b, *f].
@@ -38,7 +50,7 @@ class Asked:
         self.forwards += len(x)
         try:
             with torch.no_grad():
-                answer: object = self.model(x)
+                answer: object = self._answer(x)
         except Exception as error:
             raise UsageError(
                 f"{name} failed on a batch of inputs of shape {shape}: "
@@ -64,7 +76,7 @@ class Asked:
         """Return the logits, whatever they are."""
         self.forwards += len(x)
         with torch.no_grad():
-            return self.model(x).float()
+            return self._answer(x).float()
 
     def gradient(
         self, x: Images, value: Callable[[Logits], Scalars]
@@ -79,7 +91,7 @@ class Asked:
         self.backwards += len(x)
         try:
             with torch.enable_grad():
-                logits = self.model(query).float()
+                logits = self._answer(query).float()
                 total = value(logits).sum()
                 if not total.requires_grad:
                     return logits.detach(), None

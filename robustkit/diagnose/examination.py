@@ -17,6 +17,7 @@ from robustkit.types import Images, Logits, Model
 
 _TOLERANCE = 1e-3  # of the length of the logits; batched kernels may differ in the last bits
 _SAME = 1e-4  # likewise, of one kernel
+_SEED = 20_000  # of the draws that are repeated
 
 
 class Health(NamedTuple):
@@ -56,7 +57,8 @@ def examine(
     """Check on a few inputs `x` [b, *f] that the model can be evaluated at all, and how far.
 
     Every flag that can be raised before an attack is in `robustkit.flags`. All probes depend on
-    the model and `x` alone: a second look at the same model finds the same.
+    the model and `x` alone: a second look at the same model finds the same. A model that is random
+    by the generators of PyTorch is probed with the same draws in every pass.
 
     Args:
         box: the range of the inputs.
@@ -73,22 +75,25 @@ def examine(
     repeats = torch.stack([asked.strictly(x, classes) for _ in range(4)])
     noise = max(difference(first, other) for other in repeats)
     randomized = noise > _SAME or bool((repeats.argmax(2) != first.argmax(1)).any())
-    flags: list[Flag] = []
+    flags, tied = list[Flag](), None
     if getattr(model, "untrained", False):
         seen = "the weights are random, as was asked for: no number here says anything about a "
         flags.append(flag("untrained", f"{seen}trained model"))
     if randomized:
         seen = f"two passes over one input differ (by {noise:.2g} of the logits' length)"
         flags.append(flag("randomized", seen))
-    else:
+        tied = _tied(asked, x, classes)
+    steady, answers = not randomized or tied is not None, first
+    first = answers if tied is None else tied
+    if steady:
         moved = _moved(asked, x, first, classes, sum(box))
-        if moved is None:
+        if moved is None and not randomized:
             _refuse_coupling(asked, x, first, classes)
-        else:
+        elif moved is not None:
             flags.append(flag("stateful", moved))
     if probing:
-        flags += _probe(asked, x, first, box, randomized)
-        if not randomized and "stateful" not in {found.name for found in flags}:
+        flags += _probe(asked, x, first, box, randomized=not steady)
+        if steady and "stateful" not in {found.name for found in flags}:
             seen = f"after {asked.forwards} passes an input is answered otherwise than before"
             changed = difference(first, asked.strictly(x, classes)) > _SAME
             if told := buffers.changed() or (seen if changed else ""):
@@ -97,7 +102,7 @@ def examine(
         randomized,
         first.shape[1],
         tuple(flags),
-        first,
+        answers,
         asked.forwards,
         asked.backwards,
         x,
@@ -118,8 +123,18 @@ def look_again(model: Model, health: Health) -> str:
     return "after the attacks the model answers otherwise to the same inputs than before"
 
 
+def _tied(asked: Asked, x: Images, classes: int) -> Logits | None:
+    """Repeat the draws from now on, and return the answers, if they are always the same then."""
+    asked.seed = _SEED
+    once, again = (asked.strictly(x, classes) for _ in range(2))
+    if difference(once, again) <= _SAME:
+        return once
+    asked.seed = None  # random by other means
+    return None
+
+
 def _probe(
-    asked: Asked, x: Images, first: Logits, box: tuple[float, float], randomized: bool
+    asked: Asked, x: Images, first: Logits, box: tuple[float, float], *, randomized: bool
 ) -> list[Flag]:
     flags = of_answers(first)
     flags += of_gradients(asked, x, first, box, randomized=randomized)

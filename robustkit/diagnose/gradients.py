@@ -43,7 +43,8 @@ def of_gradients(
 ) -> list[Flag]:
     """Look at the gradient of the margin at `x` [b, *f], whose logits are `first`.
 
-    Of a randomized model it is only seen whether the gradient is there and of a usable size.
+    Of a randomized model whose draws `asked` does not repeat, it is only seen whether the gradient
+    is there and of a usable size.
     """
     logits, gradient = asked.gradient(x, _leading(first))
     flags, n = list[Flag](), len(x)
@@ -147,7 +148,7 @@ def _off(
         seen, told = list[Tensor](), list[Tensor]()
         for direction in directions:
             up, down = x + step * direction[index], x - step * direction[index]
-            margins = [_pick(base, asked.logits(z), index).double() for z in (up, down)]
+            margins = [_margins(asked, base, z, index).double() for z in (up, down)]
             seen.append(margins[0] - margins[1])
             told.append((gradient * (up.double() - down.double()).flatten(1)).sum(1))
         change, promise = torch.stack(seen, 1), torch.stack(told, 1)
@@ -171,10 +172,13 @@ def _grain(logits: Logits) -> float:
     return 8 * torch.finfo(torch.float32).eps
 
 
-def _pick(base: _Base, logits: Logits, index: Tensor) -> Scalars:
-    """Return the margins of the rows `index` of the base from their logits alone."""
+def _margins(asked: Asked, base: _Base, z: Images, index: Tensor) -> Scalars:
+    """Return the margins of inputs `z` [r, *f] near the rows `index` of the base."""
     whole = base.logits.clone()
-    whole[index] = logits
+    if asked.seed is None:
+        whole[index] = asked.logits(z)
+    else:  # draws are the same in batches of the same rows alone
+        whole = asked.logits(base.x.index_copy(0, index, z))
     return base.margin(whole)[index]
 
 
