@@ -20,10 +20,10 @@ import torch
 
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.files import make_folder
-from robustkit.rows import CARRIED, CERTIFY, CLEAN, NAMES, REPLAYED, TABLES, Cost, Fall
+from robustkit.rows import CARRIED, CERTIFY, CLEAN, NAMES, REPLAYED, TABLES, Cost, Fall, Refused
 from robustkit.types import Images
 
-__all__ = ["CARRIED", "CERTIFY", "CLEAN", "REPLAYED", "Cost", "Fall", "Ledger"]
+__all__ = ["CARRIED", "CERTIFY", "CLEAN", "REPLAYED", "Cost", "Fall", "Ledger", "Refused"]
 
 
 class Ledger:
@@ -192,12 +192,14 @@ class Ledger:
         falls: Iterable[Fall],
         cost: Cost,
         closest: Mapping[int, float] | None = None,
+        refused: Mapping[int, Refused] | None = None,
     ) -> None:
         """Store in one transaction what a harvest brought; of each point the closest fall.
 
         Args:
             spent: (point, job) pairs whose budget is used up.
             closest: how near these points came to falling; the highest number is kept.
+            refused: inputs that fooled a randomized model too seldom; the most often seen is kept.
         """
         falls = list(falls)
         with self.transaction():
@@ -215,6 +217,11 @@ class Ledger:
                 "excluded.distance, excluded.example) WHERE excluded.distance < distance",
                 ((*fall[:4], _pack(fall.example)) for fall in falls),
             )
+            self._db.executemany(
+                "INSERT INTO refused VALUES (?, ?, ?) ON CONFLICT (point) DO UPDATE SET "
+                "(seen, errors) = (excluded.seen, excluded.errors) WHERE excluded.seen > seen",
+                ((point, *told) for point, told in (refused or {}).items()),
+            )
             self._judge((f.point, stage, f.errors) for f in falls if f.errors is not None)
             self._spend(stage, cost)
 
@@ -226,6 +233,12 @@ class Ledger:
         with self._errors():
             rows = self._db.execute("SELECT point, stage, errors FROM judged").fetchall()
         return {(point, stage): share for point, stage, share in rows}
+
+    def refused(self) -> dict[int, Refused]:
+        """Return what fooled a randomized model most often without breaking the point."""
+        with self._errors():
+            rows = self._db.execute("SELECT point, seen, errors FROM refused").fetchall()
+        return {point: Refused(seen, errors) for point, seen, errors in rows}
 
     def _spend(self, stage: int, cost: Cost) -> None:
         self._db.execute("INSERT OR IGNORE INTO cost (stage) VALUES (?)", (stage,))

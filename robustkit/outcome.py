@@ -224,9 +224,21 @@ def _points(run: Run, finished: Sequence[int]) -> Points:
 
 
 def _errors(run: Run, index: list[int], falls: dict[int, Fall]) -> list[float | None]:
-    """Return how often the model errs at the input that a point is judged by."""
-    known = run.ledger.errors()
-    return [known.get((p, falls[p].stage if p in falls else CLEAN)) for p in index]
+    """Return how often the model errs at the input that a point is judged by.
+
+    Of a point that stands it is the one that fooled the model most often while it was judged, clean
+    or refused; how often it does was measured apart from that.
+    """
+    known, refused = run.ledger.errors(), run.ledger.refused()
+    clean = {p: known.get((p, CLEAN)) for p in index}
+    return [
+        known.get((p, falls[p].stage))
+        if p in falls
+        else refused[p].errors
+        if p in refused and refused[p].seen > (clean[p] or 0)
+        else clean[p]
+        for p in index
+    ]
 
 
 def _carried(run: Run) -> dict[int, str]:

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from robustkit.errors import RobustkitError, some
-from robustkit.ledger import Cost, Fall
+from robustkit.ledger import Cost, Fall, Refused
 from robustkit.points import Indices
 from robustkit.search import Job, Tasks
 from robustkit.slots import Outcome, Work, fresh_tasks
 from robustkit.threat import Threat
 from robustkit.types import Images, Labels, Model
-from robustkit.verify import Verdict, verify
+from robustkit.verify import FRESH, Verdict, measure, verify
 
 
 class Source(Protocol):
@@ -53,6 +53,7 @@ class Pen(Protocol):
         falls: Iterable[Fall],
         cost: Cost,
         closest: Mapping[int, float] | None = None,
+        refused: Mapping[int, Refused] | None = None,
     ) -> None:
         """Store what a harvest of an attack brought."""
         ...
@@ -95,6 +96,7 @@ class StageReferee:
     claims: bool = True
     falls: dict[int, Fall] = field(default_factory=dict)
     _new: dict[int, Fall] = field(default_factory=dict)
+    _refused: dict[int, Refused] = field(default_factory=dict)
     _checks: int = 0
     _flips: int = 0
     _done: int = 0
@@ -134,7 +136,27 @@ class StageReferee:
             known = self.falls.get(fall.point)
             if known is None or fall.distance < known.distance:
                 self.falls[fall.point] = self._new[fall.point] = fall
+        self._note_refused(verdict, points, z, y)
         return stands
+
+    def _note_refused(self, verdict: Verdict, points: Sequence[int], z: Images, y: Labels) -> None:
+        """Measure what fooled a randomized model more often than anything else that was refused."""
+        if verdict.seen is None:
+            return
+        told = zip(points, verdict.broken.tolist(), verdict.seen.tolist(), strict=True)
+        better = {
+            row: share
+            for row, (point, broken, share) in enumerate(told)
+            if not broken and share > max(0.0, self._refused.get(point, Refused(0, 0)).seen)
+        }
+        if not better:
+            return
+        rows = torch.tensor(list(better), device=z.device)
+        self._checks += FRESH * len(rows)
+        for row, errors in zip(
+            better, measure(self.reference, z[rows], y[rows]).tolist(), strict=True
+        ):
+            self._refused[points[row]] = Refused(better[row], errors)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Write the ended tasks and the falls in one transaction."""
@@ -158,7 +180,7 @@ class StageReferee:
         cost = cost._replace(
             forwards=cost.forwards + self._checks, seconds=now - self._clock, flips=self._flips
         )
-        self.ledger.write(self.stage, spent, self._new.values(), cost, closest)
+        self.ledger.write(self.stage, spent, self._new.values(), cost, closest, self._refused)
         self._new, self._checks, self._flips, self._clock = {}, 0, 0, now
 
 

@@ -21,6 +21,8 @@ CREATE TABLE IF NOT EXISTS broken (
     distance REAL NOT NULL, example BLOB);
 CREATE TABLE IF NOT EXISTS judged (
     point INTEGER, stage INTEGER, errors REAL NOT NULL, PRIMARY KEY (point, stage)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS refused (
+    point INTEGER PRIMARY KEY, seen REAL NOT NULL, errors REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS closest (point INTEGER PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cost (
     stage INTEGER PRIMARY KEY, entered INTEGER NOT NULL DEFAULT 0, forwards INTEGER NOT NULL
@@ -44,6 +46,17 @@ class Fall(NamedTuple):
     distance: float
     example: np.ndarray[Any, Any] | None = None
     errors: float | None = None
+
+
+class Refused(NamedTuple):
+    """The input that fooled a randomized model most often without breaking its point.
+
+    `seen`: how many passes erred while it was judged, by which it was chosen (see
+    `robustkit.verify.Verdict`); `errors`: the share of fresh ones that did.
+    """
+
+    seen: float
+    errors: float
 
 
 class Cost(NamedTuple):

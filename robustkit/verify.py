@@ -36,6 +36,8 @@ class Verdict(NamedTuple):
         predicted: the class, of a randomized model the most frequent.
         errors: of a randomized model, the share of fresh passes that err where one stands, NaN
             where it does not; else None.
+        seen: of a randomized model, the passes that erred until the verdict, as a share of `FIRST`
+            more than were made, so that few say little; else None.
         passes: forward passes spent on all of them together.
     """
 
@@ -43,6 +45,7 @@ class Verdict(NamedTuple):
     predicted: Labels
     distance: Scalars
     errors: Scalars | None
+    seen: Scalars | None
     passes: int
 
 
@@ -102,7 +105,13 @@ def verify(
             f"{some([points[row] for row in rows])}. A verdict on such points is not defined; "
             "mend the model."
         )
-    return Verdict(told.broken, told.predicted, distance, told.errors, told.passes)
+    return Verdict(told.broken, told.predicted, distance, told.errors, told.seen, told.passes)
+
+
+def measure(model: Model, z: Images, y: Labels) -> Scalars:
+    """Return the share of `FRESH` passes of a randomized model over `z` [b, *f] that err."""
+    right = predict(model, z, FRESH).votes.gather(1, y[:, None])[:, 0]
+    return 1 - right.float() / FRESH
 
 
 class _Told(NamedTuple):
@@ -110,17 +119,18 @@ class _Told(NamedTuple):
     predicted: Labels
     undefined: Mask
     errors: Scalars | None
+    seen: Scalars | None
     passes: int
 
 
 def _once(model: Model, z: Images, y: Labels) -> _Told:
     predicted, logits, _ = predict(model, z)
-    return _Told(predicted != y, predicted, ~logits.isfinite().all(1), None, len(z))
+    return _Told(predicted != y, predicted, ~logits.isfinite().all(1), None, None, len(z))
 
 
 def _repeat(model: Model, z: Images, y: Labels) -> _Told:
     """Ask until enough passes were right to give up, or `NEEDED` erred; then measure."""
-    errors = torch.full((len(z),), torch.nan, device=z.device)
+    errors, seen = z.new_full((len(z),), torch.nan), z.new_zeros(len(z))
     predicted, undefined = y.clone(), torch.zeros_like(y, dtype=torch.bool)
     rows = torch.arange(len(z), device=z.device)
     votes: Integers | None = None
@@ -133,12 +143,11 @@ def _repeat(model: Model, z: Images, y: Labels) -> _Told:
         undefined[rows] |= ~answer.logits.isfinite().all(1)
         votes = answer.votes if votes is None else votes + answer.votes
         right = right + (answer.predicted == y[rows])
+        seen[rows] = (trial - right).to(seen.dtype) / (trial + FIRST)
         goes_on = right <= (1 if trial <= FIRST else TRIALS - NEEDED)
         rows, votes, right = rows[goes_on], votes[goes_on], right[goes_on]
     if len(rows) and votes is not None:
         predicted[rows] = votes.argmax(1)
-        fresh = predict(model, z[rows], FRESH).votes
-        wrong = FRESH - fresh.gather(1, y[rows, None])[:, 0]
-        errors[rows] = wrong.float() / FRESH
+        errors[rows] = measure(model, z[rows], y[rows]).to(errors.dtype)
         passes += FRESH * len(rows)
-    return _Told(~errors.isnan(), predicted, undefined, errors, passes)
+    return _Told(~errors.isnan(), predicted, undefined, errors, seen, passes)

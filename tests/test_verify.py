@@ -118,6 +118,22 @@ class TestRandomized:
         script = [1, 2] * 15
         assert self.judge(*script, 1, 2)[::3] == (False, 32)
 
+    @pytest.mark.parametrize(
+        ("script", "seen"), [([2, 2], 0), ([1, 2, 2], 1 / 6), ([1, 2, 1] + [2] * 15, 2 / 21)]
+    )
+    def test_it_says_how_often_what_was_refused_had_fooled_the_model(
+        self, script: list[int], seen: float
+    ) -> None:
+        """As a share of three passes more than there were: few say little."""
+        z, x = moved(0.1)
+        verdict = verify(
+            Fickle(*script), z, x, torch.tensor([2]), Threat("linf", 0.2), attack="toy",
+            points=[0], randomized=True,
+        )  # fmt: skip
+        assert verdict.seen is not None
+        assert not bool(verdict.broken)
+        assert float(verdict.seen) == pytest.approx(seen)
+
     def test_twenty_five_errors_in_forty_stand_and_fresh_passes_measure_them(self) -> None:
         trials = [1] * 15 + [0] * 10 + [2] * 15
         fresh = [2] * 5 + [0] * 15

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustkit.bench import Assault, Part
-from robustkit.ledger import Cost, Fall
+from robustkit.ledger import Cost, Fall, Refused
 from robustkit.points import Indices
 from robustkit.threat import Threat
 from robustkit.tuning import Tuning
@@ -142,6 +142,7 @@ class Harvest(NamedTuple):
     falls: list[Fall]
     cost: Cost
     closest: dict[int, float]
+    refused: dict[int, Refused]
 
 
 class Ended(NamedTuple):

@@ -102,7 +102,9 @@ class Team:
             nonlocal done
             if isinstance(note, Harvest):
                 cost = note.cost._replace(seconds=self._lap())
-                self.pen.write(assault.stage, note.spent, note.falls, cost, note.closest)
+                self.pen.write(
+                    assault.stage, note.spent, note.falls, cost, note.closest, note.refused
+                )
                 spent.update(note.spent)
                 fallen.update(fall.point for fall in note.falls)
             elif isinstance(note, Ended):

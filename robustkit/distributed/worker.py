@@ -36,7 +36,7 @@ from robustkit.distributed.orders import (
 from robustkit.engine import Engine
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.importing import failure
-from robustkit.ledger import Cost, Fall
+from robustkit.ledger import Cost, Fall, Refused
 from robustkit.model import load_model
 from robustkit.points import ImageSet
 from robustkit.proving import Told, prove
@@ -194,7 +194,8 @@ class Scribe:
         falls: Iterable[Fall],
         cost: Cost,
         closest: Mapping[int, float] | None = None,
+        refused: Mapping[int, Refused] | None = None,
     ) -> None:
         """Send a harvest."""
         pairs = [(point, job) for point, job in spent]
-        self.send(Harvest(pairs, list(falls), cost, dict(closest or {})))
+        self.send(Harvest(pairs, list(falls), cost, dict(closest or {}), dict(refused or {})))
