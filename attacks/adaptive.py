@@ -25,6 +25,8 @@ _MASKED = frozenset(
 )
 # Of these, the flags under which it leads nowhere.
 _USELESS = frozenset(["no_gradient", "one_hot", "gradient_mismatch", "huge_eps"])
+# Those that attacks through a stand-in with the decisions of the model answer.
+_ANSWERED = (_MASKED | {"transfer"}) - {"stateful", "randomized"}
 # Stand-ins with the values of the model and another gradient: that they exist is a finding.
 _FAITHFUL = ("bypass", "bpda")
 
@@ -88,7 +90,8 @@ class Adaptive:
         line += _climb(threat, findings, "student") if masked else []
         guide = _guide(surrogates, findings) if masked else ""
         blind = self._blind(threat, findings, guide)
-        if _USELESS & flags and not {*_FAITHFUL, "logits"} & set(findings.offered):
+        true = {*_FAITHFUL, "logits"} & set(findings.offered)
+        if _USELESS & flags and not true:
             line += blind
         elif masked:
             audit += blind
@@ -97,7 +100,8 @@ class Adaptive:
         if findings.eot > 1:
             audit += _first_of(f"rand(eot={findings.eot})", threat)
         reserve = [*blind, f"square(queries={2 * self.queries}, restarts=2)"]
-        return Remedies(line, audit, [spec for spec in reserve if spec not in [*line, *audit]])
+        reserve = [spec for spec in reserve if spec not in [*line, *audit]]
+        return Remedies(line, audit, reserve, sorted(_ANSWERED) if true and masked else ())
 
     def _blind(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
         """List searches without gradients; by decisions alone too where scores tell little.

@@ -35,8 +35,8 @@ class Points(Part):
     errors: list[float | None] | None = None
     """Of a randomized model, the share of passes that err, by chance of its own draws.
 
-    At the adversarial input where the point is broken (passes that took no part in finding it),
-    else at the clean one. None: not measured.
+    At the adversarial input where the point is broken, else at the input, clean or refused, that
+    fooled the model most often; by passes that took no part in finding it. None: not measured.
     """
 
     @pydantic.model_validator(mode="after")

@@ -117,7 +117,8 @@ def conduct(
         record = settle_record(make_record(run, origin, finished), path, watcher)
     watcher.kept(path)
     for flag in record.flags:
-        watcher.note(f"{name}: {flag.name}: {flag.message}")
+        told = f" Answered: {flag.answered}." if flag.answered else ""
+        watcher.note(f"{name}: {flag.name}: {flag.message}{told}")
     return record
 
 

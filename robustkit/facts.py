@@ -28,6 +28,8 @@ class Flag(Part):
 
     name: str
     message: str
+    answered: str | None = None
+    """How the attacks answered it, so that it weighs a step less in the verdict; else None."""
 
 
 class Stage(Part):

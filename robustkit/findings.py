@@ -40,8 +40,10 @@ class Remedies:
         line: on all points, after the suite's own attacks.
         audit: on the audited sample, before the audit's own attacks.
         reserve: on every survivor, if attacks without gradients took points.
+        answers: flags that the line answers, if its audit finds nothing more.
     """
 
     line: Sequence[str] = ()
     audit: Sequence[str] = ()
     reserve: Sequence[str] = ()
+    answers: Sequence[str] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 Severity: TypeAlias = Literal["note", "suspicious", "unreliable"]
@@ -154,12 +154,18 @@ OUTCOME = ("black_box", "transfer", "unused_budget", "chance")
 _ORDER: tuple[str, ...] = get_args(Reliability)
 
 
-def reliability(names: Iterable[str]) -> Reliability:
+def reliability(names: Iterable[str], answered: Collection[str] = ()) -> Reliability:
     """Return the verdict on an evaluation with these flags: that of the gravest one.
 
     A flag that the catalog does not hold, of another version, makes it suspicious.
+
+    Args:
+        answered: those of them that the attacks answered, which weigh a step less.
     """
-    found = [FLAGS[name].severity if name in FLAGS else "suspicious" for name in names]
+    less: dict[str, str] = {"unreliable": "suspicious"}
+    weights = {name: FLAGS[name].severity if name in FLAGS else "suspicious" for name in names}
+    found = [less.get(weight, "note") if name in answered else weight
+             for name, weight in weights.items()]  # fmt: skip
     if "unreliable" in found:
         return "unreliable"
     return "suspicious" if "suspicious" in found else "reliable"

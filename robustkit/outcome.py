@@ -21,6 +21,7 @@ from robustkit.record import (
     AuditInfo,
     Commit,
     DataInfo,
+    Flag,
     Points,
     Record,
     Stage,
@@ -110,7 +111,7 @@ def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
         weights=origin.weights,
         certify=None if run.certifier is None else run.certifier.name,
         randomized=run.health.randomized,
-        flags=[*run.health.flags, *flags],
+        flags=_answered(run, [*run.health.flags, *flags]),
         notes=origin.notes,
         audit=_audit(run),
         stages=[*replayed, *stages],
@@ -199,6 +200,18 @@ def _replayed(run: Run, finished: Sequence[int]) -> list[Stage]:
             backwards=0,
             seconds=cost.seconds,
         )
+    ]
+
+
+def _answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
+    """Mark the flags that the line-up answers, if its audit came to its end and found little."""
+    line, ledger = run.line, run.ledger
+    quiet = not unaudited(line, ledger) and not ledger.remembered("escalated")
+    aside = [stand_in(registry.attacks.build(spec)) for spec in line.specs[: line.audited]]
+    told = f"attacked through {', '.join(dict.fromkeys(filter(None, aside)))}; the audit is quiet"
+    return [
+        f.model_copy(update={"answered": told}) if quiet and f.name in line.answers else f
+        for f in flags
     ]
 
 

@@ -209,9 +209,13 @@ class Record(Portrait, Part):
 
     @property
     def reliability(self) -> Reliability:
-        """Whether the robust accuracy can be relied on, by the gravest flag."""
+        """Whether the robust accuracy can be relied on, by the gravest flag.
+
+        Flags that the attacks answered weigh a step less.
+        """
         names = [flag.name for flag in self.flags]
-        return reliability([*names, "randomized"] if self.randomized else names)
+        answered = [flag.name for flag in self.flags if flag.answered]
+        return reliability([*names, "randomized"] if self.randomized else names, answered)
 
     @property
     def forwards_per_point(self) -> float:

@@ -40,7 +40,8 @@ class LineUp(NamedTuple):
     """The attacks of a run in order; those from `audited` on are the audit's.
 
     The last `reserve` of them run where attacks without gradients took points. `findings`: what
-    the attacks were chosen by, None where they do not depend on the model.
+    the attacks were chosen by, None where they do not depend on the model; `answers`: flags that
+    they answer, if the audit finds nothing more.
     """
 
     specs: list[Spec]
@@ -48,6 +49,7 @@ class LineUp(NamedTuple):
     audit: Audit | None
     reserve: int = 0
     findings: Findings | None = None
+    answers: Sequence[str] = ()
 
 
 def line_up(
@@ -73,11 +75,12 @@ def line_up(
     audit: Audit | None = built.audit(threat) if built and hasattr(built, "audit") else None
     line = _specs(built.attacks(threat, known) if built else chosen)
     audited, reserve = _specs(audit.attacks if audit else ()), list[Spec]()
+    answers: Sequence[str] = ()
     if findings is not None and built is not None:
         more: Remedies = built.remedies(threat, known, findings)
         line = _once([*line, *_specs(more.line)])
         audited = _once([*_specs(more.audit), *audited], line)
-        reserve = _once(_specs(more.reserve), [*line, *audited])
+        reserve, answers = _once(_specs(more.reserve), [*line, *audited]), more.answers
         audit = audit and replace(audit, attacks=[str(spec) for spec in [*audited, *reserve]])
     specs = [*line, *audited, *reserve]
     for spec in specs:
@@ -88,7 +91,7 @@ def line_up(
     repeated = {str(spec) for spec in specs if specs.count(spec) > 1}
     if repeated:
         raise UsageError(f"attack {sorted(repeated)[0]!r} is listed twice")
-    return LineUp(specs, len(line), audit, len(reserve), findings)
+    return LineUp(specs, len(line), audit, len(reserve), findings, tuple(answers))
 
 
 def acts_on_findings(suite: str | None) -> bool:

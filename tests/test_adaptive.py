@@ -86,6 +86,15 @@ def test_gradients_that_lead_nowhere_are_replaced_by_queries() -> None:
     assert [text.partition("(")[0] for text in line] == ["relay", "relay", "spsa", "hopskipjump"]
 
 
+def test_flags_are_answered_through_what_has_the_models_own_values() -> None:
+    bent, one_hot = "gradient_mismatch", "one_hot"
+    through = lined(Findings((bent,), ("bpda",))).answers
+    assert {bent, "transfer"} <= set(through)
+    assert not {"black_box", "stateful", "randomized"} & set(through)
+    assert not lined(Findings((one_hot,), ("smooth",))).answers
+    assert not lined(Findings((), ("bpda",))).answers
+
+
 def test_noise_is_averaged_where_there_is_some() -> None:
     found = Findings(("randomized",), ("bpda", "smooth"), (), eot=7, noisy=("bpda",))
     line, audit, _ = parts(lined(found))
@@ -169,7 +178,9 @@ def test_a_mask_is_attacked_through(hardened: nn.Module, few: Dataset, tmp_path:
     record = run(Masked(hardened).eval(), few, tmp_path / "adaptive", suite=LIGHT)
     assert fooled.robust > truth.robust  # the mask works on a naive suite
     assert record.robust <= truth.robust + 0.04
-    assert "no_gradient" in {flag.name for flag in record.flags}
+    answers = {flag.name: flag.answered for flag in record.flags}
+    assert "bpda" in (answers["no_gradient"] or "")
+    assert (fooled.reliability, record.reliability) == ("unreliable", "suspicious")
     assert record.strongest_attack == "relay(surrogate=bpda)"
     assert "relay(surrogate=bpda)" in record.points.attack
 

@@ -417,6 +417,12 @@ class TestTheCatalog:
         assert reliability(["randomized"]) == "suspicious"
         assert reliability(["randomized", "huge_eps"]) == "unreliable"
         assert reliability(["of another version"]) == "suspicious"
+
+    def test_what_the_attacks_answered_weighs_a_step_less(self) -> None:
+        assert reliability(["huge_eps", "saturated"], ["huge_eps"]) == "suspicious"
+        assert reliability(["saturated"], ["saturated"]) == "reliable"
+        assert reliability(["huge_eps", "stateful"], ["huge_eps"]) == "unreliable"
+        assert reliability(["scaled_logits"], ["scaled_logits"]) == "reliable"
         assert worse("unreliable", "suspicious")
         assert not worse("reliable", "reliable")
 

@@ -487,6 +487,16 @@ class TestJudge:
         assert judge.findings([0], {0: "robust"}, ("randomized",))[0].answer == "pass"
         assert judge.findings([0], {0: "robust"}, ("chance",))[0].answer == "regressed"
 
+    def test_flags_that_the_baseline_had_answered_are_no_graver_verdict(
+        self, baseline: Baseline
+    ) -> None:
+        """Whether they are answered is known of finished runs alone."""
+        flag = Flag(name="huge_eps", message="as it says", answered="through bpda")
+        answered = baseline.record.model_copy(update={"flags": [flag]})
+        assert answered.reliability == "suspicious"
+        judge = Judge(answered, Terms({"reliability": 0}))
+        assert judge.findings([0], {0: "robust"}, ("huge_eps",))[0].answer == "pass"
+
     def test_a_graver_verdict_regresses(self, baseline: Baseline) -> None:
         shaky = baseline.record.model_copy(
             update={"flags": [Flag(name="randomized", message="as it says")]}

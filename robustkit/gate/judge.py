@@ -82,7 +82,10 @@ class Judge:
         if metric == "flags":
             fresh = self.new_flags(flags)
             return f"{', '.join(fresh)}, which the baseline did not have" if fresh else ""
-        before, now = self.baseline.reliability, reliability(flags)
+        # By names on both sides: what the attacks answered is known of finished runs alone.
+        known = [flag.name for flag in self.baseline.flags]
+        before = reliability([*known, "randomized"] if self.baseline.randomized else known)
+        now = reliability(flags)
         return f"{before} → {now}: {', '.join(flags)}" if worse(now, before) else ""
 
     @property

@@ -188,7 +188,7 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 def _line(identity: str, label: str, row: Row, record: Record) -> Line:
     right = record.n - record.points.status.count("misclassified")
     low, high = stats.clopper_pearson(right, record.n)
-    flags = [Flag(name=clean(flag.name), message=clean(flag.message)) for flag in record.flags]
+    flags = [Flag(name=clean(flag.name), message=clean(_told(flag))) for flag in record.flags]
     if record.randomized and "randomized" not in {flag.name for flag in flags}:
         told = "two passes of the same input through the model differ."
         flags.insert(0, Flag(name="randomized", message=told))
@@ -208,3 +208,7 @@ def _plain(cells: dict[str, Any]) -> dict[str, Any]:
 def _key(item: tuple[int, Row]) -> tuple[str, str, str]:
     row = item[1]
     return row.data, row.norm, f"{row.eps:.6g}"
+
+
+def _told(flag: Flag) -> str:
+    return f"{flag.message} Answered: {flag.answered}." if flag.answered else flag.message
