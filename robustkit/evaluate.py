@@ -106,7 +106,7 @@ def evaluate(
                     points=points, tuning=tuning, box=asked.threat.box)  # fmt: skip
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 asked.arguments, asked.notes, replay, pace)  # fmt: skip
-    ground, line, place = _act(ground, line, asked.threat, folder, wish, setup)
+    ground, line, place = _act(ground, line, asked.threat, folder, wish)
     crewed = (setup, ground, named, batch_size, tuning)
     with listening(watcher, progress) as heard, staff(*crewed, heard) as crew:
         if not minimum_norm:
@@ -130,7 +130,6 @@ def _act(
     threat: Threat,
     folder: Path | str | None,
     wish: Wish,
-    setup: object,
 ) -> tuple[Ground, LineUp, Path | None]:
     """Let the suite act on what is found about the model; see `robustkit.remedies.prescribe`.
 
@@ -139,11 +138,6 @@ def _act(
     suite, place = wish.suite, None if folder is None else Path(folder)
     if suite is None or not acts_on_findings(suite):
         return ground, line, place
-    if setup is not None:
-        raise UsageError(
-            f"the suite {suite} runs on one device: the models that it lends to its attacks are "
-            "not sent to workers. Name one --device, or use another suite."
-        )
     place = place or home_of(ground, [threat], line, wish)
     return *prescribe(ground, suite, threat, place, fresh=wish.fresh), place
 

@@ -96,6 +96,11 @@ class Wrapping(nn.Module):
         raise TypeError(f"{type(self).__name__} does not say what it wraps")
 
 
+def lent(model: Model) -> dict[str, Model]:
+    """Return the stand-ins that were lent to a model, by name; most have none."""
+    return dict(model.more) if isinstance(model, Lent) else {}
+
+
 class Lent(Wrapping):
     """A model that declares more stand-ins, say a student that was distilled from it."""
 

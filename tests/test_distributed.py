@@ -256,6 +256,22 @@ class TestSeveralDevices:
         assert verdicts(two) == verdicts(one)
         assert books(two) == books(one)
 
+    def test_are_lent_the_same_stand_ins(
+        self, nearest: nn.Module, blobs: Dataset, tmp_path: Path
+    ) -> None:
+        """A student is distilled once, by the driver; workers attack through it as well."""
+        squashed = nn.Sequential(nearest, nn.Softmax(1)).eval()
+        one, two = (
+            evaluate(squashed, name="squashed", data=blobs, threat=THREAT, n=12, batch_size=4,
+                     suite="adaptive(audit_least=2, queries=100)", device=device,
+                     folder=tmp_path / device)
+            for device in ("cpu", "cpu,cpu")
+        )  # fmt: skip
+        assert "probabilities" in {flag.name for flag in one.flags}
+        assert "relay(surrogate=student)" in one.attacks
+        assert two.attacks == one.attacks
+        assert verdicts(two) == verdicts(one)
+
     def test_prove_replay_and_seek_the_nearest_alike(self, run: Callable[..., Record],
                                                      tmp_path: Path) -> None:  # fmt: skip
         options: list[dict[str, Any]] = [

@@ -45,6 +45,7 @@ class Briefing(NamedTuple):
         sample, answers: inputs, and the driver's logits for them.
         classes: number of logits.
         version: of robustkit.
+        lent: stand-ins that were lent to the model, on the CPU, by name.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Briefing(NamedTuple):
     batch_size: int | None
     tuning: Tuning
     version: str
+    lent: dict[str, Model]
 
 
 class Parcel(NamedTuple):

@@ -19,6 +19,7 @@ from robustkit.distributed.rays import RayPool
 from robustkit.errors import UsageError
 from robustkit.ground import Ground
 from robustkit.optional import library
+from robustkit.surrogate import lent
 from robustkit.tuning import Tuning
 from robustkit.types import Model
 from robustkit.watcher import Watcher
@@ -119,6 +120,7 @@ def staff(
         batch_size=batch_size,
         tuning=tuning,
         version=provenance.versions()["robustkit"],
+        lent={name: _portable(model) for name, model in lent(ground.tuned.model).items()},
     )
     with Crew(ground.name, setup.note, _starter(setup, briefing), watcher) as crew:
         yield crew

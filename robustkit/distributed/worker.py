@@ -40,6 +40,7 @@ from robustkit.ledger import Cost, Fall, Refused
 from robustkit.model import load_model
 from robustkit.points import ImageSet
 from robustkit.proving import Told, prove
+from robustkit.surrogate import Lent
 from robustkit.threat import Threat
 from robustkit.tuning import tune
 from robustkit.types import Model
@@ -93,15 +94,23 @@ def _open(briefing: Briefing, device: torch.device) -> Bench:
                 f"a worker has other weights for {briefing.name} than this machine: their digest "
                 f"is {digest[:12]}, expected {briefing.digest[:12]}. Give every node the same file."
             )
-        model = model.to(device).eval().requires_grad_(False)
+    model = _placed(model, device)
     sample = briefing.sample.to(device)
     if not briefing.randomized:
         _same_answers(model, sample, briefing)
     tuned = tune(model, sample, briefing.tuning, randomized=briefing.randomized)
-    engine = Engine(tuned.model, _ANY, briefing.batch_size or tuned.slots, stride(device),
+    more = {name: _placed(other, device) for name, other in briefing.lent.items()}
+    searched = Lent(tuned.model, more) if more else tuned.model
+    engine = Engine(searched, _ANY, briefing.batch_size or tuned.slots, stride(device),
                     tuned.half)  # fmt: skip
     return Bench(briefing.name, model, engine, device, briefing.classes, briefing.randomized,
                  briefing.seed)  # fmt: skip
+
+
+def _placed(model: Model, device: torch.device) -> Model:
+    if isinstance(model, nn.Module):
+        return model.to(device).eval().requires_grad_(False)
+    return model
 
 
 def _load(briefing: Briefing) -> Model:
