@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robustkit.ledger import CARRIED, Cost, Fall, Ledger
+from robustkit.ledger import CARRIED, CLEAN, Cost, Fall, Ledger
 from robustkit.spec import Spec
 from robustkit.threat import Threat
 
@@ -25,6 +25,7 @@ class Carried(NamedTuple):
         clean: point -> (label, predicted, classes by falling clean logit).
         attacks: which attack broke the points of `falls`.
         survived, proved: the eps at which a point stood, or was certified.
+        errors: of a randomized model, the share of passes that err at the clean points.
     """
 
     grid: tuple[float, ...]
@@ -33,18 +34,19 @@ class Carried(NamedTuple):
     attacks: dict[int, str]
     survived: dict[int, float]
     proved: dict[int, float]
+    errors: dict[int, float]
 
     @classmethod
     def nothing(cls, grid: tuple[float, ...]) -> Carried:
         """Return what is known at the largest eps."""
-        return cls(grid, {}, (), {}, {}, {})
+        return cls(grid, {}, (), {}, {}, {}, {})
 
     def settle(self, ledger: Ledger) -> None:
         """Write into a ledger what is known before its run begins; once, whenever it was killed."""
         if not self.clean or ledger.remembered("carried") is not None:
             return
         rows = [(point, *known) for point, known in self.clean.items()]
-        ledger.write_clean(rows, 0, 0.0)
+        ledger.write_clean(rows, 0, 0.0, self.errors)
         ledger.write(CARRIED, [], [f._replace(stage=CARRIED) for f in self.falls], Cost())
         ledger.write_certified(((point, True) for point in self.proved), 0.0)
         note = {"survived": self.survived, "proved": self.proved, "attacks": self.attacks}
@@ -71,11 +73,14 @@ def collect(
     with Ledger(folder / "ledger.sqlite", None) as ledger:
         shape = tuple(ledger.remembered("shape"))
         clean, falls, certified = ledger.clean(), ledger.falls(), ledger.certified()
-        examples = ledger.examples(shape)
+        examples, shares = ledger.examples(shape), ledger.errors()
         before = settled(ledger) or {"survived": {}, "proved": {}, "attacks": {}}
     limit = smaller.limit(prod(shape))
     inside = [
-        fall._replace(example=examples[point].numpy() if point in examples else None)
+        fall._replace(
+            example=examples[point].numpy() if point in examples else None,
+            errors=shares.get((point, fall.stage)),
+        )
         for point, fall in falls.items()
         if fall.distance <= limit
     ]
@@ -88,4 +93,5 @@ def collect(
         attacks={f.point: before["attacks"].get(f.point) or str(specs[f.stage]) for f in inside},
         survived={p: before["survived"].get(p, threat.eps) for p in stood},
         proved={p: before["proved"].get(p, threat.eps) for p in sorted(proved)},
+        errors={p: share for (p, stage), share in shares.items() if stage == CLEAN},
     )

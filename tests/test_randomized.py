@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustkit import Record, Threat, evaluate
 from robustkit.data import Dataset
 from robustkit.errors import UsageError
+from robustkit.grid import evaluate_grid
 from robustkit.ledger import Ledger
 from robustkit.record import load
 from robustkit.sources import from_arrays
@@ -92,6 +93,20 @@ def test_an_input_that_fools_nine_in_ten_takes_it_and_the_share_is_told(tmp_path
     assert load(tmp_path / "record.json").points.errors == record.points.errors
     assert record.to_pandas()["errors"].between(0, 1).all()
     assert "one pass" in repr(record)
+
+
+def test_a_grid_carries_the_shares_down(tmp_path: Path) -> None:
+    """What fell at the larger eps within the smaller one is as likely an error there."""
+    low, high = evaluate_grid(
+        NoisyLevel(), name="noisy", data=points(0.97), threat="linf:1", grid=(0.8 * EPS, EPS),
+        attacks=["pgd(steps=10)"], folder=tmp_path,
+    )  # fmt: skip
+    assert high.expected is not None and low.expected is not None
+    assert high.robust <= low.robust < low.clean
+    assert high.expected <= low.expected + 0.05
+    fallen = [e for e, s in zip(low.points.errors or (), low.points.status, strict=True)
+              if s == "broken"]  # fmt: skip
+    assert fallen and min(e for e in fallen if e is not None) > 0.3
 
 
 def test_other_models_have_no_share(nearest: nn.Module, blobs: Dataset, tmp_path: Path) -> None:
