@@ -20,13 +20,13 @@ _MASKED = frozenset(
     [
         *("no_gradient", "probabilities", "one_hot", "saturated", "scaled_logits"),
         *("exploding_gradient", "gradient_mismatch", "piecewise_constant", "inner_autograd"),
-        *("stateful", "randomized", "huge_eps", "not_monotone"),
+        *("stateful", "huge_eps", "not_monotone"),
     ]
 )
 # Of these, the flags under which it leads nowhere.
 _USELESS = frozenset(["no_gradient", "one_hot", "gradient_mismatch", "huge_eps"])
 # Those that attacks through a stand-in with the decisions of the model answer.
-_ANSWERED = (_MASKED | {"transfer"}) - {"stateful", "randomized"}
+_ANSWERED = (_MASKED | {"transfer"}) - {"stateful"}
 # Stand-ins with the values of the model and another gradient: that they exist is a finding.
 _FAITHFUL = ("bypass", "bpda")
 

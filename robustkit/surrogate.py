@@ -64,7 +64,8 @@ def offered(model: Model, x: Images) -> Offer:
 
     Refused, with a reason: those that fail, that have other values or another order of classes
     than the model, that have no gradient, or the gradient and the scale of the model or of a
-    stand-in before them; parts that mostly answer otherwise. Of a randomized model, values and
+    stand-in before them; parts that mostly answer otherwise. Randomized models are compared with
+    the same draws of PyTorch in every pass; where they are random by other means, values and
     gradients are not compared. What the model declares itself is not tried, nor what has the same
     name.
 

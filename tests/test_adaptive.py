@@ -100,8 +100,13 @@ def test_noise_is_averaged_where_there_is_some() -> None:
     line, audit, _ = parts(lined(found))
     searches = [attacks.build(text) for text in line]
     assert [(stand_in(s), draws(s)) for s in searches] == [
-        ("", 1), ("", 7), ("bpda", 7), ("smooth", 1), ("student", 1)
+        ("", 1), ("", 7), ("bpda", 7)
     ]  # fmt: skip
+    # Noise alone masks no gradient: what it does not call for is in the audit.
+    assert audit[0] == "relay(surrogate=smooth)"
+    masked = Findings(("randomized", "no_gradient"), ("bpda", "smooth"), (), 7, ("bpda",))
+    through = [stand_in(attacks.build(text)) for text in parts(lined(masked))[0]]
+    assert through == ["", "", "bpda", "smooth", "student"]
     assert {"apgd(eot=7)", "apgd(eot=7, loss=dlr)"} <= set(audit)
 
 

@@ -202,6 +202,25 @@ class TestOffered:
         assert not offer.models
         assert "only to be looked at" in offer.refused["bpda"]
 
+    def test_a_random_model_is_compared_with_the_same_draws(self) -> None:
+        """So that stand-ins with its own gradient are left out, and a bent one shows."""
+
+        class Noisy(nn.Module):
+            def __init__(self, inner: nn.Module) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, x: Tensor) -> Tensor:
+                logits: Tensor = self.inner(x + 0.05 * torch.randn_like(x))
+                return logits
+
+        state = torch.get_rng_state()
+        sound, bent = offered(Noisy(linear()), inputs()), offered(Noisy(Rounded()), inputs())
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not {"bpda", "logits", "bypass", "smooth"} & set(sound.models)
+        assert sound.refused["bpda"] == "its gradient is that of the model itself"
+        assert "bpda" in bent.models
+
     def test_what_the_model_declares_comes_first(self) -> None:
         own = linear(5)
         model = Lent(Rounded(), {"bpda": own, "student": linear(6)})

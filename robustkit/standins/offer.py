@@ -16,6 +16,7 @@ _TRIALS, _PARTS = 64, 8  # modules tried, and parts kept
 _AGREE = 0.5  # share of inputs on which a part must answer as the model does
 _SAME = 0.9999  # cosine of gradients that count as one
 _RESCALED = 30.0  # factor on logits from which on a loss such as cross-entropy goes blind
+_SEED = 0  # of the draws that all passes share
 _TOLERANCE = 1e-4  # of the logits' size: kernels may sum in another order
 
 
@@ -43,7 +44,11 @@ class Look(NamedTuple):
 
 @dataclass
 class Trial:
-    """Tries stand-ins one after the other on the inputs `x`."""
+    """Tries stand-ins one after the other on the inputs `x`.
+
+    Of a model that is random by the generators of PyTorch, every pass makes the same draws.
+    `randomized`: its answers differ all the same, so that they cannot be compared.
+    """
 
     model: Model
     x: Images
@@ -54,8 +59,8 @@ class Trial:
     def start(self) -> None:
         """Look at the model itself."""
         with torch.no_grad():
-            self.answer = self.model(self.x).float()
-            again = self.model(self.x).float()
+            self.answer = _drawn(self.model, self.x).float()
+            again = _drawn(self.model, self.x).float()
         self.forwards += 2 * len(self.x)
         self.randomized = not torch.allclose(self.answer, again, rtol=1e-4, atol=1e-5)
         try:
@@ -68,7 +73,7 @@ class Trial:
         query = self.x.detach().clone().requires_grad_(True)
         self.forwards += len(query)
         with torch.enable_grad():
-            logits = model(query)
+            logits = _drawn(model, query)
             _refuse_shape(logits, self.answer)
             top = logits.float().topk(2, dim=1).values
             margin = (top[:, 0] - top[:, 1]).sum()
@@ -129,6 +134,11 @@ class Trial:
         return ""
 
 
+def _drawn(model: Model, x: Images) -> Logits:
+    torch.manual_seed(_SEED)
+    return model(x)
+
+
 def _refuse_shape(given: Any, like: Logits) -> None:
     shape = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
     if shape != list(like.shape):
@@ -144,7 +154,6 @@ def offer(
     refused: dict[str, str] = {}
     devices = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
         trial.start()
         tried = {**supplied, **{f"part.{k}": v for k, v in list(parts.items())[:_TRIALS]}}
         for name, stand_in in tried.items():
