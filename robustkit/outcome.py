@@ -78,13 +78,14 @@ def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
     ran = [Spec.parse(stage.attack) for stage in stages]
     data, threat, names = run.data, run.threat, [str(spec) for spec in ran]
     facts = [registry.attacks.entry(spec.name).facts for spec in ran]
+    aside = [bool(stand_in(registry.attacks.build(spec))) for spec in ran]
     # Of an attack of another library it is known once it has run: did gradients reach the input?
+    # What starts where a walk along a stand-in came nearest is not blind.
     white_box = [
-        bool(fact.get("white_box", stage.backwards))
-        for fact, stage in zip(facts, stages, strict=True)
+        through or bool(fact.get("white_box", stage.backwards))
+        for fact, stage, through in zip(facts, stages, aside, strict=True)
     ]
     clean = len(points.status) - points.status.count("misclassified")
-    aside = [bool(stand_in(registry.attacks.build(spec))) for spec in ran]
     flags = review(stages, white_box, clean, len(points.status), data.classes, transfer=aside)
     known = {flag.name for flag in run.health.flags}
     if (changed := run.ledger.remembered("changed")) and "stateful" not in known:

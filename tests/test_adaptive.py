@@ -190,6 +190,16 @@ def test_a_mask_is_attacked_through(hardened: nn.Module, few: Dataset, tmp_path:
     assert "relay(surrogate=bpda)" in record.points.attack
 
 
+def test_a_search_that_starts_along_a_stand_in_is_not_blind(
+    hardened: nn.Module, few: Dataset, tmp_path: Path
+) -> None:
+    line = ["apgd(steps=5)", "square(queries=20, surrogate=bpda)"]
+    record = run(Masked(hardened).eval(), few, tmp_path, attacks=line)
+    assert record.stages[1].broken > 1
+    flags = {flag.name for flag in record.flags}
+    assert "transfer" in flags and "black_box" not in flags
+
+
 def test_health_costs_little_and_changes_nothing(bundled: Dataset, tmp_path: Path) -> None:
     model, data = load_model("pgd_at", data=bundled).model, subset(bundled, range(0, 1000, 20))
     fast = run(model, data, tmp_path / "fast", suite="fast(audit_least=2)")
