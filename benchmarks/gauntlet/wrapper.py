@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, TypeVar
 from torch import Tensor, nn
 
 Truth: TypeAlias = Literal["equal", "at most"]
-FAMILIES = ("outputs", "inputs", "gradients", "randomness", "ensembles", "computation")
+FAMILIES = ("outputs", "inputs", "gradients", "randomness", "ensembles", "computation", "strangers")
 
 
 class Wrapper(nn.Module):
