@@ -90,8 +90,7 @@ class Adaptive:
         line += _climb(threat, findings, "student") if masked else []
         guide = _guide(surrogates, findings) if masked else ""
         blind = self._blind(threat, findings, guide)
-        true = {*_FAITHFUL, "logits"} & set(findings.offered)
-        if _USELESS & flags and not true:
+        if _USELESS & flags and not findings.true:
             line += blind
         elif masked:
             audit += blind
@@ -101,7 +100,7 @@ class Adaptive:
             audit += _first_of(f"rand(eot={findings.eot})", threat)
         reserve = [*blind, f"square(queries={2 * self.queries}, restarts=2)"]
         reserve = [spec for spec in reserve if spec not in [*line, *audit]]
-        return Remedies(line, audit, reserve, sorted(_ANSWERED) if true and masked else ())
+        return Remedies(line, audit, reserve, sorted(_ANSWERED) if findings.true else ())
 
     def _blind(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
         """List searches without gradients; by decisions alone too where scores tell little.
@@ -131,9 +130,9 @@ _FIRST = {
 
 
 def _guide(surrogates: Sequence[str], findings: Findings) -> str:
-    """Name what the authors declare, what is not squashed, what has the model's values, or so."""
-    logits = [name for name in findings.offered if name == "logits"]
-    return [*surrogates, *logits, *findings.offered, "student"][0]
+    """Name what the authors declare, what is not squashed, what stood the probes, or any other."""
+    logits = [name for name in findings.true if name == "logits"]
+    return [*surrogates, *logits, *findings.true, *findings.offered, "student"][0]
 
 
 def _first_of(suite: str, threat: Threat) -> list[str]:

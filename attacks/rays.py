@@ -141,7 +141,9 @@ class RayS:
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Take in whether the query fooled the model, and choose the next one."""
-        here, fools = ~state.climbing, reply.logits.argmax(1) != state.y
+        here = ~state.climbing
+        # At radius 0 it is the clean point: a random model may err there, and nothing is gained.
+        fools = (reply.logits.argmax(1) != state.y) & (state.at > 0)
         query = state.query
         if self.surrogate:
             walked = ascend(query, state.x, reply.gradient, self.ahead - state.left, self.ahead,

@@ -10,7 +10,16 @@ from pathlib import Path
 from robustkit.errors import RobustkitError
 
 _HOME = Path(__file__).resolve().parent
-_ASKING = {"passes.py", "verify.py", "counting.py", "tuning.py", "asking.py"}  # they call models
+_ASKING = {
+    "passes.py",
+    "verify.py",
+    "counting.py",
+    "tuning.py",
+    "asking.py",
+    "remedies.py",
+    "noise.py",
+    "student.py",
+}  # they call models
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import nn
 
 from robustkit import provenance
 from robustkit.asked import GivenData, GivenModel, ask
+from robustkit.blame import blaming
 from robustkit.conduct import Wish, conduct, home_of
 from robustkit.data import Dataset, digest, select
 from robustkit.device import pick_devices
@@ -139,7 +140,8 @@ def _act(
     if suite is None or not acts_on_findings(suite):
         return ground, line, place
     place = place or home_of(ground, [threat], line, wish)
-    return *prescribe(ground, suite, threat, place, fresh=wish.fresh), place
+    with blaming(ground.name):
+        return *prescribe(ground, suite, threat, place, fresh=wish.fresh), place
 
 
 def survey(

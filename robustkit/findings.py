@@ -17,6 +17,8 @@ class Findings:
         lent: other models of the same data whose adversarial inputs may transfer.
         eot: passes to average per query, for the noise that was measured; 1 without noise.
         noisy: the stand-ins, declared or offered, whose answers are random too.
+        true: of those offered with the decisions of the model, the ones whose own gradient stands
+            the probes.
     """
 
     flags: tuple[str, ...] = ()
@@ -24,11 +26,13 @@ class Findings:
     lent: tuple[str, ...] = ()
     eot: int = 1
     noisy: tuple[str, ...] = ()
+    true: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, kept: dict[str, Any]) -> Findings:
         """Return findings from what a ledger holds of them."""
-        listed = {key: tuple(kept[key]) for key in ("flags", "offered", "lent", "noisy")}
+        names = ("flags", "offered", "lent", "noisy", "true")
+        listed = {key: tuple(kept.get(key, ())) for key in names}
         return cls(**listed, eot=int(kept["eot"]))
 
 

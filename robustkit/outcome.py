@@ -68,7 +68,9 @@ def settle_record(record: Record, path: Path, watcher: Watcher) -> Record:
 
 def _derived(record: Record) -> dict[str, Any]:
     """Return what the ledger and the request decide: all but when, where and how it was asked."""
-    return record.model_dump(mode="json", exclude=_CIRCUMSTANCES)
+    derived = record.model_dump(mode="json", exclude=_CIRCUMSTANCES)
+    # What was seen of a random model is another number at every look.
+    return derived | {"flags": [(flag.name, bool(flag.answered)) for flag in record.flags]}
 
 
 def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from robustkit.diagnose import look
 from robustkit.errors import UsageError
 from robustkit.findings import Findings
 from robustkit.ground import Ground
 from robustkit.model import load_model
 from robustkit.noise import draws_needed
-from robustkit.registry import attacks, suites
+from robustkit.registry import attacks, defenses, suites
 from robustkit.replay import peek
+from robustkit.sameness import source_digest
 from robustkit.search import stand_in
-from robustkit.standins.student import distill
+from robustkit.standins.student import FILE, distill
 from robustkit.suites import LineUp, line_up
-from robustkit.surrogate import Lent, declared, offered
+from robustkit.surrogate import FAITHFUL, Lent, declared, offered
 from robustkit.threat import Threat
 from robustkit.types import Images, Model
 
@@ -51,7 +53,10 @@ def prescribe(
     wanted = {stand_in(attacks.build(spec)) for spec in listed.specs}
     if STUDENT in wanted:
         taught = _points(ground, _TAUGHT)
-        student = distill(ground.model, taught, threat, ground.seed, folder)
+        if fresh:  # of a teacher that cannot be told from this one: a function has no weights
+            (folder / FILE).unlink(missing_ok=True)
+        teacher = f"{ground.weights.digest}/{source_digest(ground.name)}"
+        student = distill(ground.model, taught, threat, ground.seed, folder, teacher=teacher)
         ground = ground._replace(health=ground.health.after(student.forwards, 0))
         lent[STUDENT] = student
     lent = {name: model for name, model in lent.items() if name in wanted}
@@ -79,13 +84,39 @@ def _find(ground: Ground, lent: tuple[str, ...], x: Images) -> tuple[Ground, Fin
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             known = {**declared(ground.model), **offer.models}
             noisy = {name: model for name, model in known.items() if _random(model, x)}
+            torch.manual_seed(ground.seed)  # the line-up of a run is a function of its seed
             eot, *spent = draws_needed([ground.model, *noisy.values()], x)
         forwards += spent[0] + 2 * len(known) * len(x)
         backwards += spent[1]
     flags = tuple(flag.name for flag in ground.health.flags)
-    health = ground.health.after(forwards + len(lent) * len(x), backwards)
-    found = Findings(flags, tuple(offer.models), lent, eot, tuple(noisy))
+    true, *spent = _true(ground, offer.models, flags, x)
+    health = ground.health.after(forwards + len(lent) * len(x) + spent[0], backwards + spent[1])
+    found = Findings(flags, tuple(offer.models), lent, eot, tuple(noisy), true)
     return ground._replace(health=health), found
+
+
+def _true(
+    ground: Ground, offered: Mapping[str, Model], flags: Sequence[str], x: Images
+) -> tuple[tuple[str, ...], int, int]:
+    """Name the stand-ins with the decisions of the model whose own gradient stands the probes.
+
+    Outputs that change by jumps agree with no gradient: there it is enough that following the
+    stand-in out to the edge of the box changes their class.
+
+    Returns:
+        The names, and the forward and backward passes of one input that were spent.
+    """
+    if not flags:
+        return (), 0, 0
+    found, forwards, backwards = list[str](), 0, 0
+    jumps = bool({"piecewise_constant", "one_hot"} & set(flags))
+    for name in (n for n in FAITHFUL if n in offered):
+        looked = look(offered[name], ground.name, x, (0.0, 1.0))
+        forwards, backwards = forwards + looked.forwards, backwards + looked.backwards
+        wrong = {"no_gradient", "huge_eps"} if jumps else {"no_gradient", "gradient_mismatch"}
+        if not wrong & looked.flags:
+            found.append(name)
+    return tuple(found), forwards, backwards
 
 
 def _random(model: Model, x: Images) -> bool:
@@ -109,11 +140,14 @@ def _lenders(ground: Ground, suite: str, x: Images) -> dict[str, Model]:
     for name in listed:
         try:
             model = load_model(name, data=ground.data).model
-        except UsageError:  # none is shipped for this data
-            continue
+        except UsageError:
+            if name not in {entry.name for entry in defenses.entries()}:
+                raise
+            continue  # none is shipped for this data
         model = model.to(ground.device).requires_grad_(False)
         with torch.no_grad():
-            same = torch.allclose(model(x), ground.model(x), rtol=1e-3, atol=1e-3)
-        if not same:
+            theirs, own = model(x).float(), ground.model(x).float()
+        same = theirs.shape == own.shape and torch.allclose(theirs, own, rtol=1e-3, atol=1e-3)
+        if theirs.shape[1] >= own.shape[1] and not same:
             found[name] = model
     return found

@@ -72,8 +72,8 @@ def line_up(
     if bool(suite) == bool(chosen):
         raise UsageError("expected either a suite or a list of attacks, got both or neither")
     built = suites.build(suite) if suite else None
-    audit: Audit | None = built.audit(threat) if built and hasattr(built, "audit") else None
     line = _specs(built.attacks(threat, known) if built else chosen)
+    audit: Audit | None = built.audit(threat) if built and hasattr(built, "audit") else None
     audited, reserve = _specs(audit.attacks if audit else ()), list[Spec]()
     answers: Sequence[str] = ()
     if findings is not None and built is not None:

@@ -25,6 +25,8 @@ SUPPLIED: Mapping[str, Callable[[Model], Model]] = {
     "bpda": Bpda, "logits": BeforeSquashing, "bypass": Bypass, "smooth": smooth,
 }  # fmt: skip
 
+# Those with the decisions of the model.
+FAITHFUL = ("bpda", "bypass", "logits")
 
 _PART = "part."
 

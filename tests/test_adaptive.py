@@ -15,6 +15,7 @@ import robustkit.registry as registry
 from robustkit import remedies
 from robustkit.audit import Audit
 from robustkit.data import Dataset, subset
+from robustkit.errors import UsageError
 from robustkit.evaluate import evaluate, survey
 from robustkit.findings import Findings, Remedies
 from robustkit.model import load_model
@@ -58,7 +59,9 @@ def test_stand_ins_that_nothing_calls_for_are_audited() -> None:
 
 
 def test_a_flag_promotes_stand_ins_transfer_and_a_student() -> None:
-    line, audit, _ = parts(lined(Findings((FLAG,), ("logits", "bpda"), ("undefended",))))
+    line, audit, _ = parts(
+        lined(Findings((FLAG,), ("logits", "bpda"), ("undefended",), true=("bpda", "logits")))
+    )
     through = ("logits", "bpda", "undefended", "student")
     assert line == ["relay", *(f"relay(surrogate={name})" for name in through)]
     assert [text.partition("(")[0] for text in audit] == [
@@ -88,7 +91,8 @@ def test_gradients_that_lead_nowhere_are_replaced_by_queries() -> None:
 
 def test_flags_are_answered_through_what_has_the_models_own_values() -> None:
     bent, one_hot = "gradient_mismatch", "one_hot"
-    through = lined(Findings((bent,), ("bpda",))).answers
+    through = lined(Findings((bent,), ("bpda",), true=("bpda",))).answers
+    assert not lined(Findings((bent,), ("bpda",))).answers  # bent as well
     assert {bent, "transfer"} <= set(through)
     assert not {"black_box", "stateful", "randomized"} & set(through)
     assert not lined(Findings((one_hot,), ("smooth",))).answers
@@ -104,7 +108,9 @@ def test_noise_is_averaged_where_there_is_some() -> None:
     ]  # fmt: skip
     # Noise alone masks no gradient: what it does not call for is in the audit.
     assert audit[0] == "relay(surrogate=smooth)"
-    masked = Findings(("randomized", "no_gradient"), ("bpda", "smooth"), (), 7, ("bpda",))
+    masked = Findings(
+        ("randomized", "no_gradient"), ("bpda", "smooth"), (), 7, ("bpda",), ("bpda",)
+    )
     through = [stand_in(attacks.build(text)) for text in parts(lined(masked))[0]]
     assert through == ["", "", "bpda", "smooth", "student"]
     assert {"apgd(eot=7)", "apgd(eot=7, loss=dlr)"} <= set(audit)
@@ -198,6 +204,85 @@ def test_a_search_that_starts_along_a_stand_in_is_not_blind(
     assert record.stages[1].broken > 1
     flags = {flag.name for flag in record.flags}
     assert "transfer" in flags and "black_box" not in flags
+
+
+class Cast(nn.Module):
+    """Answers as `inner`, in another type or with more classes."""
+
+    def __init__(self, inner: nn.Module, how: str) -> None:
+        super().__init__()
+        self.inner, self.how = inner, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        if self.how == "more":
+            return torch.cat([logits, logits.amin(1, keepdim=True) - torch.ones(2)], 1)
+        if self.how == "labels":
+            return nn.functional.one_hot(logits.argmax(1), 10)
+        return logits.to(getattr(torch, self.how))
+
+
+@pytest.mark.parametrize("how", ["float64", "float16", "labels", "more"])
+def test_a_lender_is_compared_with_outputs_of_any_type(
+    how: str, hardened: nn.Module, few: Dataset, tmp_path: Path
+) -> None:
+    ground = survey(Cast(hardened, how).eval(), "net", few, None, 0, "cpu")
+    _, line = remedies.prescribe(ground, "adaptive", THREAT, tmp_path)
+    assert line.findings is not None
+    # A lender that knows fewer classes cannot say which of the others is next.
+    assert line.findings.lent == (() if how == "more" else ("undefended",))
+
+
+def test_a_lender_that_nobody_knows_is_refused(
+    hardened: nn.Module, few: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="undefnded"):
+        run(hardened, few, tmp_path, suite="adaptive(transfer=undefnded)")
+
+
+def test_l0_is_refused_by_its_own_name(hardened: nn.Module, few: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="suite adaptive is not defined for l0"):
+        evaluate(hardened, data=few, threat="l0:5", suite="adaptive", folder=tmp_path)
+
+
+class Shattered(nn.Module):
+    """A fine ripple on the logits, with its true gradient; clamped where nothing is clamped."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x.clamp(0, 1))
+        return logits + 0.003 * torch.sin(3000 * x.flatten(1)[:, :700:70])
+
+
+def test_a_stand_in_with_a_bent_gradient_answers_nothing(
+    hardened: nn.Module, few: Dataset, tmp_path: Path
+) -> None:
+    ground = survey(Shattered(hardened).eval(), "net", few, None, 0, "cpu")
+    _, line = remedies.prescribe(ground, "adaptive", THREAT, tmp_path)
+    assert line.findings is not None
+    assert "gradient_mismatch" in line.findings.flags
+    assert "bpda" in line.findings.offered and not line.findings.true
+    assert not line.answers
+    assert any(spec.name == "spsa" for spec in line.specs[: line.audited])
+
+
+def test_a_fresh_run_has_a_student_of_its_own(
+    hardened: nn.Module, few: Dataset, tmp_path: Path
+) -> None:
+    """Functions have no weights by which to tell one teacher from another."""
+    students = []
+    for shift in (0, 1):
+
+        def teacher(x: Tensor, shift: int = shift) -> Tensor:
+            return nn.functional.one_hot(hardened(x).argmax(1), 10).roll(shift, 1).float()
+
+        ground = survey(teacher, "net", few, None, 0, "cpu")
+        remedies.prescribe(ground, "adaptive", THREAT, tmp_path, fresh=True)
+        students.append((tmp_path / "student.safetensors").read_bytes())
+    assert students[0] != students[1]
 
 
 def test_health_costs_little_and_changes_nothing(bundled: Dataset, tmp_path: Path) -> None:

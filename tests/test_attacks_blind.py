@@ -142,6 +142,25 @@ def test_rays_finds_the_nearest_input_of_a_linear_model() -> None:
     assert 1 <= float(ratio.min()) <= float(ratio.max()) < 1.01
 
 
+def test_rays_gains_nothing_from_an_error_at_the_clean_point() -> None:
+    """A random model errs there now and then; a direction of radius 0 would be no direction."""
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.long)
+    search, threat = attacks.build("rays(queries=50)"), Threat("linf", 0.1)
+    state = search.start(_tasks(Brightness(), x, y, search, threat), threat)
+    wrong = torch.tensor([[0.0, 1.0]]).expand(3, 2)
+    state = search.step(state, Reply(wrong, wrong[:, 1], wrong), threat)
+    assert bool((state.radius > 0).all())
+    assert not bool((state.query == x).flatten(1).all(1).any())
+
+
+class Brightness(nn.Module):
+    """Two classes, by brightness."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = x.flatten(1).mean(1) - 0.4
+        return torch.stack([level, -level], 1)
+
+
 def test_rays_comes_nearer_than_hopskipjump() -> None:
     model, x, y = rows()
     threat = Threat.whole("linf", 36)

@@ -234,3 +234,28 @@ def test_the_reference_means_something() -> None:
     assert int((reference() & ~wrong).sum()) >= 3
     hidden = fallen(lambda x: robust()(FRONTS["round"](x)))
     assert int((hidden & ~wrong).sum()) == 0  # what the same search does without a stand-in
+
+
+def test_rows_follow_what_had_left_one_by_one() -> None:
+    """One row that comes back as something else takes the gradient of no other row."""
+
+    def model(x: Tensor) -> Tensor:
+        array = x.detach().numpy().copy()
+        dark = array.reshape(len(array), -1).mean(1) < 0.2
+        array[dark] = np.flip(array[dark], (-1, -2))
+        return torch.from_numpy(array).flatten(1) @ torch.linspace(-1, 1, 32).view(16, 2)
+
+    x = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    x[1] *= 0.2
+
+    def gradient(x: Tensor) -> Tensor:
+        query = x.clone().requires_grad_(True)
+        logits = source(model, "bpda")(query)
+        if not logits.requires_grad:
+            return torch.zeros_like(x)
+        (found,) = torch.autograd.grad((logits[:, 0] - logits[:, 1]).sum(), query)
+        return found
+
+    whole = gradient(x)
+    assert bool((whole[0] != 0).any())
+    assert torch.allclose(whole, torch.cat([gradient(row[None]) for row in x]))

@@ -112,7 +112,7 @@ def _cells(
         if record.points.index == points.chosen:
             found[suite] = cell(record.outcomes, truth, elsewhere, setting.n)
             found[suite].flags = [flag.name for flag in record.flags]
-            found[suite].verdict = str(getattr(record, "verdict", ""))
+            found[suite].verdict = record.reliability
     return found
 
 

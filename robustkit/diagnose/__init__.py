@@ -4,7 +4,7 @@
 in the return values only, so nothing leaks from one model to the next.
 """
 
-from robustkit.diagnose.examination import Health, examine, look_again
+from robustkit.diagnose.examination import Health, examine, look, look_again
 from robustkit.diagnose.outcome import review
 
-__all__ = ["Health", "examine", "look_again", "review"]
+__all__ = ["Health", "examine", "look", "look_again", "review"]

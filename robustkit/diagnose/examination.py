@@ -109,6 +109,26 @@ def examine(
     )
 
 
+class Looked(NamedTuple):
+    """Names of the flags that the gradient of a model raises, and the passes it took to see."""
+
+    flags: frozenset[str]
+    forwards: int
+    backwards: int
+
+
+def look(model: Model, name: str, x: Images, box: tuple[float, float]) -> Looked:
+    """Probe the gradient of a stand-in at inputs `x` [b, *f], with the same draws in every pass."""
+    x = x if len(x) > 1 else torch.cat([x, x.flip(-1) / 2])
+    asked = Asked(model, name, seed=_SEED)
+    first, again = asked.logits(x), asked.logits(x)
+    steady = difference(first, again) <= _SAME
+    flags = of_gradients(asked, x, first, box, randomized=not steady) + of_reach(
+        asked, x, first, box
+    )
+    return Looked(frozenset(f.name for f in flags), asked.forwards, asked.backwards)
+
+
 def look_again(model: Model, health: Health) -> str:
     """Ask about the inputs of the first look once more; say so if they are answered otherwise.
 

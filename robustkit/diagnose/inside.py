@@ -27,14 +27,19 @@ class Buffers:
         moved = [
             key
             for key in sorted(self.before.keys() | now.keys())
-            if key not in now
-            or key not in self.before
-            or not torch.equal(now[key], self.before[key])
+            if key not in now or key not in self.before or not _same(now[key], self.before[key])
         ]
         return f"a pass changes the buffers of the model ({', '.join(moved[:3])})" if moved else ""
 
     def _now(self) -> dict[str, Tensor]:
         return dict(self.model.named_buffers()) if isinstance(self.model, nn.Module) else {}
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two buffers are equal, numbers that are none included."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 class _Listening(TorchFunctionMode):

@@ -40,16 +40,25 @@ def resemblance(out: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         return (cosine > _CORRELATED).reshape(shape), slope.reshape(shape)
 
 
-def origin(out: Tensor, known: Sequence[Tensor]) -> Tensor | None:
-    """Find the tensor that came back as `out` from outside of torch, the latest first.
+def traced(out: Tensor, known: Sequence[Tensor], inside: Inside) -> Tensor:
+    """Give `out`, which came from outside of torch, the gradient of what had left, row by row.
 
-    Images may come back with their channels last.
+    Each row follows the latest of `known` that it resembles; one that resembles none has no
+    gradient. Images may come back with their channels last.
     """
-    for candidate in reversed(known):
-        for source in _arrangements(candidate):
-            if source.shape == out.shape and bool(resemblance(out, source)[0].all()):
-                return source
-    return None
+    found: Tensor | None = None
+    moved: Tensor = out
+    for source in (s for tensor in reversed(known) for s in _arrangements(tensor)):
+        if source.shape != out.shape:
+            continue
+        like, slope = resemblance(out, source)
+        fresh = like if found is None else like & ~found
+        if bool(fresh.any()):
+            moved = torch.where(fresh, slope * source.to(slope.dtype), moved.to(slope.dtype))
+            found = fresh if found is None else found | fresh
+            if bool(found.all()):
+                break
+    return out if found is None else finish(out, moved, inside)
 
 
 def _arrangements(tensor: Tensor) -> list[Tensor]:

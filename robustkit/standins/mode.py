@@ -25,7 +25,7 @@ from robustkit.standins.graft import (
     shadow,
     shadowed,
 )
-from robustkit.standins.likeness import follow, origin
+from robustkit.standins.likeness import follow, traced
 from robustkit.standins.logic import settled
 from robustkit.standins.rules import RULES
 from robustkit.standins.selection import LOOKS, RESHAPES, SELECTS, carried, looked_up, select
@@ -114,8 +114,7 @@ class Bypassing(TorchFunctionMode):
             args = tuple(self._guarded(value) for value in args)
         out = func(*args, **kwargs)
         if name in _ARRIVES and isinstance(out, Tensor) and not out.requires_grad and out.ndim:
-            source = origin(out, self.left)
-            return out if source is None else follow(out, source, self.inside)
+            return traced(out, self.left, self.inside)
         name = name[2:-2] if name.startswith("__") else name
         return self._finished(func, name, args, kwargs, out)
 

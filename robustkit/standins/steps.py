@@ -77,13 +77,16 @@ def tanh_wall(call: Call, out: Tensor) -> Tensor | None:
 
 
 def periodic(call: Call, out: Tensor) -> Tensor | None:
-    """Slope 1 where no value of the row wraps; else 0, the mean slope of a saw."""
+    """Slope 1 where no value of the row wraps; else 0, the mean slope of a saw.
+
+    A single value per row has slope 1: alone, it does not say whether it wrapped.
+    """
     first = straight(call, out)
-    if first is None:
-        return None
-    wraps = (first - out).detach().flatten(1) if first.ndim > 1 else (first - out).detach()[None]
+    if first is None or first.ndim < 2:
+        return first
+    wraps = (first - out).detach().flatten(1)
     still = (wraps == wraps[:, :1]).all(1)
-    return first * still.view(-1, *[1] * (first.ndim - 1)) if first.ndim > 1 else first * still
+    return first * still.view(-1, *[1] * (first.ndim - 1))
 
 
 def ratio(call: Call, out: Tensor) -> Tensor | None:

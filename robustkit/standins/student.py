@@ -19,7 +19,7 @@ from robustkit.types import Images, Labels, Logits, Model
 
 STEPS, BATCH, RATE = 400, 64, 2e-3
 _SIDE = 16  # from which on a convolutional student fits
-_FILE = "student.safetensors"
+FILE = "student.safetensors"
 
 
 class Student(nn.Module):
@@ -36,7 +36,14 @@ class Student(nn.Module):
 
 
 def distill(
-    model: Model, x: Images, threat: Threat, seed: int, folder: Path, *, steps: int = STEPS
+    model: Model,
+    x: Images,
+    threat: Threat,
+    seed: int,
+    folder: Path,
+    *,
+    steps: int = STEPS,
+    teacher: str = "",
 ) -> Student:
     """Train a student on the answers of `model` inside the balls around `x` [n, *f].
 
@@ -45,15 +52,15 @@ def distill(
     the order and the relative spread of the logits, not their scale, so that any output will do:
     probabilities and one-hot codes too. A function of the arguments, on one device, alone.
 
-    The student lies in `folder` as safetensors and is read from there when one of the same points,
-    threat model, seed and steps is asked for again.
+    The student lies in `folder` as safetensors and is read from there when one of the same
+    `teacher` (its digest), points, threat model, seed and steps is asked for again.
 
     Raises:
         RobustkitError: when the file cannot be written.
     """
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
-    key, path = _key(x, threat, seed, steps, classes), folder / _FILE
+    key, path = _key(x, threat, seed, steps, classes, teacher), folder / FILE
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(seed)
         student = Student(tuple(x.shape[1:]), classes)
@@ -125,9 +132,9 @@ def _network(shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(size, 128), nn.ReLU(), nn.Linear(128, classes))
 
 
-def _key(x: Images, threat: Threat, seed: int, steps: int, classes: int) -> str:
+def _key(x: Images, threat: Threat, seed: int, steps: int, classes: int, teacher: str) -> str:
     content = x.detach().cpu().contiguous().numpy().tobytes()
-    told = f"{list(x.shape)}/{threat}/{seed}/{steps}/{classes}".encode()
+    told = f"{list(x.shape)}/{threat}/{seed}/{steps}/{classes}/{teacher}".encode()
     return hashlib.sha256(content + told).hexdigest()
 
 
