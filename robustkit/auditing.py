@@ -42,7 +42,10 @@ def perform(
         escalate = alarming(audit, sample, fallen(ledger, sample, line), len(everything))
         ledger.remember("escalated", escalate)
     for stage in stages:
-        attack(stage, everything if escalate else sorted(sample.points), True)
+        if escalate:
+            attack(stage, everything, True)
+        else:
+            ledger.write(stage, [], [], Cost(finished=True))
     called = masked(ledger, line, len(everything))
     for stage in reserve:
         if called:
