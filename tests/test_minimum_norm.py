@@ -373,7 +373,7 @@ class TestEvaluate:
     ) -> None:
         told = (
             "searches at a fixed eps.*Use the suite minimum_norm, or .*: "
-            "ddn, fab, fmn, hopskipjump, sigma_zero"
+            "ddn, fab, fmn, hopskipjump, rays, sigma_zero"
         )
         with pytest.raises(UsageError, match=told):
             evaluate(
