@@ -458,7 +458,7 @@ def test_the_exit_code_and_json_of_a_real_process(room: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 def test_ctrl_c_on_a_real_process(room: Path) -> None:
     arguments = ["evaluate", "models.py:Slow", "--data", "npz:data.npz", "--threat", "linf:1e-6"]
-    arguments += ["--attack", "pgd(steps=200)"]
+    arguments += ["--attack", "pgd(steps=2000)"]
     process = subprocess.Popen(
         [sys.executable, "-m", "robustkit", *arguments, "--out", "out"],
         cwd=room,
