@@ -459,12 +459,15 @@ def test_the_exit_code_and_json_of_a_real_process(room: Path) -> None:
 def test_ctrl_c_on_a_real_process(room: Path) -> None:
     arguments = ["evaluate", "models.py:Slow", "--data", "npz:data.npz", "--threat", "linf:1e-6"]
     arguments += ["--attack", "pgd(steps=2000)"]
+    # A shell that starts the tests in the background has them, and what they start, ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "robustkit", *arguments, "--out", "out"],
         cwd=room,
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
     while not (room / "out" / "models.py-Slow" / "ledger.sqlite").exists():
         assert time.monotonic() < deadline and process.poll() is None
