@@ -35,6 +35,11 @@ def renew(old: Images, rows: Mask, keys: Keys, stream: Integers) -> Images:
     return old.index_copy(0, index, coins(old[index], chosen, stream[index]))
 
 
+def any_row(rows: Mask) -> bool:
+    """Tell whether there is work to do; off the CPU it is always done: looking costs more."""
+    return rows.device.type != "cpu" or bool(rows.any())
+
+
 def candidate(x: Images, keys: Keys, number: Integers, threat: Threat) -> Images:
     """Return the start of that number: noise, a corner of the box, or the image made strange."""
     noise = uniform(keys, math.prod(x.shape[1:]), _STREAM + number).view_as(x)

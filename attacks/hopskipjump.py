@@ -16,7 +16,7 @@ from robustkit.search import Job, Reply, Tasks, list_jobs
 from robustkit.threat import Threat
 from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 
-from ._draws import candidate, renew
+from ._draws import any_row, candidate, renew
 from ._schedule import unit
 
 # What a slot is at: looking for inputs that fool the model, halving the way to one, trying random
@@ -165,7 +165,7 @@ class HopSkipJump:
         tried = state.tried + here
         state = state._replace(high=high, low=low, tried=tried)
         over = here & (tried >= self.halvings)
-        if not _any(over):
+        if not any_row(over):
             return state
         found = _on_the_way(state.x, state.far, state.high, threat)
         length = threat.distance(found, state.x).to(found.dtype)
@@ -190,7 +190,7 @@ class HopSkipJump:
             tried=state.tried + here,
         )
         over = here & (state.tried >= self._directions(state.moves))
-        if not _any(over):
+        if not any_row(over):
             return state
         # Less the mean answer, equation (16); where all answers agree, the mean direction.
         mean = 2 * state.nods / state.tried.clamp_min(1) - 1
@@ -226,7 +226,7 @@ class HopSkipJump:
         probing = state.phase == PROBE
         along = renew(state.along, probing, keys, state.asked)
         start = state.query
-        if _any(state.phase == START):
+        if any_row(state.phase == START):
             start = candidate(state.x, keys, state.starts, threat)
         middle = _on_the_way(state.x, state.far, (state.low + state.high) / 2, threat)
         away = (state.edge - state.x).flatten(1).norm(dim=1)
@@ -237,11 +237,6 @@ class HopSkipJump:
         for phase, asks in ((HALVE, middle), (PROBE, probe), (LEAP, leap)):
             query = torch.where(per_point(state.phase == phase, query), asks, query)
         return state._replace(query=query.clamp(threat.lower, threat.upper), along=along)
-
-
-def _any(rows: Mask) -> bool:
-    """Tell whether there is work to do; off the CPU it is always done: looking costs more."""
-    return rows.device.type != "cpu" or bool(rows.any())
 
 
 def _begin_halving(state: State, rows: Mask) -> State:

@@ -19,7 +19,7 @@ from robustkit.threat import Threat
 from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 
 from ._ahead import ascend, refuse_norm
-from ._draws import renew
+from ._draws import any_row, renew
 
 
 class State(NamedTuple):
@@ -156,6 +156,7 @@ class RayS:
             low=torch.where(here & ~fools & began, state.at, state.low),
             gap=torch.where(here & fools & began, (2 * state.gap).clamp_max(0.5), state.gap),
             asked=state.asked + here,
+            done=state.done | (state.asked + here >= self.queries),
         )
         near = state.high - state.low <= self._fine(state.level) * state.high
         state = self._judged(state, here & ((~fools & ~began) | near))
@@ -167,6 +168,8 @@ class RayS:
 
     def _judged(self, state: State, over: Mask) -> State:
         """Where a trial is over, keep its direction if that gained, and go to the next block."""
+        if not any_row(over):
+            return state
         gained = over & state.high.isfinite()
         count = math.prod(state.x.shape[1:])
         last = math.ceil(math.log2(count))
@@ -183,12 +186,13 @@ class RayS:
             high=torch.where(over, torch.inf, state.high),
             gap=torch.where(over, self._fine(level), state.gap),
             idle=idle,
-            done=state.done | (state.asked >= self.queries),
         )
 
     def _anew(self, state: State) -> State:
         """Where a round has brought nothing, begin again: from ones, later from random signs."""
         begins = state.idle >= _round(math.prod(state.x.shape[1:]))
+        if not any_row(begins):
+            return state
         run, fresh = state.run + begins, per_point(begins, state.x)
         signs = torch.where(fresh, 1.0, state.signs).to(state.x.dtype)
         keys = Keys(state.seed, state.point, state.task)

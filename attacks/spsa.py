@@ -17,7 +17,7 @@ from robustkit.search import Job, Reply, Tasks, list_jobs
 from robustkit.threat import Threat
 from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 
-from ._draws import renew
+from ._draws import any_row, renew
 from ._schedule import cosine, unit
 
 
@@ -131,7 +131,7 @@ class Spsa:
 
     def _move(self, state: State, over: Mask, taken: Integers, threat: Threat) -> State:
         """Step along the estimates where all pairs of a step are answered."""
-        if state.x.device.type == "cpu" and not bool(over.any()):  # elsewhere, looking costs more
+        if not any_row(over):
             return state
         fresh = self.momentum * state.momentum + (1 - self.momentum) * unit(state.total)
         size = threat.eps * cosine(self.first, 0.02 * self.first, taken, self.steps)

@@ -45,7 +45,7 @@ def prescribe(
     lent = _lenders(ground, suite, x)
     findings = None if fresh else _kept(folder / "ledger.sqlite")
     if findings is None:
-        ground, findings = _find(ground, tuple(lent), x)
+        ground, findings = _find(ground, tuple(lent), x, threat.box)
     else:
         lent = {name: model for name, model in lent.items() if name in findings.lent}
     # The student is made once it is known that it is asked for.
@@ -77,7 +77,9 @@ def _kept(path: Path) -> Findings | None:
     return Findings.read(json.loads(rows[0][0])) if rows else None
 
 
-def _find(ground: Ground, lent: tuple[str, ...], x: Images) -> tuple[Ground, Findings]:
+def _find(
+    ground: Ground, lent: tuple[str, ...], x: Images, box: tuple[float, float]
+) -> tuple[Ground, Findings]:
     offer, eot = offered(ground.model, x), 1
     forwards, backwards, noisy = offer.forwards, offer.backwards, dict[str, Model]()
     if ground.health.randomized:
@@ -89,14 +91,18 @@ def _find(ground: Ground, lent: tuple[str, ...], x: Images) -> tuple[Ground, Fin
         forwards += spent[0] + 2 * len(known) * len(x)
         backwards += spent[1]
     flags = tuple(flag.name for flag in ground.health.flags)
-    true, *spent = _true(ground, offer.models, flags, x)
+    true, *spent = _true(ground, offer.models, flags, x, box)
     health = ground.health.after(forwards + len(lent) * len(x) + spent[0], backwards + spent[1])
     found = Findings(flags, tuple(offer.models), lent, eot, tuple(noisy), true)
     return ground._replace(health=health), found
 
 
 def _true(
-    ground: Ground, offered: Mapping[str, Model], flags: Sequence[str], x: Images
+    ground: Ground,
+    offered: Mapping[str, Model],
+    flags: Sequence[str],
+    x: Images,
+    box: tuple[float, float],
 ) -> tuple[tuple[str, ...], int, int]:
     """Name the stand-ins with the decisions of the model whose own gradient stands the probes.
 
@@ -111,7 +117,7 @@ def _true(
     found, forwards, backwards = list[str](), 0, 0
     jumps = bool({"piecewise_constant", "one_hot"} & set(flags))
     for name in (n for n in FAITHFUL if n in offered):
-        looked = look(offered[name], ground.name, x, (0.0, 1.0))
+        looked = look(offered[name], ground.name, x, box)
         forwards, backwards = forwards + looked.forwards, backwards + looked.backwards
         wrong = {"no_gradient", "huge_eps"} if jumps else {"no_gradient", "gradient_mismatch"}
         if not wrong & looked.flags:

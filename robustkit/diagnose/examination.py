@@ -69,7 +69,7 @@ def examine(
             least `classes` finite logits per input, or lets the inputs of a batch influence each
             other.
     """
-    x = x if len(x) > 1 else torch.cat([x, x.flip(-1) / 2])  # coupling takes two
+    x = _two(x)
     asked, buffers = Asked(model, name), Buffers(model)
     first = asked.strictly(x, classes)
     repeats = torch.stack([asked.strictly(x, classes) for _ in range(4)])
@@ -109,6 +109,11 @@ def examine(
     )
 
 
+def _two(x: Images) -> Images:
+    """Return at least two inputs: coupling takes two."""
+    return x if len(x) > 1 else torch.cat([x, x.flip(-1) / 2])
+
+
 class Looked(NamedTuple):
     """Names of the flags that the gradient of a model raises, and the passes it took to see."""
 
@@ -119,7 +124,7 @@ class Looked(NamedTuple):
 
 def look(model: Model, name: str, x: Images, box: tuple[float, float]) -> Looked:
     """Probe the gradient of a stand-in at inputs `x` [b, *f], with the same draws in every pass."""
-    x = x if len(x) > 1 else torch.cat([x, x.flip(-1) / 2])
+    x = _two(x)
     asked = Asked(model, name, seed=_SEED)
     first, again = asked.logits(x), asked.logits(x)
     steady = difference(first, again) <= _SAME
