@@ -23,8 +23,8 @@ from robustkit.bounds.operations import (
     Sum,
     operation,
 )
+from robustkit.bounds.tracer import listed
 from robustkit.errors import UsageError
-from robustkit.nets import Normalize
 
 _QUERIES = ("size", "dim", "shape", "ndim", "dtype", "device")
 
@@ -66,11 +66,6 @@ class Graph(NamedTuple):
         return values
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
-
-
 def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     """Read a network for inputs of `shape` [c, h, w]; weights stay where they are.
 
@@ -85,7 +80,7 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
         module.training = False
     try:
         try:
-            traced = _Tracer().trace(model)
+            traced = listed(model)
         except Exception as error:  # control flow on values fails in many ways
             raise UsageError(
                 f"no bounds for {type(model).__name__}: torch.fx cannot read it ({error}). Bounds "
