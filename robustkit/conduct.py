@@ -28,7 +28,7 @@ from robustkit.record import Record
 from robustkit.replay import Examples, find_examples
 from robustkit.run import Run, Watcher
 from robustkit.sameness import same_answers, source_digest
-from robustkit.suites import LineUp
+from robustkit.suites import LineUp, rehearse
 from robustkit.text import slug
 from robustkit.threat import Threat
 
@@ -72,6 +72,7 @@ def conduct(
         crew: the workers; None: this process does it alone.
     """
     name, data, chosen = ground.name, ground.data, ground.points
+    rehearse(line.specs, threat, data.shape, ground.health.classes)
     prover = None
     if wish.certify:
         prover = certifier(ground.model, data.shape, threat, wish.certify, ground.seed,

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
+import torch
+
 from robustkit.audit import Audit
 from robustkit.errors import UsageError
 from robustkit.findings import Findings, Remedies
+from robustkit.foreign import Foreign
 from robustkit.registry import attacks, suites
-from robustkit.search import minimizes, stand_in
+from robustkit.search import Tasks, aims, minimizes, stand_in
 from robustkit.spec import Spec
 from robustkit.surrogate import Lent, declared, source
 from robustkit.threat import Threat
@@ -92,6 +95,24 @@ def line_up(
     if repeated:
         raise UsageError(f"attack {sorted(repeated)[0]!r} is listed twice")
     return LineUp(specs, len(line), audit, len(reserve), findings, tuple(answers))
+
+
+def rehearse(specs: Sequence[Spec], threat: Threat, shape: Sequence[int], classes: int) -> None:
+    """Let every attack start once on inputs [*shape], before any pass of any attack is spent.
+
+    Raises:
+        UsageError: of an attack that does not take inputs of this shape.
+    """
+    for spec in specs:
+        search = attacks.build(spec)
+        if isinstance(search, Foreign):  # has no start apart from its run
+            continue
+        job, *others = search.jobs(threat, classes)
+        ranked = torch.arange(1 + aims(search, [job, *others])).clamp_max(classes - 1)
+        none = torch.zeros(1, dtype=torch.long)
+        target = ranked[job.rank : job.rank + 1] if job.rank else none - 1
+        x = torch.full((1, *shape), (threat.lower + threat.upper) / 2)
+        search.start(Tasks(x, none, ranked[None], target, none, none, none), threat)
 
 
 def acts_on_findings(suite: str | None) -> bool:

@@ -509,6 +509,18 @@ def test_bad_arguments_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_attack_that_does_not_take_the_inputs_is_refused_before_any_runs(
+    tmp_path: Path,
+) -> None:
+    x = torch.rand(8, 1, 4, 6, generator=torch.Generator().manual_seed(1)).numpy()
+    data = from_arrays("small", x, np.arange(8) % 2, classes=2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(24, 2)).eval()
+    with pytest.raises(UsageError, match="at least 5 × 5 pixels, got inputs of 4 × 6"):
+        evaluate(model, name="toy", data=data, threat="l2:0.5", attacks=["pgd(steps=2)", "square"],
+                 folder=tmp_path)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
 def test_eps_must_be_positive() -> None:
     with pytest.raises(UsageError, match=r"eps must be positive and finite, got 0\.0"):
         Threat.parse("linf:0")
