@@ -203,7 +203,7 @@ def _fact(name: str, value: float) -> str:
 def _real_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="bundled pgd_at as the baseline, quick, tolerance 0.01",
                   title_justify="left")  # fmt: skip
-    for head in ("candidate", "verdict", "points", "drop [bounds]", "lost / gained", "seconds"):
+    for head in ("candidate", "verdict", "points", "drop", "lost / gained", "seconds"):
         table.add_column(head, justify="left" if head in ("candidate", "verdict") else "right")
     for row in rows:
         bounds = f"{row['drop']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"

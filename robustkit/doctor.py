@@ -186,6 +186,11 @@ def _extras() -> Iterator[Finding]:
         except Exception as error:
             told = f"{dist.version} fails when it is imported: {type(error).__name__}: {error}"
             yield Finding(name, "broken", told, _reinstall(name))
+            continue
+        hub = _import("robustkit.zoo.timm") if name == "timm" else None
+        fault = hub.hub_fault() if hub else ""
+        if hub and fault:
+            yield Finding(name, "warning", f"no pretrained weights: {fault}", hub.HUB_CURE)
         else:
             yield Finding(name, "ok", dist.version)
 

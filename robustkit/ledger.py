@@ -25,6 +25,8 @@ from robustkit.types import Images
 
 __all__ = ["CARRIED", "CERTIFY", "CLEAN", "REPLAYED", "Cost", "Fall", "Ledger", "Refused"]
 
+_CHANGED = {"source": "the model's file has changed", "weights": "the weights have changed"}
+
 
 class Ledger:
     """The verdicts of one model under one configuration.
@@ -96,7 +98,7 @@ class Ledger:
             kept = dict(self._db.execute("SELECT key, value FROM meta"))
         if kept:
             changes = [
-                f"{key} was {kept.get(key)}, now {fresh.get(key)}"
+                _CHANGED.get(key) or f"{key} was {kept.get(key)}, now {fresh.get(key)}"
                 for key in sorted(kept.keys() | fresh.keys())
                 if kept.get(key) != fresh.get(key)
             ]

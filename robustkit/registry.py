@@ -13,6 +13,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -234,6 +235,7 @@ def _pack(name: str) -> ModuleType:
         if error.name != name:
             raise
         raise RobustkitError(
-            f"{name} is not importable: this is a checkout that has not been installed. "
-            "Run `pip install -e .` in it first."
+            f"{name} is not importable: robustkit was taken from the checkout in "
+            f"{Path(__file__).parents[1]}, which is not installed. Run `pip install -e .` in it, "
+            "or work in another folder to use the robustkit that is installed."
         ) from None

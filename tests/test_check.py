@@ -306,6 +306,13 @@ class TestProject:
         assert "has a configuration already" in refused.stderr
         assert (room / "robustkit.toml").read_text() == text
 
+    def test_init_puts_no_configuration_out_of_force(self, room: Path) -> None:
+        assert run("init", "--pyproject").exit_code == 0
+        refused = run("init")
+        assert refused.exit_code == 2
+        assert "which robustkit.toml would put out of force" in refused.stderr
+        assert not (room / "robustkit.toml").exists()
+
     def test_init_adds_a_table_to_pyproject(self, room: Path) -> None:
         (room / "pyproject.toml").write_text('[project]\nname = "mine"\n')
         assert run("init", "--pyproject").exit_code == 0

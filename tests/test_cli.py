@@ -146,6 +146,14 @@ class TestEvaluate:
         assert result.exit_code == 2
         assert "the weights of models.py:net have changed" in result.stderr
 
+    def test_a_changed_file_of_the_model_is_named(self, room: Path) -> None:
+        common = ["models.py:net", "--attack", "fgsm", "--out", "out", "--quiet"]
+        assert evaluate(*common).exit_code == 0
+        (room / "models.py").write_text(MODELS + "# mended")
+        result = evaluate(*common)
+        assert result.exit_code == 2
+        assert "the file of models.py:net has changed. Choose another --out" in result.stderr
+
     def test_fresh_drops_the_records_of_models_that_are_gone(self, room: Path) -> None:
         common = ["--attack", "fgsm", "--out", "out", "--quiet"]
         evaluate("models.py:net", "models.py:other", *common)

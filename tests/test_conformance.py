@@ -113,6 +113,15 @@ class TestFaults:
         with pytest.raises(UsageError, match="fails when it is run: ZeroDivisionError"):
             check(tmp_path, "x = 1 / 0\n")
 
+    def test_a_file_of_an_installed_pack_is_checked_too(self) -> None:
+        file = sys.modules[registry.attacks.entry("fgsm").target.__module__].__file__
+        ((kind, entry),) = find(str(file))
+        assert (kind, entry.name) == ("attack", "fgsm")
+
+    def test_a_folder_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="is a folder: expected a Python file, or the name"):
+            find(str(tmp_path))
+
     def test_a_package_that_is_not_there_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"no installed distribution.*robustkit\.packs"):
             find("no-such-package-anywhere")

@@ -206,7 +206,7 @@ def test_other_weights_and_other_data_are_refused(
     other: Any = copy.deepcopy(nearest)
     with torch.no_grad():
         other[1].bias[0] += 1e-3
-    with pytest.raises(UsageError, match="weights was"):
+    with pytest.raises(UsageError, match="the weights have changed"):
         run(other, attacks=["fgsm"])
     x, y = blobs.fetch(range(80))
     x[3, 0, 0, 0] = 0.5
@@ -642,7 +642,7 @@ def test_a_model_file_that_changed_is_not_resumed(
     first = run(name=f"{file}:net")
     assert run(name=f"{file}:net") == first
     file.write_text("a = 2")
-    with pytest.raises(UsageError, match="another configuration: source was"):
+    with pytest.raises(UsageError, match="configuration: the model's file has changed"):
         run(name=f"{file}:net")
 
 

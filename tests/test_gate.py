@@ -524,7 +524,12 @@ class TestJudge:
 def test_a_finding_reads_like_a_sentence() -> None:
     finding = Finding("robust", "regressed", 0.01, 0.8, 0.75, 0.02, 0.08, 6, 1, 100, 1000)
     told = "robust 0.800 → 0.750: a drop of 0.0500, between 0.0200 and 0.0800, tolerance 0.01"
-    assert finding.sentence() == f"{told}, 6 points lost and 1 gained"
+    sampled = finding._replace(claim="population")
+    assert sampled.sentence() == f"{told}, 6 points lost and 1 gained"
+    seen = told.replace("0.0500,", "0.0500 on 100 points,")
+    seen = seen.replace("0.0800,", "0.0800 on all 1000,")
+    assert finding.sentence() == f"{seen}, 6 points lost and 1 gained"
+    assert finding._replace(total=100).sentence() == sampled.sentence()
     assert finding._replace(p=0.125).sentence().endswith("1 gained, McNemar p = 0.125")
 
 

@@ -135,6 +135,7 @@ def test_targets_wait_for_the_columns() -> None:
     row = _row("a", 0.0, [])
     del row.cells["adaptive"]
     assert summarize([row]).reached is None
+    assert account(summarize([row]), ["parity"])[-1].startswith("targets: not judged")
     assert "| `a` | 80.0 | 80.0 | – | none |" in markdown([row], ["parity", "adaptive"])
     assert "| error |" in markdown([row], ["standard"])
 

@@ -209,5 +209,5 @@ def test_a_pack_that_fails_is_tried_again(unloaded: list[Point]) -> None:
 def test_a_checkout_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home, "_loaded", [])
     monkeypatch.setattr(home, "PACKS", ("robustkit.no_such_pack",))
-    with pytest.raises(RobustkitError, match=r"has not been installed\. Run `pip install -e \.`"):
+    with pytest.raises(RobustkitError, match=r"is not installed\. Run `pip install -e \.` in it"):
         attacks.entries()

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from robustkit import zoo
+from robustkit import doctor, zoo
 from robustkit.cli import main
 from robustkit.data import Dataset, from_arrays
 from robustkit.diagnose import examine
@@ -157,6 +157,7 @@ class TestTimm:
             return model
 
         monkeypatch.setattr(timm, "create_model", create)
+        monkeypatch.setattr("robustkit.zoo.timm.hub_fault", str)
         found = load_model("timm:resnet10t(resize=64)", data=photos)
         assert asked == [True]
         resized: Any = found.model
@@ -177,8 +178,22 @@ class TestTimm:
             raise OSError("Name or service not known")
 
         monkeypatch.setattr(timm, "create_model", refuse)
+        monkeypatch.setattr("robustkit.zoo.timm.hub_fault", str)
         with pytest.raises(UsageError, match=r"Name or service.*--weights FILE.*pretrained=false"):
             load_model("timm:resnet10t", data=photos)
+
+    def test_a_hub_that_it_cannot_use_is_named(
+        self, photos: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("huggingface_hub")
+        monkeypatch.setattr("timm.models._hub._has_hf_hub", False)
+        told = r"timm \S+ cannot use huggingface_hub \S+\. pip install 'huggingface-hub<1'"
+        with pytest.raises(UsageError, match=told):
+            load_model("timm:resnet10t", data=photos)
+        load_model("timm:resnet10t(pretrained=false)", data=photos)
+        (found,) = [finding for finding in doctor._extras() if finding.name == "timm"]
+        assert found.state == "warning"
+        assert found.cure.startswith("pip install 'huggingface-hub<1'")
 
     @pytest.mark.parametrize(
         ("text", "told"),

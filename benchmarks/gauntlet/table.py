@@ -79,7 +79,9 @@ def account(summary: Summary, columns: Sequence[str]) -> list[str]:
     if "parity" in summary.mean:
         silent = ", ".join(summary.unflagged) or "none"
         lines.append(f"fool parity by more than {FOOLED:g} points without a flag: {silent}")
-    if summary.reached is not None:
+    if summary.reached is None:
+        lines.append("targets: not judged, as parity and adaptive have not run on every wrapper")
+    else:
         lines.append(
             f"targets (adaptive: at most {LARGEST:g} points anywhere, {MEAN:g} on average; every "
             f"wrapper that fools parity is flagged): {'reached' if summary.reached else 'missed'}"

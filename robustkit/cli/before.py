@@ -37,10 +37,10 @@ def previous(out: Path) -> dict[str, Any] | None:
 
 
 def _difference(key: str, was: Any, now: Any, config: dict[str, Any]) -> str:
-    if key == "weights" and isinstance(was, list):
+    told = {"weights": "the weights of {} have changed", "sources": "the file of {} has changed"}
+    if key in told and isinstance(was, list) and isinstance(now, list):
         pairs = zip(config["models"], was, now, strict=False)
-        changed = ", ".join(name for name, old, new in pairs if old != new)
-        return f"the weights of {changed} have changed"
+        return told[key].format(", ".join(name for name, old, new in pairs if old != new))
     return f"{key} was {_shown(was)}, now {_shown(now)}"
 
 

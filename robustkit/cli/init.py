@@ -32,6 +32,12 @@ def command(model: str, data: str, threat: str | None, suite: str, pyproject: bo
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     if (before and not pyproject) or "[tool.robustkit" in before:
         raise UsageError(f"{path} has a configuration already: change it, or remove it first.")
+    there = config.find(Path.cwd())
+    if there is not None and there.parent == Path.cwd():
+        raise UsageError(
+            f"{there.name} has a configuration already, which {path} would put out of force: "
+            "change it, or remove it first."
+        )
     text = config.first(model=model, data=data, threat=threat, suite=suite, pyproject=pyproject)
     files.write((before + text).encode(), path)
     config.load(path)

@@ -17,8 +17,8 @@ _STYLES = {"pass": "green", "improved": "green", "regressed": "bold red", "undec
 def show(verdicts: Sequence[Verdict], console: Console) -> None:
     """Print a table with a row for each metric, and a sentence for each model."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for head in ("model", "metric", "verdict", "baseline", "candidate", "drop [bounds]", "points"):
-        table.add_column(head, overflow="fold", no_wrap=head not in ("model", "drop [bounds]"))
+    for head in ("model", "metric", "verdict", "baseline", "candidate", "drop", "points"):
+        table.add_column(head, overflow="fold", no_wrap=head not in ("model", "drop"))
     for verdict in verdicts:
         for number, finding in enumerate(verdict.findings):
             cells = _cells(finding)

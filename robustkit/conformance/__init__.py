@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustkit import registry
@@ -56,12 +58,20 @@ def find(what: str) -> list[tuple[str, Entry]]:
             nothing.
     """
     registry.load_packs()
-    from_file = what.endswith(".py")
-    homes = [load_file(what).__name__] if from_file else registry.pack_modules(what)
+    if len(Path(what).parts) > 1 and Path(what).is_dir():
+        raise UsageError(
+            f"{what} is a folder: expected a Python file, or the name of a package that is "
+            "installed (pip install -e FOLDER)."
+        )
+    if what.endswith(".py"):
+        # A file of a pack that is installed has run already, and would clash with itself.
+        modules = {entry.target.__module__ for _, entry in _registered()}
+        homes = [m for m in modules if _is_file(m, what)] or [load_file(what).__name__]
+    else:
+        homes = registry.pack_modules(what)
     found = [
         (kind, entry)
-        for kind, names in _KINDS.items()
-        for entry in names.entries()
+        for kind, entry in _registered()
         if any(f"{entry.target.__module__}.".startswith(f"{home}.") for home in homes)
     ]
     if not found:
@@ -70,6 +80,15 @@ def find(what: str) -> list[tuple[str, Entry]]:
             "@defenses.register(...), @datasets.register(...) or @suites.register(...)."
         )
     return found
+
+
+def _registered() -> list[tuple[str, Entry]]:
+    return [(kind, entry) for kind, names in _KINDS.items() for entry in names.entries()]
+
+
+def _is_file(module: str, path: str) -> bool:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is not None and Path(file).resolve() == Path(path).expanduser().resolve()
 
 
 def validate(entries: Sequence[tuple[str, Entry]]) -> Iterator[Verdict]:

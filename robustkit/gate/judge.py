@@ -141,6 +141,7 @@ class Judge:
             total=stream.total,
             p=stats.mcnemar(stream.lost, stream.gained) if fixed else None,
             more=stream.more(tolerance, self._fail) if answer == "undecided" else None,
+            claim=self.terms.claim,
         )
 
     def _by_class(

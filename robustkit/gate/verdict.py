@@ -16,13 +16,15 @@ class Finding(NamedTuple):
     Attributes:
         baseline, candidate: its value on the n points that were evaluated; None for flags and
             reliability.
-        low, high: bounds of the drop, baseline − candidate; each errs with the stated probability,
-            whenever one stops.
+        low, high: bounds of the drop, baseline − candidate, on what the claim is about: all points
+            of the baseline, or the population. Each errs with the stated probability, whenever one
+            stops. What is known of the points left can keep them below or above the drop so far.
         lost, gained: points where only the baseline, only the candidate stands.
         n, total: points evaluated, of those of the baseline.
         p: exact McNemar test, two-sided; None where the number of points was not fixed beforehand.
         more: how many points more a decision is likely to take; None: decided, or out of reach.
         detail: what numbers do not say, such as the names of new flags.
+        claim: what low and high are about, "points" or "population".
     """
 
     metric: str
@@ -39,6 +41,7 @@ class Finding(NamedTuple):
     p: float | None = None
     more: int | None = None
     detail: str = ""
+    claim: str = "points"
 
     @property
     def drop(self) -> float | None:
@@ -54,10 +57,12 @@ class Finding(NamedTuple):
             if self.metric == "flags":
                 fine = "none that the baseline did not have"
             return f"{self.metric}: {self.detail or fine}"
+        part = self.claim == "points" and self.n < self.total
+        here, whole = (f" on {self.n} points", f" on all {self.total}") if part else ("", "")
         told = (
             f"{self.metric} {self.baseline:.3f} → {self.candidate:.3f}: a drop of "
-            f"{_signed(self.baseline - self.candidate)}, between {_signed(self.low)} and "
-            f"{_signed(self.high)}, tolerance {self.tolerance:g}"
+            f"{_signed(self.baseline - self.candidate)}{here}, between {_signed(self.low)} and "
+            f"{_signed(self.high)}{whole}, tolerance {self.tolerance:g}"
         )
         if self.lost or self.gained:
             told += f", {self.lost} points lost and {self.gained} gained"

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
+from robustkit.distributions import installed
 from robustkit.errors import UsageError, unknown
 from robustkit.zoo.source import RANDOM, Ask, Found, building, fill, library, offline, prepare
+
+HUB_CURE = (  # robustbench holds timm back
+    "pip install 'huggingface-hub<1' 'transformers<5'; or, without robustbench, "
+    "pip install --upgrade timm"
+)
+
+
+def hub_fault() -> str:
+    """Say why timm cannot ask the Hugging Face hub, "" if it can: it takes a misfit for absence."""
+    hub: Any = importlib.import_module("timm.models._hub")
+    dist, mine = installed("huggingface_hub"), installed("timm")
+    if dist is None or mine is None or getattr(hub, "_has_hf_hub", True):
+        return ""
+    return f"timm {mine.version} cannot use huggingface_hub {dist.version}"
 
 
 def load(ask: Ask) -> Found:
@@ -27,6 +43,9 @@ def load(ask: Ask) -> Found:
     if download and "num_classes" in ask.options:
         raise UsageError(f"{ask.text}: num_classes would replace the trained head by a random one.")
     options = ask.options if download else {"num_classes": ask.classes, **ask.options}
+    fault = hub_fault() if download else ""
+    if fault:
+        raise UsageError(f"{ask.text}: no pretrained weights can be had: {fault}. {HUB_CURE}.")
     with building(ask, offline(ask)):
         model = timm.create_model(ask.name, pretrained=download, **options)
     notes: list[str] = []
