@@ -130,7 +130,7 @@ def _open(
         f"in {' and '.join(map(str, places))}."
     )
     if not allowed:
-        raise UsageError(f"{missing} Downloads are off: {put(next(iter(finders)))}.")
+        raise UsageError(f"{missing} Nothing is downloaded here: {put(next(iter(finders)))}.")
     return _described(known, _npz(known, download(known.name, known.original, missing), split))
 
 

@@ -197,7 +197,7 @@ class TestAnEvaluation:
         assert "weights of proved" in told
 
     def test_says_why_there_are_no_pictures(self, page: Page) -> None:
-        assert "Unknown dataset 'toys'" in page.texts["record-2"]
+        assert "There is no ledger.sqlite beside the record" in page.texts["record-2"]
 
 
 class TestAHostileName:
@@ -343,7 +343,13 @@ class TestTheCommand:
         done = CliRunner().invoke(main, ["report", str(folder), "--out", str(folder / "r.html")])
         assert done.exit_code == 0, done.output
         assert (folder / "r.html").read_text("utf-8").startswith("<!doctype html>")
-        assert "no pictures of proved: The clean images cannot be opened" in done.output
+        assert "no pictures of proved: There is no ledger.sqlite beside the record" in done.output
+
+    def test_a_reason_is_given_once(self, folder: Path, make_record: Make) -> None:
+        save(make_record("weak", "rb"), folder / "runs" / "weak" / "record.json")
+        done = CliRunner().invoke(main, ["report", str(folder), "--out", str(folder / "r.html")])
+        assert done.output.count("no pictures of ") == 1
+        assert "weak (2 records): There is no ledger.sqlite" in done.output
 
     def test_answers_in_json(self, folder: Path) -> None:
         arguments = ["report", str(folder), "--out", str(folder / "r.html"), "--json"]

@@ -99,8 +99,10 @@ def command(
     elif not quiet:
         console = stdout()
         console.out(f"page: {out} ({out.stat().st_size / 2**20:.1f} MiB)", highlight=False)
-        for row in shown:
-            if row.reason:
-                console.out(f"no pictures of {row.defense}: {row.reason}", highlight=False)
+        for reason in dict.fromkeys(row.reason for row in shown if row.reason):
+            names = [row.defense for row in shown if row.reason == reason]
+            many = f" ({len(names)} records)" if len(names) > 1 else ""
+            told = ", ".join(dict.fromkeys(names))
+            console.out(f"no pictures of {told}{many}: {reason}", highlight=False)
         if figures is not None:
             console.out(f"figures: {figures} ({len(drawn)} files)", highlight=False)

@@ -66,11 +66,17 @@ class Album:
             return Gallery([], "No pictures were asked for.")
         if not any(status == "broken" for status in record.points.status):
             return Gallery([], "No point was broken.")
+        ledger = Path(path).parent / "ledger.sqlite"
+        if not ledger.exists():
+            return Gallery(
+                [],
+                "There is no ledger.sqlite beside the record, which holds the adversarial inputs.",
+            )
         data = self._dataset(record)
         if isinstance(data, str):
             return Gallery([], data)
         chosen = _deal(record, limit)
-        found = _found(record, Path(path).parent / "ledger.sqlite", chosen)
+        found = _found(record, ledger, chosen)
         if isinstance(found, str):
             return Gallery([], found)
         x = data.fetch(np.array(chosen))[0].numpy()
@@ -141,8 +147,6 @@ def _found(
     record: Record, path: Path, chosen: list[int]
 ) -> dict[int, tuple[Fall, NDArray[Any]]] | str:
     """Return the adversarial inputs of the chosen points, or why there are none."""
-    if not path.exists():
-        return "There is no ledger.sqlite beside the record, which holds the adversarial inputs."
     try:
         with Ledger(path, None) as ledger:
             falls = ledger.falls()
