@@ -176,12 +176,18 @@ def _program(
 
 
 def _look_again(run: Run) -> None:
-    """See whether the model still answers as before the attacks; the ledger keeps what is found."""
+    """See whether the model still answers as before the attacks; the ledger keeps what is found.
+
+    A run to which nothing was added since the last look needs none.
+    """
     if run.health.randomized or run.health.sample is None:
+        return
+    if run.ledger.remembered("looked at") == run.forwards():
         return
     changed = look_again(run.model, run.health)
     run.ledger.write(CLEAN, [], [], Cost(forwards=len(run.health.sample)))
     run.ledger.remember("changed", changed)
+    run.ledger.remember("looked at", run.forwards())
 
 
 def _keep(asked: bool | None, data: Dataset, n: int, watcher: Watcher) -> bool:

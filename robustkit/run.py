@@ -126,7 +126,7 @@ class Run:
             while done < len(order):
                 if done:
                     pace.reason = pace.enough(self.progress(order[:done]))
-                    pace.reason = pace.reason or pace.spent(self._forwards())
+                    pace.reason = pace.reason or pace.spent(self.forwards())
                     if pace.reason:
                         break
                 part = parts(order, done)[0]
@@ -164,12 +164,13 @@ class Run:
 
         def attack(stage: int, points: Sequence[int], last: bool) -> None:
             if pace is not None:
-                pace.check(self._forwards())
+                pace.check(self.forwards())
             self.attack(stage, points, last=last, pace=pace)
 
         perform(self.line, self.ledger, left, everything, self.seed, attack)
 
-    def _forwards(self) -> int:
+    def forwards(self) -> int:
+        """Return the passes that all stages have taken so far."""
         return sum(cost.forwards for cost in self.ledger.costs().values())
 
     def progress(self, done: Sequence[int]) -> Progress:
@@ -233,7 +234,7 @@ class Run:
             return
         standing, proved = self._standing(points)
         self.watcher.stage(REPLAY, len(standing))
-        Replay(
+        tried, allowed = Replay(
             examples=self.examples,
             model=self.model,
             data=self.data,
@@ -245,6 +246,11 @@ class Run:
             keep=self.keep,
             report=lambda done, left: self.watcher.advance(done, left, len(points)),
         ).run(list(standing), proved)
+        if tried and not allowed:
+            self.watcher.note(
+                f"{self.name}: none of the {tried} inputs to replay lies within {self.threat} of "
+                "its point. Are they of a run on the same data, and at no larger eps?"
+            )
 
     def attack(
         self, stage: int, points: Sequence[int], *, last: bool, pace: Pace | None = None

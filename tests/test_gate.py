@@ -113,6 +113,12 @@ class TestCheck:
         assert without.replayed == 0
         assert with_.findings[0].drop == without.findings[0].drop == 0
 
+    def test_an_answer_is_given_again_without_a_pass(self, gate: Gate, nearest: nn.Module) -> None:
+        ruined = shaken(nearest, 5.0)
+        first = gate(ruined)
+        assert first.n < first.total  # it ended early: the last attack is not finished
+        assert gate(ruined).forwards == first.forwards
+
     def test_all_points_are_exact(
         self, gate: Gate, nearest: nn.Module, blobs: Dataset, baseline: Baseline, tmp_path: Path
     ) -> None:

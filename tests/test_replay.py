@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from robustkit import adversarial_inputs
-from robustkit.data import Dataset
+from robustkit.data import Dataset, from_arrays
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluate import evaluate
 from robustkit.ledger import Ledger
 from robustkit.record import Record
 from robustkit.replay import find_examples
+from robustkit.run import Watcher
 from robustkit.threat import Threat
 
 THREAT = Threat.parse("linf:0.06")
@@ -84,6 +85,26 @@ def test_inputs_outside_the_threat_model_are_no_evidence(
     distances = [d for d in record.points.distance if d is not None]
     assert all(d <= 0.01 + 1e-6 for d in distances)
     assert record.stages[0].forwards < record.stages[0].jobs
+
+
+def test_inputs_of_other_data_are_doubted(
+    other: nn.Module, blobs: Dataset, earlier: Path, tmp_path: Path
+) -> None:
+    class Listener(Watcher):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    x, y = blobs.fetch(range(80))
+    moved = from_arrays("moved", x.flip(3).numpy(), y.numpy(), classes=4)
+    for data, doubted in ((blobs, False), (moved, True)):
+        heard = Listener()
+        record = run(other, data, tmp_path / data.name, replay=earlier, watcher=heard)
+        told = [note for note in heard.notes if "inputs to replay lies within" in note]
+        assert bool(told) == doubted
+        assert (record.stages[0].broken == 0) == doubted
 
 
 def test_a_proved_point_that_falls_stops_the_run(

@@ -102,7 +102,7 @@ def command(
         for reason in dict.fromkeys(row.reason for row in shown if row.reason):
             names = [row.defense for row in shown if row.reason == reason]
             many = f" ({len(names)} records)" if len(names) > 1 else ""
-            told = ", ".join(dict.fromkeys(names))
-            console.out(f"no pictures of {told}{many}: {reason}", highlight=False)
+            listed = ", ".join(dict.fromkeys(names))
+            console.out(f"no pictures of {listed}{many}: {reason}", highlight=False)
         if figures is not None:
             console.out(f"figures: {figures} ({len(drawn)} files)", highlight=False)
