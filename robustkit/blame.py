@@ -34,7 +34,7 @@ def blaming(name: str) -> Iterator[None]:
     except RobustkitError:
         raise
     except Exception as error:
-        place = _raised_by_model(error)
+        place = raised_by_model(error)
         if place is None:
             raise
         told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -45,7 +45,7 @@ def blaming(name: str) -> Iterator[None]:
         ) from error
 
 
-def _raised_by_model(error: Exception) -> str | None:
+def raised_by_model(error: Exception) -> str | None:
     """Return file and line if the last thing robustkit did was to call a model."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [i for i, f in enumerate(frames) if _HOME in Path(f.filename).resolve().parents]

@@ -56,7 +56,7 @@ def _lacks(source: str, found: Any, part: str) -> UsageError:
     hint = f" Did you mean {close[0]!r}?" if close else ""
     home = getattr(found, "__name__", None)
     own = [name for name in public if getattr(getattr(found, name, None), "__module__", 0) == home]
-    listing = f" It defines: {', '.join(own[:10])}{', ...' * (len(own) > 10)}." if own else ""
+    listing = f" It defines: {', '.join(own[:20])}{', ...' * (len(own) > 20)}." if own else ""
     return UsageError(f"{source} has no attribute {part!r}.{hint}{listing}")
 
 

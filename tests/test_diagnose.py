@@ -115,9 +115,8 @@ def test_one_point_is_enough_to_find_coupling(x: Tensor) -> None:
     ],
 )
 def test_wrong_shapes_are_refused(answer: object, got: str, x: Tensor) -> None:
-    with pytest.raises(
-        UsageError, match=rf"^toy must map inputs \[8, 1, 6, 6\] to logits \[8, k\], got {got}$"
-    ):
+    told = rf"^toy must map inputs \[8, 1, 6, 6\] to logits \[8, k\], got {got}\. Wrap it in"
+    with pytest.raises(UsageError, match=told):
         examine(answer, x, 4, "toy")  # type: ignore[arg-type]
 
 
@@ -127,7 +126,11 @@ def test_too_few_classes_are_refused(nearest: nn.Module, x: Tensor) -> None:
 
 
 def test_a_model_that_fails_is_named_with_its_own_words(x: Tensor) -> None:
-    with pytest.raises(UsageError, match=r"^toy failed on a batch .* \[1, 6, 6\]: RuntimeError: "):
+    with pytest.raises(
+        UsageError,
+        match=r"^toy failed on a batch .* \[1, 6, 6\] \(\w+\.py, "
+        r"line \d+\): RuntimeError: .*--debug shows the way there\.$",
+    ):
         examine(nn.Sequential(nn.Flatten(), nn.Linear(35, 4)), x, 4, "toy")
 
 

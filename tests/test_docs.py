@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 SITE = ROOT / "docs"
 DOCUMENTS = [README, ROOT / "leaderboards" / "README.md", *sorted(SITE.rglob("*.md"))]
-SET_UP = ["pip install . && robustkit evaluate", 'pip install -e ".[test]" && pytest']
+SET_UP = ["pip install -e . && robustkit evaluate", 'pip install -e ".[test]" && pytest']
 SUBCOMMANDS = [
     command
     for group in main.commands.values()

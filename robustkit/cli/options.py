@@ -14,10 +14,10 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> An
     try:
         return None if value is None else tuple(_number(part) for part in value.split(","))
     except (ValueError, ZeroDivisionError):
+        given = getattr(param, "metavar", None) or ""
+        example = given if any(letter.isdigit() for letter in given) else "0.49,0.48,0.45"
         raise click.BadParameter(
-            f"expected comma-separated numbers such as 0.49,0.48,0.45, got {value!r}.",
-            ctx,
-            param,
+            f"expected comma-separated numbers such as {example}, got {value!r}.", ctx, param
         ) from None
 
 

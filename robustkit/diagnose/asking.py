@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustkit.blame import raised_by_model
 from robustkit.errors import UsageError
 from robustkit.flags import FLAGS
 from robustkit.record import Flag
@@ -52,15 +53,18 @@ class Asked:
             with torch.no_grad():
                 answer: object = self._answer(x)
         except Exception as error:
+            place = raised_by_model(error)
+            where = f" ({place})" if place else ""
             raise UsageError(
-                f"{name} failed on a batch of inputs of shape {shape}: "
-                f"{type(error).__name__}: {error}"
+                f"{name} failed on a batch of inputs of shape {shape}{where}: "
+                f"{type(error).__name__}: {error}. --debug shows the way there."
             ) from error
         if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != len(x):
             got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise UsageError(
                 f"{name} must map inputs [{len(x)}, {', '.join(map(str, shape))}] to logits "
-                f"[{len(x)}, k], got {got}"
+                f"[{len(x)}, k], got {got}. "
+                "Wrap it in a module that returns the logits alone."
             )
         if answer.shape[1] < classes:
             raise UsageError(
@@ -69,7 +73,10 @@ class Asked:
             )
         if not bool(answer.isfinite().all()):
             rows = (~answer.isfinite().all(1)).nonzero().flatten().tolist()
-            raise UsageError(f"{name} returns NaN or infinite logits on clean inputs (rows {rows})")
+            raise UsageError(
+                f"{name} returns NaN or infinite logits on clean inputs (rows {rows}): no "
+                "verdict is defined there. Look at its weights and at --mean and --std."
+            )
         return answer.float()
 
     def logits(self, x: Images) -> Logits:
