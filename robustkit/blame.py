@@ -40,8 +40,8 @@ def blaming(name: str) -> Iterator[None]:
         told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise RobustkitError(
             f"{name} raised an error in the middle of the run ({place}): {told.rstrip('.')}. The "
-            "same command goes on from here if the model is as it was; one that was changed starts "
-            "over, in another --out or with --fresh. --debug shows the way there."
+            "same command goes on from here if the model is as it was; one that is mended starts "
+            "over (--fresh, where --out was given). --debug shows the way there."
         ) from error
 
 

@@ -190,7 +190,7 @@ def _extras() -> Iterator[Finding]:
         hub = _import("robustkit.zoo.timm") if name == "timm" else None
         fault = hub.hub_fault() if hub else ""
         if hub and fault:
-            yield Finding(name, "warning", f"no pretrained weights: {fault}", hub.HUB_CURE)
+            yield Finding(name, "warning", f"no pretrained weights: {fault}", hub.hub_cure())
         else:
             yield Finding(name, "ok", dist.version)
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from robustkit.errors import UsageError
 
+USER = "robustkit_user_"  # begins the name of a module that was read from a file
+
 
 def load_attribute(text: str) -> Any:
     """Import what `text` names. The code runs: it is trusted as any Python file that is run.
@@ -71,7 +73,7 @@ def load_file(text: str) -> ModuleType:
         raise UsageError(f"{path} does not exist (looked from {Path.cwd()}).")
     path = path.resolve()
     version = f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}"
-    name = f"robustkit_user_{path.stem}_{zlib.crc32(version.encode()):08x}"
+    name = f"{USER}{path.stem}_{zlib.crc32(version.encode()):08x}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -146,7 +146,7 @@ class Run:
         """Finish some points; `last` says that no others are to come."""
         self.clean(points)
         self.certify(points)
-        self.replay(points)
+        self.replay(points, last=last)
         for stage in range(self.line.audited):
             self.attack(stage, points, last=last, pace=pace)
 
@@ -228,8 +228,11 @@ class Run:
             p: clean[p][2] for p in points if clean[p][0] == clean[p][1] and p not in left_out
         }, proved
 
-    def replay(self, points: Sequence[int]) -> None:
-        """Try what earlier runs have stored, on certified points too: it costs one pass each."""
+    def replay(self, points: Sequence[int], *, last: bool) -> None:
+        """Try what earlier runs have stored, on certified points too: it costs one pass each.
+
+        If after the last points none has fitted its point, that is said.
+        """
         if self.examples is None:
             return
         standing, proved = self._standing(points)
@@ -246,7 +249,10 @@ class Run:
             keep=self.keep,
             report=lambda done, left: self.watcher.advance(done, left, len(points)),
         ).run(list(standing), proved)
-        if tried and not allowed:
+        before = self.ledger.remembered("replayed") or (0, 0)
+        tried, allowed = tried + before[0], allowed + before[1]
+        self.ledger.remember("replayed", [tried, allowed])
+        if last and tried and not allowed:
             self.watcher.note(
                 f"{self.name}: none of the {tried} inputs to replay lies within {self.threat} of "
                 "its point. Are they of a run on the same data, and at no larger eps?"

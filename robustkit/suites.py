@@ -107,8 +107,10 @@ def rehearse(specs: Sequence[Spec], threat: Threat, shape: Sequence[int], classe
         search = attacks.build(spec)
         if isinstance(search, Foreign):  # has no start apart from its run
             continue
-        job, *others = search.jobs(threat, classes)
-        ranked = torch.arange(1 + aims(search, [job, *others])).clamp_max(classes - 1)
+        jobs = search.jobs(threat, classes)
+        if not jobs:
+            continue
+        job, ranked = jobs[0], torch.arange(min(classes, 1 + aims(search, jobs)))
         none = torch.zeros(1, dtype=torch.long)
         target = ranked[job.rank : job.rank + 1] if job.rank else none - 1
         x = torch.full((1, *shape), (threat.lower + threat.upper) / 2)

@@ -313,6 +313,15 @@ class TestProject:
         assert "which robustkit.toml would put out of force" in refused.stderr
         assert not (room / "robustkit.toml").exists()
 
+    def test_init_adds_no_table_that_would_not_count(self, room: Path) -> None:
+        (room / "pyproject.toml").write_text("# tool.robustkit is set in robustkit.toml\n")
+        (room / "robustkit.toml").write_text(CONFIG)
+        refused = run("init", "--pyproject")
+        assert refused.exit_code == 2
+        assert "robustkit.toml has a configuration already, which would keep" in refused.stderr
+        (room / "robustkit.toml").unlink()
+        assert run("init", "--pyproject").exit_code == 0
+
     def test_init_adds_a_table_to_pyproject(self, room: Path) -> None:
         (room / "pyproject.toml").write_text('[project]\nname = "mine"\n')
         assert run("init", "--pyproject").exit_code == 0

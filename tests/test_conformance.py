@@ -118,9 +118,20 @@ class TestFaults:
         ((kind, entry),) = find(str(file))
         assert (kind, entry.name) == ("attack", "fgsm")
 
-    def test_a_folder_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="is a folder: expected a Python file, or the name"):
-            find(str(tmp_path))
+    def test_a_file_that_was_changed_is_read_anew(self, tmp_path: Path) -> None:
+        file = tmp_path / "pack.py"
+        for name in ("first-try", "second"):
+            text = DRIFT.replace('"example_drift"', f'"{name}"')
+            file.write_text(text.replace('"example_look"', f'"{name}-look"'))
+            names = {entry.name for _, entry in find(str(file))}
+            assert names & {"first-try", "second"} == {name}
+
+    def test_a_folder_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "mypack").mkdir()
+        monkeypatch.chdir(tmp_path)
+        for text in (str(tmp_path), "./mypack", "mypack/", "."):
+            with pytest.raises(UsageError, match="is a folder: expected a Python file, or the"):
+                find(text)
 
     def test_a_package_that_is_not_there_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"no installed distribution.*robustkit\.packs"):

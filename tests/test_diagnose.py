@@ -115,7 +115,7 @@ def test_one_point_is_enough_to_find_coupling(x: Tensor) -> None:
     ],
 )
 def test_wrong_shapes_are_refused(answer: object, got: str, x: Tensor) -> None:
-    told = rf"^toy must map inputs \[8, 1, 6, 6\] to logits \[8, k\], got {got}\. Wrap it in"
+    told = rf"^toy must map inputs \[8, 1, 6, 6\] to logits \[8, k\], got {got}\. Return "
     with pytest.raises(UsageError, match=told):
         examine(answer, x, 4, "toy")  # type: ignore[arg-type]
 

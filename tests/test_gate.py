@@ -536,6 +536,8 @@ def test_a_finding_reads_like_a_sentence() -> None:
     seen = seen.replace("0.0800,", "0.0800 on all 1000,")
     assert finding.sentence() == f"{seen}, 6 points lost and 1 gained"
     assert finding._replace(total=100).sentence() == sampled.sentence()
+    weakest = finding._replace(metric="worst-class", lost=0, gained=0)
+    assert "a drop of 0.0500 as seen on 100 points, between" in weakest.sentence()
     assert finding._replace(p=0.125).sentence().endswith("1 gained, McNemar p = 0.125")
 
 

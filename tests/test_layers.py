@@ -13,15 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # data → defense → search → verify → record → leaderboard: a room imports only rooms to its left.
 STAGES = {
-    "ground": "errors types spec importing registry rng threat losses optional files jsonfile text "
-    "device distributions stem",
+    "ground": "errors types spec importing blame registry rng threat losses optional files jsonfile "
+    "text device distributions stem",
     "data": "npz download points folder sources named data",
     "defense": "nets standins surrogate parts adversary mixing bounds train checkpoints zoo model",
     "search": "tuning audit findings search foreign counting slots passes engine nearest plain "
     "suites",
     "verify": "verify rows ledger carry examples referee auditing",
     "record": "stats flags facts columns portrait record provenance diagnose batches statuses pace "
-    "replay watcher display proving bench ground distributed run outcome asked sameness blame "
+    "replay watcher display proving bench ground distributed run outcome asked sameness "
     "conduct noise remedies evaluate grid",
     "leaderboard": "tables leaderboard curves published report loggers monitor lightning",
     "gate": "gate config formats history testing pytest_plugin",

@@ -17,6 +17,7 @@ from robustkit.data import Dataset, from_arrays
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluate import evaluate
 from robustkit.ledger import Ledger
+from robustkit.pace import Pace
 from robustkit.record import Record
 from robustkit.replay import find_examples
 from robustkit.run import Watcher
@@ -99,11 +100,14 @@ def test_inputs_of_other_data_are_doubted(
 
     x, y = blobs.fetch(range(80))
     moved = from_arrays("moved", x.flip(3).numpy(), y.numpy(), classes=4)
-    for data, doubted in ((blobs, False), (moved, True)):
-        heard = Listener()
-        record = run(other, data, tmp_path / data.name, replay=earlier, watcher=heard)
+    for data, pace, doubted in (
+        (blobs, None, False), (moved, None, True), (moved, Pace(), True), (blobs, Pace(), False),
+    ):  # fmt: skip
+        heard, folder = Listener(), tmp_path / f"{data.name}-{pace is None}"
+        record = run(other, data, folder, replay=earlier, watcher=heard, pace=pace)
         told = [note for note in heard.notes if "inputs to replay lies within" in note]
-        assert bool(told) == doubted
+        assert len(told) == doubted
+        assert all("none of the " in note for note in told)
         assert (record.stages[0].broken == 0) == doubted
 
 

@@ -187,13 +187,13 @@ class TestTimm:
     ) -> None:
         pytest.importorskip("huggingface_hub")
         monkeypatch.setattr("timm.models._hub._has_hf_hub", False)
-        told = r"timm \S+ cannot use huggingface_hub \S+\. pip install 'huggingface-hub<1'"
+        told = r"timm \S+ cannot use huggingface_hub \S+\. Run `pip install 'huggingface-hub<1'"
         with pytest.raises(UsageError, match=told):
             load_model("timm:resnet10t", data=photos)
         load_model("timm:resnet10t(pretrained=false)", data=photos)
         (found,) = [finding for finding in doctor._extras() if finding.name == "timm"]
         assert found.state == "warning"
-        assert found.cure.startswith("pip install 'huggingface-hub<1'")
+        assert found.cure.startswith("Run `pip install 'huggingface-hub<1'")
 
     @pytest.mark.parametrize(
         ("text", "told"),

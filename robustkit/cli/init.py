@@ -33,10 +33,11 @@ def command(model: str, data: str, threat: str | None, suite: str, pyproject: bo
     if (before and not pyproject) or "[tool.robustkit" in before:
         raise UsageError(f"{path} has a configuration already: change it, or remove it first.")
     there = config.find(Path.cwd())
-    if there is not None and there.parent == Path.cwd():
+    if there is not None and there.parent == Path.cwd() and there.name != path.name:
+        other = f"would keep {path}" if pyproject else f"{path} would put"
         raise UsageError(
-            f"{there.name} has a configuration already, which {path} would put out of force: "
-            "change it, or remove it first."
+            f"{there.name} has a configuration already, which {other} out of force: change it, or "
+            "remove it first."
         )
     text = config.first(model=model, data=data, threat=threat, suite=suite, pyproject=pyproject)
     files.write((before + text).encode(), path)

@@ -15,7 +15,7 @@ from robustkit import registry
 from robustkit.conformance import attacks, defenses, others
 from robustkit.conformance.ground import Unmet, documented
 from robustkit.errors import UsageError
-from robustkit.importing import failure, load_file
+from robustkit.importing import USER, failure, load_file
 from robustkit.registry import Entry
 
 __all__ = ["Verdict", "find", "validate"]
@@ -58,7 +58,7 @@ def find(what: str) -> list[tuple[str, Entry]]:
             nothing.
     """
     registry.load_packs()
-    if len(Path(what).parts) > 1 and Path(what).is_dir():
+    if Path(what).expanduser().is_dir() and not what.isidentifier():
         raise UsageError(
             f"{what} is a folder: expected a Python file, or the name of a package that is "
             "installed (pip install -e FOLDER)."
@@ -88,7 +88,9 @@ def _registered() -> list[tuple[str, Entry]]:
 
 def _is_file(module: str, path: str) -> bool:
     file = getattr(sys.modules.get(module), "__file__", None)
-    return file is not None and Path(file).resolve() == Path(path).expanduser().resolve()
+    if file is None or module.startswith(USER):  # these are run anew whenever they have changed
+        return False
+    return Path(file).resolve() == Path(path).expanduser().resolve()
 
 
 def validate(entries: Sequence[tuple[str, Entry]]) -> Iterator[Verdict]:

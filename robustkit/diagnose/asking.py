@@ -11,6 +11,7 @@ from torch import Tensor
 from robustkit.blame import raised_by_model
 from robustkit.errors import UsageError
 from robustkit.flags import FLAGS
+from robustkit.importing import failure
 from robustkit.record import Flag
 from robustkit.types import Images, Logits, Model, Scalars
 
@@ -57,14 +58,15 @@ class Asked:
             where = f" ({place})" if place else ""
             raise UsageError(
                 f"{name} failed on a batch of inputs of shape {shape}{where}: "
-                f"{type(error).__name__}: {error}. --debug shows the way there."
+                f"{failure(error).rstrip('.')}. --debug shows the way there."
             ) from error
         if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != len(x):
-            got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            got, cure = f"{type(answer).__name__}", "Return the logits alone"
+            if isinstance(answer, Tensor):
+                got, cure = f"{list(answer.shape)}", "Return one row of logits per input"
             raise UsageError(
                 f"{name} must map inputs [{len(x)}, {', '.join(map(str, shape))}] to logits "
-                f"[{len(x)}, k], got {got}. "
-                "Wrap it in a module that returns the logits alone."
+                f"[{len(x)}, k], got {got}. {cure}."
             )
         if answer.shape[1] < classes:
             raise UsageError(

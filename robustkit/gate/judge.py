@@ -106,6 +106,7 @@ class Judge:
             n=n,
             total=self.baseline.n,
             detail=objection,
+            claim=self.terms.claim,
         )
 
     def _stream(self, metric: str, order: Sequence[int], status: Mapping[int, Status]) -> Stream:

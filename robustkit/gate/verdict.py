@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from robustkit.gate.terms import BY_CLASS
+
 Answer: TypeAlias = Literal["pass", "improved", "regressed", "undecided"]
 SCHEMA = "robustkit/check/1"
 
@@ -14,8 +16,8 @@ class Finding(NamedTuple):
     """What became of one metric.
 
     Attributes:
-        baseline, candidate: its value on the n points that were evaluated; None for flags and
-            reliability.
+        baseline, candidate: its value on the n points that were evaluated (of a class metric the
+            baseline's is that of all its points); None for flags and reliability.
         low, high: bounds of the drop, baseline − candidate, on what the claim is about: all points
             of the baseline, or the population. Each errs with the stated probability, whenever one
             stops. What is known of the points left can keep them below or above the drop so far.
@@ -59,6 +61,8 @@ class Finding(NamedTuple):
             return f"{self.metric}: {self.detail or fine}"
         part = self.claim == "points" and self.n < self.total
         here, whole = (f" on {self.n} points", f" on all {self.total}") if part else ("", "")
+        if self.metric in BY_CLASS and part:  # what it was, the baseline says of all its points
+            here = f" as seen on {self.n} points"
         told = (
             f"{self.metric} {self.baseline:.3f} → {self.candidate:.3f}: a drop of "
             f"{_signed(self.baseline - self.candidate)}{here}, between {_signed(self.low)} and "

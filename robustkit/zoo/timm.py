@@ -9,15 +9,19 @@ from robustkit.distributions import installed
 from robustkit.errors import UsageError, unknown
 from robustkit.zoo.source import RANDOM, Ask, Found, building, fill, library, offline, prepare
 
-HUB_CURE = (  # robustbench holds timm back
-    "pip install 'huggingface-hub<1' 'transformers<5'; or, without robustbench, "
-    "pip install --upgrade timm"
-)
+
+def hub_cure() -> str:
+    """Say what helps: robustbench holds timm back, and transformers 5 asks for a later hub."""
+    more = " 'transformers<5'" if installed("transformers") else ""
+    return f"Run `pip install 'huggingface-hub<1'{more}`, or upgrade timm if robustbench may go"
 
 
 def hub_fault() -> str:
     """Say why timm cannot ask the Hugging Face hub, "" if it can: it takes a misfit for absence."""
-    hub: Any = importlib.import_module("timm.models._hub")
+    try:
+        hub: Any = importlib.import_module("timm.models._hub")
+    except ModuleNotFoundError:  # an old timm
+        return ""
     dist, mine = installed("huggingface_hub"), installed("timm")
     if dist is None or mine is None or getattr(hub, "_has_hf_hub", True):
         return ""
@@ -43,9 +47,10 @@ def load(ask: Ask) -> Found:
     if download and "num_classes" in ask.options:
         raise UsageError(f"{ask.text}: num_classes would replace the trained head by a random one.")
     options = ask.options if download else {"num_classes": ask.classes, **ask.options}
-    fault = hub_fault() if download else ""
+    known = timm.get_pretrained_cfg(ask.name) if download else None
+    fault = hub_fault() if getattr(known, "hf_hub_id", None) else ""
     if fault:
-        raise UsageError(f"{ask.text}: no pretrained weights can be had: {fault}. {HUB_CURE}.")
+        raise UsageError(f"{ask.text}: no pretrained weights can be had: {fault}. {hub_cure()}.")
     with building(ask, offline(ask)):
         model = timm.create_model(ask.name, pretrained=download, **options)
     notes: list[str] = []
