@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # data → defense → search → verify → record → leaderboard: a room imports only rooms to its left.
 STAGES = {
-    "ground": "errors types spec importing blame registry rng threat losses optional files jsonfile "
-    "text device distributions stem",
+    "ground": "errors types spec importing blame registry rng threat losses optional files "
+    "jsonfile text device distributions stem",
     "data": "npz download points folder sources named data",
     "defense": "nets standins surrogate parts adversary mixing bounds train checkpoints zoo model",
     "search": "tuning audit findings search foreign counting slots passes engine nearest plain "
