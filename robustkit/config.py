@@ -160,7 +160,7 @@ def find(folder: Path) -> Path | None:
     for place in (folder, *folder.parents):
         for name in NAMES:
             path = place / name
-            if path.is_file() and (name != "pyproject.toml" or _has_table(_text(path))):
+            if path.is_file() and (name != "pyproject.toml" or has_table(_text(path))):
                 return path
     return None
 
@@ -200,8 +200,9 @@ def first(*, model: str, data: str, threat: str, suite: str, pyproject: bool) ->
     return body
 
 
-def _has_table(text: str) -> bool:
-    return re.search(r"^\s*\[+\s*tool\.robustkit\b", text, re.MULTILINE) is not None
+def has_table(text: str) -> bool:
+    """Tell whether a pyproject.toml sets anything of tool.robustkit; a comment sets nothing."""
+    return re.search(r"^\s*\[*\s*tool\.robustkit\b", text, re.MULTILINE) is not None
 
 
 def _text(path: Path) -> str:

@@ -74,6 +74,20 @@ def test_without_any_the_defaults_hold(tmp_path: Path) -> None:
     assert found is None or tmp_path not in found.parents
 
 
+@pytest.mark.parametrize(
+    ("text", "sets"),
+    [
+        ("[tool.robustkit]\n", True),
+        ("[[tool.robustkit.models]]\n", True),
+        ('tool.robustkit.data = "bundled"\n', True),
+        ("# see tool.robustkit in robustkit.toml\n", False),
+    ],
+)
+def test_a_comment_configures_nothing(tmp_path: Path, text: str, sets: bool) -> None:
+    path = write(tmp_path, text, "pyproject.toml")
+    assert (find(tmp_path) == path) == sets
+
+
 def test_the_nearest_is_found(tmp_path: Path) -> None:
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)

@@ -30,7 +30,7 @@ def command(model: str, data: str, threat: str | None, suite: str, pyproject: bo
     Threat.parse(threat)
     path = Path("pyproject.toml" if pyproject else "robustkit.toml")
     before = path.read_text(encoding="utf-8") if path.exists() else ""
-    if (before and not pyproject) or "[tool.robustkit" in before:
+    if (before and not pyproject) or config.has_table(before):
         raise UsageError(f"{path} has a configuration already: change it, or remove it first.")
     there = config.find(Path.cwd())
     if there is not None and there.parent == Path.cwd() and there.name != path.name:
