@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from robustkit.errors import RobustkitError
+from robustkit.importing import failure
 
 _HOME = Path(__file__).resolve().parent
 _ASKING = {
@@ -37,9 +38,9 @@ def blaming(name: str) -> Iterator[None]:
         place = raised_by_model(error)
         if place is None:
             raise
-        told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        told = failure(error).rstrip(".")
         raise RobustkitError(
-            f"{name} raised an error in the middle of the run ({place}): {told.rstrip('.')}. The "
+            f"{name} raised an error in the middle of the run ({place}): {told}. The "
             "same command goes on from here if the model is as it was; one that is mended starts "
             "over (--fresh, where --out was given). --debug shows the way there."
         ) from error

@@ -111,28 +111,24 @@ class Replay:
     keep: bool
     report: Callable[[int, int], None]
 
-    def run(self, standing: Sequence[int], proved: set[int]) -> tuple[int, int]:
+    def run(self, standing: Sequence[int], proved: set[int]) -> None:
         """Try what is stored on the points that stand; write down those that fall.
-
-        Returns:
-            How many inputs were tried, and how many of them the threat model allows.
 
         Raises:
             RobustkitError: when a point with a certificate (one of `proved`) falls.
         """
-        tried, left, done, allowed = self.ledger.spent(REPLAYED), set(standing), 0, 0
+        tried, left, done = self.ledger.spent(REPLAYED), set(standing), 0
         for number in range(len(self.examples.ledgers)):
             stored = self.examples.points(number)
             todo = [p for p in standing if p in left and p in stored and (p, number) not in tried]
             for start in range(0, len(todo), self.batch):
                 batch = todo[start : start + self.batch]
-                falls, inside = self._judge(number, batch, proved)
+                falls = self._judge(number, batch, proved)
                 left -= {fall.point for fall in falls}
-                done, allowed = done + len(batch), allowed + inside
+                done += len(batch)
                 self.report(done, len(left))
-        return done, allowed
 
-    def _judge(self, number: int, batch: Sequence[int], proved: set[int]) -> tuple[list[Fall], int]:
+    def _judge(self, number: int, batch: Sequence[int], proved: set[int]) -> list[Fall]:
         clock = time.monotonic()
         z = self.examples.fetch(number, batch, self.data.shape).to(self.device)
         x, y = (part.to(self.device) for part in self.data.fetch(batch))
@@ -153,7 +149,7 @@ class Replay:
         cost = Cost(forwards=passes, seconds=time.monotonic() - clock)
         spent = [(point, number) for point in batch if point not in fallen]
         self.ledger.write(REPLAYED, spent, falls, cost)
-        return falls, len(points)
+        return falls
 
 
 def peek(path: Path, query: str, given: Sequence[int] = ()) -> list[tuple[Any, ...]]:

@@ -237,7 +237,7 @@ class Run:
             return
         standing, proved = self._standing(points)
         self.watcher.stage(REPLAY, len(standing))
-        tried, allowed = Replay(
+        Replay(
             examples=self.examples,
             model=self.model,
             data=self.data,
@@ -249,10 +249,8 @@ class Run:
             keep=self.keep,
             report=lambda done, left: self.watcher.advance(done, left, len(points)),
         ).run(list(standing), proved)
-        before = self.ledger.remembered("replayed") or (0, 0)
-        tried, allowed = tried + before[0], allowed + before[1]
-        self.ledger.remember("replayed", [tried, allowed])
-        if last and tried and not allowed:
+        tried = len(self.ledger.spent(REPLAYED))  # all, where none fell; one that fits costs a pass
+        if last and tried and not self.ledger.costs()[REPLAYED].forwards:
             self.watcher.note(
                 f"{self.name}: none of the {tried} inputs to replay lies within {self.threat} of "
                 "its point. Are they of a run on the same data, and at no larger eps?"

@@ -13,7 +13,8 @@ from robustkit.errors import UsageError
 from robustkit.findings import Findings, Remedies
 from robustkit.foreign import Foreign
 from robustkit.registry import attacks, suites
-from robustkit.search import Tasks, aims, minimizes, stand_in
+from robustkit.search import aims, minimizes, stand_in
+from robustkit.slots import fresh_tasks
 from robustkit.spec import Spec
 from robustkit.surrogate import Lent, declared, source
 from robustkit.threat import Threat
@@ -103,18 +104,17 @@ def rehearse(specs: Sequence[Spec], threat: Threat, shape: Sequence[int], classe
     Raises:
         UsageError: of an attack that does not take inputs of this shape.
     """
+    x = torch.full((1, *shape), (threat.lower + threat.upper) / 2)
+    y = point = torch.zeros(1, dtype=torch.long)
     for spec in specs:
         search = attacks.build(spec)
         if isinstance(search, Foreign):  # has no start apart from its run
             continue
         jobs = search.jobs(threat, classes)
-        if not jobs:
-            continue
-        job, ranked = jobs[0], torch.arange(min(classes, 1 + aims(search, jobs)))
-        none = torch.zeros(1, dtype=torch.long)
-        target = ranked[job.rank : job.rank + 1] if job.rank else none - 1
-        x = torch.full((1, *shape), (threat.lower + threat.upper) / 2)
-        search.start(Tasks(x, none, ranked[None], target, none, none, none), threat)
+        if jobs:
+            ranked = torch.arange(min(classes, 1 + aims(search, jobs)))[None]
+            tasks = fresh_tasks(x, y, ranked, point, jobs[:1], str(spec), seed=0)
+            search.start(tasks, threat)
 
 
 def acts_on_findings(suite: str | None) -> bool:

@@ -170,13 +170,15 @@ class _Threshold(Pace):
 
 def _told(record: Record, stands: np.ndarray[Any, Any], watch: _Threshold, threat: str) -> str:
     """Say what was found, how sure that is, and where the model is weakest."""
-    low, high = stats.confidence_sequence(stands, 1 - watch.alpha, watch.total)
+    sure = ""
+    if record.n < watch.total:
+        low, high = stats.confidence_sequence(stands, 1 - watch.alpha, watch.total)
+        sure = f" ({1 - watch.alpha:.0%} interval for all {watch.total} {low:.3f} to {high:.3f})"
     weak = ", ".join(f"{record.class_name(c.label)} ({c.accuracy:.2f})" for c in record.tail[:3])
     side = "less than" if watch.answer(stands) is False else "and nobody knows yet whether that is"
-    sure = f" ({1 - watch.alpha:.0%} interval for all {watch.total} {low:.3f} to {high:.3f})"
     return (
         f"{record.defense} is robust on {record.robust:.3f} of {record.n} points of "
-        f"{record.data.name} under {threat}{sure if record.n < watch.total else ''}, {side} the "
+        f"{record.data.name} under {threat}{sure}, {side} the "
         f"{watch.at_least:g} that is asked for. Weakest classes: {weak}. Strongest attack: "
         f"{record.strongest_attack or 'none'}."
     )
