@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from robustkit.monitor import RobustnessMonitor
     from robustkit.plain import attack
     from robustkit.record import Record
-    from robustkit.run import Watcher
     from robustkit.threat import Threat
+    from robustkit.watcher import Watcher
 
 __all__ = [
     "Record",
@@ -54,7 +54,7 @@ _HOMES = {
     "Record": "robustkit.record",
     "RobustnessMonitor": "robustkit.monitor",
     "Threat": "robustkit.threat",
-    "Watcher": "robustkit.run",
+    "Watcher": "robustkit.watcher",
     "adversarial_inputs": "robustkit.examples",
     "attack": "robustkit.plain",
     "evaluate": "robustkit.evaluate",

@@ -11,15 +11,14 @@ from itertools import islice
 
 from robustkit.counting import Counting
 from robustkit.foreign import Batch, Foreign, candidates
-from robustkit.referee import StageReferee
 from robustkit.rng import task_key
-from robustkit.slots import Outcome, Work
+from robustkit.slots import NamedReferee, Outcome, Work
 from robustkit.threat import Threat
 from robustkit.types import Model
 
 
 def run_batches(
-    attack: Foreign, model: Model, threat: Threat, classes: int, referee: StageReferee
+    attack: Foreign, model: Model, threat: Threat, classes: int, referee: NamedReferee
 ) -> None:
     """Attack every open point; `referee` judges the candidates and keeps the books.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +11,7 @@ from pathlib import Path
 from robustkit.errors import RobustkitError
 from robustkit.importing import failure
 
-_HOME = Path(__file__).resolve().parent
-_ASKING = {
-    "passes.py",
-    "verify.py",
-    "counting.py",
-    "tuning.py",
-    "asking.py",
-    "remedies.py",
-    "noise.py",
-    "student.py",
-}  # they call models
+_PACKAGE = Path(str(sys.modules["robustkit"].__file__)).resolve().parent
 
 
 @contextmanager
@@ -47,12 +38,16 @@ def blaming(name: str) -> Iterator[None]:
 
 
 def raised_by_model(error: Exception) -> str | None:
-    """Return file and line if the last thing robustkit did was to call a model."""
+    """Return file and line if the last thing robustkit did was to call a model.
+
+    Modules that call models say so by `CALLS_MODELS = True`.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [i for i, f in enumerate(frames) if _HOME in Path(f.filename).resolve().parents]
+    own = [i for i, f in enumerate(frames) if _PACKAGE in Path(f.filename).resolve().parents]
     if not own or own[-1] == len(frames) - 1:
         return None
-    if Path(frames[own[-1]].filename).name not in _ASKING:
+    caller = list(traceback.walk_tb(error.__traceback__))[own[-1]][0]
+    if not caller.f_globals.get("CALLS_MODELS"):
         return None
     last = [f for f in frames[own[-1] + 1 :] if "site-packages" not in f.filename]
     frame = last[-1] if last else frames[-1]

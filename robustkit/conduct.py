@@ -26,11 +26,12 @@ from robustkit.outcome import Origin, make_record, settle_record
 from robustkit.pace import Pace
 from robustkit.record import Record
 from robustkit.replay import Examples, find_examples
-from robustkit.run import Run, Watcher
+from robustkit.run import Run
 from robustkit.sameness import same_answers, source_digest
 from robustkit.suites import LineUp, rehearse
 from robustkit.text import slug
 from robustkit.threat import Threat
+from robustkit.watcher import Watcher
 
 KEEP_BYTES = 2**30  # adversarial inputs are stored by default up to this size
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from robustkit.types import Model
 
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.blame`
+
 
 class Counting(nn.Module):
     """Counts inputs passed forward, and those whose output was differentiated back to the input.

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-import robustkit.named  # noqa: F401  registers the names
 from robustkit.download import cache_root
 from robustkit.errors import UsageError, unknown
 from robustkit.folder import open_folder

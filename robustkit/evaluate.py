@@ -26,12 +26,12 @@ from robustkit.model import refuse_training_mode
 from robustkit.pace import Pace
 from robustkit.record import Record, WeightsInfo
 from robustkit.remedies import prescribe
-from robustkit.run import Watcher
 from robustkit.spec import Spec
 from robustkit.suites import LineUp, acts_on_findings, line_up, refuse_fixed
 from robustkit.threat import Threat
 from robustkit.tuning import AUTOMATIC, Tuning, tune
 from robustkit.types import Images, Model
+from robustkit.watcher import Watcher
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""The parts of a record: flags, stages, the audit, and what was evaluated by what."""
+"""The parts of a record: stages, the audit, and what was evaluated by what."""
 
 from __future__ import annotations
 
@@ -21,15 +21,6 @@ class ClassAccuracy(NamedTuple):
 
     label: int
     accuracy: float
-
-
-class Flag(Part):
-    """A reason to distrust the numbers: a stable name, what was seen, and what to do about it."""
-
-    name: str
-    message: str
-    answered: str | None = None
-    """How the attacks answered it, so that it weighs a step less in the verdict; else None."""
 
 
 class Stage(Part):

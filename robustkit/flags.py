@@ -5,8 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
+from pydantic import BaseModel, ConfigDict
+
 Severity: TypeAlias = Literal["note", "suspicious", "unreliable"]
 Reliability: TypeAlias = Literal["reliable", "suspicious", "unreliable"]
+
+
+class Flag(BaseModel):
+    """A reason to distrust the numbers: a stable name, what was seen, and what to do about it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    message: str
+    answered: str | None = None
+    """How the attacks answered it, so that it weighs a step less in the verdict; else None."""
 
 
 class Kind(NamedTuple):
@@ -152,6 +165,11 @@ FLAGS: dict[str, Kind] = {kind.name: kind for kind in _KINDS}
 # What is judged by the outcome on all points: on a few of them chance alone can raise these.
 OUTCOME = ("black_box", "transfer", "unused_budget", "chance")
 _ORDER: tuple[str, ...] = get_args(Reliability)
+
+
+def flag(name: str, seen: str) -> Flag:
+    """Make a flag of the catalog: what was seen, then what to do."""
+    return Flag(name=name, message=f"{seen}. {FLAGS[name].remedy}")
 
 
 def reliability(names: Iterable[str], answered: Collection[str] = ()) -> Reliability:

@@ -19,11 +19,11 @@ from robustkit.evaluate import survey, warn_of_eps
 from robustkit.ground import Ground
 from robustkit.record import Record
 from robustkit.registry import attacks as known
-from robustkit.run import Watcher
 from robustkit.spec import Spec
 from robustkit.suites import LineUp, line_up
 from robustkit.threat import Threat
 from robustkit.tuning import AUTOMATIC, Tuning
+from robustkit.watcher import Watcher
 
 # The suite that goes ahead in a long grid: where the points that fell lie, it tells at once. In a
 # short one it costs more than it saves.

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from robustkit.types import Images, Model
 
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.blame`
+
 DRAWS, LEAST, MOST = 8, 4, 32
 COSINE = 0.8  # aimed at, between the mean of the draws and the mean of all
 

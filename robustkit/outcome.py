@@ -11,9 +11,9 @@ import robustkit.registry as registry
 from robustkit import provenance
 from robustkit.audit import CONFIDENCE, missed
 from robustkit.auditing import drawn, fallen, unaudited
-from robustkit.diagnose import review
-from robustkit.diagnose.asking import flag
+from robustkit.diagnose.outcome import review
 from robustkit.errors import UsageError
+from robustkit.flags import Flag, flag
 from robustkit.foreign import strength
 from robustkit.ledger import CARRIED, CLEAN, REPLAYED, Cost, Fall
 from robustkit.record import (
@@ -21,7 +21,6 @@ from robustkit.record import (
     AuditInfo,
     Commit,
     DataInfo,
-    Flag,
     Points,
     Record,
     Stage,
@@ -30,9 +29,10 @@ from robustkit.record import (
     load,
     save,
 )
-from robustkit.run import Run, Watcher
+from robustkit.run import Run
 from robustkit.search import stand_in
 from robustkit.spec import Spec
+from robustkit.watcher import Watcher
 
 _CIRCUMSTANCES = {"arguments", "notes", "versions", "device", "commit"}
 

@@ -11,6 +11,8 @@ from robustkit.search import Reply, Search, draws, select, stand_in
 from robustkit.surrogate import source
 from robustkit.types import Mask, Model, per_point
 
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.blame`
+
 
 def ask(model: Model, search: Search[Any], state: Any, *, half: bool = False) -> Reply:
     """Evaluate the model at `state.query`, with the gradient of the search's objective.

@@ -24,14 +24,13 @@ from robustkit.facts import (
     Commit,
     Count,
     DataInfo,
-    Flag,
     Part,
     Seconds,
     Stage,
     ThreatInfo,
     WeightsInfo,
 )
-from robustkit.flags import Reliability, reliability
+from robustkit.flags import Flag, Reliability, reliability
 from robustkit.portrait import Portrait
 from robustkit.stats import mean_interval
 

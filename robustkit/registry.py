@@ -1,7 +1,7 @@
 """What can be asked for by name: attacks, libraries of attacks, defenses, datasets and suites.
 
-A pack file registers a frozen dataclass with a decorator; its fields are the options. The packs
-of this distribution and those of the entry-point group `robustkit.packs` load on first use.
+A pack file registers a frozen dataclass with a decorator; its fields are the options. Packs are
+entry points of the group `robustkit.packs`, those of this distribution too, and load on first use.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -25,7 +24,6 @@ from robustkit.spec import Spec
 
 T = TypeVar("T")
 GROUP = "robustkit.packs"
-PACKS = ("robustkit.attacks", "robustkit.defenses")
 
 
 class Entry(NamedTuple):
@@ -162,21 +160,33 @@ _loaded: list[str] = []
 
 
 def load_packs() -> None:
-    """Import every pack once: the built-in ones, then third parties' entry points."""
+    """Import every pack once: the built-in ones, then third parties'.
+
+    Raises:
+        RobustkitError: for a pack that cannot be imported, and where the built-in ones are missing.
+    """
     if _loaded:
         return
     _loaded.append("loading")
     try:
-        importlib.import_module("robustkit.data")
-        for pack in PACKS:
-            package = _pack(pack)
-            for info in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"{pack}.{info.name}")
-        for point in entry_points(group=GROUP):
+        points = list(entry_points(group=GROUP))
+        if not any(map(_ours, points)):
+            raise _not_installed(f"the entry points {GROUP} of robustkit itself are missing")
+        for point in sorted(points, key=_ours, reverse=True):
             _load_point(point)
     except BaseException:
         _loaded.clear()
         raise
+
+
+def import_folder(package: str, path: Iterable[str]) -> None:
+    """Import every module of a pack that is a folder: its `__init__.py` calls this.
+
+    Args:
+        package, path: the `__name__` and `__path__` of the pack.
+    """
+    for info in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{info.name}")
 
 
 def pack_modules(what: str) -> list[str]:
@@ -210,6 +220,8 @@ def _load_point(point: EntryPoint) -> None:
     except RobustkitError:
         raise
     except Exception as error:
+        if _ours(point) and isinstance(error, ModuleNotFoundError) and error.name == point.module:
+            raise _not_installed(f"{point.module} is not importable") from None
         whose = point.dist.name if point.dist else "an installed distribution"
         raise RobustkitError(
             f"the pack {point.value} of {whose} fails when it is imported: {failure(error)}. "
@@ -228,14 +240,13 @@ def _origin(target: type[Any]) -> str:
         return f"{target.__module__}.{target.__qualname__}"
 
 
-def _pack(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise RobustkitError(
-            f"{name} is not importable: robustkit was taken from the checkout in "
-            f"{Path(__file__).parents[1]}, which is not installed. Run `pip install -e .` in it, "
-            "or work in another folder to use the robustkit that is installed."
-        ) from None
+def _ours(point: EntryPoint) -> bool:
+    return point.module.partition(".")[0] == "robustkit"
+
+
+def _not_installed(why: str) -> RobustkitError:
+    return RobustkitError(
+        f"{why}: robustkit was taken from the checkout in {Path(__file__).parents[1]}, which is "
+        "not installed, or was before it had them. Run `pip install -e .` in it, or work in "
+        "another folder to use the robustkit that is installed."
+    )

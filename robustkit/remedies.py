@@ -25,6 +25,8 @@ from robustkit.surrogate import FAITHFUL, Lent, declared, offered
 from robustkit.threat import Threat
 from robustkit.types import Images, Model
 
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.blame`
+
 STUDENT = "student"
 _SAMPLE, _TAUGHT = 16, 2048  # points that are looked at, and that a student learns from
 

@@ -33,8 +33,6 @@ from robustkit.threat import Threat
 from robustkit.types import Model
 from robustkit.watcher import Watcher
 
-__all__ = ["Run", "Watcher"]
-
 
 @dataclass(frozen=True)
 class Run:

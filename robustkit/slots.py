@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -48,6 +48,22 @@ class Referee(Protocol):
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Write down the tasks that ended, and with them the candidates that stood."""
+        ...
+
+
+class NamedReferee(Referee, Protocol):
+    """One that also holds the queue, and what keys the random streams of other libraries.
+
+    Attributes:
+        name: canonical spec of the attack.
+        seed: of the run.
+    """
+
+    name: str
+    seed: int
+
+    def queue(self) -> Iterator[Work]:
+        """Yield every open task."""
         ...
 
 

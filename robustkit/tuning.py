@@ -20,6 +20,8 @@ from robustkit import stem
 from robustkit.surrogate import Wrapping, declared
 from robustkit.types import Images, Model
 
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.blame`
+
 Precision: TypeAlias = Literal["auto", "float32", "float16", "bfloat16"]
 Layout: TypeAlias = Literal["auto", "contiguous", "channels_last"]
 _CACHE = 24 * 2**20

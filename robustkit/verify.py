@@ -22,6 +22,8 @@ from robustkit.errors import RobustkitError, some
 from robustkit.threat import Threat
 from robustkit.types import Images, Integers, Labels, Logits, Mask, Model, Scalars
 
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.blame`
+
 DRAWS = 10  # passes behind the clean prediction of a randomized model
 TRIALS, NEEDED = 40, 25  # passes on a candidate, and how many must err
 FIRST = 3  # of which one may be right: most candidates that will not stand cost two or three

@@ -21,11 +21,11 @@ from robustkit.findings import Findings, Remedies
 from robustkit.model import load_model
 from robustkit.record import Record
 from robustkit.registry import attacks, suites
-from robustkit.run import Watcher
 from robustkit.search import draws, stand_in
 from robustkit.suites import LineUp, line_up
 from robustkit.surrogate import Lent
 from robustkit.threat import Norm, Threat
+from robustkit.watcher import Watcher
 
 THREAT = Threat("linf", 0.08)
 LIGHT = "adaptive(audit_least=2, queries=200)"

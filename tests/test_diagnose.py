@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.diagnose import examine, review
+from robustkit.diagnose import examine
+from robustkit.diagnose.outcome import review
 from robustkit.errors import UsageError
 from robustkit.record import Stage
 from robustkit.types import Model

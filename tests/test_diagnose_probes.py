@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.data import Dataset
-from robustkit.diagnose import examine, review
+from robustkit.diagnose import examine
+from robustkit.diagnose.outcome import review
 from robustkit.evaluate import evaluate
 from robustkit.flags import FLAGS, reliability, worse
 from robustkit.model import bundled as shipped

@@ -49,8 +49,8 @@ from robustkit.ledger import Ledger
 from robustkit.pace import Budget, Pace
 from robustkit.record import Record, load
 from robustkit.registry import suites
-from robustkit.run import Watcher
 from robustkit.threat import Threat
+from robustkit.watcher import Watcher
 
 THREAT = Threat("linf", 0.06)
 LINE = [

@@ -25,9 +25,9 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluate import evaluate
 from robustkit.ledger import Ledger
 from robustkit.record import Record
-from robustkit.run import Watcher
 from robustkit.search import Job, Reply, Tasks
 from robustkit.threat import Threat
+from robustkit.watcher import Watcher
 
 LINE = ("apgd(steps=10)", "apgd(loss=targeted_dlr, steps=8, targets=2)", "square(queries=20)")
 THREAT = Threat("linf", 0.06)

@@ -20,8 +20,8 @@ from robustkit.ledger import Cost
 from robustkit.pace import Budget, OverTime, Pace
 from robustkit.record import Record
 from robustkit.registry import attacks, suites
-from robustkit.run import Watcher
 from robustkit.threat import Threat
+from robustkit.watcher import Watcher
 
 THREAT = Threat("linf", 0.08)
 WEAK = ["pgd(steps=1, step_size=0.3, random_start=false)"]

@@ -18,8 +18,8 @@ from robustkit.leaderboard import robust_interval, row
 from robustkit.pace import Budget, Pace, Progress, parts
 from robustkit.points import digest, shuffled
 from robustkit.record import Record
-from robustkit.run import Watcher
 from robustkit.threat import Threat
+from robustkit.watcher import Watcher
 
 LINE_UP = ["apgd(steps=10)", "square(queries=20)"]
 

@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from typing import Any, Literal
 
 import pytest
@@ -156,7 +157,8 @@ def test_every_registered_thing_has_a_summary_and_its_source() -> None:
 class Point:
     """An entry point of another distribution."""
 
-    value, dist = "elsewhere", None
+    value = module = "elsewhere"
+    dist = None
 
     def __init__(self, action: Any) -> None:
         self.load = action
@@ -167,11 +169,12 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Point]]:
     """The registry before its first use; the test fills the list of entry points."""
     points: list[Point] = []
     attacks.entries()
+    own = [point for point in home.entry_points(group=home.GROUP) if home._ours(point)]
     asked: list[str] = []
 
-    def entry_points(group: str) -> list[Point]:
+    def entry_points(group: str) -> list[Any]:
         asked.append(group)
-        return points
+        return [*points, *own]
 
     monkeypatch.setattr(home, "_loaded", [])
     monkeypatch.setattr(home, "entry_points", entry_points)
@@ -206,8 +209,11 @@ def test_a_pack_that_fails_is_tried_again(unloaded: list[Point]) -> None:
     assert attacks.entry("apgd").name == "apgd"
 
 
-def test_a_checkout_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("found", [[], [EntryPoint("toys", "robustkit.no_such_pack", home.GROUP)]])
+def test_a_checkout_that_is_not_installed_says_so(
+    found: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(home, "_loaded", [])
-    monkeypatch.setattr(home, "PACKS", ("robustkit.no_such_pack",))
-    with pytest.raises(RobustkitError, match=r"is not installed\. Run `pip install -e \.` in it"):
+    monkeypatch.setattr(home, "entry_points", lambda group: found)
+    with pytest.raises(RobustkitError, match=r"not installed.*Run `pip install -e \.` in it"):
         attacks.entries()

@@ -20,8 +20,8 @@ from robustkit.ledger import Ledger
 from robustkit.pace import Pace
 from robustkit.record import Record
 from robustkit.replay import find_examples
-from robustkit.run import Watcher
 from robustkit.threat import Threat
+from robustkit.watcher import Watcher
 
 THREAT = Threat.parse("linf:0.06")
 

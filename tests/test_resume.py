@@ -29,7 +29,7 @@ from robustkit.evaluate import evaluate
 from robustkit.grid import evaluate_grid
 from robustkit.ledger import Ledger
 from robustkit.registry import defenses
-from robustkit.run import Watcher
+from robustkit.watcher import Watcher
 from robustkit.threat import Threat
 from robustkit.train import Recipe, fit
 

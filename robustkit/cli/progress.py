@@ -20,8 +20,8 @@ from rich.progress import (
 from rich.text import Text
 
 from robustkit.cli.terminal import say, stderr
-from robustkit.run import Watcher
 from robustkit.train import Progress as Report
+from robustkit.watcher import Watcher
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,10 +1,9 @@
 """Reasons to distrust an evaluation, as structured flags (`robustkit.flags` is their catalog).
 
-`examine` looks at a few points before the attacks run; `review` looks at the outcome. State lives
-in the return values only, so nothing leaks from one model to the next.
+`examine` looks at a few points before the attacks run. State lives in the return values only, so
+nothing leaks from one model to the next.
 """
 
 from robustkit.diagnose.examination import Health, examine, look, look_again
-from robustkit.diagnose.outcome import review
 
-__all__ = ["Health", "examine", "look", "look_again", "review"]
+__all__ = ["Health", "examine", "look", "look_again"]

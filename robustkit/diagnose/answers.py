@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from robustkit.diagnose.asking import flag, spread
-from robustkit.record import Flag
+from robustkit.diagnose.asking import spread
+from robustkit.flags import Flag, flag
 from robustkit.types import Logits
 
 # Beyond the first gap of two logits, the smaller one's share of the softmax is zero in float32;

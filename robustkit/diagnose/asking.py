@@ -10,15 +10,10 @@ from torch import Tensor
 
 from robustkit.blame import raised_by_model
 from robustkit.errors import UsageError
-from robustkit.flags import FLAGS
 from robustkit.importing import failure
-from robustkit.record import Flag
 from robustkit.types import Images, Logits, Model, Scalars
 
-
-def flag(name: str, seen: str) -> Flag:
-    """Make a flag of the catalog: what was seen, then what to do."""
-    return Flag(name=name, message=f"{seen}. {FLAGS[name].remedy}")
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.blame`
 
 
 @dataclass

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 
 from robustkit.diagnose.answers import of_answers
-from robustkit.diagnose.asking import Asked, difference, flag
+from robustkit.diagnose.asking import Asked, difference
 from robustkit.diagnose.gradients import of_gradients
 from robustkit.diagnose.inside import Buffers, differentiates
 from robustkit.diagnose.reach import of_reach
 from robustkit.errors import UsageError
-from robustkit.record import Flag
+from robustkit.flags import Flag, flag
 from robustkit.types import Images, Logits, Model
 
 _TOLERANCE = 1e-3  # of the length of the logits; batched kernels may differ in the last bits

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustkit.diagnose.asking import Asked, flag, spread
-from robustkit.record import Flag
+from robustkit.diagnose.asking import Asked, spread
+from robustkit.flags import Flag, flag
 from robustkit.rng import generator
 from robustkit.types import Images, Logits, Mask, Scalars
 

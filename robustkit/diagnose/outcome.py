@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from scipy.stats import binomtest
 
 from robustkit.audit import many
-from robustkit.diagnose.asking import flag
-from robustkit.record import Flag, Stage
+from robustkit.flags import Flag, flag
+from robustkit.record import Stage
 
 
 def review(

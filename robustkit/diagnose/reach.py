@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from robustkit.diagnose.asking import Asked, flag
+from robustkit.diagnose.asking import Asked
+from robustkit.flags import Flag, flag
 from robustkit.losses import margin
-from robustkit.record import Flag
 from robustkit.types import Images, Labels, Logits, Scalars
 
 _LONG, _SHORT = 20, 5  # steps

@@ -26,8 +26,8 @@ from robustkit.gate.verdict import Verdict, overall
 from robustkit.pace import Budget, Pace, Progress
 from robustkit.points import shuffled
 from robustkit.record import REPLAY, Record
-from robustkit.run import Watcher
 from robustkit.types import Model
+from robustkit.watcher import Watcher
 
 _ALL, _CERTAIN = "all points were evaluated", "the answer was certain"
 

@@ -17,6 +17,8 @@ from robustkit.standins.cuts import unit
 from robustkit.threat import Threat
 from robustkit.types import Images, Labels, Logits, Model
 
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.blame`
+
 STEPS, BATCH, RATE = 400, 64, 2e-3
 _SIDE = 16  # from which on a convolutional student fits
 FILE = "student.safetensors"
