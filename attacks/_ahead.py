@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Integers, per_point
 from robustkit.errors import UsageError
-from robustkit.threat import Threat
-from robustkit.types import Images, Integers, per_point
 
 from ._schedule import cosine
 

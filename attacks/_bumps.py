@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from robustkit.threat import Threat
-from robustkit.types import Images, Integers
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Integers
 
 from ._windows import corner, schedule, signs, sizes, span
 

@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from robustkit.rng import Keys, bits, uniform
-from robustkit.threat import Threat
-from robustkit.types import Images, Integers, Mask
+from robustkit.core.rng import Keys, bits, uniform
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Integers, Mask
 
 _STREAM = 2**30  # of strange inputs; directions are numbered from 0 by query
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustkit.threat import Threat
+from robustkit.core.threat import Threat
 
 # Every round divides (what is missing) × (what can still be gained) by four or more, so that one of
 # them ends below 2⁻²⁰ of where it began: the resolution of a float32 sum.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
-from robustkit.threat import Threat
 
 
 def refuse_l0(name: str, threat: Threat) -> None:

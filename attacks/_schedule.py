@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from robustkit.types import Images, Integers, Scalars, per_point
+from robustkit.core.types import Images, Integers, Scalars, per_point
 
 _TINY = 1e-30
 

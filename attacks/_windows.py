@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustkit.types import Integers
+from robustkit.core.types import Integers
 
 # After this many proposals the share of the image that a window covers is halved.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -8,10 +8,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from robustkit.audit import Audit
-from robustkit.findings import Findings, Remedies
+from robustkit.core.threat import Threat
 from robustkit.registry import suites
-from robustkit.threat import Threat
+from robustkit.search.audit import Audit
+from robustkit.search.findings import Findings, Remedies
 
 from ._norms import refuse_l0
 

@@ -12,12 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from robustkit.core.losses import LOSSES, TARGETED, LossName
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 from robustkit.errors import UsageError
-from robustkit.losses import LOSSES, TARGETED, LossName
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Tasks, list_jobs
-from robustkit.threat import Threat
-from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
+from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 
 class State(NamedTuple):

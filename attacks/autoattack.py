@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images
 from robustkit.errors import UsageError, unknown
-from robustkit.foreign import NORMS, Batch, Foreign
 from robustkit.registry import libraries
-from robustkit.threat import Threat
-from robustkit.types import Images
+from robustkit.search.external import NORMS, Batch, Foreign
 
 _VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from robustkit.core.losses import targeted_margin
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 from robustkit.errors import UsageError
-from robustkit.losses import targeted_margin
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Tasks, list_jobs
-from robustkit.threat import Threat
-from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
+from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from ._hyperplane import displace
 

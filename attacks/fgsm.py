@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 
+from robustkit.core.losses import ce
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels, Logits, Mask, Scalars
 from robustkit.errors import UsageError
-from robustkit.losses import ce
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Tasks
-from robustkit.threat import Threat
-from robustkit.types import Images, Labels, Logits, Mask, Scalars
+from robustkit.search.protocol import Job, Reply, Tasks
 
 
 class State(NamedTuple):

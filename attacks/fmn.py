@@ -9,11 +9,11 @@ from typing import Annotated, NamedTuple
 import torch
 from pydantic import Field
 
-from robustkit.losses import margin, targeted_margin
+from robustkit.core.losses import margin, targeted_margin
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Tasks, list_jobs
-from robustkit.threat import Threat
-from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
+from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from ._schedule import cosine, unit
 

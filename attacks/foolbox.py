@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from robustkit.core.optional import quiet
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images
 from robustkit.errors import UsageError, unknown
-from robustkit.foreign import Batch, Foreign, power
-from robustkit.optional import quiet
 from robustkit.registry import libraries
-from robustkit.threat import Threat
-from robustkit.types import Images
+from robustkit.search.external import Batch, Foreign, power
 
 _ORDER = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
 

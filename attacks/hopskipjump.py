@@ -9,12 +9,12 @@ from typing import Annotated, NamedTuple
 import torch
 from pydantic import Field
 
+from robustkit.core.rng import Keys
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 from robustkit.errors import UsageError
 from robustkit.registry import attacks
-from robustkit.rng import Keys
-from robustkit.search import Job, Reply, Tasks, list_jobs
-from robustkit.threat import Threat
-from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
+from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from ._draws import any_row, candidate, renew
 from ._schedule import unit

@@ -9,12 +9,12 @@ from typing import Annotated, NamedTuple
 import torch
 from pydantic import Field
 
+from robustkit.core.losses import LOSSES, TARGETED, LossName
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars
 from robustkit.errors import UsageError
-from robustkit.losses import LOSSES, TARGETED, LossName
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Tasks, list_jobs
-from robustkit.threat import Threat
-from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars
+from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 
 class State(NamedTuple):

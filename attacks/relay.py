@@ -13,13 +13,13 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from robustkit.core.losses import margin, targeted_margin
+from robustkit.core.rng import Keys
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 from robustkit.errors import UsageError
-from robustkit.losses import margin, targeted_margin
 from robustkit.registry import attacks
-from robustkit.rng import Keys
-from robustkit.search import Job, Reply, Tasks
-from robustkit.threat import Threat
-from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
+from robustkit.search.protocol import Job, Reply, Tasks
 
 from ._draws import any_row
 

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from robustkit import rng
+from robustkit.core import rng
+from robustkit.core.losses import margin
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 from robustkit.errors import UsageError
-from robustkit.losses import margin
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Tasks, list_jobs
-from robustkit.threat import Threat
-from robustkit.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
+from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from . import _bumps, _windows
 from ._ahead import ascend, refuse_norm

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from robustkit.audit import Audit
+from robustkit.core.threat import Threat
 from robustkit.registry import suites
-from robustkit.threat import Threat
+from robustkit.search.audit import Audit
 
 from ._norms import refuse_l0
 

@@ -23,11 +23,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from robustkit.data import Dataset, open_dataset
+from robustkit.data.dataset import Dataset
+from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError
-from robustkit.evaluate import evaluate
-from robustkit.model import load_model
-from robustkit.record import Record
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.models.load import load_model
+from robustkit.record.record import Record
 
 MOST = 1.25
 HEALTHY = "undefended,pgd_at,trades,doubly_robust,ibp"

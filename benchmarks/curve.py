@@ -26,15 +26,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from robustkit.counting import Counting
-from robustkit.data import Dataset, open_dataset, select
+from robustkit.core.threat import Norm, Threat
+from robustkit.data.dataset import Dataset, select
+from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError
-from robustkit.evaluate import evaluate
-from robustkit.grid import evaluate_grid
-from robustkit.model import Subject, bundled, load_model
-from robustkit.plain import attack
+from robustkit.evaluation.eps_grid import evaluate_grid
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.models.load import Subject, bundled, load_model
 from robustkit.registry import attacks
-from robustkit.threat import Norm, Threat
+from robustkit.search.functional import attack
+from robustkit.search.pass_counter import Counting
 
 _GRIDS: dict[str, str] = {
     "linf": "0.02,0.04,0.06,0.08,0.1",

@@ -27,16 +27,18 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.vs_autoattack import reference_resnet18
-from robustkit.data import Dataset, from_arrays, open_dataset, select, subset
-from robustkit.device import pick_device
-from robustkit.engine import Engine, Floor
-from robustkit.evaluate import evaluate, private_copy
-from robustkit.model import Subject, load_model
-from robustkit.plain import _Plain
+from robustkit.core.device import pick_device
+from robustkit.core.threat import Threat
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Dataset, select, subset
+from robustkit.data.open import open_dataset
+from robustkit.evaluation.evaluate import evaluate, private_copy
+from robustkit.models.load import Subject, load_model
+from robustkit.models.tuning import AUTOMATIC, tune
 from robustkit.registry import attacks
-from robustkit.slots import Work
-from robustkit.threat import Threat
-from robustkit.tuning import AUTOMATIC, tune
+from robustkit.search.engine import Engine, Floor
+from robustkit.search.functional import _Plain
+from robustkit.search.tasks import Work
 
 _SEARCHES = ("apgd", "relay", "fab(targets=9)", "square")
 

@@ -29,13 +29,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from robustkit import gate, pace
-from robustkit.data import open_dataset
-from robustkit.evaluate import evaluate
-from robustkit.model import load_model
-from robustkit.stats import mcnemar, simulate
-from robustkit.stats.planning import score_points
-from robustkit.threat import Threat
+from robustkit import gate
+from robustkit.core.stats.paired import mcnemar
+from robustkit.core.stats.power import score_points, simulate
+from robustkit.core.threat import Threat
+from robustkit.data.open import open_dataset
+from robustkit.evaluation import budget
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.models.load import load_model
 
 _TOLERANCE, _DROP, _CONFIDENCE = 0.01, 0.03, 0.95
 _NOISE = (0.005, 0.01, 0.02, 0.04)  # share of points on which equal models differ
@@ -66,7 +67,7 @@ class Row:
 
 def simulated(pairs: int, total: int, seed: int, *, population: bool) -> list[Row]:
     """Simulate the gate; an eighth of the pairs for each drop and noise."""
-    ends = np.array(list(accumulate(len(part) for part in pace.parts(range(total), 0))))
+    ends = np.array(list(accumulate(len(part) for part in budget.parts(range(total), 0))))
     fixed = max(fixed_size(noise, total, population=population) for noise in _NOISE)
     rows = []
     for number, (drop, noise) in enumerate((d, q) for d in (0.0, _DROP) for q in _NOISE):

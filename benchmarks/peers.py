@@ -24,15 +24,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from robustkit import stats
-from robustkit.data import Dataset, open_dataset
+from robustkit.core import stats
+from robustkit.core.spec import Spec
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset
+from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluate import evaluate
-from robustkit.model import Subject, load_model
-from robustkit.record import Record
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.models.load import Subject, load_model
+from robustkit.record.record import Record
 from robustkit.registry import attacks
-from robustkit.spec import Spec
-from robustkit.threat import Threat
 
 _MODELS = ("undefended", "pgd_at", "trades")
 

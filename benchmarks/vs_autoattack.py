@@ -28,13 +28,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from robustkit.counting import Counting
-from robustkit.data import Dataset, open_dataset, select, subset
-from robustkit.device import pick_device
+from robustkit.core.device import pick_device
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset, select, subset
+from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluate import evaluate
-from robustkit.model import Subject, bundled, load_model
-from robustkit.threat import Threat
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.models.load import Subject, bundled, load_model
+from robustkit.search.pass_counter import Counting
 
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
@@ -161,7 +162,7 @@ def reference_resnet18() -> Subject:
     import pyautoattack
 
     folder = Path(pyautoattack.__file__).parent / "examples"
-    from robustkit.importing import load_attribute
+    from robustkit.core.imports import load_attribute
 
     network: Any = load_attribute(f"{folder / 'resnet.py'}:ResNet18")()
     state = torch.load(folder / "model_test.pt", map_location="cpu", weights_only=True)

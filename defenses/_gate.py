@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from robustkit.core.types import Images, Logits, Scalars
 from robustkit.errors import UsageError
-from robustkit.types import Images, Logits, Scalars
 
 
 def early(model: nn.Module, x: Images) -> tuple[Logits, Tensor, Tensor]:

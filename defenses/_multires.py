@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Generator, Tensor, nn
 
+from robustkit.core.rng import generator as keyed
 from robustkit.errors import UsageError
-from robustkit.rng import generator as keyed
 
 _LUMA = (0.2989, 0.587, 0.114)
 _LEVELS = 100

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robustkit.losses import margin
-from robustkit.threat import Threat
-from robustkit.types import Images, Labels, Logits, Scalars
+from robustkit.core.losses import margin
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels, Logits, Scalars
 
 
 def moving_log_mean(losses: Scalars, r: float, eta: float, before: Tensor | None) -> Tensor:

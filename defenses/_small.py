@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from robustkit.nets import small_cnn
-from robustkit.train import Recipe
+from robustkit.models.architectures import small_cnn
+from robustkit.models.training import Recipe
 
 
 class OnSmallCnn:
-    """Trains the small CNN of `robustkit.nets`, as long as the shipped weights were trained."""
+    """Trains the small CNN of `robustkit.models.architectures`, as long as the shipped weights were trained."""
 
     width: int
 

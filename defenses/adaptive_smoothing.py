@@ -9,15 +9,15 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from robustkit.data import Dataset
+from robustkit.core.losses import ce, margin
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels, Scalars, per_point
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.losses import ce, margin
-from robustkit.mixing import Mixed
-from robustkit.model import load_model
+from robustkit.models.load import load_model
+from robustkit.models.mixture import Mixed
+from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
-from robustkit.threat import Threat
-from robustkit.train import Recipe, Step
-from robustkit.types import Images, Labels, Scalars, per_point
 
 from ._gate import gate_for
 

@@ -11,12 +11,12 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from robustkit.adversary import ramp
-from robustkit.data import Dataset
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.model import load_model
+from robustkit.models.adversarial_training import ramp
+from robustkit.models.load import load_model
+from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
-from robustkit.train import Recipe, Step
 
 from ._multires import MultiResolution
 

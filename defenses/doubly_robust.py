@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustkit.adversary import perturb, ramp
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels, Scalars
+from robustkit.models.adversarial_training import perturb, ramp
+from robustkit.models.training import Step
 from robustkit.registry import defenses
-from robustkit.threat import Threat
-from robustkit.train import Step
-from robustkit.types import Images, Labels, Scalars
 
 from ._reweighting import ascend, doubly_robust, gairat, mail, moving_log_mean, steps_to_break
 from ._small import OnSmallCnn

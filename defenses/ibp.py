@@ -10,15 +10,15 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from robustkit.adversary import perturb
-from robustkit.bounds.graph import Graph, clean_statistics, trace
-from robustkit.bounds.interval import Box, input_box, intervals, margins_of
-from robustkit.bounds.linear import crown_margins
-from robustkit.nets import cnn3, cnn7
+from robustkit.certify.crown import crown_margins
+from robustkit.certify.graph import Graph, clean_statistics, trace
+from robustkit.certify.ibp import Box, input_box, intervals, margins_of
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels
+from robustkit.models.adversarial_training import perturb
+from robustkit.models.architectures import cnn3, cnn7
+from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
-from robustkit.threat import Threat
-from robustkit.train import Recipe, Step
-from robustkit.types import Images, Labels
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

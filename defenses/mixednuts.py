@@ -10,15 +10,15 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from robustkit.adversary import perturb
-from robustkit.data import Dataset
+from robustkit.core.losses import margin
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels, Logits, Model, Scalars
+from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.losses import margin
-from robustkit.mixing import mix, two_sided
-from robustkit.model import load_model
+from robustkit.models.adversarial_training import perturb
+from robustkit.models.load import load_model
+from robustkit.models.mixture import mix, two_sided
 from robustkit.registry import defenses
-from robustkit.threat import Threat
-from robustkit.types import Images, Labels, Logits, Model, Scalars
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -68,7 +68,7 @@ class NonlinearlyMixed(nn.Module):
 
     Of equal logits of g the first counts. Only h passes a gradient. Surrogates: "bypass", the
     authors' own, log((1 − d) softmax(g) + 0.9 d softmax(h) + 0.1 d softmax(M(h))) with d =
-    `bypass`; "two_sided": see `robustkit.mixing.two_sided`.
+    `bypass`; "two_sided": see `robustkit.models.mixture.two_sided`.
     """
 
     def __init__(

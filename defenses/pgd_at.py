@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robustkit.adversary import perturb, ramp
+from robustkit.core.threat import Threat
+from robustkit.models.adversarial_training import perturb, ramp
+from robustkit.models.training import Step
 from robustkit.registry import defenses
-from robustkit.threat import Threat
-from robustkit.train import Step
 
 from ._small import OnSmallCnn
 

@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
-from robustkit.bounds.smoothing import Smoothed
-from robustkit.data import Dataset
-from robustkit.model import load_model
+from robustkit.certify.smoothing import Smoothed
+from robustkit.data.dataset import Dataset
+from robustkit.models.load import load_model
 from robustkit.registry import defenses
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robustkit.nets import small_cnn
+from robustkit.models.architectures import small_cnn
+from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
-from robustkit.train import Recipe, Step
 
 
 @defenses.register("undefended", cites="")
@@ -24,7 +24,7 @@ class Undefended:
         return Recipe(epochs=10)
 
     def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Return the small CNN of `robustkit.nets`."""
+        """Return the small CNN of `robustkit.models.architectures`."""
         return small_cnn(shape, classes, self.width)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:

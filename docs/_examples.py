@@ -129,7 +129,7 @@ def _commands(block: Block) -> tuple[str, str]:
 def _robustkit(words: list[str]) -> tuple[str, int]:
     from click.testing import CliRunner
 
-    from robustkit.cli import main
+    from robustkit.cli.program import program as main
 
     with _forgetting():
         done = CliRunner(env={"COLUMNS": "88"}).invoke(main, [*words], prog_name="robustkit")

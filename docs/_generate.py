@@ -116,7 +116,7 @@ def _attacks() -> str:
 
 
 def _suites() -> str:
-    threat = importlib.import_module("robustkit.threat").Threat.parse("linf:0.1")
+    threat = importlib.import_module("robustkit.core.threat").Threat.parse("linf:0.1")
     suites = importlib.import_module("robustkit.registry").suites
     entries = _entries("suites")
     rows = [
@@ -137,7 +137,7 @@ def _suites() -> str:
 
 
 def _defenses() -> str:
-    checkpoints = importlib.import_module("robustkit.checkpoints")
+    checkpoints = importlib.import_module("robustkit.models.checkpoints")
     entries = _entries("defenses")
     rows = []
     for entry in entries:
@@ -179,9 +179,9 @@ def _flags() -> str:
         "which flags were raised. No flag is no proof: the checks look for known faults.\n"
     )
     try:
-        catalog = importlib.import_module("robustkit.flags").FLAGS.values()
+        catalog = importlib.import_module("robustkit.verify.flags").FLAGS.values()
     except ModuleNotFoundError:
-        glossary = importlib.import_module("robustkit.report.glossary").GLOSSARY
+        glossary = importlib.import_module("robustkit.leaderboard.report.glossary").GLOSSARY
         named = [(f"`{name}`", text) for name, text in glossary if re.fullmatch(r"[a-z_]+", name)]
         rows = [row for row in named if row[0] not in ("`rank`", "`suite`")]
         return f"{intro}\n{_table(['flag', 'meaning'], rows)}"

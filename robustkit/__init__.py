@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 from robustkit import errors
 
 if TYPE_CHECKING:
-    from robustkit.data import open_dataset
-    from robustkit.evaluate import evaluate
-    from robustkit.examples import adversarial_inputs
-    from robustkit.grid import evaluate_grid
-    from robustkit.loggers import log_record
-    from robustkit.model import load_model
-    from robustkit.monitor import RobustnessMonitor
-    from robustkit.plain import attack
-    from robustkit.record import Record
-    from robustkit.threat import Threat
-    from robustkit.watcher import Watcher
+    from robustkit.core.threat import Threat
+    from robustkit.data.open import open_dataset
+    from robustkit.evaluation.eps_grid import evaluate_grid
+    from robustkit.evaluation.evaluate import evaluate
+    from robustkit.evaluation.watcher import Watcher
+    from robustkit.integrations.loggers import log_record
+    from robustkit.integrations.monitor import RobustnessMonitor
+    from robustkit.models.load import load_model
+    from robustkit.record.adversarial import adversarial_inputs
+    from robustkit.record.record import Record
+    from robustkit.search.functional import attack
 
 __all__ = [
     "Record",
@@ -51,17 +51,17 @@ except PackageNotFoundError:
     ) from None
 
 _HOMES = {
-    "Record": "robustkit.record",
-    "RobustnessMonitor": "robustkit.monitor",
-    "Threat": "robustkit.threat",
-    "Watcher": "robustkit.watcher",
-    "adversarial_inputs": "robustkit.examples",
-    "attack": "robustkit.plain",
-    "evaluate": "robustkit.evaluate",
-    "evaluate_grid": "robustkit.grid",
-    "load_model": "robustkit.model",
-    "log_record": "robustkit.loggers",
-    "open_dataset": "robustkit.data",
+    "Record": "robustkit.record.record",
+    "RobustnessMonitor": "robustkit.integrations.monitor",
+    "Threat": "robustkit.core.threat",
+    "Watcher": "robustkit.evaluation.watcher",
+    "adversarial_inputs": "robustkit.record.adversarial",
+    "attack": "robustkit.search.functional",
+    "evaluate": "robustkit.evaluation.evaluate",
+    "evaluate_grid": "robustkit.evaluation.eps_grid",
+    "load_model": "robustkit.models.load",
+    "log_record": "robustkit.integrations.loggers",
+    "open_dataset": "robustkit.data.open",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m robustkit` is `robustkit`."""
 
-from robustkit.cli import main
+from robustkit.cli.program import program as main
 
 main(prog_name="robustkit")

@@ -18,9 +18,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from robustkit.core.imports import failure, load_module
+from robustkit.core.spec import Spec
 from robustkit.errors import RobustkitError, UsageError, unknown
-from robustkit.importing import failure, load_module
-from robustkit.spec import Spec
 
 T = TypeVar("T")
 GROUP = "robustkit.packs"

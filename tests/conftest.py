@@ -13,10 +13,14 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from robustkit.data import Dataset, from_arrays, open_dataset
-from robustkit.record import DataInfo, Points, Record, Status, ThreatInfo, WeightsInfo
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Dataset
+from robustkit.data.open import open_dataset
+from robustkit.models.training import Recipe, fit
+from robustkit.record.points import Points, Status
+from robustkit.record.record import Record
+from robustkit.record.schema import DataInfo, ThreatInfo, WeightsInfo
 from robustkit.registry import defenses
-from robustkit.train import Recipe, fit
 
 # `benchmarks` is no part of the package; last, so that the checkout shadows nothing installed.
 sys.path.append(str(Path(__file__).parents[1]))

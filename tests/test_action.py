@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from robustkit.cli import main
-from robustkit.config import load
-from robustkit.gate import load_baselines
+from robustkit.cli.program import program as main
+from robustkit.gate.baseline import load_baselines
+from robustkit.gate.config import load
 
 ROOT = Path(__file__).resolve().parents[1]
 STUB = """#!/bin/sh

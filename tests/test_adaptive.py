@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 import robustkit.registry as registry
-from robustkit import remedies
-from robustkit.audit import Audit
-from robustkit.data import Dataset, subset
+from robustkit.core.threat import Norm, Threat
+from robustkit.data.dataset import Dataset, subset
 from robustkit.errors import UsageError
-from robustkit.evaluate import evaluate, survey
-from robustkit.findings import Findings, Remedies
-from robustkit.model import load_model
-from robustkit.record import Record
+from robustkit.evaluation import adapt
+from robustkit.evaluation.evaluate import evaluate, survey
+from robustkit.evaluation.watcher import Watcher
+from robustkit.models.load import load_model
+from robustkit.models.surrogates.resolve import Lent
+from robustkit.record.record import Record
 from robustkit.registry import attacks, suites
-from robustkit.search import draws, stand_in
-from robustkit.suites import LineUp, line_up
-from robustkit.surrogate import Lent
-from robustkit.threat import Norm, Threat
-from robustkit.watcher import Watcher
+from robustkit.search.audit import Audit
+from robustkit.search.findings import Findings, Remedies
+from robustkit.search.protocol import draws, stand_in
+from robustkit.search.suites import LineUp, line_up
 
 THREAT = Threat("linf", 0.08)
 LIGHT = "adaptive(audit_least=2, queries=200)"
@@ -144,7 +144,7 @@ def test_the_noise_of_a_model_and_of_its_stand_ins_is_found(
     hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
     ground = survey(Shaky(hardened).eval(), "net", few, None, 0, "cpu")
-    _, line = remedies.prescribe(ground, "adaptive", THREAT, tmp_path)
+    _, line = adapt.prescribe(ground, "adaptive", THREAT, tmp_path)
     assert line.findings is not None
     assert "randomized" in line.findings.flags
     assert line.findings.eot >= 4
@@ -227,7 +227,7 @@ def test_a_lender_is_compared_with_outputs_of_any_type(
     how: str, hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
     ground = survey(Cast(hardened, how).eval(), "net", few, None, 0, "cpu")
-    _, line = remedies.prescribe(ground, "adaptive", THREAT, tmp_path)
+    _, line = adapt.prescribe(ground, "adaptive", THREAT, tmp_path)
     assert line.findings is not None
     # A lender that knows fewer classes cannot say which of the others is next.
     assert line.findings.lent == (() if how == "more" else ("undefended",))
@@ -261,7 +261,7 @@ def test_a_stand_in_with_a_bent_gradient_answers_nothing(
     hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
     ground = survey(Shattered(hardened).eval(), "net", few, None, 0, "cpu")
-    _, line = remedies.prescribe(ground, "adaptive", THREAT, tmp_path)
+    _, line = adapt.prescribe(ground, "adaptive", THREAT, tmp_path)
     assert line.findings is not None
     assert "gradient_mismatch" in line.findings.flags
     assert "bpda" in line.findings.offered and not line.findings.true
@@ -280,7 +280,7 @@ def test_a_fresh_run_has_a_student_of_its_own(
             return nn.functional.one_hot(hardened(x).argmax(1), 10).roll(shift, 1).float()
 
         ground = survey(teacher, "net", few, None, 0, "cpu")
-        remedies.prescribe(ground, "adaptive", THREAT, tmp_path, fresh=True)
+        adapt.prescribe(ground, "adaptive", THREAT, tmp_path, fresh=True)
         students.append((tmp_path / "student.safetensors").read_bytes())
     assert students[0] != students[1]
 
@@ -317,7 +317,7 @@ def test_an_interrupted_run_goes_on_with_what_was_found(
     def refuse(*_: object) -> None:
         raise AssertionError("a run that goes on must not look again")
 
-    monkeypatch.setattr(remedies, "_find", refuse)
+    monkeypatch.setattr(adapt, "_find", refuse)
     cut = run(model, few, tmp_path / "cut", suite=LIGHT)
     assert outcome(cut) == outcome(whole)
     assert cut.attacks == whole.attacks

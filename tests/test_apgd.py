@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.data import Dataset
+from robustkit.core.threat import Norm, Threat
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.plain import attack
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Search, Tasks
-from robustkit.slots import fresh_tasks
-from robustkit.threat import Norm, Threat
+from robustkit.search.functional import attack
+from robustkit.search.protocol import Job, Reply, Search, Tasks
+from robustkit.search.tasks import fresh_tasks
 
 REFERENCE = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 

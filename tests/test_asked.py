@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import robustkit
-from robustkit.asked import ask, home
-from robustkit.data import Dataset
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.record import load
-from robustkit.watcher import Watcher
+from robustkit.evaluation.request import ask, home
+from robustkit.evaluation.watcher import Watcher
+from robustkit.record.record import load
 
 
 @pytest.fixture
@@ -74,7 +74,10 @@ class TestWords:
         ("changes", "told"),
         [
             ({"data": "bundeld"}, "Did you mean 'bundled'"),
-            ({"data": torch.rand(3, 1, 6, 6)}, r"expected \(x, y\) or a robustkit.data.Dataset"),
+            (
+                {"data": torch.rand(3, 1, 6, 6)},
+                r"expected \(x, y\) or a robustkit.data.dataset.Dataset",
+            ),
             ({"threat": 8 / 255}, "expected a robustkit.Threat or a text such as 'linf:8/255'"),
             ({"threat": "linf"}, "expected a threat model such as"),
             ({"suite": "quick"}, "either a suite or a list of attacks"),

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.conformance.ground import Rows
-from robustkit.conformance.ground import points as ground
-from robustkit.data import Dataset
+from robustkit.core.threat import Norm, Threat
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.passes import passes
-from robustkit.plain import attack
+from robustkit.integrations.conformance.fixtures import Rows
+from robustkit.integrations.conformance.fixtures import points as ground
 from robustkit.registry import attacks
-from robustkit.search import Reply, Search, Tasks
-from robustkit.slots import fresh_tasks
-from robustkit.threat import Norm, Threat
+from robustkit.search.functional import attack
+from robustkit.search.protocol import Reply, Search, Tasks
+from robustkit.search.query import passes
+from robustkit.search.tasks import fresh_tasks
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")
 EPS: dict[Norm, float] = {"linf": 0.1, "l2": 0.8}

@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import brentq, linprog
 from torch import Tensor
 
-from robustkit.threat import Norm, Threat
+from robustkit.core.threat import Norm, Threat
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustkit.core.threat import Norm, Threat
 from robustkit.errors import UsageError
-from robustkit.plain import attack
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Search
-from robustkit.slots import fresh_tasks
-from robustkit.threat import Norm, Threat
+from robustkit.search.functional import attack
+from robustkit.search.protocol import Job, Reply, Search
+from robustkit.search.tasks import fresh_tasks
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from robustkit.audit import Audit, Sample, alarming, draw, missed
 from robustkit.errors import UsageError
+from robustkit.search.audit import Audit, Sample, alarming, draw, missed
 
 AUDIT = Audit(["square"], near=0.1, random=0.1, least=5)
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkit.bounds.activations import KNOWN, Activation, leaky
-from robustkit.bounds.graph import clean_statistics, trace
-from robustkit.bounds.interval import input_box, intervals, lower_margins, margins_of
-from robustkit.bounds.linear import crown_margins
+from robustkit.certify.activations import KNOWN, Activation, leaky
+from robustkit.certify.crown import crown_margins
+from robustkit.certify.graph import clean_statistics, trace
+from robustkit.certify.ibp import input_box, intervals, lower_margins, margins_of
+from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
-from robustkit.nets import cnn3, cnn7
-from robustkit.threat import Threat
+from robustkit.models.architectures import cnn3, cnn7
 
 THREATS = [Threat("linf", 0.03), Threat("l2", 0.4), Threat("l1", 1.5)]
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkit.bounds.activations import Activation
-from robustkit.bounds.graph import Graph, clean_statistics, trace
-from robustkit.bounds.interval import Box, input_box, intervals, lower_margins, margins_of
-from robustkit.bounds.linear import crown_margins
-from robustkit.bounds.tightness import tightness
+from robustkit.certify.activations import Activation
+from robustkit.certify.crown import crown_margins
+from robustkit.certify.graph import Graph, clean_statistics, trace
+from robustkit.certify.ibp import Box, input_box, intervals, lower_margins, margins_of
+from robustkit.certify.tightness import tightness
+from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
-from robustkit.nets import Normalize
-from robustkit.threat import Threat
+from robustkit.models.architectures import Normalize
 
 SHAPE = (3, 6, 6)
 Y = torch.tensor([0, 1, 2, 3])

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from robustkit.bounds.graph import trace
-from robustkit.bounds.tracer import listed
+from robustkit.certify.graph import trace
+from robustkit.certify.tracer import listed
 
 
 class Scaled(nn.Module):

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.bounds import certify as room
-from robustkit.bounds.certify import Sampling, certifier
-from robustkit.bounds.smoothing import Smoothed
-from robustkit.data import Dataset, from_arrays
+from robustkit.certify.certifier import Bounds, Sampling, build_certifier
+from robustkit.certify.smoothing import Smoothed
+from robustkit.core.threat import Threat
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluate import evaluate
-from robustkit.mixing import Mixed
-from robustkit.plain import attack
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.models.mixture import Mixed
 from robustkit.registry import attacks
-from robustkit.threat import Threat
+from robustkit.search.functional import attack
 
 THREAT = Threat("linf", 0.1)
 
@@ -73,9 +73,7 @@ def test_certified_points_are_attacked_on_request(data: Dataset, tmp_path: Path)
 def test_a_broken_certificate_stops_the_run(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        room.Bounds, "prove", lambda self, x, y: torch.ones(len(x), dtype=torch.bool)
-    )
+    monkeypatch.setattr(Bounds, "prove", lambda self, x, y: torch.ones(len(x), dtype=torch.bool))
     with pytest.raises(RobustkitError, match="certificate refuted") as caught:
         evaluate(
             line(), name="line", data=data, threat=THREAT, folder=tmp_path,
@@ -93,16 +91,16 @@ def test_an_interrupted_certificate_goes_on(
         attacks=["apgd(steps=10)"], certify="ibp",
     )  # fmt: skip
     seen: list[int] = []
-    prove = room.Bounds.prove
+    prove = Bounds.prove
 
-    def counted(self: room.Bounds, x: Tensor, y: Tensor) -> Tensor:
+    def counted(self: Bounds, x: Tensor, y: Tensor) -> Tensor:
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(len(x))
         return prove(self, x, y)
 
-    monkeypatch.setattr(room.Bounds, "batch", 3)
-    monkeypatch.setattr(room.Bounds, "prove", counted)
+    monkeypatch.setattr(Bounds, "batch", 3)
+    monkeypatch.setattr(Bounds, "prove", counted)
     given = {"name": "line", "data": data, "threat": THREAT, "folder": tmp_path / "b"}
     more = {"attacks": ["apgd(steps=10)"], "certify": "ibp"}
     with pytest.raises(KeyboardInterrupt):
@@ -122,12 +120,12 @@ def test_other_certificates_make_another_run(data: Dataset, tmp_path: Path) -> N
 
 def test_what_cannot_be_bounded_is_refused_by_name_and_skipped_by_auto() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Softmax(1))
-    assert certifier(net, (1, 2, 2), THREAT, "auto") is None
+    assert build_certifier(net, (1, 2, 2), THREAT, "auto") is None
     with pytest.raises(UsageError, match=r"[Ss]oftmax"):
-        certifier(net, (1, 2, 2), THREAT, "ibp")
-    assert certifier(lambda x: x, (1, 2, 2), THREAT, "auto") is None
+        build_certifier(net, (1, 2, 2), THREAT, "ibp")
+    assert build_certifier(lambda x: x, (1, 2, 2), THREAT, "auto") is None
     with pytest.raises(UsageError, match="expected a certificate"):
-        certifier(net, (1, 2, 2), THREAT, "zonotope")
+        build_certifier(net, (1, 2, 2), THREAT, "zonotope")
 
 
 @pytest.mark.parametrize("size", [5e-5, 1e-9])
@@ -144,28 +142,28 @@ def test_a_randomized_network_has_no_bounds(size: float) -> None:
             return answer
 
     noisy = Noisy().eval()
-    assert certifier(noisy, (1, 2, 2), THREAT, "auto") is None
+    assert build_certifier(noisy, (1, 2, 2), THREAT, "auto") is None
     with pytest.raises(UsageError, match="two passes over the same input differ"):
-        certifier(noisy, (1, 2, 2), THREAT, "ibp")
+        build_certifier(noisy, (1, 2, 2), THREAT, "ibp")
     sound = noisy.net
-    assert certifier(sound, (1, 2, 2), THREAT, "ibp") is not None
-    assert certifier(sound, (1, 2, 2), THREAT, "auto", randomized=True) is None
+    assert build_certifier(sound, (1, 2, 2), THREAT, "ibp") is not None
+    assert build_certifier(sound, (1, 2, 2), THREAT, "auto", randomized=True) is None
     with pytest.raises(UsageError, match="the passes of this one differ"):
-        certifier(sound, (1, 2, 2), THREAT, "crown", randomized=True)
+        build_certifier(sound, (1, 2, 2), THREAT, "crown", randomized=True)
 
 
 def test_a_mixture_is_certified_by_its_robust_part(data: Dataset) -> None:
     """Whatever the other part says: here it says the contrary."""
     wrong = nn.Sequential(line(), Negated())
     mixed = Mixed(wrong, line(40.0), alpha=0.8)
-    prover = certifier(mixed, data.shape, THREAT, "auto")
+    prover = build_certifier(mixed, data.shape, THREAT, "auto")
     assert prover is not None
     x, y = data.fetch(list(range(10)))
     holds = prover.prove(x, y)
     assert 3 <= int(holds.sum()) <= 7
     found = attack(mixed, x, y, attacks.build("pgd(restarts=5)"), THREAT)
     assert torch.equal(found[holds], x[holds])
-    weak = certifier(Mixed(wrong, line(40.0), alpha=0.45), data.shape, THREAT, "auto")
+    weak = build_certifier(Mixed(wrong, line(40.0), alpha=0.45), data.shape, THREAT, "auto")
     assert weak is not None
     assert not bool(weak.prove(x, y).any())
 
@@ -178,7 +176,7 @@ class Negated(nn.Module):
 def test_a_batch_that_one_method_decides_alone_asks_no_other(data: Dataset) -> None:
     """The cascade ends when nothing is open any more."""
     x, y = data.fetch([8, 9])  # the farthest from the boundary
-    prover = certifier(line(), data.shape, THREAT, "auto")
+    prover = build_certifier(line(), data.shape, THREAT, "auto")
     assert prover is not None
     assert prover.prove(x, y).tolist() == [True, True]
 
@@ -191,7 +189,7 @@ def test_a_mixture_is_certified_by_its_smoothed_part(data: Dataset) -> None:
     for alpha in (1.0, 0.9, 0.6):
         mixed = Mixed(line(0.1), smooth, alpha=alpha).eval()
         proofs = [
-            certifier(mixed, data.shape, Threat("l2", eps), "smoothing")
+            build_certifier(mixed, data.shape, Threat("l2", eps), "smoothing")
             for eps in (0.02, 0.12, 0.3)
         ]
         assert all(isinstance(prover, Sampling) for prover in proofs)
@@ -206,6 +204,6 @@ def test_a_mixture_is_certified_by_its_smoothed_part(data: Dataset) -> None:
 def test_scaled_votes_are_not_certified(data: Dataset) -> None:
     smooth = Smoothed(line(40.0), sigma=0.1, draws=16)
     mixed = Mixed(line(0.1), smooth, alpha=0.9, rob_scale=2.0).eval()
-    prover = certifier(mixed, data.shape, Threat("l2", 0.01), "smoothing")
+    prover = build_certifier(mixed, data.shape, Threat("l2", 0.01), "smoothing")
     assert prover is not None
     assert not prover.prove(*data.fetch([8])).any()

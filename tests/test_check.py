@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from robustkit.cli import main
-from robustkit.history import history
-from robustkit.record import Record
+from robustkit.cli.program import program as main
+from robustkit.leaderboard.history import history
+from robustkit.record.record import Record
 
 MODELS = """
 import time

@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from robustkit import registry
-from robustkit.cli import main
-from robustkit.cli.plan import Request, make
+from robustkit.cli.evaluate.plan import Request, make
+from robustkit.cli.program import program as main
 
 MODELS = """
 import time
@@ -192,7 +192,7 @@ class TestEvaluate:
         def stop(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("robustkit.cli.run.evaluate", stop)
+        monkeypatch.setattr("robustkit.cli.evaluate.run.evaluate", stop)
         result = evaluate("models.py:net")
         assert result.exit_code == 130
         assert result.stderr.endswith("stopped: nothing is lost, and the same command resumes.\n")
@@ -294,7 +294,7 @@ class TestBadInput:
         def bug(*_: Any, **__: Any) -> None:
             raise KeyError("inner")
 
-        monkeypatch.setattr("robustkit.cli.run.evaluate", bug)
+        monkeypatch.setattr("robustkit.cli.evaluate.run.evaluate", bug)
         result = evaluate("models.py:net")
         assert result.exit_code == 3
         assert "KeyError: 'inner'. robustkit did not expect this" in result.stderr

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from robustkit.cli import main
-from robustkit.record import load
+from robustkit.cli.program import program as main
+from robustkit.record.record import load
 
 MODELS = """
 import torch

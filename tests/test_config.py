@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from robustkit.config import CheckTable, Config, find, first, line_of, load
 from robustkit.errors import UsageError
+from robustkit.gate.config import CheckTable, Config, find, first, line_of, load
 
 WHOLE = """
 data = "npz:points.npz"

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from robustkit import registry
-from robustkit.cli import main
-from robustkit.conformance import Verdict, find, validate
+from robustkit.cli.program import program as main
 from robustkit.errors import RobustkitError, UsageError
+from robustkit.integrations.conformance import Verdict, find, validate
 
 PACK = Path(__file__).with_name("example_pack")
 DRIFT = (PACK / "robustkit_example" / "drift.py").read_text()
@@ -42,7 +42,9 @@ def check(folder: Path, source: str) -> dict[str, Verdict]:
 
 class TestTheBox:
     @pytest.mark.slow
-    @pytest.mark.parametrize("pack", ["robustkit.attacks", "robustkit.defenses", "robustkit.named"])
+    @pytest.mark.parametrize(
+        "pack", ["robustkit.attacks", "robustkit.defenses", "robustkit.data.builtin"]
+    )
     def test_everything_that_comes_in_the_box_passes(self, pack: str) -> None:
         failed = [verdict for verdict in validate(find(pack)) if not verdict.passed]
         assert failed == []

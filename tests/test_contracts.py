@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.data import open_dataset
-from robustkit.engine import Engine
+from robustkit.core.rng import generator
+from robustkit.core.spec import Spec
+from robustkit.core.threat import Norm, Threat
+from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
-from robustkit.parts import assemble, learned
-from robustkit.plain import attack
+from robustkit.models.protocols import assemble, learned
+from robustkit.models.surrogates.resolve import declared
+from robustkit.models.training import Step
 from robustkit.registry import attacks, defenses, suites
-from robustkit.rng import generator
-from robustkit.search import Job, Search, Tasks
-from robustkit.slots import Outcome, Work, fresh_tasks
-from robustkit.spec import Spec
-from robustkit.surrogate import declared
-from robustkit.threat import Norm, Threat
-from robustkit.train import Step
+from robustkit.search.engine import Engine
+from robustkit.search.functional import attack
+from robustkit.search.protocol import Job, Search, Tasks
+from robustkit.search.tasks import Outcome, Work, fresh_tasks
 
 THREATS = [Threat("linf", 0.04), Threat("l2", 0.35), Threat("l1", 1.8), Threat("l0", 3)]
 SMALL = {"steps": 8, "queries": 30, "targets": 2}

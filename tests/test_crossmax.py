@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.data import Dataset
+from robustkit.core.rng import generator
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
+from robustkit.models.training import Step
 from robustkit.registry import defenses
-from robustkit.rng import generator
-from robustkit.train import Step
 
 defenses.entries()  # the pack has to be loaded before its modules are asked for
 crossmax_module: Any = importlib.import_module("robustkit.defenses.crossmax")

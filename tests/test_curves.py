@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from robustkit import curves
+from robustkit.core.stats.intervals import clopper_pearson
 from robustkit.errors import UsageError
-from robustkit.leaderboard import to_csv
-from robustkit.record import Record
-from robustkit.stats import clopper_pearson
+from robustkit.leaderboard import curves
+from robustkit.leaderboard.formats import to_csv
+from robustkit.record.record import Record
 
 NEAREST = [0.3, None, 0.1, 0.5, None, 0.1, 0.2, 0.4]  # the second is misclassified
 

@@ -19,16 +19,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from robustkit.data import (
-    Augment,
-    Dataset,
-    ImageSet,
-    data_root,
-    digest,
-    from_arrays,
-    open_dataset,
-    select,
-)
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Augment, Dataset, ImageSet, digest, select
+from robustkit.data.open import data_root, open_dataset
 from robustkit.errors import UsageError
 from robustkit.registry import datasets
 

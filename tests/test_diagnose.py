@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.diagnose import examine
-from robustkit.diagnose.outcome import review
+from robustkit.core.types import Model
 from robustkit.errors import UsageError
-from robustkit.record import Stage
-from robustkit.types import Model
+from robustkit.evaluation.review import review
+from robustkit.record.schema import Stage
+from robustkit.verify.diagnostics.probe import examine
 
 
 @pytest.fixture

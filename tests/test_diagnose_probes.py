@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.data import Dataset
-from robustkit.diagnose import examine
-from robustkit.diagnose.outcome import review
-from robustkit.evaluate import evaluate
-from robustkit.flags import FLAGS, reliability, worse
-from robustkit.model import bundled as shipped
-from robustkit.model import load_model
-from robustkit.record import Stage
-from robustkit.report.glossary import GLOSSARY
-from robustkit.threat import Threat
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.review import review
+from robustkit.leaderboard.report.glossary import GLOSSARY
+from robustkit.models.load import bundled as shipped
+from robustkit.models.load import load_model
+from robustkit.record.schema import Stage
+from robustkit.verify.diagnostics.probe import examine
+from robustkit.verify.flags import FLAGS, reliability, worse
 
 ROOT = Path(__file__).resolve().parents[1]
 Function = Callable[[nn.Module, Tensor], Tensor]

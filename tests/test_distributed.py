@@ -22,12 +22,13 @@ import pytest
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robustkit.audit import Audit
-from robustkit.cli import main
-from robustkit.data import Dataset
-from robustkit.device import pick_devices
-from robustkit.distributed import Crew, Setup, set_up
-from robustkit.distributed.orders import (
+from robustkit.cli.program import program as main
+from robustkit.core.device import pick_devices
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.evaluation.budget import Budget, Pace
+from robustkit.evaluation.distributed.messages import (
     Attack,
     Briefing,
     Done,
@@ -40,17 +41,17 @@ from robustkit.distributed.orders import (
     Parcel,
     Prove,
 )
-from robustkit.distributed.rays import RayPool
-from robustkit.distributed.worker import serve
-from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluate import evaluate
-from robustkit.grid import evaluate_grid
-from robustkit.ledger import Ledger
-from robustkit.pace import Budget, Pace
-from robustkit.record import Record, load
+from robustkit.evaluation.distributed.ray_pool import RayPool
+from robustkit.evaluation.distributed.scheduler import Crew
+from robustkit.evaluation.distributed.setup import Setup, set_up
+from robustkit.evaluation.distributed.worker import serve
+from robustkit.evaluation.eps_grid import evaluate_grid
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.watcher import Watcher
+from robustkit.record.ledger import Ledger
+from robustkit.record.record import Record, load
 from robustkit.registry import suites
-from robustkit.threat import Threat
-from robustkit.watcher import Watcher
+from robustkit.search.audit import Audit
 
 THREAT = Threat("linf", 0.06)
 LINE = [
@@ -154,7 +155,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[Threads]:
 
         return start
 
-    monkeypatch.setattr("robustkit.distributed.staffing._starter", starter)
+    monkeypatch.setattr("robustkit.evaluation.distributed.setup._starter", starter)
     return opened
 
 

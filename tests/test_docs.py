@@ -16,8 +16,9 @@ from typing import NamedTuple
 import pytest
 
 import robustkit
-from robustkit import registry, zoo
-from robustkit.cli import main
+from robustkit import registry
+from robustkit.cli.program import program as main
+from robustkit.models import zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

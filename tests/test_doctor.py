@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from robustkit import doctor
-from robustkit.cli import main
-from robustkit.distributions import altered
-from robustkit.doctor import Finding, examine
+from robustkit.cli import environment
+from robustkit.cli.environment import Finding, examine
+from robustkit.cli.program import program as main
+from robustkit.core.packages import altered
 
 ROOT = Path(__file__).resolve().parents[1]
 Install = Callable[..., Distribution]
@@ -34,8 +34,8 @@ Install = Callable[..., Distribution]
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Install a made-up distribution, and make it the only one that the doctor finds."""
     there: dict[str, Distribution] = {}
-    monkeypatch.setattr(doctor, "installed", there.get)
-    monkeypatch.setattr(doctor, "distributions", lambda: iter(there.values()))
+    monkeypatch.setattr(environment, "installed", there.get)
+    monkeypatch.setattr(environment, "distributions", lambda: iter(there.values()))
 
     def put(
         name: str, version: str = "1.0", files: dict[str, str] | None = None, requires: str = ""
@@ -89,14 +89,14 @@ class TestRobustBench:
     def test_untouched_files_are_fine(self, install: Install, importable: set[str]) -> None:
         dist = install("robustbench", "1.1.1", FILES)
         assert altered(dist) == []
-        assert _only(doctor._robustbench()) == Finding("robustbench", "ok", "1.1.1")
+        assert _only(environment._robustbench()) == Finding("robustbench", "ok", "1.1.1")
 
     def test_overwritten_files_are_found(
         self, install: Install, importable: set[str], tmp_path: Path
     ) -> None:
         install("robustbench", "1.1.1", FILES)
         install("torchattacks", "3.5.1", {"robustbench/eval.py": "old copy"})
-        found = _only(doctor._robustbench())
+        found = _only(environment._robustbench())
         assert found.state == "broken"
         assert found.detail == (
             "1 installed files are not its own (torchattacks overwrites them), "
@@ -114,15 +114,15 @@ class TestRobustBench:
     def test_what_it_imports_must_be_there(self, install: Install, importable: set[str]) -> None:
         install("robustbench", "1.1.1", FILES)
         importable.clear()
-        cures = [finding.cure for finding in doctor._robustbench()]
+        cures = [finding.cure for finding in environment._robustbench()]
         assert cures == ["pip install 'setuptools<81'", "pip install pyautoattack"]
 
     def test_the_copy_inside_torchattacks_is_told_apart(
         self, install: Install, importable: set[str]
     ) -> None:
-        assert _only(doctor._robustbench()).detail == "not installed (optional)"
+        assert _only(environment._robustbench()).detail == "not installed (optional)"
         importable.add("robustbench")
-        assert "old copy inside torchattacks" in _only(doctor._robustbench()).detail
+        assert "old copy inside torchattacks" in _only(environment._robustbench()).detail
 
 
 class TestPins:
@@ -130,9 +130,9 @@ class TestPins:
         pytest.importorskip("packaging")
         install("requests", "2.25.1")
         install("torchattacks", "3.5.1", requires="requests~=2.25.1")
-        assert list(doctor._pins()) == []
+        assert list(environment._pins()) == []
         install("datasets", "4.0", requires="requests>=2.32")
-        found = _only(doctor._pins())
+        found = _only(environment._pins())
         assert found.state == "warning"
         assert "datasets needs requests>=2.32, got 2.25.1" in found.detail
         assert found.cure.startswith("pip install --upgrade requests")
@@ -141,13 +141,13 @@ class TestPins:
         pytest.importorskip("packaging")
         install("requests", "2.32.0")
         install("torchattacks", "3.5.1", requires="requests~=2.25.1")
-        assert list(doctor._pins()) == []
+        assert list(environment._pins()) == []
 
 
 class TestImports:
     @pytest.fixture
     def fails(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Exception], None]:
-        real = doctor._import
+        real = environment._import
 
         def arrange(broken: str, error: Exception) -> None:
             def fake(name: str) -> ModuleType:
@@ -155,7 +155,7 @@ class TestImports:
                     raise error
                 return real(name)
 
-            monkeypatch.setattr(doctor, "_import", fake)
+            monkeypatch.setattr(environment, "_import", fake)
 
         return arrange
 
@@ -164,7 +164,7 @@ class TestImports:
     ) -> None:
         install("torchvision", "0.28.0")
         fails("torchvision", RuntimeError("operator torchvision::nms does not exist"))
-        found = {finding.name: finding for finding in doctor._extras()}
+        found = {finding.name: finding for finding in environment._extras()}
         assert found["torchvision"].state == "broken"
         assert "operator torchvision::nms does not exist" in found["torchvision"].detail
         assert "belongs to torch" in found["torchvision"].cure
@@ -177,7 +177,7 @@ class TestImports:
             raise RuntimeError("Numpy is not available")
 
         monkeypatch.setattr(torch, "from_numpy", refuse)
-        found = _only(doctor._bridge())
+        found = _only(environment._bridge())
         assert (found.state, found.cure) == ("broken", "pip install 'numpy<2'")
         assert "Numpy is not available" in found.detail
 
@@ -192,7 +192,7 @@ class TestImports:
         assert found["data root"].state == "ok"
 
     def test_a_missing_library_has_a_cure(self, install: Install) -> None:
-        found = {finding.name: finding for finding in doctor._versions()}
+        found = {finding.name: finding for finding in environment._versions()}
         assert found["numpy"] == Finding("numpy", "broken", "not installed", "pip install numpy")
 
 
@@ -204,14 +204,14 @@ class TestFolders:
             raise PermissionError(13, "Permission denied", str(dir))
 
         monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-        found = {finding.name: finding for finding in doctor._folders()}
+        found = {finding.name: finding for finding in environment._folders()}
         assert found["cache"].state == "broken"
         assert "cannot be written: Permission denied" in found["cache"].detail
         assert found["cache"].cure == "Make it writable, or set XDG_CACHE_HOME."
 
     def test_a_damaged_data_set_is_broken_not_absent(self, tmp_path: Path) -> None:
         (tmp_path / "mnist.npz").write_bytes(b"not a zip")
-        found = {finding.name: finding for finding in doctor._data(tmp_path)}
+        found = {finding.name: finding for finding in environment._data(tmp_path)}
         assert found["mnist"].state == "broken"
         assert "mnist.npz" in found["mnist"].detail
 
@@ -222,7 +222,7 @@ class TestCommand:
         self, monkeypatch: pytest.MonkeyPatch, state: Any, code: int
     ) -> None:
         lines = [Finding("thing", state, "as it [is]", "mend it")]
-        monkeypatch.setattr(doctor, "examine", lambda root: lines)
+        monkeypatch.setattr(environment, "examine", lambda root: lines)
         result = CliRunner().invoke(main, ["doctor"])
         assert result.exit_code == code
         assert "as it [is]" in result.stdout
@@ -282,7 +282,7 @@ class TestFix:
             assert done.returncode == 0, done.stderr
         assert (packages / "robustbench" / "eval.py").read_text() == "OLD = True\n"
         code = (
-            "from robustkit import doctor as d\n"
+            "from robustkit.cli import environment as d\n"
             "broken = lambda: [f for f in d._robustbench() if f.fix and 'own' in f.detail]\n"
             "first = broken()\n"
             "print(len(first), [d.repair(f) for f in first], len(broken()))"
@@ -310,8 +310,8 @@ class TestFixCommand:
             asked.append(finding.fix)
             return ""
 
-        monkeypatch.setattr(doctor, "examine", lambda root: next(states))
-        monkeypatch.setattr(doctor, "repair", repair)
+        monkeypatch.setattr(environment, "examine", lambda root: next(states))
+        monkeypatch.setattr(environment, "repair", repair)
         result = CliRunner().invoke(main, ["doctor", "--fix"])
         assert asked == [fix]
         assert "it is bent; running pip install thing" in result.stderr
@@ -320,8 +320,8 @@ class TestFixCommand:
 
     def test_a_failing_pip_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         line = Finding("a", "broken", "bent", "pip nonsense", ("nonsense",))
-        assert "nonsense" in doctor.repair(line)
-        monkeypatch.setattr(doctor, "examine", lambda root: [line])
+        assert "nonsense" in environment.repair(line)
+        monkeypatch.setattr(environment, "examine", lambda root: [line])
         result = CliRunner().invoke(main, ["doctor", "--fix"])
         assert "pip nonsense failed" in result.stderr
         assert result.exit_code == 1

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.engine import Engine
+from robustkit.core.threat import Threat
 from robustkit.errors import RobustkitError
-from robustkit.plain import attack
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Search, Tasks
-from robustkit.slots import Outcome, Work, fresh_tasks
-from robustkit.threat import Threat
+from robustkit.search.engine import Engine
+from robustkit.search.functional import attack
+from robustkit.search.protocol import Job, Reply, Search, Tasks
+from robustkit.search.tasks import Outcome, Work, fresh_tasks
 
 WIDE = Threat("linf", 1e9, lower=-1e9, upper=1e9)
 NEVER = 10**6

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 
 import robustkit
 import robustkit.registry as registry
-from robustkit.data import Dataset, from_arrays
-from robustkit.diagnose import examine
+from robustkit.core.threat import Threat
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluate import evaluate
-from robustkit.ledger import Ledger
-from robustkit.record import Record
-from robustkit.search import Job, Reply, Tasks
-from robustkit.threat import Threat
-from robustkit.watcher import Watcher
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.watcher import Watcher
+from robustkit.record.ledger import Ledger
+from robustkit.record.record import Record
+from robustkit.search.protocol import Job, Reply, Tasks
+from robustkit.verify.diagnostics.probe import examine
 
 LINE = ("apgd(steps=10)", "apgd(loss=targeted_dlr, steps=8, targets=2)", "square(queries=20)")
 THREAT = Threat("linf", 0.06)
@@ -149,7 +150,7 @@ def test_passes_are_counted_one_by_one(
     record = run(counting, n=12, batch_size=1)
     assert record.forwards == rows[0]
     x, _ = blobs.fetch(record.points.index)
-    looked = examine(nearest, x, 4, "toy").backwards + 3 * len(x)  # see robustkit.sameness
+    looked = examine(nearest, x, 4, "toy").backwards + 3 * len(x)  # see robustkit.evaluation.resume
     assert record.backwards == looked + sum(stage.backwards for stage in record.stages)
 
 
@@ -228,7 +229,10 @@ def test_a_record_of_an_earlier_configuration_is_never_returned(
     """The run is ended between its last verdict and its record."""
     run(attacks=["fgsm"])
     with monkeypatch.context() as patch:
-        patch.setattr("robustkit.outcome.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "robustkit.evaluation.build_record.save",
+            lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
         with pytest.raises(KeyboardInterrupt):
             run(attacks=["pgd(steps=3)"], fresh=True)
     assert run(attacks=["pgd(steps=3)"]).attacks == ["pgd(steps=3)"]
@@ -538,7 +542,7 @@ def test_adversarial_inputs_are_stored_unless_told_not_to(
 def test_large_sets_are_not_stored_by_default_and_it_is_said(
     run: Callable[..., Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robustkit.conduct.KEEP_BYTES", 4 * 80 * 36 - 1)
+    monkeypatch.setattr("robustkit.evaluation.execute.KEEP_BYTES", 4 * 80 * 36 - 1)
     listener = Listener()
     run(attacks=["fgsm"], watcher=listener)
     assert "adversarial inputs are not stored" in listener.notes[0]

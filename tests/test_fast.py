@@ -11,17 +11,17 @@ import pytest
 from torch import nn
 
 import robustkit.registry as registry
-from robustkit import auditing
-from robustkit.audit import Audit
-from robustkit.data import Dataset, subset
-from robustkit.evaluate import evaluate
-from robustkit.leaderboard import row
-from robustkit.ledger import Cost
-from robustkit.pace import Budget, OverTime, Pace
-from robustkit.record import Record
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset, subset
+from robustkit.evaluation.budget import Budget, OverTime, Pace
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.stages import audit
+from robustkit.evaluation.watcher import Watcher
+from robustkit.leaderboard.rows import row
+from robustkit.record.ledger_schema import Cost
+from robustkit.record.record import Record
 from robustkit.registry import attacks, suites
-from robustkit.threat import Threat
-from robustkit.watcher import Watcher
+from robustkit.search.audit import Audit
 
 THREAT = Threat("linf", 0.08)
 WEAK = ["pgd(steps=1, step_size=0.3, random_start=false)"]
@@ -168,11 +168,11 @@ def test_a_kill_after_the_last_attack_of_the_audit_does_not_forget_the_alarm(
             keep(key, value)
 
         ledger.remember = remember
-        auditing.perform(line, ledger, *rest)
+        audit.perform(line, ledger, *rest)
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("robustkit.run.perform", perform)
+        patch.setattr("robustkit.evaluation.run.perform", perform)
         run(hardened, few, tmp_path / "cut", suite="lazy")
     cut = run(hardened, few, tmp_path / "cut", suite="lazy")
     assert cut.audit == whole.audit

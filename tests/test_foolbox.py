@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.data import Dataset
-from robustkit.plain import attack
+from robustkit.core.threat import Norm, Threat
+from robustkit.data.dataset import Dataset
 from robustkit.registry import attacks
-from robustkit.threat import Norm, Threat
+from robustkit.search.functional import attack
 
 STEPS, POINTS = 60, 24
 

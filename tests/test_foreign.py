@@ -15,17 +15,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit import leaderboard
-from robustkit.counting import Counting
-from robustkit.data import Dataset
+from robustkit.core.spec import Spec
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluate import evaluate
-from robustkit.foreign import Batch, Foreign, candidates, seeded, told
-from robustkit.ledger import Ledger
-from robustkit.record import Record
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.leaderboard import rows
+from robustkit.record.ledger import Ledger
+from robustkit.record.record import Record
 from robustkit.registry import attacks, libraries
-from robustkit.spec import Spec
-from robustkit.threat import Threat
+from robustkit.search.external import Batch, Foreign, candidates, seeded, told
+from robustkit.search.pass_counter import Counting
 
 LINF = Threat("linf", 0.12)
 
@@ -184,7 +184,7 @@ class TestRuns:
     def test_a_certified_point_that_falls_stops_the_run(
         self, nearest: nn.Module, blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        module = sys.modules["robustkit.conduct"]
+        module = sys.modules["robustkit.evaluation.execute"]
         monkeypatch.setattr(module, "certifier", lambda *_, **__: Everything())
         with pytest.raises(RobustkitError, match="certificate refuted"):
             run(nearest, blobs, tmp_path, ["made:step"], certify="ibp", attack_certified=True)
@@ -195,7 +195,7 @@ class TestRuns:
         record = run(nearest, blobs, tmp_path, ["made:step", "pgd(steps=3, restarts=2)"])
         ours = record.stages[1].strength
         assert (ours["steps"], ours["restarts"], ours["targets"]) == (3, 2, 0)
-        line = leaderboard.row(record, "r.json").strength
+        line = rows.row(record, "r.json").strength
         assert line.startswith("made:step: steps=1, reach=1, F=")
         assert "pgd: steps=3" in line
 

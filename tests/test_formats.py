@@ -11,9 +11,11 @@ from xml.etree import ElementTree
 import jsonschema
 import pytest
 
-from robustkit.formats import to_junit, to_markdown, to_sarif
-from robustkit.formats.markdown import MARKER
-from robustkit.gate import METRICS, Finding, Verdict
+from robustkit.gate.criteria import METRICS
+from robustkit.gate.formats.junit import to_junit
+from robustkit.gate.formats.markdown import MARKER, to_markdown
+from robustkit.gate.formats.sarif import to_sarif
+from robustkit.gate.verdict import Finding, Verdict
 
 GOOD = Finding("robust", "pass", 0.01, 0.8, 0.8, -0.009, 0.009, 0, 0, 300, 1000)
 BAD = Finding("robust", "regressed", 0.01, 0.8, 0.7, 0.02, 0.2, 11, 1, 100, 1000)

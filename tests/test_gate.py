@@ -12,34 +12,26 @@ import torch
 from torch import nn
 
 import robustkit.registry as registry
-from robustkit.audit import Audit
-from robustkit.data import Dataset, from_arrays
+from robustkit.core.stats.intervals import clopper_pearson
+from robustkit.core.stats.paired import mcnemar
+from robustkit.core.threat import Threat
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Dataset, shuffled
 from robustkit.errors import UsageError
-from robustkit.evaluate import evaluate
-from robustkit.gate import (
-    Baseline,
-    Candidate,
-    Finding,
-    Terms,
-    Verdict,
-    check,
-    choose,
-    compare,
-    exit_code,
-    load_baselines,
-    open_points,
-)
-from robustkit.gate.baseline import attacks_of
-from robustkit.gate.judge import Judge
-from robustkit.gate.stream import Stream
-from robustkit.gate.terms import tolerances
-from robustkit.grid import evaluate_grid
-from robustkit.pace import Budget
-from robustkit.points import shuffled
-from robustkit.record import Flag, Record, Status, load, save
+from robustkit.evaluation.budget import Budget
+from robustkit.evaluation.eps_grid import evaluate_grid
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.gate.baseline import Baseline, attacks_of, choose, load_baselines, open_points
+from robustkit.gate.comparison import Candidate, check, compare
+from robustkit.gate.criteria import Terms, tolerances
+from robustkit.gate.decision import Judge
+from robustkit.gate.paired_sequence import Stream
+from robustkit.gate.verdict import Finding, Verdict, exit_code
+from robustkit.record.points import Status
+from robustkit.record.record import Record, load, save
 from robustkit.registry import suites
-from robustkit.stats import clopper_pearson, mcnemar
-from robustkit.threat import Threat
+from robustkit.search.audit import Audit
+from robustkit.verify.flags import Flag
 
 LINE_UP = ["apgd(steps=10)"]
 THREAT = Threat.parse("linf:0.06")
@@ -360,7 +352,7 @@ class TestBaselines:
     def test_a_suite_by_name_reaches_the_surrogates_of_the_candidate(
         self, baseline: Baseline
     ) -> None:
-        from robustkit.suites import line_up
+        from robustkit.search.suites import line_up
 
         plain = [str(spec) for spec in line_up("quick", (), THREAT).specs]
         record = baseline.record.model_copy(update={"suite": "quick", "attacks": plain})

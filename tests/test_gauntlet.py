@@ -18,13 +18,14 @@ from benchmarks.gauntlet.setting import Setting, survey
 from benchmarks.gauntlet.table import account, markdown
 from benchmarks.gauntlet.truth import Truth, broken
 from benchmarks.gauntlet.wrapper import FAMILIES, Entry, split
-from robustkit.adversary import perturb
-from robustkit.data import Dataset, open_dataset
-from robustkit.model import load_model
-from robustkit.threat import Threat
-from robustkit.types import Images
-from robustkit.verify import predict
-from robustkit.watcher import Watcher
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images
+from robustkit.data.dataset import Dataset
+from robustkit.data.open import open_dataset
+from robustkit.evaluation.watcher import Watcher
+from robustkit.models.adversarial_training import perturb
+from robustkit.models.load import load_model
+from robustkit.verify.candidates import predict
 
 BALL = Threat("linf", 0.1)
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit import grid as room
-from robustkit.data import Dataset
+from robustkit.core.threat import Norm, Threat
+from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluate import evaluate
-from robustkit.examples import adversarial_inputs
-from robustkit.grid import descending, evaluate_grid, folder_of
-from robustkit.record import Record, load
-from robustkit.threat import Norm, Threat
+from robustkit.evaluation import eps_grid as room
+from robustkit.evaluation.eps_grid import descending, evaluate_grid, folder_of
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.record.adversarial import adversarial_inputs
+from robustkit.record.record import Record, load
 
 LINE = ("apgd(steps=10)", "apgd(loss=targeted_dlr, steps=8, targets=2)", "square(queries=20)")
 GRID = (0.02, 0.04, 0.06, 0.08)
@@ -194,7 +194,7 @@ class TestCertificates:
         def prove(self: Any, x: Tensor, y: Tensor) -> Tensor:
             return torch.full((len(x),), self.threat.eps < 0.1)  # true nowhere else
 
-        monkeypatch.setattr("robustkit.bounds.certify.Bounds.prove", prove)
+        monkeypatch.setattr("robustkit.certify.certifier.Bounds.prove", prove)
         options: dict[str, Any] = {"attacks": ["fmn(steps=30)"], "certify": "ibp", "n": 40}
         with pytest.raises(RobustkitError, match="refuted: the attack at a larger eps broke"):
             run(grid=(0.08, 0.3), attack_certified=True, **options)

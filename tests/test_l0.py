@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustkit.bounds.certify import certifier
-from robustkit.bounds.smoothing import reach
+from robustkit.certify.certifier import build_certifier
+from robustkit.certify.smoothing import reach
+from robustkit.core.rng import Keys
+from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.registry import attacks, suites
-from robustkit.rng import Keys
-from robustkit.threat import Threat
 
 SHAPES = [(5,), (1, 2, 3), (3, 1, 2)]
 
@@ -141,7 +141,7 @@ class TestCertificates:
             fallen |= model(z.view_as(x)).argmax(1) != y
         assert 0 < int(fallen.sum()) < 60
         for method in ("ibp", "crown", "alpha-crown"):
-            proof = certifier(model, (1, 2, 4), Threat("l0", 1), method)
+            proof = build_certifier(model, (1, 2, 4), Threat("l0", 1), method)
             assert proof is not None
             holds = proof.prove(x, y)
             assert not bool((holds & fallen).any())

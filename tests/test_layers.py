@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,24 +12,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# data → defense → search → verify → record → leaderboard: a room imports only rooms to its left.
-STAGES = {
-    "ground": "errors types spec importing blame registry rng threat losses optional files "
-    "jsonfile text device distributions stem",
-    "data": "npz download points folder sources named data",
-    "defense": "nets standins surrogate parts adversary mixing bounds train checkpoints zoo model",
-    "search": "tuning audit findings search foreign counting slots passes engine nearest plain "
-    "suites",
-    "verify": "verify rows ledger carry examples referee auditing",
-    "record": "stats flags facts columns portrait record provenance diagnose batches statuses pace "
-    "replay watcher display proving bench ground distributed run outcome asked sameness "
-    "conduct noise remedies evaluate grid",
-    "leaderboard": "tables leaderboard curves published report loggers monitor lightning",
-    "gate": "gate config formats history testing pytest_plugin",
-    "terminal": "doctor conformance cli __main__",
-}
-ORDER = [room for rooms in STAGES.values() for room in rooms.split()]
-PACKS = {"attacks": "foreign", "defenses": "model"}  # the rightmost room each pack may import
+# The line, from left to right: a station imports only stations to its left.
+STATIONS = (
+    "errors",
+    "core",
+    "registry",
+    "data",
+    "models",
+    "certify",
+    "search",
+    "verify",
+    "record",
+    "evaluation",
+    "leaderboard",
+    "gate",
+    "integrations",
+    "cli",
+)
+PACKS = {"attacks": "search", "defenses": "certify"}  # the last station that each pack may import
 MAX_FILE, MAX_FUNCTION = 300, 80
 MARKER = re.compile(r"\b(TO" + "DO|FIX" + "ME|XX" + "X|HA" + r"CK)\b")
 UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
@@ -82,14 +83,16 @@ def objection(home: str, module: str) -> str | None:
         return "packs are leaves: ask robustkit.registry for an attack or a defense"
     if top != "robustkit" or (inside and inside[0] == home):
         return None
-    if not inside or inside[0] not in ORDER:
-        return f"that is no room; import from the room that defines it: {' '.join(ORDER)}"
-    there = ORDER.index(inside[0])
+    if not inside or inside[0] not in STATIONS:
+        return f"that is no station; import from the one that defines it: {' '.join(STATIONS)}"
+    there = STATIONS.index(inside[0])
     if home in PACKS:
         last = PACKS[home]
-        return None if there <= ORDER.index(last) else f"a pack file there goes up to {last} only"
-    left = home in ORDER and there < ORDER.index(home)
-    return None if left else f"imports run only to the left in: {' '.join(ORDER)}"
+        return (
+            None if there <= STATIONS.index(last) else f"a pack file there goes up to {last} only"
+        )
+    left = home in STATIONS and there < STATIONS.index(home)
+    return None if left else f"imports run only to the left in: {' '.join(STATIONS)}"
 
 
 def home_of(path: Path) -> str:
@@ -97,13 +100,83 @@ def home_of(path: Path) -> str:
     return folder if folder in PACKS else inside.removesuffix(".py")
 
 
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def deferred(tree: ast.AST) -> Iterator[ast.AST]:
+    """What a module imports when it is imported itself: not inside functions, nor for types only."""
+    for node in ast.iter_child_nodes(tree):
+        typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if not isinstance(node, ast.FunctionDef) and not typing:
+            yield node
+            yield from deferred(node)
+
+
+def arrows() -> dict[str, set[str]]:
+    """Module -> the modules that it imports at once."""
+    known = {module_of(path) for path in files("robustkit")}
+    found: dict[str, set[str]] = {}
+    for path in files("robustkit"):
+        outward = found.setdefault(module_of(path), set())
+        for node in deferred(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            outward |= (inner or {node.module}) & known
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return a path that ends where it begins; empty: there is none."""
+    done: set[str] = set()
+
+    def walk(at: str, trail: list[str]) -> list[str]:
+        if at in trail:
+            return [*trail[trail.index(at) :], at]
+        if at in done:
+            return []
+        found = next((way for to in sorted(graph[at]) if (way := walk(to, [*trail, at]))), [])
+        done.add(at)
+        return found
+
+    return next((way for start in sorted(graph) if (way := walk(start, []))), [])
+
+
 class TestTheOrder:
-    def test_lists_exactly_the_rooms_there_are(self) -> None:
-        rooms = {home_of(path) for path in files("robustkit")} - {"__init__"}
-        missing, gone = sorted(rooms - set(ORDER)), sorted(set(ORDER) - rooms)
-        assert not missing, f"{missing} stand nowhere in STAGES; say between which rooms they lie"
-        assert not gone, f"{gone} stand in STAGES and no longer exist"
-        assert len(ORDER) == len(set(ORDER))
+    def test_lists_exactly_the_stations_there_are(self) -> None:
+        rooms = {home_of(path) for path in files("robustkit")} - {"__init__", "__main__"}
+        assert rooms == set(STATIONS)
+        assert len(list((ROOT / "robustkit").glob("[!_]*"))) <= 16
+
+    def test_holds_no_circle(self) -> None:
+        assert not (found := circle(arrows())), " → ".join(found)
+        assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+    def test_every_room_says_what_enters_what_leaves_and_where_to_begin(self) -> None:
+        for room in STATIONS:
+            if (face := ROOT / "robustkit" / room / "__init__.py").exists():
+                told = ast.get_docstring(ast.parse(face.read_text(encoding="utf-8"))) or ""
+                lines = [line.split(":")[0] for line in told.splitlines()]
+                assert [x for x in lines if x in ("Enters", "Leaves", "Read first")] == [
+                    "Enters",
+                    "Leaves",
+                    "Read first",
+                ], room
+                read = re.search(r"^Read first: ((?:.|\n)*?)\.(?:\s|$)", told, re.MULTILINE)
+                assert read is not None, room
+                for name in re.findall(r"\w+\.py|\w+/", read[1]):
+                    assert list(face.parent.rglob(name.rstrip("/"))), f"{room} names {name}"
+
+    @pytest.mark.parametrize("room", STATIONS)
+    def test_a_room_exports_what_it_names(self, room: str) -> None:
+        face = importlib.import_module(f"robustkit.{room}")
+        modules = {path.stem for path in (ROOT / "robustkit" / room).glob("*.py")}
+        for name in getattr(face, "__all__", ()):
+            assert name not in modules, f"robustkit.{room}.{name} would be hidden by the module"
+            assert getattr(face, name) is not None
+            assert name in dir(face)
 
     @pytest.mark.parametrize("folder", ["robustkit", *PACKS])
     def test_is_kept(self, folder: str) -> None:
@@ -111,7 +184,7 @@ class TestTheOrder:
         found = [
             f"{at(path, node)} imports {module}, but {reason}"
             for path in files(folder)
-            if path != facade
+            if path != facade and path.name != "__main__.py"
             for node, module in imported(ast.parse(path.read_text(encoding="utf-8")))
             if (reason := objection(home_of(path), module))
         ]
@@ -130,23 +203,21 @@ class TestTheOrder:
     @pytest.mark.parametrize(
         ("home", "code", "reason"),
         [
-            ("engine", "from robustkit.search import Tasks", None),
-            ("engine", "from robustkit.run import Run", "only to the left"),
-            ("engine", "from robustkit import evaluate", "only to the left"),
-            ("engine", "def f():\n    import robustkit.cli.plan", "only to the left"),
-            ("cli", "from robustkit.cli.plan import Plan", None),
+            ("search", "from robustkit.search.protocol import Tasks", None),
+            ("search", "from robustkit.evaluation.run import Run", "only to the left"),
+            ("search", "from robustkit import evaluation", "only to the left"),
+            ("search", "def f():\n    import robustkit.cli.plan", "only to the left"),
             ("registry", "import_module('robustkit.data')", "only to the left"),
-            ("registry", "import robustkit.cli", "only to the left"),
-            ("evaluate", "from robustkit import Threat", "no room"),
-            ("evaluate", "from robustkit.attacks.pgd import PGD", "leaves"),
-            ("evaluate", "from attacks import pgd", "leaves"),
-            ("evaluate", "from .run import Run", "relatively"),
+            ("evaluation", "from robustkit import Threat", "no station"),
+            ("evaluation", "from robustkit.attacks.pgd import PGD", "leaves"),
+            ("evaluation", "from attacks import pgd", "leaves"),
+            ("evaluation", "from .run import Run", "relatively"),
             ("attacks", "from . import _steps", None),
             ("attacks", "from ._steps import ascend", None),
             ("attacks", "from .pgd import PGD", "_private"),
-            ("attacks", "from robustkit.search import Tasks", None),
-            ("attacks", "from robustkit.engine import attack", "up to foreign"),
-            ("defenses", "from robustkit.model import load_model", None),
+            ("attacks", "from robustkit.search.protocol import Tasks", None),
+            ("attacks", "from robustkit.verify.candidates import verify", "up to search"),
+            ("defenses", "from robustkit.models.load import load_model", None),
             ("defenses", "import robustkit.defenses.trades", "leaves"),
         ],
     )

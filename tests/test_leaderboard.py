@@ -14,28 +14,12 @@ import pytest
 from rich.console import Console
 
 from robustkit.errors import UsageError
-from robustkit.leaderboard import (
-    Row,
-    load_records,
-    row,
-    table,
-    to_csv,
-    to_json,
-    to_latex,
-    to_markdown,
-    to_rich,
-)
-from robustkit.record import (
-    DataInfo,
-    Flag,
-    Points,
-    Record,
-    Stage,
-    Status,
-    ThreatInfo,
-    WeightsInfo,
-    save,
-)
+from robustkit.leaderboard.formats import to_csv, to_json, to_latex, to_markdown, to_rich
+from robustkit.leaderboard.rows import Row, load_records, row, table
+from robustkit.record.points import Points, Status
+from robustkit.record.record import Record, save
+from robustkit.record.schema import DataInfo, Stage, ThreatInfo, WeightsInfo
+from robustkit.verify.flags import Flag
 
 
 def a_record(

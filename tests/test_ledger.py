@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.ledger import CLEAN, Cost, Fall, Ledger
+from robustkit.record.ledger import Ledger
+from robustkit.record.ledger_schema import CLEAN, Cost, Fall
 
 IDENTITY = {"seed": 0, "defense": "toy", "attacks": ["fgsm", "apgd(steps=5)"]}
 

@@ -12,8 +12,8 @@ import pytest
 
 from robustkit import Record, log_record
 from robustkit.errors import UsageError
-from robustkit.loggers import scalars
-from robustkit.record import Flag
+from robustkit.integrations.loggers import scalars
+from robustkit.verify.flags import Flag
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustkit.losses import LOSSES, TARGETED
+from robustkit.core.losses import LOSSES, TARGETED
 
 
 def logits(seed: int, classes: int, rows: int = 7, scale: float = 3.0) -> tuple[Tensor, ...]:

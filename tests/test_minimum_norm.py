@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import registry
-from robustkit.data import Dataset
+from robustkit.core.threat import Norm, Threat
+from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluate import evaluate
-from robustkit.examples import adversarial_inputs
-from robustkit.nearest import NearestEngine
-from robustkit.plain import attack
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.record.adversarial import adversarial_inputs
 from robustkit.registry import attacks
-from robustkit.search import Job, Reply, Tasks, minimizes
-from robustkit.slots import Outcome, Work, fresh_tasks
-from robustkit.threat import Norm, Threat
+from robustkit.search.functional import attack
+from robustkit.search.minimum_norm import NearestEngine
+from robustkit.search.protocol import Job, Reply, Tasks, minimizes
+from robustkit.search.tasks import Outcome, Work, fresh_tasks
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 DISTANCE = {"linf": 0.05, "l2": 0.15, "l1": 0.3}  # the box, 0.45 away or more, is never active
@@ -360,7 +360,7 @@ class TestEvaluate:
         self, nearest: nn.Module, blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         yes = lambda self, x, y: torch.ones(len(x), dtype=torch.bool)  # noqa: E731
-        monkeypatch.setattr("robustkit.bounds.certify.Bounds.prove", yes)
+        monkeypatch.setattr("robustkit.certify.certifier.Bounds.prove", yes)
         with pytest.raises(RobustkitError, match="certificate refuted: fmn"):
             evaluate(
                 nearest, name="toy", data=blobs, threat=Threat("linf", 0.08), folder=tmp_path,

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
-from robustkit.data import Dataset
+from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.mixing import (
+from robustkit.models.architectures import small_cnn
+from robustkit.models.mixture import (
     Mixed,
     certified_by_margins,
     floor_cutoff,
@@ -23,9 +24,8 @@ from robustkit.mixing import (
     smoothing_radius,
     two_sided,
 )
-from robustkit.nets import small_cnn
+from robustkit.models.training import Step
 from robustkit.registry import defenses
-from robustkit.train import Step
 
 SHAPE = (1, 12, 12)
 

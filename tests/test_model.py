@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from robustkit.checkpoints import Card, beside, read_weights
-from robustkit.data import Dataset, open_dataset
+from robustkit.data.dataset import Dataset
+from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.model import bundled, load_model
-from robustkit.nets import small_cnn
+from robustkit.models.architectures import small_cnn
+from robustkit.models.checkpoints import Card, beside, read_weights
+from robustkit.models.load import bundled, load_model
 from robustkit.registry import defenses
 
 SOURCE = """
@@ -75,7 +76,7 @@ def pack(
     (folder / "toy.py").write_text(
         "from __future__ import annotations\n"
         "from dataclasses import dataclass\n"
-        "from robustkit.nets import small_cnn\n"
+        "from robustkit.models.architectures import small_cnn\n"
         "from robustkit.registry import defenses\n\n"
         "@defenses.register('toy')\n@dataclass(frozen=True)\nclass Toy:\n"
         "    width: int = 2\n    eps: float = 0.1\n"
@@ -83,7 +84,7 @@ def pack(
         "        return small_cnn(shape, classes, self.width)\n\n"
         "@defenses.register('toy_pair')\n@dataclass(frozen=True)\nclass Pair:\n"
         "    def load(self, data):\n"
-        "        from robustkit.model import load_model\n"
+        "        from robustkit.models.load import load_model\n"
         "        return load_model('toy', data=data).model.train()\n"
     )
     nets: dict[str, nn.Module] = {}
@@ -296,7 +297,7 @@ class TestNormalization:
 
     def test_nothing_is_normalized_twice(self, tmp_path: Path, data: Dataset) -> None:
         (tmp_path / "own.py").write_text(
-            "from robustkit.nets import small_cnn\n\ndef net():\n"
+            "from robustkit.models.architectures import small_cnn\n\ndef net():\n"
             "    return small_cnn((1, 28, 28), 10, 2)\n"
         )
         with pytest.raises(UsageError, match="the model already normalizes its inputs"):

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 import robustkit
 from robustkit import RobustnessMonitor
-from robustkit.data import Dataset
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.record import Record
+from robustkit.record.record import Record
 
 
 def network() -> nn.Sequential:
@@ -146,7 +146,7 @@ class TestLightning:
             from lightning.pytorch import LightningModule, Trainer
             from lightning.pytorch.callbacks import ModelCheckpoint
             from lightning.pytorch.loggers import CSVLogger
-        from robustkit.lightning import RobustnessCallback
+        from robustkit.integrations.lightning import RobustnessCallback
 
         class Module(LightningModule):
             def __init__(self) -> None:

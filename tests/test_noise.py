@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.noise import COSINE, LEAST, MOST, draws_needed
+from robustkit.search.eot import COSINE, LEAST, MOST, draws_needed
 
 
 @pytest.fixture(autouse=True)

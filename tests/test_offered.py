@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
-from robustkit.plain import attack
+from robustkit.models.surrogates import distillation
+from robustkit.models.surrogates.distillation import distill
+from robustkit.models.surrogates.resolve import SUPPLIED, Lent, offered, source
 from robustkit.registry import attacks
-from robustkit.standins import student
-from robustkit.standins.student import distill
-from robustkit.surrogate import SUPPLIED, Lent, offered, source
-from robustkit.threat import Threat
+from robustkit.search.functional import attack
 
 THREAT = Threat("linf", 0.1)
 
@@ -240,7 +240,7 @@ class TestStudent:
             lambda f, z: f(z).argmax(1, keepdim=True).eq(torch.arange(5)).float(), teacher
         )
         net = distill(hard, x, THREAT, 0, tmp_path, steps=150)
-        assert net.forwards == 150 * student.BATCH
+        assert net.forwards == 150 * distillation.BATCH
         z = (x + 0.1 * torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, x.shape))).float()
         y = teacher(x).argmax(1)
         assert float((net(z).argmax(1) == teacher(z).argmax(1)).float().mean()) > 0.85

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from robustkit import registry
-from robustkit.importing import load_attribute
-from robustkit.plain import attack
-from robustkit.threat import Threat
+from robustkit.core.imports import load_attribute
+from robustkit.core.threat import Threat
+from robustkit.search.functional import attack
 
 README = Path(__file__).parents[1] / "README.md"
 

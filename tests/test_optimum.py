@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustkit.core.threat import Norm, Threat
 from robustkit.errors import UsageError
-from robustkit.plain import attack
 from robustkit.registry import attacks
-from robustkit.search import Search
-from robustkit.threat import Norm, Threat
+from robustkit.search.functional import attack
+from robustkit.search.protocol import Search
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 DISTANCE = {"linf": 0.05, "l2": 0.15, "l1": 0.3}  # the box, 0.45 away or more, is never active

@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from robustkit import pace
-from robustkit.data import Dataset
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset, digest, shuffled
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluate import evaluate
-from robustkit.leaderboard import robust_interval, row
-from robustkit.pace import Budget, Pace, Progress, parts
-from robustkit.points import digest, shuffled
-from robustkit.record import Record
-from robustkit.threat import Threat
-from robustkit.watcher import Watcher
+from robustkit.evaluation import budget
+from robustkit.evaluation.budget import Budget, Pace, Progress, parts
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.watcher import Watcher
+from robustkit.leaderboard.rows import robust_interval, row
+from robustkit.record.record import Record
 
 LINE_UP = ["apgd(steps=10)", "square(queries=20)"]
 
@@ -126,7 +125,7 @@ def test_a_part_that_was_cut_off_is_no_part_of_the_record(
         def check_time(self) -> None:
             self.checks += 1
             if self.checks > 6:
-                raise pace.OverTime
+                raise budget.OverTime
 
     late = Late()
     late.left = 9
@@ -211,13 +210,13 @@ def test_points_that_are_not_there_are_refused(
     ("text", "value"), [("90", 90), ("30s", 30), ("5m", 300), ("1.5h", 5400), (" 2 min ", 120)]
 )
 def test_times_are_read(text: str, value: float) -> None:
-    assert pace.seconds(text) == value
+    assert budget.seconds(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "soon", "5 parsecs", "0", "-3s"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected a time such as"):
-        pace.seconds(text)
+        budget.seconds(text)
 
 
 def test_a_random_model_is_judged_in_parts_too(blobs: Dataset, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact, norm
 
+from robustkit.core.stats.paired import mcnemar, paired_interval, paired_score
+from robustkit.core.stats.power import mcnemar_power, needs, score_points, simulate, unpaired
 from robustkit.errors import UsageError
-from robustkit.stats import mcnemar, needs, paired_interval, paired_score, simulate
-from robustkit.stats.planning import mcnemar_power, score_points, unpaired
 
 
 def test_the_power_of_mcnemar_is_a_sum_over_all_outcomes() -> None:
@@ -129,7 +129,7 @@ def test_statsmodels_agrees() -> None:
     from statsmodels.stats.contingency_tables import mcnemar as theirs
     from statsmodels.stats.proportion import proportion_confint
 
-    from robustkit.stats import clopper_pearson, wilson
+    from robustkit.core.stats.intervals import clopper_pearson, wilson
 
     for k, n in ((0, 20), (37, 50), (783, 1000)):
         for ours, method in ((clopper_pearson, "beta"), (wilson, "wilson")):

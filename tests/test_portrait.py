@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.pretty import pretty_repr
 
 from robustkit import Record
-from robustkit.record import Flag, Stage
+from robustkit.record.schema import Stage
+from robustkit.verify.flags import Flag
 
 EVIL = "<b>[red]x[/red]\x1b[2J"
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from robustkit import published
-from robustkit.cli import main
+from robustkit.cli.program import program as main
 from robustkit.errors import UsageError
+from robustkit.leaderboard import published
 
 MADE_UP = {
     "link": "https://example.org/made-up",

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from robustkit.data import Dataset
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.evaluate import evaluate
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.integrations.testing import assert_not_regressed, assert_robust
 from robustkit.registry import load_packs
-from robustkit.testing import assert_not_regressed, assert_robust
-from robustkit.threat import Threat
 
 load_packs()  # pytester forgets what is imported in a test of its own; the registry does not
 pytest_plugins = ["pytester"]
@@ -80,7 +80,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     with torch.no_grad():
         y = net(torch.from_numpy(x)).argmax(1).numpy()
     np.savez(pytester.path / "data.npz", x=x, y=y)
-    from robustkit.data import open_dataset
+    from robustkit.data.open import open_dataset
 
     monkeypatch.chdir(pytester.path)
     evaluate(
@@ -158,7 +158,7 @@ class TestAssertions:
             assert_robust(nearest, at_least=whole.robust + 1 / 80, device="cpu", **given)  # type: ignore[arg-type]
 
     def test_an_open_answer_is_no_pass(self, nearest: nn.Module, blobs: Dataset) -> None:
-        from robustkit.testing import _Threshold
+        from robustkit.integrations.testing import _Threshold
 
         watch = _Threshold(at_least=0.5, total=80)
         assert watch.answer(np.array([1.0, 0.0])) is None

@@ -11,13 +11,13 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from robustkit import Record, Threat, evaluate
-from robustkit.data import Dataset
+from robustkit.core.stats.intervals import mean_interval
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.grid import evaluate_grid
-from robustkit.ledger import Ledger
-from robustkit.record import load
-from robustkit.sources import from_arrays
-from robustkit.stats import mean_interval
+from robustkit.evaluation.eps_grid import evaluate_grid
+from robustkit.record.ledger import Ledger
+from robustkit.record.record import load
 
 EPS, SIGMA = 0.1, 0.05
 

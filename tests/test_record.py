@@ -15,21 +15,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from robustkit import jsonfile, provenance
+from robustkit.core import json_files
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.record import (
-    SCHEMA,
-    Commit,
-    DataInfo,
-    Flag,
-    Points,
-    Record,
-    Stage,
-    ThreatInfo,
-    WeightsInfo,
-    load,
-    save,
-)
+from robustkit.record import provenance
+from robustkit.record.points import Points
+from robustkit.record.record import SCHEMA, Record, load, save
+from robustkit.record.schema import Commit, DataInfo, Stage, ThreatInfo, WeightsInfo
+from robustkit.verify.flags import Flag
 
 # Six points of three classes: 5 right, 2 taken by pgd and 1 by square, 1 proved.
 COLUMNS: dict[str, list[Any]] = {
@@ -138,7 +130,7 @@ def test_the_round_trip_is_exact(tmp_path: Path) -> None:
 def test_any_number_and_any_text_survive(eps: float, text: str, seconds: float) -> None:
     changes = {"threat": ThreatInfo(norm="l2", eps=eps), "defense": text, "seconds": seconds}
     record = a_record(**changes)
-    raw = jsonfile.text(record.model_dump(mode="json", by_alias=True))
+    raw = json_files.text(record.model_dump(mode="json", by_alias=True))
     assert Record.model_validate(json.loads(raw)) == record
 
 
@@ -149,7 +141,7 @@ def test_numbers_that_json_does_not_have_are_refused(value: float, tmp_path: Pat
     with pytest.raises(ValidationError, match="not JSON compliant"):
         a_record(arguments={"eps": value})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        jsonfile.write({"rows": [{"value": value}]}, tmp_path / "x.json")
+        json_files.write({"rows": [{"value": value}]}, tmp_path / "x.json")
     assert list(tmp_path.iterdir()) == []
 
 

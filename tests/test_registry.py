@@ -6,15 +6,15 @@ import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 import pytest
 
 import robustkit.registry as home
+from robustkit.core.spec import Spec
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.registry import Registry, attacks, defenses
-from robustkit.spec import Spec
 
 
 @pytest.fixture
@@ -169,15 +169,15 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Point]]:
     """The registry before its first use; the test fills the list of entry points."""
     points: list[Point] = []
     attacks.entries()
-    own = [point for point in home.entry_points(group=home.GROUP) if home._ours(point)]
+    own = [point for point in entry_points(group=home.GROUP) if home._ours(point)]
     asked: list[str] = []
 
-    def entry_points(group: str) -> list[Any]:
+    def found(group: str) -> list[Any]:
         asked.append(group)
         return [*points, *own]
 
     monkeypatch.setattr(home, "_loaded", [])
-    monkeypatch.setattr(home, "entry_points", entry_points)
+    monkeypatch.setattr(home, "entry_points", found)
     monkeypatch.setattr(attacks, "_entries", dict(attacks._entries))
     yield points
     assert set(asked) == {"robustkit.packs"}

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.data import Dataset
-from robustkit.engine import Engine
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.plain import attack
 from robustkit.registry import attacks
-from robustkit.search import Tasks
-from robustkit.slots import Outcome, Work, fresh_tasks
-from robustkit.threat import Threat
-from robustkit.types import Images, Labels
+from robustkit.search.engine import Engine
+from robustkit.search.functional import attack
+from robustkit.search.protocol import Tasks
+from robustkit.search.tasks import Outcome, Work, fresh_tasks
 
 SMALL = "relay(first=4, probes=2, probe=3, legs=3, steps=5, near=0.5, decay=0.5)"
 

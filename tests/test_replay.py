@@ -13,15 +13,16 @@ import torch
 from torch import nn
 
 from robustkit import adversarial_inputs
-from robustkit.data import Dataset, from_arrays
+from robustkit.core.threat import Threat
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluate import evaluate
-from robustkit.ledger import Ledger
-from robustkit.pace import Pace
-from robustkit.record import Record
-from robustkit.replay import find_examples
-from robustkit.threat import Threat
-from robustkit.watcher import Watcher
+from robustkit.evaluation.budget import Pace
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.stages.replay import find_examples
+from robustkit.evaluation.watcher import Watcher
+from robustkit.record.ledger import Ledger
+from robustkit.record.record import Record
 
 THREAT = Threat.parse("linf:0.06")
 
@@ -124,7 +125,9 @@ def test_a_proved_point_that_falls_stops_the_run(
         def prove(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return torch.ones(len(x), dtype=torch.bool)
 
-    monkeypatch.setattr(sys.modules["robustkit.conduct"], "certifier", lambda *_, **__: Liar())
+    monkeypatch.setattr(
+        sys.modules["robustkit.evaluation.execute"], "certifier", lambda *_, **__: Liar()
+    )
     with pytest.raises(RobustkitError, match="certificate refuted: replay broke points"):
         run(nearest, blobs, tmp_path / "new", replay=earlier, certify="ibp")
 

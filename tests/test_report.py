@@ -17,13 +17,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from robustkit import Record, leaderboard
-from robustkit.cli import main
+from robustkit import Record
+from robustkit.cli.program import program as main
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.record import DataInfo, Flag, Stage, WeightsInfo, save
-from robustkit.report import needs, plots
-from robustkit.report.page import write_page
-from robustkit.report.view import arrange, curves
+from robustkit.leaderboard import formats, rows
+from robustkit.leaderboard.report import optional, plots
+from robustkit.leaderboard.report.html import write_page
+from robustkit.leaderboard.report.view import arrange, curves
+from robustkit.record.record import save
+from robustkit.record.schema import DataInfo, Stage, WeightsInfo
+from robustkit.verify.flags import Flag
 
 EVIL = (
     """</script><script>window.hit=1</script><img src=x onerror="window.hit=1">'{{ 7*7 }}\u202e"""
@@ -128,7 +131,7 @@ class TestTheLeaderboard:
     def test_has_every_row_with_its_interval(
         self, page: Page, records: list[tuple[str, Record]]
     ) -> None:
-        frame = leaderboard.table(records)
+        frame = rows.table(records)
         assert len(frame) == 4
         board = [row for row in page.rows if len(row) == 14][1:]
         assert len(board) == 4
@@ -171,8 +174,8 @@ class TestTheLeaderboard:
         self, page: Page, records: list[tuple[str, Record]]
     ) -> None:
         links = {a["download"]: a["href"] for a in page.all("a") if "download" in a}
-        frame = leaderboard.table(records)
-        for ending, write in (("csv", leaderboard.to_csv), ("tex", leaderboard.to_latex)):
+        frame = rows.table(records)
+        for ending, write in (("csv", formats.to_csv), ("tex", formats.to_latex)):
             packed = links[f"leaderboard.{ending}"].partition(";base64,")[2]
             assert base64.b64decode(packed).decode() == write(frame)
 
@@ -380,11 +383,12 @@ class TestTheCommand:
 def test_a_missing_library_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(UsageError, match=r'needs plotly.*pip install "robustkit\[report\]"'):
-        needs.need("plotly.graph_objects")
+        optional.need("plotly.graph_objects")
 
 
 def test_importing_it_does_not_import_what_draws() -> None:
-    code = "import json, sys, robustkit.report.page, robustkit.report.figures\n"
+    code = "import json, sys\n"
+    code += "import robustkit.leaderboard.report.html, robustkit.leaderboard.report.figures\n"
     code += "print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"plotly", "itables", "jinja2", "matplotlib"}.isdisjoint(json.loads(done.stdout))

@@ -16,9 +16,10 @@ import pytest
 from torch import nn
 
 from robustkit import Record, Threat, evaluate, open_dataset
-from robustkit.data import Dataset
-from robustkit.record import DataInfo, Flag, Stage
-from robustkit.report.page import write_page
+from robustkit.data.dataset import Dataset
+from robustkit.leaderboard.report.html import write_page
+from robustkit.record.schema import DataInfo, Stage
+from robustkit.verify.flags import Flag
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -14,14 +14,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 from robustkit import Record
-from robustkit.cli import main
+from robustkit.cli.program import program as main
 from robustkit.errors import UsageError
-from robustkit.record import Stage, WeightsInfo, save
-from robustkit.report import figures
-from robustkit.report.figures import write_figures
-from robustkit.report.gallery import Picture
-from robustkit.report.style import COLUMN, styled
-from robustkit.report.view import arrange
+from robustkit.leaderboard.report import figures
+from robustkit.leaderboard.report.figures import write_figures
+from robustkit.leaderboard.report.gallery import Picture
+from robustkit.leaderboard.report.style import COLUMN, styled
+from robustkit.leaderboard.report.view import arrange
+from robustkit.record.record import save
+from robustkit.record.schema import Stage, WeightsInfo
 
 EVIL = r"$\frac{1}$ \input{x} <b> 100%_^"
 Make = Callable[..., Record]

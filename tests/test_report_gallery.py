@@ -16,10 +16,10 @@ from PIL import Image
 from torch import nn
 
 from robustkit import Record, Threat, adversarial_inputs, evaluate, open_dataset
-from robustkit.data import Dataset
-from robustkit.record import load
-from robustkit.report.gallery import Album
-from robustkit.report.images import LARGEST, data_uri, magnified, pixels
+from robustkit.data.dataset import Dataset
+from robustkit.leaderboard.report.gallery import Album
+from robustkit.leaderboard.report.images import LARGEST, data_uri, magnified, pixels
+from robustkit.record.record import load
 
 
 class Done(NamedTuple):
@@ -88,7 +88,7 @@ def test_the_data_are_opened_and_checked_once(run: Done, monkeypatch: pytest.Mon
         opened.append(name)
         return open_dataset(name, **options)
 
-    monkeypatch.setattr("robustkit.report.gallery.open_dataset", counting)
+    monkeypatch.setattr("robustkit.leaderboard.report.gallery.open_dataset", counting)
     album = Album()
     assert album.gallery(run.record, run.path, 2) is not None
     assert len(album.gallery(run.record, run.path, 2).pictures) == 2

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robustkit.data import Dataset
-from robustkit.record import Record, load
+from robustkit.data.dataset import Dataset
+from robustkit.record.record import Record, load
 
 # One process for all lives: a fork costs nothing, an import of torch costs seconds.
 PROGRAM = """
@@ -25,13 +25,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from robustkit.data import open_dataset
-from robustkit.evaluate import evaluate
-from robustkit.grid import evaluate_grid
-from robustkit.ledger import Ledger
+from robustkit import evaluate
+from robustkit.evaluation.eps_grid import evaluate_grid
+from robustkit.record.ledger import Ledger
 from robustkit.registry import defenses
-from robustkit.watcher import Watcher
-from robustkit.threat import Threat
-from robustkit.train import Recipe, fit
+from robustkit.evaluation.watcher import Watcher
+from robustkit.core.threat import Threat
+from robustkit.models.training import Recipe, fit
 
 torch.set_num_threads(1)
 base = Path(sys.argv[1])

@@ -8,9 +8,9 @@ from importlib import import_module
 import pytest
 import torch
 
+from robustkit.core.rng import generator
+from robustkit.models.training import Step
 from robustkit.registry import defenses
-from robustkit.rng import generator
-from robustkit.train import Step
 
 rules = import_module("robustkit.defenses._reweighting")
 LOSSES = torch.tensor([0.1, 0.5, 2.0, 0.3])

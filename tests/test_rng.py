@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustkit.rng import Keys, bits, normal, philox, task_key, uniform
+from robustkit.core.rng import Keys, bits, normal, philox, task_key, uniform
 
 ONES = 0xFFFFFFFF
 PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)

@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.checkpoints import digest
-from robustkit.data import Dataset, from_arrays
-from robustkit.distributions import altered, installed
+from robustkit.core.packages import altered, installed
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.model import load_model
-from robustkit.zoo import robustbench
+from robustkit.models.checkpoints import digest
+from robustkit.models.load import load_model
+from robustkit.models.zoo import robustbench
 
 LACKING = [name for name in ("robustbench", "pyautoattack") if installed(name) is None]
 DIST = installed("robustbench")
@@ -190,7 +191,7 @@ class TestFaults:
             "real = u.find_spec\n"
             f"gone = ['pkg_resources'] * {hide}\n"
             "u.find_spec = lambda n, *a: None if n in gone else real(n, *a)\n"
-            "from robustkit.zoo import robustbench\n"
+            "from robustkit.models.zoo import robustbench\n"
             "zoo = robustbench._zoo()\n"
             "import robustbench.loaders as loaders\n"
             "path = loaders.pkg_resources.resource_filename('robustbench.loaders', 'x.txt')\n"
@@ -207,7 +208,7 @@ class TestFaults:
     @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
     def test_the_three_work_in_one_process_in_any_order(self, order: tuple[int, ...]) -> None:
         steps = [
-            "from robustkit.zoo import robustbench as r; zoo = r._zoo(); print('r')",
+            "from robustkit.models.zoo import robustbench as r; zoo = r._zoo(); print('r')",
             "import torchattacks; print('t', len(torchattacks.PGD(m, steps=1)(x, y)))",
             "import pyautoattack as p; a = p.AutoAttack(m, eps=0.1, seed=0, version='custom', "
             "attacks=['apgd-ce']); a.apgd.n_iter = 2; "

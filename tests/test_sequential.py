@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
-from robustkit.errors import UsageError
-from robustkit.stats import (
-    clopper_pearson,
+from robustkit.core.stats.intervals import clopper_pearson
+from robustkit.core.stats.power import simulate
+from robustkit.core.stats.sequential import (
+    STAKES,
     confidence_sequence,
     growth,
     log_wealth,
     lower_bound,
     peak,
-    simulate,
 )
-from robustkit.stats.sequential import STAKES
+from robustkit.errors import UsageError
 
 SHARES = (1 / 9, 2 / 9, 2 / 9, 2 / 9, 2 / 9)
 streams = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=60)

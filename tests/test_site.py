@@ -13,8 +13,8 @@ from types import ModuleType
 import pytest
 
 from robustkit import registry
-from robustkit.cli import main
-from robustkit.leaderboard import Row
+from robustkit.cli.program import program as main
+from robustkit.leaderboard.rows import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "docs"

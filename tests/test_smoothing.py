@@ -9,10 +9,10 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from robustkit.bounds.certify import certifier
-from robustkit.bounds.smoothing import Smoothed, certify_point, radius, reach
+from robustkit.certify.certifier import build_certifier
+from robustkit.certify.smoothing import Smoothed, certify_point, radius, reach
+from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
-from robustkit.threat import Threat
 
 
 class HalfSpace(nn.Module):
@@ -56,7 +56,7 @@ def test_proofs_depend_on_seed_and_content_alone() -> None:
     x = torch.full((3, 1, 2, 2), 0.5)
     x[:, 0, 0, 0] = torch.tensor([0.9, 0.6, 0.2])
     model, threat = Smoothed(HalfSpace(), 0.25, 8), Threat("l2", 0.1)
-    prover = certifier(model, (1, 2, 2), threat, "smoothing")
+    prover = build_certifier(model, (1, 2, 2), threat, "smoothing")
     assert prover is not None
     y = torch.tensor([1, 1, 0])
     whole = prover.prove(x, y)
@@ -76,7 +76,7 @@ def test_other_norms_are_enclosed_in_an_l2_ball() -> None:
 
 def test_smoothing_speaks_of_smoothed_models_alone() -> None:
     with pytest.raises(UsageError, match="smoothed"):
-        certifier(HalfSpace(), (1, 2, 2), Threat("l2", 0.1), "smoothing")
+        build_certifier(HalfSpace(), (1, 2, 2), Threat("l2", 0.1), "smoothing")
 
 
 def test_answers_are_votes() -> None:

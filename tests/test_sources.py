@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from robustkit import npz
-from robustkit.data import Dataset, digest, from_arrays, open_dataset, select
+from robustkit.core.imports import load_attribute
+from robustkit.data import npz
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Dataset, digest, select
+from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
-from robustkit.importing import load_attribute
 
 Y4 = np.array([0, 1, 2, 1])
 MB = 1 << 20
@@ -216,7 +218,7 @@ class TestMemory:
             raise OSError(28, "No space left on device")
 
         text = saved(tmp_path, np.savez_compressed, x=random_bytes(4, 6, 5), y=Y4)
-        monkeypatch.setattr("robustkit.npz.shutil.copyfileobj", full)
+        monkeypatch.setattr("robustkit.data.npz.shutil.copyfileobj", full)
         with pytest.raises(UsageError, match=r"No space left.*TMPDIR.*np\.savez"):
             open_dataset(text)
 

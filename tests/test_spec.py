@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robustkit.core.spec import Spec, Value
 from robustkit.errors import UsageError
-from robustkit.spec import Spec, Value
 
 names = st.text(string.ascii_letters + "_", min_size=1, max_size=8).filter(
     lambda name: not keyword.iskeyword(name)

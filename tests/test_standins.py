@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkit.data import open_dataset
-from robustkit.model import load_model
-from robustkit.plain import attack
+from robustkit.core.threat import Threat
+from robustkit.data.open import open_dataset
+from robustkit.models.load import load_model
+from robustkit.models.surrogates.resolve import source
 from robustkit.registry import attacks
-from robustkit.surrogate import source
-from robustkit.threat import Threat
+from robustkit.search.functional import attack
 
 Front = Callable[[Tensor], Tensor]
 THREAT = Threat("linf", 0.1)

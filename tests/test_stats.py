@@ -8,19 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from robustkit.core.stats.intervals import Interval, clopper_pearson, finite_population, wilson
+from robustkit.core.stats.paired import fisher, mcnemar
+from robustkit.core.stats.ranks import Outcomes, compare, holm, rank_ranges
 from robustkit.errors import UsageError
-from robustkit.stats import (
-    Interval,
-    Outcomes,
-    clopper_pearson,
-    compare,
-    finite_population,
-    fisher,
-    holm,
-    mcnemar,
-    rank_ranges,
-    wilson,
-)
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 

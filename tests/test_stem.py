@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.stem import Stem, speed_up
+from robustkit.models.fast_conv import Stem, speed_up
 
 LAYERS = [
     {"in_channels": 1, "out_channels": 8, "kernel_size": 4, "stride": 2, "padding": 1},

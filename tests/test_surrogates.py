@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.data import Dataset, from_arrays
+from robustkit.core.threat import Threat
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.evaluate import evaluate
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.models.surrogates.resolve import declared, plain, source
+from robustkit.models.surrogates.submodules import within
+from robustkit.models.tuning import Tuning, tune
 from robustkit.registry import suites
-from robustkit.standins.within import within
-from robustkit.suites import line_up
-from robustkit.surrogate import declared, plain, source
-from robustkit.threat import Threat
-from robustkit.tuning import Tuning, tune
+from robustkit.search.suites import line_up
 
 THREAT = Threat("linf", 0.1)
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scipy import optimize
 from torch import Tensor
 
+from robustkit.core.rng import Keys
+from robustkit.core.threat import Norm, Threat
 from robustkit.errors import UsageError
-from robustkit.rng import Keys
-from robustkit.threat import Norm, Threat
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 solver: Any = optimize

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.data import Dataset
-from robustkit.plain import attack
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset
 from robustkit.registry import attacks
-from robustkit.threat import Threat
+from robustkit.search.functional import attack
 
 torchattacks: Any = pytest.importorskip("torchattacks")
 EPS = 0.03

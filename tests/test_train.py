@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robustkit.adversary import perturb
-from robustkit.data import Augment, Dataset, ImageSet, from_arrays
+from robustkit.core.rng import generator
+from robustkit.core.threat import Norm, Threat
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Augment, Dataset, ImageSet
 from robustkit.errors import RobustkitError, UsageError
+from robustkit.models.adversarial_training import perturb
+from robustkit.models.training import Progress, Recipe, Step, fit
 from robustkit.registry import defenses
-from robustkit.rng import generator
-from robustkit.threat import Norm, Threat
-from robustkit.train import Progress, Recipe, Step, fit
 
 RECIPE = Recipe(epochs=3, batch_size=16)
 LAST = 15  # steps: 80 points in batches of 16, three times
@@ -94,7 +95,7 @@ def test_a_state_inside_an_epoch_is_good_too(
     """Minutes pass between two steps, so that every one of them is saved."""
     whole = train("whole")
     clock = itertools.count(step=100)
-    monkeypatch.setattr("robustkit.train.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("robustkit.models.training.time.monotonic", lambda: float(next(clock)))
     for at in (stop, 1, 2):
         train("cut", stop=at)
     assert torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["step"] == stop + 3

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.data import Dataset
-from robustkit.evaluate import evaluate
-from robustkit.passes import ask
+from robustkit.core.rng import Keys
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.models.fast_conv import Stem
+from robustkit.models.surrogates.resolve import declared
+from robustkit.models.tuning import Half, Tuning, tune
 from robustkit.registry import attacks
-from robustkit.rng import Keys
-from robustkit.search import Tasks
-from robustkit.stem import Stem
-from robustkit.surrogate import declared
-from robustkit.threat import Threat
-from robustkit.tuning import Half, Tuning, tune
+from robustkit.search.protocol import Tasks
+from robustkit.search.query import ask
 
 X = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 BFLOAT16 = Tuning(precision="bfloat16")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustkit.core.threat import Norm, Threat
 from robustkit.errors import RobustkitError
-from robustkit.threat import Norm, Threat
-from robustkit.verify import predict, verify
+from robustkit.verify.candidates import predict, verify
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 

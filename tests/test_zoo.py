@@ -14,13 +14,16 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from robustkit import doctor, zoo
-from robustkit.cli import main
-from robustkit.data import Dataset, from_arrays
-from robustkit.diagnose import examine
+from robustkit.cli import environment
+from robustkit.cli.program import program as main
+from robustkit.core.optional import library
+from robustkit.data.arrays import from_arrays
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.model import load_model
-from robustkit.zoo.source import library, no_pickles
+from robustkit.models import zoo
+from robustkit.models.load import load_model
+from robustkit.models.zoo.base import no_pickles
+from robustkit.verify.diagnostics.probe import examine
 
 
 def have(*names: str) -> pytest.MarkDecorator:
@@ -100,8 +103,8 @@ class TestNames:
         import subprocess
 
         code = (
-            "import sys, robustkit.model, robustkit.zoo as z, importlib\n"
-            "[importlib.import_module(f'robustkit.zoo.{p}') for p in z.prefixes()]\n"
+            "import sys, robustkit.models.load, robustkit.models.zoo as z, importlib\n"
+            "[importlib.import_module(f'robustkit.models.zoo.{p}') for p in z.prefixes()]\n"
             "print(sorted({'timm', 'transformers', 'onnx', 'torchvision', 'robustbench'} "
             "& set(sys.modules)))"
         )
@@ -157,7 +160,7 @@ class TestTimm:
             return model
 
         monkeypatch.setattr(timm, "create_model", create)
-        monkeypatch.setattr("robustkit.zoo.timm.hub_fault", str)
+        monkeypatch.setattr("robustkit.models.zoo.timm.hub_fault", str)
         found = load_model("timm:resnet10t(resize=64)", data=photos)
         assert asked == [True]
         resized: Any = found.model
@@ -178,7 +181,7 @@ class TestTimm:
             raise OSError("Name or service not known")
 
         monkeypatch.setattr(timm, "create_model", refuse)
-        monkeypatch.setattr("robustkit.zoo.timm.hub_fault", str)
+        monkeypatch.setattr("robustkit.models.zoo.timm.hub_fault", str)
         with pytest.raises(UsageError, match=r"Name or service.*--weights FILE.*pretrained=false"):
             load_model("timm:resnet10t", data=photos)
 
@@ -191,7 +194,7 @@ class TestTimm:
         with pytest.raises(UsageError, match=told):
             load_model("timm:resnet10t", data=photos)
         load_model("timm:resnet10t(pretrained=false)", data=photos)
-        (found,) = [finding for finding in doctor._extras() if finding.name == "timm"]
+        (found,) = [finding for finding in environment._extras() if finding.name == "timm"]
         assert found.state == "warning"
         assert found.cure.startswith("Run `pip install 'huggingface-hub<1'")
 

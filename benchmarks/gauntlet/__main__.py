@@ -31,12 +31,12 @@ from benchmarks.gauntlet.run import COLUMNS, REFERENCES, attack, chosen, rows
 from benchmarks.gauntlet.setting import Setting, survey
 from benchmarks.gauntlet.table import account, markdown, table
 from benchmarks.gauntlet.wrapper import Entry
-from robustkit.data import open_dataset
+from robustkit.core.threat import Threat
+from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.model import load_model
+from robustkit.evaluation.watcher import Watcher
+from robustkit.models.load import load_model
 from robustkit.registry import suites
-from robustkit.threat import Threat
-from robustkit.watcher import Watcher
 
 
 def _listed(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from torch.nn.functional import softmax
 from benchmarks.gauntlet.gradients import Flipped
 from benchmarks.gauntlet.outputs import label
 from benchmarks.gauntlet.wrapper import Wrapper, wrapper
-from robustkit.losses import margin
+from robustkit.core.losses import margin
 
 
 @wrapper("crossmax_copies", "ensembles")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad, unfold
 
 from benchmarks.gauntlet.wrapper import Wrapper, split, wrapper
-from robustkit.nets import Normalize
+from robustkit.models.architectures import Normalize
 
 
 @wrapper("quantized", "inputs", truth="at most", moved=0.02)

@@ -16,8 +16,8 @@ from torch import nn
 
 from benchmarks.gauntlet.setting import Setting
 from benchmarks.gauntlet.truth import points_array
-from robustkit import jsonfile
-from robustkit.types import Images
+from robustkit.core import json_files
+from robustkit.core.types import Images
 
 Version = Literal["standard", "rand"]
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -43,13 +43,13 @@ def judge(
         error = f"{type(problem).__name__}: {problem}"[:300]
     seconds = round(time.perf_counter() - clock, 1)
     report = {"points": points, "standing": standing, "error": error, "seconds": seconds}
-    jsonfile.write(report, folder / f"{version}.json")
+    json_files.write(report, folder / f"{version}.json")
 
 
 def kept(folder: Path, version: Version, points: list[int]) -> dict[str, Any]:
     """Return what a finished run on these points reported; empty when there is none."""
     path = folder / f"{version}.json"
-    raw: dict[str, Any] = jsonfile.read(path) if path.exists() else {}
+    raw: dict[str, Any] = json_files.read(path) if path.exists() else {}
     return raw if raw.get("points") == points else {}
 
 

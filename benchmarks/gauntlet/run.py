@@ -11,10 +11,10 @@ from benchmarks.gauntlet.rows import Cell, Row, cell
 from benchmarks.gauntlet.setting import Points, Setting
 from benchmarks.gauntlet.truth import Truth
 from benchmarks.gauntlet.wrapper import FAMILIES, Entry
-from robustkit import record as records
+from robustkit.core.types import Images
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.examples import adversarial_inputs
-from robustkit.types import Images
+from robustkit.record import record as records
+from robustkit.record.adversarial import adversarial_inputs
 
 REFERENCES: tuple[reference.Version, ...] = ("standard", "rand")
 SUITES = ("parity", "adaptive")

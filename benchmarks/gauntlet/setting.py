@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from robustkit import jsonfile
-from robustkit.data import Dataset, select
+from robustkit.core import json_files
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset, select
 from robustkit.errors import UsageError
-from robustkit.evaluate import evaluate
-from robustkit.record import Record, load
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.watcher import Watcher
+from robustkit.record.record import Record, load
 from robustkit.registry import suites
-from robustkit.threat import Threat
-from robustkit.watcher import Watcher
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def survey(setting: Setting, controls: int | None) -> Points:
         places = np.linspace(0, len(standing), count, endpoint=False).astype(int)
         chosen = {"contested": fallen, "controls": [standing[i] for i in places],
                   "kept": len(standing), "asked": controls}  # fmt: skip
-        jsonfile.write(chosen, path)
-    raw = jsonfile.read(path)
+        json_files.write(chosen, path)
+    raw = json_files.read(path)
     if raw["asked"] != controls:
         raise UsageError(
             f"{path} was chosen with --controls {raw['asked'] or 'all'}; ask for the same, or for "

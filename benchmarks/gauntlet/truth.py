@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from benchmarks.gauntlet.setting import Points, Setting
 from benchmarks.gauntlet.wrapper import Entry, Wrapper
-from robustkit.examples import adversarial_inputs
-from robustkit.types import Images, Model
-from robustkit.verify import predict
+from robustkit.core.types import Images, Model
+from robustkit.record.adversarial import adversarial_inputs
+from robustkit.verify.candidates import predict
 
 JUDGED = 100  # draws behind the truth of a random wrapper
 Positions: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from robustkit.cli import options
+from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.program import debug
-from robustkit.cli.terminal import result, say, stderr, stdout
 
 if TYPE_CHECKING:
-    from robustkit.doctor import Finding
+    from robustkit.cli.environment import Finding
 
 SCHEMA = "robustkit/doctor/1"
 _STYLES = {"ok": "green", "absent": "dim", "warning": "yellow", "broken": "bold red"}
@@ -33,7 +33,7 @@ def command(data_root: Path | None, fix: bool, as_json: bool) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from robustkit.doctor import examine
+    from robustkit.cli.environment import examine
 
     findings = examine(data_root)
     if fix and _repaired(findings):
@@ -53,7 +53,7 @@ def command(data_root: Path | None, fix: bool, as_json: bool) -> int:
 
 def _repaired(findings: list[Finding]) -> bool:
     """Run the cures that pip can do, one after the other; tell whether there was one."""
-    from robustkit.doctor import repair
+    from robustkit.cli.environment import repair
 
     curable = [finding for finding in findings if finding.fix]
     for finding in curable:

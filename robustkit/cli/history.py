@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from robustkit.cli import options
+from robustkit.cli.console import result, stdout
 from robustkit.cli.program import debug
-from robustkit.cli.terminal import result, stdout
 
 
 @click.command("history", short_help="Show robust accuracy by commit.")
@@ -26,10 +26,10 @@ def command(
     paths: tuple[Path, ...], layout: str, output: Path | None, picture: Path | None
 ) -> None:
     """Show the records in PATHS, oldest first, each with its change against the one before."""
-    from robustkit import files
-    from robustkit.history import history, plot
-    from robustkit.leaderboard import load_records
-    from robustkit.tables import to_csv
+    from robustkit.core import files
+    from robustkit.leaderboard.formats import to_csv
+    from robustkit.leaderboard.history import history, plot
+    from robustkit.leaderboard.rows import load_records
 
     frame = history(load_records(paths))
     if picture is not None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from robustkit.cli.console import stdout
 from robustkit.cli.program import debug
-from robustkit.cli.terminal import stdout
 
 
 @click.command("init", short_help="Write a first configuration for `robustkit check`.")
@@ -19,11 +19,12 @@ from robustkit.cli.terminal import stdout
 @debug
 def command(model: str, data: str, threat: str | None, suite: str, pyproject: bool) -> None:
     """Write robustkit.toml, or a table of pyproject.toml; never over an existing one."""
-    from robustkit import config, files
-    from robustkit.cli.plan import usual_threat
+    from robustkit.cli.evaluate.plan import usual_threat
+    from robustkit.core import files
+    from robustkit.core.threat import Threat
     from robustkit.errors import UsageError
+    from robustkit.gate import config
     from robustkit.registry import suites
-    from robustkit.threat import Threat
 
     suites.build(suite)
     threat = threat or usual_threat(data) or "linf:8/255"

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from robustkit.cli import options
+from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.program import debug
-from robustkit.cli.terminal import result, say, stderr, stdout
 
 _FORMATS = ("table", "csv", "markdown", "latex", "json")
 
@@ -31,18 +31,18 @@ def command(
     paths: tuple[Path, ...], layout: str, output: Path | None, published: tuple[Path, ...]
 ) -> None:
     """Rank the records in PATHS: record files, or folders that are searched for them."""
-    from robustkit import leaderboard
+    from robustkit.leaderboard import formats, rows
 
     if published:
         _with_published(paths, layout, output, published)
         return
     if not paths:
         raise click.UsageError("expected PATHS of records, or --published.")
-    frame = leaderboard.table(leaderboard.load_records(paths))
+    frame = rows.table(rows.load_records(paths))
     if layout == "table" and output is None:
-        stdout().print(leaderboard.to_rich(frame))
+        stdout().print(formats.to_rich(frame))
         return
-    text = _table(frame) if layout == "table" else getattr(leaderboard, f"to_{layout}")(frame)
+    text = _table(frame) if layout == "table" else getattr(formats, f"to_{layout}")(frame)
     if output is None:
         result(text)
     else:
@@ -53,27 +53,27 @@ def _with_published(
     paths: tuple[Path, ...], layout: str, output: Path | None, places: tuple[Path, ...]
 ) -> None:
     """Write measured rows, where there are any, and published ones, never in one table."""
-    from robustkit import leaderboard, published
     from robustkit.errors import UsageError
+    from robustkit.leaderboard import formats, published, rows
 
     if paths and layout == "csv":
         raise UsageError(
             "a CSV holds one table: give records or --published, not both, or another --format."
         )
-    rows, left_out = published.load(places)
-    frame = leaderboard.table(leaderboard.load_records(paths)) if paths else None
+    found, left_out = published.load(places)
+    frame = rows.table(rows.load_records(paths)) if paths else None
     if left_out:
         say(stderr(), "note", f"{left_out} files tell no robust accuracy: left out", "yellow")
     if layout == "json":
-        whole = json.loads(leaderboard.to_json(frame)) if frame is not None else {}
-        whole |= {"published_schema": published.SCHEMA, "published": published.to_json(rows)}
+        whole = json.loads(formats.to_json(frame)) if frame is not None else {}
+        whole |= {"published_schema": published.SCHEMA, "published": published.to_json(found)}
         text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
     elif layout == "table":
-        text = _plain(published.to_rich(rows))
+        text = _plain(published.to_rich(found))
         text = text if frame is None else f"{_table(frame)}\n{text}"
     else:
-        text = getattr(published, f"to_{layout}")(rows)
-        text = text if frame is None else getattr(leaderboard, f"to_{layout}")(frame) + "\n" + text
+        text = getattr(published, f"to_{layout}")(found)
+        text = text if frame is None else getattr(formats, f"to_{layout}")(frame) + "\n" + text
     if output is None:
         result(text)
     else:
@@ -81,7 +81,7 @@ def _with_published(
 
 
 def _table(frame: Any) -> str:
-    from robustkit.leaderboard import to_rich
+    from robustkit.leaderboard.formats import to_rich
 
     return _plain(to_rich(frame))
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 from click.exceptions import Abort, Exit
 
-from robustkit.cli.terminal import say, stderr
+from robustkit.cli.console import say, stderr
 from robustkit.errors import RobustkitError, unknown
 
 _DEBUG = "robustkit.debug"

@@ -19,9 +19,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from robustkit.cli.terminal import say, stderr
-from robustkit.train import Progress as Report
-from robustkit.watcher import Watcher
+from robustkit.cli.console import say, stderr
+from robustkit.evaluation.watcher import Watcher
+from robustkit.models.training import Progress as Report
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from robustkit.cli import options
+from robustkit.cli.console import result, stdout
 from robustkit.cli.program import debug
-from robustkit.cli.terminal import result, stdout
 
 SCHEMA = "robustkit/report/1"
 
@@ -68,9 +68,9 @@ def command(
     the ledger.sqlite that `robustkit evaluate` leaves beside each record, and the clean images.
     """
     from robustkit.cli.progress import counting
-    from robustkit.leaderboard import load_records
-    from robustkit.report.figures import write_figures
-    from robustkit.report.page import write_page
+    from robustkit.leaderboard.report.figures import write_figures
+    from robustkit.leaderboard.report.html import write_page
+    from robustkit.leaderboard.rows import load_records
 
     if formats and figures is None:
         raise click.UsageError("--format goes with --figures: name the folder that they go to.")

@@ -9,8 +9,8 @@ import sys
 import click
 
 from robustkit.cli import options
+from robustkit.cli.console import result, stderr, stdout
 from robustkit.cli.program import debug
-from robustkit.cli.terminal import result, stderr, stdout
 
 SCHEMA = "robustkit/validate/1"
 
@@ -31,7 +31,7 @@ def command(pack: str, as_json: bool, quiet: bool) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from robustkit.conformance import find, validate
+    from robustkit.integrations.conformance import find, validate
 
     verdicts = []
     with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone

@@ -7,15 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from robustkit.data import Dataset, digest, open_dataset
+from robustkit.core.spec import Spec
+from robustkit.core.threat import Threat
+from robustkit.core.types import Model
+from robustkit.data.dataset import Dataset, digest
+from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
-from robustkit.leaderboard import load_records
-from robustkit.record import Record, Status
-from robustkit.replay import find_examples
-from robustkit.spec import Spec
-from robustkit.suites import acts_on_findings, line_up
-from robustkit.threat import Threat
-from robustkit.types import Model
+from robustkit.evaluation.stages.replay import find_examples
+from robustkit.leaderboard.rows import load_records
+from robustkit.record.points import Status
+from robustkit.record.record import Record
+from robustkit.search.suites import acts_on_findings, line_up
 
 
 class Baseline(NamedTuple):

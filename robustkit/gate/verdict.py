@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from robustkit.gate.terms import BY_CLASS
+from robustkit.gate.criteria import BY_CLASS
 
 Answer: TypeAlias = Literal["pass", "improved", "regressed", "undecided"]
 SCHEMA = "robustkit/check/1"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
-from robustkit.train import Recipe, Step
 
 
 @defenses.register("example_linear", cites="")

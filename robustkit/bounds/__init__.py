@@ -1,1 +1,0 @@
-"""Sound bounds on what a network answers: intervals, linear bounds, and randomized smoothing."""

@@ -1,0 +1,123 @@
+"""Activations: intervals, and a line below and a line above over an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustkit.certify.affine import UNIT
+
+SOFTPLUS_STEP = 4e-9  # torch.nn.functional.softplus(x) is x above 20: a step down of 2.1e-9
+Shape: TypeAlias = Literal["convex", "sigmoid", "dip"]
+
+
+class Lines(NamedTuple):
+    """low_slope · x + low_shift ≤ f(x) ≤ high_slope · x + high_shift on the interval."""
+
+    low_slope: Tensor
+    low_shift: Tensor
+    high_slope: Tensor
+    high_shift: Tensor
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function of one of three shapes.
+
+    "convex": convex and nondecreasing; "sigmoid": nondecreasing, its slope rises and then falls;
+    "dip": falls to one minimum at `minimum`, then rises (SiLU, GELU).
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    shape: Shape
+    minimum: float = 0.0
+    rounding: float = 0.0
+
+    def slack(self, low: Tensor, high: Tensor) -> Tensor:
+        """Bound what float32 rounds off where the answer is in [low, high].
+
+        Relative to 1 + |f|: 1 + erf in GELU and exp − 1 in ELU cancel for negative arguments.
+        """
+        return self.rounding * UNIT * (1 + torch.maximum(low.abs(), high.abs()))
+
+    def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the range over [low, high]: exact, but for less than 1e-8 in softplus."""
+        below, above = self.function(low), self.function(high)
+        if self.name == "softplus":
+            return below - SOFTPLUS_STEP, above + SOFTPLUS_STEP
+        if self.shape != "dip":
+            return below, above
+        bottom = self.function(torch.full_like(low, self.minimum))
+        inside = (low <= self.minimum) & (high >= self.minimum)
+        least = torch.where(inside, bottom - 1e-12, torch.minimum(below, above))
+        return least, torch.maximum(below, above)
+
+    def lines(self, low: Tensor, high: Tensor, slope: Tensor | None = None) -> Lines:
+        """Return sound lines; `slope` in [0, 1] chooses the lower one of a ReLU.
+
+        ReLU: Zhang et al. 2018 (CROWN), with the slope that leaves the smaller area. Other convex
+        functions: tangent at the middle and chord. Sigmoid and tanh: parallel lines with the
+        smaller slope of the ends. Functions with a dip: constants.
+        """
+        if self.name == "relu":
+            return _relu(low, high, slope)
+        f_low, f_high = self.function(low), self.function(high)
+        step = SOFTPLUS_STEP if self.name == "softplus" else 0.0
+        if self.shape == "dip":
+            least, most = self.interval(low, high)
+            return Lines(torch.zeros_like(low), least, torch.zeros_like(low), most)
+        if self.shape == "sigmoid":
+            steep = torch.minimum(self._derivative(low), self._derivative(high))
+            return Lines(steep, f_low - steep * low, steep, f_high - steep * high)
+        wide = high - low > 1e-9
+        chord = torch.where(wide, (f_high - f_low) / (high - low).clamp_min(1e-9), 0.0)
+        middle = (low + high) / 2
+        tangent = self._derivative(middle)
+        return Lines(
+            tangent,
+            self.function(middle) - tangent * middle - step,
+            chord,
+            torch.where(wide, f_low - chord * low, f_high) + step,
+        )
+
+    def _derivative(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = x.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(self.function(point).sum(), point)
+        return slope
+
+
+def _relu(low: Tensor, high: Tensor, slope: Tensor | None) -> Lines:
+    on, off = low >= 0, high <= 0
+    unstable = ~(on | off)
+    width = torch.where(unstable, high - low, 1.0)
+    chord = torch.where(unstable, high / width, on.to(low.dtype))
+    if slope is None:
+        slope = (high > -low).to(low.dtype)
+    below = torch.where(unstable, slope, on.to(low.dtype))
+    zero = torch.zeros_like(low)
+    return Lines(below, zero, chord, torch.where(unstable, -chord * low, zero))
+
+
+def leaky(slope: float) -> Activation:
+    """Leaky ReLU with 0 ≤ slope ≤ 1."""
+    return Activation("leaky_relu", lambda x: F.leaky_relu(x, slope), "convex", rounding=1)
+
+
+RELU = Activation("relu", F.relu, "convex")
+KNOWN = {
+    "relu": RELU,
+    "sigmoid": Activation("sigmoid", torch.sigmoid, "sigmoid", rounding=8),
+    "tanh": Activation("tanh", torch.tanh, "sigmoid", rounding=8),
+    "elu": Activation("elu", F.elu, "convex", rounding=8),
+    "softplus": Activation("softplus", F.softplus, "convex", rounding=8),
+    # Minimum points to 16 digits; the slack in `interval` covers the rest.
+    "silu": Activation("silu", F.silu, "dip", minimum=-1.2784645427610738, rounding=8),
+    "gelu": Activation("gelu", F.gelu, "dip", minimum=-0.7517915246935645, rounding=32),
+}

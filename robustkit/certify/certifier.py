@@ -1,0 +1,224 @@
+"""Which certificate a model can have, and its verdict on points: proved robust, or not proved."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Protocol
+
+import torch
+from scipy.stats import norm
+from torch import Tensor, nn
+
+from robustkit.certify.crown import crown_margins
+from robustkit.certify.graph import Graph, trace
+from robustkit.certify.ibp import input_box, intervals, margins_of
+from robustkit.certify.smoothing import TIE_BREAK, Smoothed, certify_point, reach
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels, Mask
+from robustkit.errors import UsageError
+from robustkit.models.mixture import Mixed, certified_by_margins, smoothing_radius
+
+METHODS = ("auto", "ibp", "crown", "alpha-crown", "smoothing")
+_ITERATIONS = 20  # of alpha-CROWN
+
+
+class Certifier(Protocol):
+    """A certificate for one model and threat model."""
+
+    @property
+    def name(self) -> str:
+        """What stands in the record."""
+        ...
+
+    @property
+    def method(self) -> str:
+        """What `certifier` was asked for, or what that came to."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """How many points to hand over at once."""
+        ...
+
+    def prove(self, x: Images, y: Labels) -> Mask:
+        """Say which points the model classifies as `y` on all of the threat model around `x`."""
+        ...
+
+
+def build_certifier(
+    model: Any,
+    shape: tuple[int, ...],
+    threat: Threat,
+    method: str,
+    seed: int = 0,
+    *,
+    randomized: bool = False,
+) -> Certifier | None:
+    """Return the certificate of a model, or None where `method` is "auto" and none is known.
+
+    "ibp", "crown" and "alpha-crown" bound a network, or the robust part of a mixture, from whose
+    margin that of the mixture follows; "smoothing" samples a smoothed classifier, or one that is
+    the robust part of a mixture; "auto" takes what fits, and of the bounds the cheapest that
+    succeeds.
+
+    Args:
+        randomized: two passes of the model differ, so that bounds on one pass prove nothing.
+
+    Raises:
+        UsageError: when the method does not apply to the model.
+    """
+    if method not in METHODS:
+        raise UsageError(f"expected a certificate of {', '.join(METHODS)}, got {method!r}.")
+    mixture = model if isinstance(model, Mixed) else None
+    base = mixture.certificate_parts()[0] if mixture else model
+    if isinstance(base, Smoothed) and method in ("auto", "smoothing"):
+        return Sampling(base, threat, seed, mixture=mixture)
+    if method == "smoothing":
+        raise UsageError(
+            "--certify smoothing speaks of a smoothed classifier, not of the model under it: "
+            'evaluate "smoothed(base=..., sigma=0.25)".'
+        )
+    if not isinstance(model, nn.Module):
+        if method == "auto":
+            return None
+        raise UsageError(f"--certify {method} needs an nn.Module, got a {type(model).__name__}.")
+    if randomized and mixture is None:
+        if method == "auto":
+            return None
+        raise UsageError(
+            f"--certify {method} bounds one pass of a network, and the passes of this one differ: "
+            "take the randomness out of it, or smooth it and ask for --certify smoothing."
+        )
+    try:
+        graph = trace(copy.deepcopy(base).double().eval().requires_grad_(False), shape)
+    except UsageError:
+        if method == "auto":
+            return None
+        raise
+    return Bounds(graph, _slack(threat, shape), method, mixture)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds on the logits, in float64, widened by what float32 may round off."""
+
+    graph: Graph
+    threat: Threat
+    method: str
+    mixture: Mixed | None = None
+
+    batch = 16
+
+    @property
+    def name(self) -> str:
+        """The method as it was asked for."""
+        return self.method
+
+    def prove(self, x: Images, y: Labels) -> Mask:
+        """Try one method after the other on the points that are still open."""
+        holds = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        cascade = ("ibp", "crown-ibp", "alpha-crown")
+        for method in cascade if self.method == "auto" else (self.method,):
+            rows = (~holds).nonzero().flatten()
+            if not len(rows):
+                break
+            # Which neurons need a pass of their own differs by point: one at a time on a CPU.
+            apart = x.device.type == "cpu" and method in ("crown", "alpha-crown")
+            for part in rows.split(1 if apart else len(x)):
+                lower = self._lower(x[part].double(), y[part], method)
+                holds[part] = self._decide(lower, y[part])
+        return holds
+
+    def _lower(self, x: Images, y: Labels, method: str) -> Tensor:
+        """Return lower bounds of z_y − z_j [b, k]."""
+        if method == "ibp":
+            boxes = intervals(
+                self.graph, input_box(x, self.threat), rounding=True, ball=(x, self.threat)
+            )
+            return margins_of(self.graph, boxes, y, rounding=True)
+        return crown_margins(
+            self.graph,
+            x,
+            y,
+            self.threat,
+            intermediate="ibp" if method == "crown-ibp" else "crown",
+            rounding=True,
+            iterations=_ITERATIONS if method == "alpha-crown" else 0,
+        )
+
+    def _decide(self, lower: Tensor, y: Labels) -> Mask:
+        if self.mixture is not None:
+            _, alpha, scale = self.mixture.certificate_parts()
+            return certified_by_margins(lower, y, alpha, scale)
+        holds: Mask = lower.scatter(1, y[:, None], torch.inf).amin(1) > 0
+        return holds
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Randomized smoothing: right with probability 0.999 for each point, and abstaining else.
+
+    A mixture is certified by the vote shares of its smoothed part (`smoothing_radius`).
+    """
+
+    model: Smoothed
+    threat: Threat
+    seed: int = 0
+    select: int = 100
+    draws: int = 1000
+    alpha: float = 0.001
+    mixture: Mixed | None = None
+
+    batch = 8
+    method = "smoothing"
+
+    @property
+    def name(self) -> str:
+        """With the numbers that decide its strength."""
+        return f"smoothing(alpha={self.alpha}, draws={self.draws}, sigma={self.model.sigma})"
+
+    def prove(self, x: Images, y: Labels) -> Mask:
+        """Certify one point after the other."""
+        needed = reach(self.threat, x[0].numel())
+        proofs = [
+            certify_point(
+                self.model.base,
+                point,
+                self.model.sigma,
+                select=self.select,
+                draws=self.draws,
+                seed=self.seed,
+                alpha=self.alpha,
+            )
+            for point in x
+        ]
+        verdicts = [
+            proof.label == label and self._radius(proof.radius) > needed
+            for proof, label in zip(proofs, y.tolist(), strict=True)
+        ]
+        return torch.tensor(verdicts, device=x.device)
+
+    def _radius(self, radius: float) -> float:
+        """Turn the radius of the smoothed part into that of the whole model."""
+        if self.mixture is None:
+            return radius
+        _, alpha, scale = self.mixture.certificate_parts()
+        if scale != 1:  # of the logarithms of vote shares: other shares come out
+            return 0.0
+        least = float(norm.cdf(radius / self.model.sigma))
+        # The shares that the model answers with are blended with a thousandth of probabilities.
+        blended = torch.tensor([[least, 1 - least + TIE_BREAK]]) / (1 + TIE_BREAK)
+        first = torch.zeros(1, dtype=torch.long)
+        return float(smoothing_radius(blended, first, alpha, self.model.sigma))
+
+
+def _slack(threat: Threat, shape: tuple[int, ...]) -> Threat:
+    """Return the threat model as far as verification lets float32 points go (`contains`).
+
+    l0 is bounded by the l1 ball around it: k features that move by the width of the box at most.
+    """
+    if threat.norm == "l0":
+        threat = replace(threat, norm="l1", eps=threat.eps * (threat.upper - threat.lower))
+    return replace(threat, eps=threat.limit(prod(shape)))

@@ -1,0 +1,152 @@
+"""Interval bound propagation (Gowal et al. 2018): a box goes in, a box comes out of every node."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustkit.certify.activations import Activation
+from robustkit.certify.affine import UNIT, Affine, AverageOp, ConvOp, LinearOp, ScaleOp, widening
+from robustkit.certify.graph import Graph, Node
+from robustkit.certify.operations import Input, Join, MaxPool, Sum
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels
+
+
+class Box(NamedTuple):
+    """Every value between low and high [b, *f]."""
+
+    low: Tensor
+    high: Tensor
+
+
+def input_box(x: Images, threat: Threat) -> Box:
+    """Return the smallest box around ball and box of the threat model, for any norm."""
+    return Box((x - threat.eps).clamp_min(threat.lower), (x + threat.eps).clamp_max(threat.upper))
+
+
+def intervals(
+    graph: Graph,
+    box: Box,
+    *,
+    rounding: bool = False,
+    ball: tuple[Images, Threat] | None = None,
+    known: list[Box] | None = None,
+) -> list[Box]:
+    """Return a box that holds every value of each node.
+
+    Args:
+        box: of the inputs.
+        rounding: hold the values of a float32 evaluation too; give weights and box in float64.
+        ball: the clean inputs and an l2 threat model: the first layer is bounded by the norms of
+            its rows where that is tighter than the box.
+        known: boxes that hold already, for the first nodes or all; every box is cut with its own.
+    """
+    boxes: list[Box] = []
+    for node in graph.nodes:
+        sources = [boxes[index] for index in node.inputs]
+        boxes.append(box if isinstance(node.op, Input) else _step(node, sources, rounding))
+        if ball is not None and ball[1].norm == "l2":
+            _tighten(graph, boxes, ball, rounding)
+        if known is not None and len(boxes) <= len(known):
+            boxes[-1] = _cut(boxes[-1], known[len(boxes) - 1])
+    return boxes
+
+
+def lower_margins(graph: Graph, box: Box, y: Labels, *, rounding: bool = False) -> Tensor:
+    """Return lower bounds of z_y − z_j over the box [b, k]; 0 at j = y."""
+    return margins_of(graph, intervals(graph, box, rounding=rounding), y, rounding=rounding)
+
+
+def margins_of(graph: Graph, boxes: list[Box], y: Labels, *, rounding: bool = False) -> Tensor:
+    """Return lower bounds of z_y − z_j [b, k] from the boxes of `intervals`; 0 at j = y.
+
+    A last linear layer is elided: the rows of W that are compared are subtracted before they are
+    bounded.
+    """
+    last, out = graph.nodes[-1], boxes[-1]
+    rows = torch.arange(len(y), device=y.device)
+    if not isinstance(last.op, LinearOp):
+        lower = out.low[rows, y][:, None] - out.high
+    else:
+        low, high = boxes[last.inputs[0]]
+        weight, bias = last.op.layer.weight, last.op.layer.bias
+        rows_of = weight[y][:, None] - weight[None]
+        center, radius = (low + high) / 2, (high - low) / 2
+        lower = torch.einsum("bkd,bd->bk", rows_of, center) - torch.einsum(
+            "bkd,bd->bk", rows_of.abs(), radius
+        )
+        if bias is not None:
+            lower = lower + bias[y][:, None] - bias[None]
+        if rounding:
+            off = widening(last.op, torch.maximum(low.abs(), high.abs()))
+            lower = lower - off[rows, y][:, None] - off
+    same = torch.arange(lower.shape[1], device=y.device) == y[:, None]
+    return lower.masked_fill(same, 0.0)
+
+
+def _step(node: Node, sources: list[Box], rounding: bool) -> Box:
+    op = node.op
+    if isinstance(op, Activation):
+        low, high = op.interval(*sources[0])
+        off = op.slack(low, high) if rounding else 0.0
+        return Box(low - off, high + off)
+    if isinstance(op, Sum):
+        a, b = sources
+        joined = (
+            Box(a.low + b.low, a.high + b.high)
+            if op.sign > 0
+            else Box(a.low - b.high, a.high - b.low)
+        )
+        off = 2 * UNIT * torch.maximum(joined.low.abs(), joined.high.abs()) if rounding else 0.0
+        return Box(joined.low - off, joined.high + off)
+    if isinstance(op, Join):
+        return Box(*(torch.cat(parts, op.axis) for parts in zip(*sources, strict=True)))
+    if isinstance(op, MaxPool):
+        return Box(*(F.max_pool2d(part, **op.options) for part in sources[0]))
+    assert not isinstance(op, Input)
+    return _affine(op, sources[0], rounding)
+
+
+def _affine(op: Affine, source: Box, rounding: bool) -> Box:
+    low, high = source
+    if isinstance(op, AverageOp):  # of its ends: exact for a reshape
+        size = torch.maximum(low.abs(), high.abs())
+        off = widening(op, size) if rounding else 0.0
+        return Box(op.forward(low) - off, op.forward(high) + off)
+    center, radius = op.forward((low + high) / 2), op.spread((high - low) / 2)
+    if rounding:
+        # The bound itself is computed in float64: 1e-12 of it covers that.
+        radius = radius * (1 + 1e-12) + widening(op, torch.maximum(low.abs(), high.abs()))
+    return Box(center - radius, center + radius)
+
+
+def _cut(a: Box, b: Box) -> Box:
+    return Box(torch.maximum(a.low, b.low), torch.minimum(a.high, b.high))
+
+
+def _tighten(graph: Graph, boxes: list[Box], ball: tuple[Images, Threat], rounding: bool) -> None:
+    """Cut the box of the newest node with the row norms, if only scales and reshapes precede it."""
+    index, chain = len(boxes) - 1, list[Affine]()
+    while index:
+        node = graph.nodes[index]
+        allowed = (ScaleOp, AverageOp) if chain else (ConvOp, LinearOp)
+        if not isinstance(node.op, allowed) or (isinstance(node.op, AverageOp) and node.op.terms):
+            return
+        chain.append(node.op)
+        index = node.inputs[0]
+    if not chain:
+        return
+    (x, threat), size = ball, torch.maximum(boxes[0].low.abs(), boxes[0].high.abs())
+    center, squares = x, torch.ones_like(x)
+    off = torch.zeros_like(x)
+    for op in reversed(chain):
+        if rounding:
+            off = op.spread(off) + widening(op, size)
+            size = op.spread(size) + op.size() + off
+        center, squares = op.forward(center), op.squares(squares)
+    radius = threat.eps * squares.sqrt() * (1 + 1e-12) + (off if rounding else 0.0)
+    boxes[-1] = _cut(boxes[-1], Box(center - radius, center + radius))

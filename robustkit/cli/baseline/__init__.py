@@ -1,0 +1,1 @@
+"""`robustkit baseline`: command.py holds its options, run.py does the work."""

@@ -1,0 +1,1 @@
+"""`robustkit check`: command.py holds its options, run.py does the work."""

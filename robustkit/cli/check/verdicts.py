@@ -1,0 +1,49 @@
+"""How the verdicts of a gate look in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from robustkit.gate.verdict import Finding, Verdict
+
+_STYLES = {"pass": "green", "improved": "green", "regressed": "bold red", "undecided": "yellow"}
+
+
+def show(verdicts: Sequence[Verdict], console: Console) -> None:
+    """Print a table with a row for each metric, and a sentence for each model."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for head in ("model", "metric", "verdict", "baseline", "candidate", "drop", "points"):
+        table.add_column(head, overflow="fold", no_wrap=head not in ("model", "drop"))
+    for verdict in verdicts:
+        for number, finding in enumerate(verdict.findings):
+            cells = _cells(finding)
+            table.add_row(
+                Text("" if number else verdict.candidate),
+                Text(finding.metric),
+                Text(finding.answer, _STYLES[finding.answer]),
+                *map(Text, cells),
+            )
+    console.print(table)
+    for verdict in verdicts:
+        line = Text.assemble((f"{verdict.answer}: ", _STYLES[verdict.answer]), verdict.sentence())
+        console.print(line, soft_wrap=True, highlight=False)
+        console.print(Text(_cost(verdict)), soft_wrap=True, highlight=False)
+
+
+def _cells(finding: Finding) -> list[str]:
+    points = f"{finding.n} of {finding.total}"
+    if finding.drop is None or finding.low is None or finding.high is None:
+        return ["", "", finding.detail, points]
+    bounds = f"{finding.drop:.4f} [{finding.low:.4f}, {finding.high:.4f}]"
+    return [f"{finding.baseline:.4f}", f"{finding.candidate:.4f}", bounds, points]
+
+
+def _cost(verdict: Verdict) -> str:
+    told = f"{verdict.ended}; {verdict.seconds:.1f} s, {verdict.forwards:,} forward passes"
+    replayed = f", {verdict.replayed} points fell to stored inputs" if verdict.replayed else ""
+    return f"{told}{replayed}. Record: {verdict.record}"

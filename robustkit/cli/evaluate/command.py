@@ -1,0 +1,150 @@
+"""`robustkit evaluate`: its options. What it does is in `robustkit.cli.evaluate.run`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from robustkit.cli import options
+from robustkit.cli.program import debug, debugging
+
+
+@click.command("evaluate")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option(
+    "--data",
+    default="bundled",
+    show_default=True,
+    metavar="NAME|npz:PATH|folder:PATH|module:function",
+    help="Images and labels.",
+)
+@options.data_root
+@click.option(
+    "--threat",
+    metavar="linf:8/255|l2:0.5|l1:12|l0:10",
+    help="Norm and eps in input units; by default the usual one of the data set.",
+)
+@click.option(
+    "--eps-grid",
+    callback=options.numbers,
+    metavar="2/255,4/255,8/255",
+    help="The robust accuracy at each of these eps, in one run; --threat then names the norm.",
+)
+@click.option(
+    "--minimum-norm",
+    is_flag=True,
+    help="Seek the nearest adversarial input of every point; --threat may name the norm alone.",
+)
+@click.option(
+    "--suite",
+    metavar="NAME",
+    help="A line-up of attacks; 'quick' by default, 'minimum_norm' with --minimum-norm.",
+)
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="SPEC",
+    help='An attack instead of a suite, such as "apgd(loss=dlr, steps=50)"; repeatable.',
+)
+@click.option(
+    "--certify",
+    type=click.Choice(["auto", "ibp", "crown", "alpha-crown", "smoothing"]),
+    help="Prove points robust before the attacks; those are not attacked.",
+)
+@click.option(
+    "--attack-certified", is_flag=True, help="Attack certified points too, to check the proof."
+)
+@click.option(
+    "--n",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Points: a seeded, class-balanced subset; all by default, 200 where no MODEL is named.",
+)
+@options.seed
+@options.device
+@click.option(
+    "--distributed",
+    metavar="ray[:ADDRESS]",
+    help="On a Ray cluster, a worker per GPU, or per CPU where there are none.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="So many processes, of this machine or of the cluster.",
+)
+@click.option(
+    "--batch-size",
+    callback=options.batch_size,
+    default="auto",
+    show_default=True,
+    metavar="auto|N",
+    help="Inputs that go through the model at once.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of searches; verdicts are always float32. auto: float16 on a GPU.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["auto", "contiguous", "channels_last"]),
+    default="auto",
+    show_default=True,
+    help="Of images and convolutions in searches.",
+)
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the model for searches (torch.compile)."
+)
+@click.option(
+    "--replay",
+    type=options.FOLDER,
+    metavar="DIR",
+    help="Try what an earlier run on the same data has found first; one pass each.",
+)
+@options.max_time
+@options.max_forwards
+@click.option("--out", type=options.FOLDER, metavar="DIR", help="Folder of the run.")
+@options.fresh
+@click.option(
+    "--save-adversarial/--no-save-adversarial",
+    default=None,
+    help="Keep the adversarial inputs; by default unless they are large.",
+)
+@click.option(
+    "--weights", type=options.FILE, metavar="FILE", help="State dict: .safetensors, .pt or .pth."
+)
+@click.option(
+    "--mean",
+    callback=options.numbers,
+    metavar="A,B,C",
+    help="Subtracted from each channel, inside the model; one number for all, or one for each.",
+)
+@click.option("--std", callback=options.numbers, metavar="A,B,C", help="Divided by, likewise.")
+@options.threads
+@options.as_json
+@options.quiet
+@debug
+@click.pass_context
+def command(ctx: click.Context, /, **given: Any) -> int:
+    """Attack models and print the leaderboard.
+
+    MODEL is a registered defense with options (undefended, "pgd_at(eps=0.1)"), or
+    package.module:attr or path/to/file.py:attr: an nn.Module, or a function without arguments that
+    returns one; or a model of another source: robustbench:cifar10/Linf/NAME, timm:NAME,
+    torchvision:NAME, hf:NAME_OR_FOLDER, hub:FOLDER:ENTRY, onnx:FILE, export:FILE. Without MODEL,
+    every bundled model for the data is evaluated.
+
+    The same command again resumes. Exit codes: 0 done, 2 the request cannot be carried out as it
+    stands, 3 a model could not be finished.
+    """
+    from robustkit.cli.evaluate.plan import Request
+    from robustkit.cli.evaluate.run import run
+    from robustkit.models.tuning import Tuning
+
+    tuning = Tuning(*(given.pop(name) for name in ("precision", "layout", "compiled")))
+    return run(Request(**given, tuning=tuning), debug=debugging(ctx))

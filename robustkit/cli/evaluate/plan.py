@@ -1,0 +1,286 @@
+"""Everything that `robustkit evaluate` decides, and refuses, before it attacks the first model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from robustkit.certify.certifier import build_certifier
+from robustkit.cli.evaluate.run_folder import previous, refuse_other
+from robustkit.core import json_files
+from robustkit.core.spec import Spec
+from robustkit.core.text import slug
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset, select
+from robustkit.data.open import open_dataset
+from robustkit.errors import UsageError
+from robustkit.evaluation.distributed.messages import Named
+from robustkit.evaluation.distributed.setup import set_up
+from robustkit.evaluation.eps_grid import descending, folder_of, refuse_audit
+from robustkit.evaluation.request import home
+from robustkit.evaluation.resume import source_digest
+from robustkit.evaluation.stages.replay import find_examples
+from robustkit.models.load import Subject, bundled, load_model
+from robustkit.models.tuning import AUTOMATIC, Tuning
+from robustkit.record.provenance import weights_digest
+from robustkit.registry import datasets
+from robustkit.search.suites import line_up, refuse_fixed
+
+SCHEMA = "robustkit/run/1"
+_DEFAULT_SUITE, _NEAREST_SUITE = "quick", "minimum_norm"
+
+
+FIRST_LOOK = 200  # points, where no model is named and every bundled one runs
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, as it was typed."""
+
+    models: tuple[str, ...] = ()
+    data: str = "bundled"
+    data_root: Path | None = None
+    threat: str | None = None
+    eps_grid: tuple[float, ...] | None = None
+    minimum_norm: bool = False
+    suite: str | None = None
+    attacks: tuple[str, ...] = ()
+    certify: str | None = None
+    attack_certified: bool = False
+    n: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    distributed: str | None = None
+    workers: int | None = None
+    batch_size: int | None = None
+    tuning: Tuning = AUTOMATIC
+    replay: Path | None = None
+    max_time: float | None = None
+    max_forwards: int | None = None
+    out: Path | None = None
+    fresh: bool = False
+    save_adversarial: bool | None = None
+    weights: Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    threads: int | None = None
+    as_json: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request: models loaded, data open, folder settled.
+
+    `threat` is the one of the run, or the largest of `grid`, which falls.
+    """
+
+    request: Request
+    data: Dataset
+    threat: Threat
+    grid: tuple[Threat, ...]
+    suite: str | None
+    attacks: tuple[Spec, ...]
+    subjects: tuple[Subject, ...]
+    config: dict[str, Any]
+    out: Path
+
+    def folder(self, subject: Subject) -> Path:
+        """Return the folder of one model's evidence."""
+        return self.out / slug(subject.name)
+
+    def records(self, subject: Subject) -> list[Path]:
+        """Return where the records of one model will lie."""
+        folder = self.folder(subject)
+        places = [folder_of(folder, threat) for threat in self.grid] or [folder]
+        return [place / "record.json" for place in places]
+
+    def arguments(self, subject: Subject) -> dict[str, Any]:
+        """Return what the record keeps of the request."""
+        kept = {key: value for key, value in self.config.items() if key != "schema"}
+        asked = self.request
+        spread = {"distributed": asked.distributed, "workers": asked.workers}
+        given = {key: value for key, value in spread.items() if value is not None}
+        return {**kept, "model": subject.name, "device": asked.device, **given}
+
+    def named(self, subject: Subject) -> Named:
+        """Return how workers load a model; they may have another working directory."""
+        weights = self.request.weights
+        return Named(
+            _absolute(subject.name), weights and weights.resolve(), self.request.mean,
+            self.request.std,
+        )  # fmt: skip
+
+
+def _absolute(text: str) -> str:
+    """Return a model's name with the file of its code, if it names one, from the root on."""
+    source, _, attribute = text.rpartition(":")
+    return f"{Path(source).resolve()}:{attribute}" if source.endswith(".py") else text
+
+
+def make(request: Request) -> Plan:
+    """Check a request. Nothing is written.
+
+    Raises:
+        UsageError: for whatever would make the run fail or mean something else than was asked.
+    """
+    set_up(request.device, request.distributed, request.workers)
+    if request.suite and request.attacks:
+        raise UsageError("--suite and --attack exclude each other: give one of them.")
+    data = open_dataset(request.data, root=request.data_root, split="test")
+    if not request.models and request.n is None:
+        request = replace(request, n=min(len(data), FIRST_LOOK))
+    grid = _grid(request)
+    threat = grid[0] if grid else _threat(request, data)
+    default = _NEAREST_SUITE if request.minimum_norm else _DEFAULT_SUITE
+    suite = request.suite or (None if request.attacks else default)
+    attacks = tuple(Spec.parse(text) for text in request.attacks)
+    line = line_up(suite, attacks, threat)
+    if request.minimum_norm:
+        refuse_fixed(line.specs)
+    if grid:
+        refuse_audit(line, suite)
+    _refuse_mixtures(request)
+    if request.attack_certified and not request.certify:
+        raise UsageError("--attack-certified needs --certify: nothing is certified without it.")
+    select(data, request.n, request.seed)
+    if request.replay:
+        find_examples(request.replay, data.shape)
+    subjects = _subjects(request, data)
+    for subject in subjects:
+        line_up(suite, attacks, threat, subject.model)
+        if request.certify:
+            build_certifier(subject.model, data.shape, threat, request.certify, request.seed)
+    config = _config(request, threat, grid, suite, attacks, subjects)
+    out = request.out or _default(config, data)
+    refuse_other(out, config, fresh=request.fresh)
+    return Plan(request, data, threat, grid, suite, attacks, subjects, config, out)
+
+
+def claim(plan: Plan) -> None:
+    """Write the configuration into the run's folder; `--fresh` drops the records of another run."""
+    if plan.request.fresh and (before := previous(plan.out)):
+        places = [plan.out / slug(name) for name in before["models"]]
+        found = {file for place in places for file in place.rglob("record.json")}
+        for file in found - {file for subject in plan.subjects for file in plan.records(subject)}:
+            file.unlink()
+    json_files.write(plan.config, plan.out / "config.json")
+
+
+def _refuse_mixtures(request: Request) -> None:
+    """Refuse what a run over several eps, or one for distances, cannot be combined with."""
+    mode = "--eps-grid" if request.eps_grid else "--minimum-norm" if request.minimum_norm else None
+    given = [
+        option
+        for option, value in (
+            ("--replay", request.replay),
+            ("--max-time", request.max_time),
+            ("--max-forwards", request.max_forwards),
+        )
+        if value is not None
+    ]
+    if mode and given:
+        raise UsageError(f"{given[0]} does not go with {mode}: leave one of them out.")
+
+
+def _grid(request: Request) -> tuple[Threat, ...]:
+    """Return the threat models of `--eps-grid`, the largest first; none where it was not given."""
+    if request.eps_grid is None:
+        return ()
+    if request.minimum_norm:
+        raise UsageError(
+            "--minimum-norm and --eps-grid exclude each other: the first finds a distance for "
+            "every point, and with it the robust accuracy at every eps."
+        )
+    norm, colon, _ = (request.threat or _usual_threat(request.data)).partition(":")
+    if request.threat and colon:
+        raise UsageError(
+            f"--threat {request.threat} names an eps, and --eps-grid names others: give the norm "
+            f"alone, --threat {norm}."
+        )
+    return tuple(descending(Threat.parse(f"{norm}:1"), request.eps_grid))
+
+
+def _threat(request: Request, data: Dataset) -> Threat:
+    """Return the threat model; a norm alone is bounded by the box, where distances are sought."""
+    text = request.threat or _usual_threat(request.data)
+    if not request.minimum_norm or ":" in text:
+        return Threat.parse(text)
+    norm = Threat.parse(f"{text}:1").norm
+    return Threat.whole(norm, prod(data.shape))
+
+
+def usual_threat(text: str) -> str | None:
+    """Return the threat model that is usual for a registered data set, if one is known."""
+    name = text.partition("(")[0].strip()
+    fact = datasets.entry(name).facts.get("threat") if name in datasets else None
+    return str(fact) if fact else None
+
+
+def _usual_threat(text: str) -> str:
+    threat = usual_threat(text)
+    if threat is None:
+        raise UsageError(
+            f"no threat model is usual for {text!r}: name one, such as --threat linf:8/255 "
+            "(norm, and eps in units of inputs between 0 and 1)."
+        )
+    return threat
+
+
+def _subjects(request: Request, data: Dataset) -> tuple[Subject, ...]:
+    names = list(request.models) or bundled(data)
+    if not names:
+        raise UsageError(
+            f"no model is bundled for {data.family}: name a MODEL (`robustkit list defenses` shows "
+            "for which data weights are bundled)."
+        )
+    if request.weights is not None and len(request.models) != 1:
+        raise UsageError(f"--weights goes with exactly one MODEL, got {len(request.models)}.")
+    subjects = tuple(
+        load_model(text, data=data, weights=request.weights, mean=request.mean, std=request.std)
+        for text in names
+    )
+    folders = [slug(subject.name) for subject in subjects]
+    for subject, folder in zip(subjects, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UsageError(f"{subject.name} is listed twice, or another name is too close to it.")
+    return subjects
+
+
+def _config(
+    request: Request,
+    threat: Threat,
+    grid: tuple[Threat, ...],
+    suite: str | None,
+    attacks: tuple[Spec, ...],
+    subjects: tuple[Subject, ...],
+) -> dict[str, Any]:
+    """Describe the run: what decides its verdicts, and nothing else."""
+    sources = [source_digest(subject.name) for subject in subjects]
+    return {
+        "schema": SCHEMA,
+        "models": [subject.name for subject in subjects],
+        "weights": [weights_digest(subject.model)[0] for subject in subjects],
+        **({"sources": sources} if any(sources) else {}),
+        "data": request.data,
+        "threat": threat.norm if grid else str(threat),
+        "suite": suite and str(Spec.parse(suite)),
+        "attacks": [str(spec) for spec in attacks],
+        "n": request.n,
+        "seed": request.seed,
+        **({"replay": str(request.replay)} if request.replay else {}),
+        **({"certify": request.certify} if request.certify else {}),
+        **({"attack_certified": True} if request.attack_certified else {}),
+        **({"minimum_norm": True} if request.minimum_norm else {}),
+        **({"eps_grid": [radius.eps for radius in grid]} if grid else {}),
+    }
+
+
+def _default(config: dict[str, Any], data: Dataset) -> Path:
+    threat = config["threat"]
+    if radii := config.get("eps_grid"):
+        threat = f"{threat}:{radii[-1]:.6g}-{radii[0]:.6g}"
+    points = config["n"] or len(data)
+    return home(config["data"], threat, config["suite"], points, config["seed"], config)

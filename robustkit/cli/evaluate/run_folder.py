@@ -1,0 +1,51 @@
+"""What a run's folder held before: it is resumed, and never overwritten by another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from robustkit.core import json_files
+from robustkit.errors import UsageError
+
+
+def refuse_other(out: Path, config: dict[str, Any], *, fresh: bool) -> None:
+    """Refuse a folder that holds something else than this run."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; --out names a folder.")
+    before = previous(out)
+    if before is None or fresh:
+        return
+    for key in {**config, **before}:
+        was, now = before.get(key), config.get(key)
+        if was != now:
+            raise UsageError(
+                f"{out} holds another evaluation: {_difference(key, was, now, config)}. "
+                "Choose another --out, or start over with --fresh."
+            )
+
+
+def previous(out: Path) -> dict[str, Any] | None:
+    """Return the configuration of the run in a folder; None where there is none."""
+    path = out / "config.json"
+    if not path.exists():
+        return None
+    found = json_files.read(path)
+    if not isinstance(found, dict) or not str(found.get("schema")).startswith("robustkit/run/"):
+        raise UsageError(f"{path} is not of robustkit: choose a folder of its own for --out.")
+    return found
+
+
+def _difference(key: str, was: Any, now: Any, config: dict[str, Any]) -> str:
+    told = {"weights": "the weights of {} have changed", "sources": "the file of {} has changed"}
+    if key in told and isinstance(was, list) and isinstance(now, list):
+        pairs = zip(config["models"], was, now, strict=False)
+        if changed := [name for name, old, new in pairs if old != new]:
+            return told[key].format(", ".join(changed))
+    return f"{key} was {_shown(was)}, now {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "not given" if value is None else str(value)

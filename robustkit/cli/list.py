@@ -1,0 +1,78 @@
+"""`robustkit list`: what is registered, with options and origin."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustkit.cli import options
+from robustkit.cli.console import result, stdout
+from robustkit.cli.program import debug
+
+if TYPE_CHECKING:
+    from robustkit.registry import Entry
+
+SCHEMA = "robustkit/list/1"
+_KINDS = ("attacks", "defenses", "datasets", "suites", "libraries")
+
+
+@click.command("list", short_help="List what can be asked for by name.")
+@click.argument("kind", type=click.Choice(_KINDS), metavar="|".join(_KINDS))
+@options.as_json
+@debug
+def command(kind: str, as_json: bool) -> None:
+    """List the attacks, libraries of attacks, defenses, datasets or suites that have a name."""
+    from robustkit import registry
+
+    entries = getattr(registry, kind).entries()
+    rows = [_row(entry, weights=kind == "defenses") for entry in entries]
+    if as_json:
+        result(json.dumps({"schema": SCHEMA, "kind": kind, "entries": rows}, indent=2))
+    else:
+        _print(rows)
+
+
+def _row(entry: Entry, *, weights: bool) -> dict[str, Any]:
+    facts = {key: value for key, value in entry.facts.items() if value not in ("", None)}
+    row = {
+        "name": entry.name,
+        "summary": entry.summary,
+        "options": {key: _plain(value) for key, value in entry.options.items()},
+        "source": facts.pop("cites", None) or entry.origin,
+        "origin": entry.origin,
+        "facts": {key: _plain(value) for key, value in facts.items()},
+    }
+    if weights:
+        from robustkit.models.checkpoints import shipped
+
+        row["weights"] = sorted({checkpoint.card.data for checkpoint in shipped(entry)})
+    return row
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    columns = ["name", "summary", "options", "source"]
+    columns += ["weights"] if rows and "weights" in rows[0] else []
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column in ("name", "source"))
+    for row in rows:
+        given = ", ".join(f"{key}={_word(value)}" for key, value in row["options"].items())
+        cells = {**row, "options": given, "weights": ", ".join(row.get("weights", ()))}
+        table.add_row(*(Text(cells[column]) for column in columns))
+    stdout().print(table)
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` as a JSON value."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def _word(value: Any) -> str:
+    return "(" + ", ".join(map(_word, value)) + ")" if isinstance(value, list) else str(value)

@@ -1,0 +1,271 @@
+"""What `robustkit train` does: fit, measure, write weights and card, say what to run next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Generator, Tensor
+
+from robustkit.cli.console import say, stderr, stdout
+from robustkit.cli.evaluate.plan import usual_threat
+from robustkit.cli.options import use_threads
+from robustkit.cli.progress import training_progress
+from robustkit.core import json_files
+from robustkit.core.device import pick_device
+from robustkit.core.rng import generator
+from robustkit.core.spec import Spec
+from robustkit.core.text import slug
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset, select
+from robustkit.data.open import open_dataset
+from robustkit.errors import UsageError
+from robustkit.models.checkpoints import Card, beside, digest, put, read_weights
+from robustkit.models.load import name_of
+from robustkit.models.protocols import assemble, learned
+from robustkit.models.training import Recipe, Step, Trainable, fit, save_weights
+from robustkit.registry import attacks, datasets, defenses
+from robustkit.search.functional import attack
+
+_TESTED, _BATCH, _PGD = 1000, 250, "pgd(steps=20)"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was asked for."""
+
+    name: str
+    data: str = "fashion_mnist"
+    data_root: Path | None = None
+    out: Path | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    fresh: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class _Course:
+    """A checked request."""
+
+    asked: Training
+    defense: Trainable
+    name: str
+    options: dict[str, Any]
+    usual: Recipe
+    recipe: Recipe
+    data: Dataset
+    folder: Path
+    device: torch.device
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights: a folder with the state of another identity is refused."""
+        return {
+            **self.options,
+            "defense": Spec.parse(self.name).name,
+            "data": self.data.family,
+            "points": len(self.data),
+            "epochs": self.recipe.epochs,
+            "batch size": self.recipe.batch_size,
+            "seed": self.asked.seed,
+        }
+
+    @property
+    def command(self) -> str:
+        """The command that repeats the training."""
+        words = ["robustkit", "train", self.name, "--data", self.asked.data]
+        if self.recipe.epochs != self.usual.epochs:
+            words += ["--epochs", str(self.recipe.epochs)]
+        if self.recipe.batch_size != self.usual.batch_size:
+            words += ["--batch-size", str(self.recipe.batch_size)]
+        if self.asked.threads:  # sums are rounded otherwise with another number
+            words += ["--threads", str(self.asked.threads)]
+        return shlex.join([*words, "--seed", str(self.asked.seed)])
+
+    @property
+    def next_command(self) -> str:
+        """The command that evaluates what was trained."""
+        words = ["robustkit", "evaluate", self.name, "--data", self.asked.data]
+        if self.asked.data_root is not None:
+            words += ["--data-root", str(self.asked.data_root)]
+        return shlex.join([*words, "--weights", str(self.weights)])
+
+
+@runtime_checkable
+class _Fits(Protocol):
+    """Tells a defense whose numbers are fitted on some points, without gradients."""
+
+    def calibrate(self, model: Any, x: Tensor, y: Tensor, generator: Generator) -> None: ...
+
+
+@runtime_checkable
+class _Learns(Protocol):
+    """Tells a defense that is trained from one that is made of others."""
+
+    def objective(self, model: Any, x: Tensor, y: Tensor, step: Step) -> Tensor: ...
+
+
+def run(asked: Training) -> None:
+    """Train, or finish a training that was interrupted.
+
+    Raises:
+        UsageError: when the request is refused, such as a folder that holds another training.
+    """
+    use_threads(asked.threads)
+    course = _prepare(asked)
+    if asked.fresh:
+        for file in ("state.pt", "model.safetensors", "card.json"):
+            (course.folder / file).unlink(missing_ok=True)
+    if isinstance(course.defense, _Fits):
+        _calibrate(course, course.defense)
+    else:
+        training_progress(_fit(course), course.name, quiet=asked.quiet)
+    card = _card(course, _measure(course))
+    json_files.write(card.plain(), course.folder / "card.json")
+    if not asked.quiet:
+        _report(course, card)
+
+
+def _prepare(asked: Training) -> _Course:
+    device, spec = pick_device(asked.device), Spec.parse(asked.name)
+    entry, defense = defenses.entry(spec.name), defenses.build(spec)
+    if not isinstance(defense, (_Learns, _Fits)) or not getattr(defense, "trained", True):
+        raise UsageError(f"{spec.name} is not trained: it is made of other models.")
+    trainable, name = cast(Trainable, defense), name_of(entry, defense)
+    data = open_dataset(asked.data, root=asked.data_root, split="train")
+    given: dict[str, Any] = {"epochs": asked.epochs, "batch_size": asked.batch_size}
+    usual = trainable.recipe if isinstance(defense, _Learns) else Recipe(epochs=1)
+    recipe = replace(usual, **{k: v for k, v in given.items() if v is not None})
+    if recipe.batch_size > len(data):
+        raise UsageError(
+            f"--batch-size: expected at most the {len(data)} points of {data.name}, "
+            f"got {recipe.batch_size}."
+        )
+    options = {key: getattr(defense, key) for key in entry.options}
+    folder = asked.out or Path("robustkit-models") / slug(f"{name}-{data.family}")
+    return _Course(asked, trainable, name, options, usual, recipe, data, folder, device)
+
+
+def _calibrate(course: _Course, defense: _Fits) -> None:
+    """Fit a defense on a seeded subset of its training data; it takes a minute or less.
+
+    Raises:
+        UsageError: when the folder holds another training.
+    """
+    _refuse_another(course)
+    model = assemble(cast(Any, defense), course.data).to(course.device).eval()
+    points = select(course.data, min(_TESTED, len(course.data)), course.asked.seed)
+    x, y = (part.to(course.device) for part in course.data.fetch(points))
+    defense.calibrate(model, x, y, generator(course.asked.seed, 4, 0))
+    part = learned(defense, model)
+    if part is not None:
+        course.folder.mkdir(parents=True, exist_ok=True)
+        save_weights(part, course.weights)
+
+
+def _refuse_another(course: _Course) -> None:
+    """Refuse to write over weights that are not those of this training (a UsageError)."""
+    if not course.weights.exists():
+        return
+    card, asked = beside(course.weights), course.identity
+    if card is None:
+        told = "its weights have no card, or one of other weights"
+    else:
+        held = {**card.options, "defense": card.defense, "data": card.data, "seed": card.seed,
+                "epochs": card.epochs}  # fmt: skip
+        keys = (held.keys() | asked.keys()) - {"points", "batch size"}
+        keys = keys if card.defense == asked["defense"] else {"defense"}
+        changes = [f"{key} was {held.get(key)!r}, now {asked.get(key)!r}" for key in sorted(keys)
+                   if held.get(key) != asked.get(key)]  # fmt: skip
+        if not changes:
+            return
+        told = "; ".join(changes)
+    raise UsageError(
+        f"{course.folder} holds another training: {told}. Choose another --out, or start over with "
+        "--fresh."
+    )
+
+
+def _fit(course: _Course) -> Iterator[Any]:
+    return fit(
+        course.defense,
+        course.data,
+        course.folder,
+        recipe=course.recipe,
+        seed=course.asked.seed,
+        device=course.device,
+        identity=course.identity,
+    )
+
+
+def _measure(course: _Course) -> dict[str, Any]:
+    """Return clean and PGD-20 accuracy on up to 1,000 test points, as fractions."""
+    asked = course.asked
+    if asked.data.partition("(")[0].strip() not in datasets:
+        say(stderr(), "warning", f"{asked.data} has no test split; nothing was measured.", "yellow")
+        return {}
+    data = open_dataset(asked.data, root=asked.data_root, split="test")
+    model = assemble(cast(Any, course.defense), data)
+    put(read_weights(course.weights), learned(course.defense, model) or model, str(course.weights))
+    model = model.to(course.device).eval().requires_grad_(False)
+    threat, search = _threat(course), attacks.build(_PGD)
+    points = select(data, min(_TESTED, len(data)), 0)
+    clean = robust = 0
+    for start in range(0, len(points), _BATCH):
+        x, y = (part.to(course.device) for part in data.fetch(points[start : start + _BATCH]))
+        z = attack(model, x, y, search, threat, seed=asked.seed, slots=_BATCH)
+        with torch.no_grad():
+            clean += int((model(x).argmax(1) == y).sum())
+            robust += int((model(z).argmax(1) == y).sum())
+    n = len(points)
+    return {"clean": clean / n, "pgd20": robust / n, "n": n, "threat": str(threat)}
+
+
+def _threat(course: _Course) -> Threat:
+    """Return the threat model that was trained for, else the usual one of the data."""
+    eps = course.options.get("eps")
+    if isinstance(eps, float) and eps > 0:  # 0: trained without an adversary
+        return Threat("linf", eps)
+    return Threat.parse(usual_threat(course.asked.data) or "linf:0.1")
+
+
+def _card(course: _Course, measured: dict[str, Any]) -> Card:
+    return Card(
+        defense=Spec.parse(course.name).name,
+        options=course.options,
+        data=course.data.family,
+        shape=course.data.shape,
+        classes=course.data.classes,
+        command=course.command,
+        seed=course.asked.seed,
+        epochs=course.recipe.epochs,
+        measured=measured,
+        sha256=digest(course.weights),
+        robustkit=version("robustkit"),
+    )
+
+
+def _report(course: _Course, card: Card) -> None:
+    console, found = stdout(), card.measured
+    if found:
+        console.out(
+            f"{course.name} on {found['n']} test points: clean {found['clean']:.4f}, "
+            f"PGD-20 ({found['threat']}) {found['pgd20']:.4f}",
+            highlight=False,
+        )
+    console.out(f"weights: {course.weights}", highlight=False)
+    console.out(f"card: {course.folder / 'card.json'}", highlight=False)
+    console.out(f"next: {course.next_command}", highlight=False)

@@ -1,0 +1,54 @@
+"""Whose error it was: one that a model raises in the middle of a run is the model's."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from robustkit.core.imports import failure
+from robustkit.errors import RobustkitError
+
+_PACKAGE = Path(str(sys.modules["robustkit"].__file__)).resolve().parent
+
+
+@contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """Turn what the model `name` raises inside into a clear error; leave any other as it is.
+
+    Raises:
+        RobustkitError: naming the model, its file and line.
+    """
+    try:
+        yield
+    except RobustkitError:
+        raise
+    except Exception as error:
+        place = raised_by_model(error)
+        if place is None:
+            raise
+        told = failure(error).rstrip(".")
+        raise RobustkitError(
+            f"{name} raised an error in the middle of the run ({place}): {told}. The "
+            "same command goes on from here if the model is as it was; one that is mended starts "
+            "over (--fresh, where --out was given). --debug shows the way there."
+        ) from error
+
+
+def raised_by_model(error: Exception) -> str | None:
+    """Return file and line if the last thing robustkit did was to call a model.
+
+    Modules that call models say so by `CALLS_MODELS = True`.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [i for i, f in enumerate(frames) if _PACKAGE in Path(f.filename).resolve().parents]
+    if not own or own[-1] == len(frames) - 1:
+        return None
+    caller = list(traceback.walk_tb(error.__traceback__))[own[-1]][0]
+    if not caller.f_globals.get("CALLS_MODELS"):
+        return None
+    last = [f for f in frames[own[-1] + 1 :] if "site-packages" not in f.filename]
+    frame = last[-1] if last else frames[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"

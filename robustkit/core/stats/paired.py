@@ -1,0 +1,95 @@
+"""Tests and intervals for two models, on the same points or on different ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import binomtest, fisher_exact, norm
+
+from robustkit.core.stats.intervals import Interval, check
+from robustkit.errors import UsageError
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Two-sided p-value for two models on the same points that differ on b + c of them.
+
+    `b` points stand only under the first model, `c` only under the second. Exact: under the
+    hypothesis of equal accuracy b is binomial(b + c, 1/2). McNemar 1947, in the exact form.
+
+    Raises:
+        UsageError: for negative counts.
+    """
+    if b < 0 or c < 0:
+        raise UsageError(f"expected counts b, c ≥ 0, got b = {b}, c = {c}")
+    return float(binomtest(b, b + c).pvalue) if b + c else 1.0
+
+
+def fisher(k1: int, n1: int, k2: int, n2: int) -> float:
+    """Two-sided p-value for k1 of n1 against k2 of n2, on independent points. Fisher 1935.
+
+    Raises:
+        UsageError: unless 0 ≤ k ≤ n and 1 ≤ n for both.
+    """
+    check(k1, n1)
+    check(k2, n2)
+    return float(fisher_exact(np.array([[k1, n1 - k1], [k2, n2 - k2]]))[1])
+
+
+def paired_score(b: int, c: int, n: int, difference: float) -> float:
+    """Score statistic for "the difference is `difference`"; standard normal under it.
+
+    b, c: as for `mcnemar`, of `n` points; the difference is that of the two accuracies, estimated
+    by (b − c) / n. Positive where the estimate is larger. At 0 it is McNemar's (b − c) / √(b + c).
+    Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design", equations (5) to (9).
+
+    Raises:
+        UsageError: unless b, c ≥ 0, b + c ≤ n, 1 ≤ n and −1 < difference < 1.
+    """
+    if min(b, c) < 0 or b + c > n or n < 1:
+        raise UsageError(f"expected b, c ≥ 0 and b + c ≤ n, got b = {b}, c = {c}, n = {n}")
+    if not -1 < difference < 1:
+        raise UsageError(f"expected −1 < difference < 1, got {difference}")
+    variance = constrained_variance(b / n, c / n, difference)
+    distance = (b - c) / n - difference
+    if variance <= 0:
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance * math.sqrt(n / variance)
+
+
+def constrained_variance(b: float, c: float, difference: float) -> float:
+    """Variance of one paired outcome whose mean is `difference`, nearest to the rates b and c."""
+    linear = -b - c + (2 - b + c) * difference
+    constant = -c * difference * (1 - difference)
+    root = math.sqrt(max(0.0, linear * linear - 8 * constant))
+    down = max(0.0, (root - linear) / 4)
+    return 2 * down + difference * (1 - difference)
+
+
+def paired_interval(b: int, c: int, n: int, confidence: float = 0.95) -> Interval:
+    """Score interval for the difference of two accuracies on the same n points.
+
+    For a number of points fixed beforehand, drawn from a population; see `confidence_sequence` for
+    any other. The differences that `paired_score` does not reject. Tango 1998.
+
+    Raises:
+        UsageError: as for `paired_score`, and unless 0 < confidence < 1.
+    """
+    check(0, n, confidence)
+    estimate, z = (b - c) / n, float(norm.ppf((1 + confidence) / 2))
+    edge = 1 - 1e-12
+
+    def beyond(difference: float, sign: int) -> float:
+        return sign * paired_score(b, c, n, difference) - z
+
+    def end(sign: int) -> float:
+        """Where the score reaches z, away from the estimate."""
+        limit = -sign * edge
+        if sign * (estimate - limit) <= 1e-12 or beyond(limit, sign) <= 0:
+            return -float(sign)
+        near = min(max(estimate, -edge), edge)
+        return float(brentq(beyond, near, limit, args=(sign,), xtol=1e-12))
+
+    return Interval(end(1), end(-1))

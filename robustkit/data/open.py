@@ -1,0 +1,89 @@
+"""The data room's door: what `--data` can say, and the vocabulary that the other rooms use."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Protocol
+
+from robustkit.data.arrays import from_arrays, open_function, open_npz
+from robustkit.data.dataset import Augment, Dataset, ImageSet, digest, select, subset
+from robustkit.data.download import cache_root
+from robustkit.data.image_folder import open_folder
+from robustkit.errors import UsageError, unknown
+from robustkit.registry import datasets
+
+__all__ = [
+    "Augment",
+    "Dataset",
+    "ImageSet",
+    "Source",
+    "data_root",
+    "digest",
+    "from_arrays",
+    "open_dataset",
+    "select",
+    "subset",
+]
+
+
+class Source(Protocol):
+    """What a class registered in `robustkit.registry.datasets` does; its fields are options."""
+
+    def open(self, root: Path, split: str, download: bool) -> Dataset:
+        """Open `split` ("train" or "test") from the data root, or download it if that is allowed.
+
+        Raises:
+            UsageError: when the data cannot be had, with the cure.
+        """
+        ...
+
+
+def open_dataset(
+    text: str, *, root: Path | None = None, split: str = "test", download: bool = True
+) -> Dataset:
+    """Open what `--data` names. No image is read yet, except to check the range of float images.
+
+    Args:
+        text: a registered name (with options, if it has any), `npz:PATH`, `folder:PATH`, or
+            `module:function` / `path/to/file.py:function`.
+        root: the data root; see `data_root`.
+        split: "train" or "test"; only registered names have two.
+        download: whether a named set that is missing may be downloaded, into the cache.
+
+    Raises:
+        UsageError: for a name that is not known or data that cannot be used, with the cure.
+    """
+    if split not in ("train", "test"):
+        raise UsageError(f"expected the split 'train' or 'test', got {split!r}.")
+    kind, colon, rest = text.partition(":")
+    if kind == "npz" and colon:
+        return open_npz(text, Path(rest).expanduser())
+    if kind == "folder" and colon:
+        return open_folder(text, Path(rest).expanduser())
+    if re.fullmatch(r"\s*\w+\s*(\(.*\))?\s*", text, re.DOTALL):
+        source: Source = datasets.build(text)
+        return source.open(data_root(root), split, download)
+    if colon:
+        return open_function(text)
+    raise _guess(text)
+
+
+def data_root(root: Path | None = None) -> Path:
+    """Return `root`, else the environment's ROBUSTKIT_DATA, else the cache folder."""
+    if root is not None:
+        return root.expanduser()
+    given = os.environ.get("ROBUSTKIT_DATA")
+    return Path(given).expanduser() if given else cache_root()
+
+
+def _guess(text: str) -> UsageError:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return UsageError(f"{text!r} is a folder: write 'folder:{text}'.")
+    if path.suffix == ".npz":
+        return UsageError(f"{text!r} is a file: write 'npz:{text}'.")
+    if path.suffix == ".py":
+        return UsageError(f"{text!r} is a file: name a function in it, as in '{text}:load'.")
+    return unknown("data set", text, [*datasets, "npz:PATH", "folder:PATH", "module:function"])

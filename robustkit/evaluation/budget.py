@@ -1,0 +1,134 @@
+"""How far a run goes: all points in one go, or part by part in a random order with stops between.
+
+Parts do not change verdicts: a verdict depends on (seed, point, attack) alone. What is finished
+when a run stops is a random sample of the points, fixed by the seed.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.record.points import Status
+
+_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_LATE = "the time is up"
+_FIRST, _MOST = 16, 128  # points in a part
+
+
+class OverTime(Exception):
+    """A budget is used up in the middle of a part; the message says which."""
+
+    def __init__(self, reason: str = _LATE) -> None:
+        super().__init__(reason)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may use; None: no limit.
+
+    Attributes:
+        seconds: wall-clock time of one command.
+        forwards: inputs passed forward through the model, earlier lives of the run included.
+    """
+
+    seconds: float | None = None
+    forwards: int | None = None
+
+
+class Progress(NamedTuple):
+    """What is known after a part.
+
+    Attributes:
+        points: those finished, in the order of the run.
+        status: of each of them.
+        flags: names of the reasons for distrust that are known so far.
+    """
+
+    points: Sequence[int]
+    status: dict[int, Status]
+    flags: tuple[str, ...]
+
+
+@dataclass
+class Pace:
+    """Takes the points in parts, and may end the run after any of them.
+
+    Attributes:
+        audits: whether the audit of a suite runs once all points are done.
+        reason: why the run ended before all points were done, in words; None: it did not.
+    """
+
+    budget: Budget = Budget()
+    reason: str | None = None
+    audits: bool = True
+    _start: float = field(default_factory=time.monotonic)
+
+    def enough(self, progress: Progress) -> str | None:
+        """Say why no more points are needed; None: they are. Called after every part."""
+        return None
+
+    def spent(self, forwards: int) -> str | None:
+        """Say which budget is used up, if one is."""
+        allowed = self.budget.forwards
+        if allowed is not None and forwards >= allowed:
+            return f"{forwards:,} of {allowed:,} forward passes are used, as counted between parts"
+        return _LATE if self._late() else None
+
+    def check(self, forwards: int) -> None:
+        """Stop in the middle of a part (by `OverTime`) when a budget is used up."""
+        if reason := self.spent(forwards):
+            raise OverTime(reason)
+
+    def check_time(self) -> None:
+        """Stop in the middle of a part (by `OverTime`) when the time is up."""
+        if self._late():
+            raise OverTime
+
+    def _late(self) -> bool:
+        seconds = self.budget.seconds
+        return seconds is not None and time.monotonic() - self._start >= seconds
+
+
+def parts(points: Sequence[int], done: int) -> list[list[int]]:
+    """Cut the points after the first `done` into parts: small ones first, so that ends are near.
+
+    The cuts depend on the number of points alone.
+    """
+    cuts, size = [0], _FIRST
+    while cuts[-1] < len(points):
+        cuts.append(min(cuts[-1] + size, len(points)))
+        size = min(2 * size, _MOST)
+    pieces = [list(points[max(a, done) : b]) for a, b in pairwise(cuts)]
+    return [piece for piece in pieces if piece]
+
+
+def nothing_done(budget: Budget) -> RobustkitError:
+    """Say that a budget was used up before the first part was done."""
+    return RobustkitError(
+        f"the budget ({_told(budget)}) was used up before the first points were done: there is "
+        "nothing to report. What was found is kept; the same command goes on from there, and a "
+        "larger --max-time or --max-forwards, or a lighter suite, ends in a result."
+    )
+
+
+def seconds(text: str) -> float:
+    """Read a time such as "90", "30s", "5m" or "1.5h" as seconds.
+
+    Raises:
+        UsageError: for anything else, and for zero.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if not found or found[2] not in _UNITS or float(found[1]) == 0:
+        raise UsageError(f"expected a time such as 90, 30s, 5m or 1h, got {text!r}.")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _told(budget: Budget) -> str:
+    told = [] if budget.seconds is None else [f"{budget.seconds:g} s"]
+    return ", ".join(told + ([f"{budget.forwards:,} forwards"] if budget.forwards else []))

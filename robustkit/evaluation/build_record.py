@@ -1,0 +1,264 @@
+"""From a finished ledger to the record on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import robustkit.registry as registry
+from robustkit.core.spec import Spec
+from robustkit.errors import UsageError
+from robustkit.evaluation.review import review
+from robustkit.evaluation.run import Run
+from robustkit.evaluation.stages.audit import drawn, fallen, unaudited
+from robustkit.evaluation.watcher import Watcher
+from robustkit.record import provenance
+from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, Cost, Fall
+from robustkit.record.points import Points
+from robustkit.record.record import REPLAY, Record, load, save
+from robustkit.record.schema import AuditInfo, Commit, DataInfo, Stage, ThreatInfo, WeightsInfo
+from robustkit.search.audit import CONFIDENCE, missed
+from robustkit.search.external import strength
+from robustkit.search.protocol import stand_in
+from robustkit.verify.flags import Flag, flag
+
+_CIRCUMSTANCES = {"arguments", "notes", "versions", "device", "commit"}
+
+
+class Origin(NamedTuple):
+    """What a record says beside the outcome: what was asked for, of what, when, and by which code.
+
+    `content` is the digest of the points.
+    """
+
+    suite: str | None
+    weights: WeightsInfo
+    content: str
+    arguments: dict[str, Any]
+    notes: list[str]
+    started: str
+    commit: Commit | None
+
+
+def settle_record(record: Record, path: Path, watcher: Watcher) -> Record:
+    """Return the record on disk if it says what the ledger says, else write the ledger's."""
+    if path.exists():
+        try:
+            kept = load(path)
+            if _derived(kept) == _derived(record):
+                return kept
+        except UsageError:
+            pass
+        watcher.note(f"{path} did not agree with the ledger and was written anew from it")
+    save(record, path)
+    return record
+
+
+def _derived(record: Record) -> dict[str, Any]:
+    """Return what the ledger and the request decide: all but when, where and how it was asked."""
+    derived = record.model_dump(mode="json", exclude=_CIRCUMSTANCES)
+    # What was seen of a random model is another number at every look.
+    return derived | {"flags": [(flag.name, bool(flag.answered)) for flag in record.flags]}
+
+
+def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
+    """Gather what the ledger holds of the points that the run has finished."""
+    costs, points = run.ledger.costs(), _points(run, finished)
+    replayed, stages = _replayed(run, finished), _stages(run, finished)
+    ran = [Spec.parse(stage.attack) for stage in stages]
+    data, threat, names = run.data, run.threat, [str(spec) for spec in ran]
+    facts = [registry.attacks.entry(spec.name).facts for spec in ran]
+    aside = [bool(stand_in(registry.attacks.build(spec))) for spec in ran]
+    # Of an attack of another library it is known once it has run: did gradients reach the input?
+    # What starts where a walk along a stand-in came nearest is not blind.
+    white_box = [
+        through or bool(fact.get("white_box", stage.backwards))
+        for fact, stage, through in zip(facts, stages, aside, strict=True)
+    ]
+    clean = len(points.status) - points.status.count("misclassified")
+    flags = review(stages, white_box, clean, len(points.status), data.classes, transfer=aside)
+    known = {flag.name for flag in run.health.flags}
+    if (changed := run.ledger.remembered("changed")) and "stateful" not in known:
+        flags.insert(0, flag("stateful", changed))
+    return Record(
+        robustkit=provenance.versions()["robustkit"],
+        defense=run.name,
+        data=DataInfo(
+            name=data.name,
+            digest=origin.content,
+            n=len(finished),
+            planned=None if len(finished) == len(run.points) else len(run.points),
+            total=len(data),
+            classes=data.classes,
+            shape=list(data.shape),
+            note=data.note,
+            class_names=list(data.class_names) or None,
+        ),
+        threat=ThreatInfo(**asdict(threat)),
+        suite=origin.suite,
+        attacks=[*names, *sorted(set(_carried(run).values()) - set(names))],
+        seed=run.seed,
+        arguments=origin.arguments,
+        weights=origin.weights,
+        certify=None if run.certifier is None else run.certifier.name,
+        randomized=run.health.randomized,
+        flags=_answered(run, [*run.health.flags, *flags]),
+        notes=origin.notes,
+        audit=_audit(run),
+        stages=[*replayed, *stages],
+        points=points,
+        forwards=sum(cost.forwards for cost in costs.values()),
+        backwards=sum(cost.backwards for cost in costs.values()),
+        flips=sum(cost.flips for cost in costs.values()),
+        seconds=sum(cost.seconds for cost in costs.values()),
+        started=origin.started,
+        versions=provenance.versions(),
+        device=provenance.device_name(run.device),
+        commit=origin.commit,
+    )
+
+
+def _audit(run: Run) -> AuditInfo | None:
+    sample = drawn(run.ledger)
+    if sample is None or unaudited(run.line, run.ledger):
+        return None
+    broken, escalated = (
+        fallen(run.ledger, sample, run.line),
+        bool(run.ledger.remembered("escalated")),
+    )
+    return AuditInfo(
+        near=len(sample.near),
+        near_broken=len(broken & set(sample.near)),
+        random=len(sample.random),
+        random_broken=len(broken & set(sample.random)),
+        rest=sample.rest,
+        escalated=escalated,
+        missed=0 if escalated else missed(sample, broken),
+        confidence=CONFIDENCE,
+        attacks=[str(spec) for spec in run.specs[run.line.audited :]],
+    )
+
+
+def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
+    costs, falls, status = run.ledger.costs(), run.ledger.falls(), run.statuses(finished)
+    spared = set() if run.attack_certified else {p for p, s in status.items() if s == "certified"}
+    left = {p for p in finished if status[p] != "misclassified" and p not in spared}
+    left -= {p for p in left if p in falls and falls[p].stage in (REPLAYED, CARRIED)}
+    left -= set(run.carried.get("survived", {}))
+    stages, reserve = [], len(run.specs) - run.line.reserve
+    for number, spec in enumerate(run.specs):
+        cost = costs.get(number, Cost())
+        if number >= reserve and not cost.entered:
+            continue  # nothing called for it
+        taken = {point for point in left if point in falls and falls[point].stage == number}
+        attack = registry.attacks.build(spec)
+        jobs = attack.jobs(run.threat, run.health.classes)
+        # Of the audit's sample and of a search that runs on after a success, the ledger knows.
+        counted = run.scouts <= number < run.line.audited
+        entered = len(left) if counted else max(cost.entered, len(taken))
+        stages.append(
+            Stage(
+                attack=str(spec),
+                jobs=entered * len(jobs),
+                entered=entered,
+                broken=len(taken),
+                forwards=cost.forwards,
+                backwards=cost.backwards,
+                seconds=cost.seconds,
+                strength=strength(attack, run.threat, run.health.classes),
+            )
+        )
+        left -= set() if run.minimum_norm else taken
+    return stages
+
+
+def _replayed(run: Run, finished: Sequence[int]) -> list[Stage]:
+    """Return the stage of the replayed inputs, if there is one."""
+    if run.examples is None:
+        return []
+    cost, among = run.ledger.costs().get(REPLAYED, Cost()), set(finished)
+    falls = run.ledger.falls().values()
+    broken = sum(fall.stage == REPLAYED and fall.point in among for fall in falls)
+    tried = sum(point in among for point, _ in run.ledger.spent(REPLAYED)) + broken
+    correct = sum(s != "misclassified" for s in run.statuses(finished).values())
+    return [
+        Stage(
+            attack=REPLAY,
+            jobs=tried,
+            entered=correct,
+            broken=broken,
+            forwards=cost.forwards,
+            backwards=0,
+            seconds=cost.seconds,
+        )
+    ]
+
+
+def _answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
+    """Mark the flags that the line-up answers, if its audit came to its end and found little."""
+    line, ledger = run.line, run.ledger
+    quiet = not unaudited(line, ledger) and not ledger.remembered("escalated")
+    aside = [stand_in(registry.attacks.build(spec)) for spec in line.specs[: line.audited]]
+    told = f"attacked through {', '.join(dict.fromkeys(filter(None, aside)))}; the audit is quiet"
+    return [
+        f.model_copy(update={"answered": told}) if quiet and f.name in line.answers else f
+        for f in flags
+    ]
+
+
+def _points(run: Run, finished: Sequence[int]) -> Points:
+    clean, found, index = run.ledger.clean(), run.ledger.falls(), list(finished)
+    before = _carried(run)
+    # A minimum-norm run looks beyond the radius at which its verdicts are read.
+    falls = {p: fall for p, fall in found.items() if fall.distance <= run.limit}
+    taken = {p: before.get(p) or run.attack_name(fall.stage) for p, fall in falls.items()}
+    return Points(
+        index=index,
+        label=[clean[point][0] for point in index],
+        predicted=[clean[point][1] for point in index],
+        status=list(run.statuses(index).values()),
+        attack=[taken.get(point) for point in index],
+        distance=[falls[p].distance if p in falls else None for p in index],
+        nearest=[found[p].distance if p in found else None for p in index]
+        if run.minimum_norm
+        else None,
+        carried=_origins(run, index),
+        errors=_errors(run, index, falls) if run.health.randomized else None,
+    )
+
+
+def _errors(run: Run, index: list[int], falls: dict[int, Fall]) -> list[float | None]:
+    """Return how often the model errs at the input that a point is judged by.
+
+    Of a point that stands it is the one that fooled the model most often while it was judged, clean
+    or refused; how often it does was measured apart from that.
+    """
+    known, refused = run.ledger.errors(), run.ledger.refused()
+    clean = {p: known.get((p, CLEAN)) for p in index}
+    return [
+        known.get((p, falls[p].stage))
+        if p in falls
+        else refused[p].errors
+        if p in refused and refused[p].seen > (clean[p] or 0)
+        else clean[p]
+        for p in index
+    ]
+
+
+def _carried(run: Run) -> dict[int, str]:
+    """Return the points that fell to a larger eps at a distance that counts here, and to what."""
+    return {
+        point: run.carried["attacks"][point]
+        for point, fall in run.ledger.falls().items()
+        if fall.stage == CARRIED
+    }
+
+
+def _origins(run: Run, index: list[int]) -> list[float | None] | None:
+    """Return the larger eps at which a verdict of standing was reached."""
+    if not run.carried:
+        return None
+    proved, survived = run.carried["proved"], run.carried["survived"]
+    return [proved.get(point, survived.get(point)) for point in index]

@@ -1,0 +1,175 @@
+"""What the driver and its workers say to each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels, Model
+from robustkit.data.dataset import Indices
+from robustkit.evaluation.stages.attack import Assault, Part
+from robustkit.models.tuning import Tuning
+from robustkit.record.ledger_schema import Cost, Fall, Refused
+
+
+class Named(NamedTuple):
+    """A model that each worker loads itself, as `robustkit.models.load.load_model` does."""
+
+    text: str
+    weights: Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+class Facts(NamedTuple):
+    """What a model's construction may depend on of its data set."""
+
+    name: str
+    family: str
+    shape: tuple[int, int, int]
+    classes: int
+
+
+class Briefing(NamedTuple):
+    """What a worker must know before it begins.
+
+    Attributes:
+        model: a copy on the CPU, or how to load it.
+        digest: of its weights, as the driver sees them.
+        sample, answers: inputs, and the driver's logits for them.
+        classes: number of logits.
+        version: of robustkit.
+        lent: stand-ins that were lent to the model, on the CPU, by name.
+    """
+
+    name: str
+    model: Model | Named
+    digest: str
+    data: Facts
+    sample: Tensor
+    answers: Tensor
+    classes: int
+    randomized: bool
+    seed: int
+    batch_size: int | None
+    tuning: Tuning
+    version: str
+    lent: dict[str, Model]
+
+
+class Parcel(NamedTuple):
+    """Some points with their images, for a worker: it needs no data set."""
+
+    points: list[int]
+    x: NDArray[np.float32]
+    y: NDArray[np.int64]
+
+    def fetch(self, indices: Indices) -> tuple[Images, Labels]:
+        """Read the points `indices` [b]: float32 images in [0, 1] and int64 labels."""
+        places = {point: place for place, point in enumerate(self.points)}
+        rows = [places[int(point)] for point in indices]
+        return torch.from_numpy(self.x[rows]), torch.from_numpy(self.y[rows])
+
+
+class Classify(NamedTuple):
+    """The clean pass over some points; of each, the `ranked` classes of largest logit."""
+
+    points: list[int]
+    ranked: int
+
+
+class Prove(NamedTuple):
+    """A certificate on some points, of which `fallen` have fallen at a larger eps."""
+
+    points: list[int]
+    fallen: set[int]
+    method: str
+    threat: Threat
+
+
+class Attack(NamedTuple):
+    """An attack on some points."""
+
+    assault: Assault
+    part: Part
+
+    @property
+    def points(self) -> list[int]:
+        """Those of the part."""
+        return list(self.part.ranked)
+
+
+Work: TypeAlias = "Classify | Prove | Attack"
+
+
+class Order(NamedTuple):
+    """A piece of work with its images."""
+
+    work: Work
+    parcel: Parcel
+
+
+class Hello(NamedTuple):
+    """A worker is ready; `slots` is how many points its device runs at once."""
+
+    device: str
+    slots: int
+    torch: str
+
+
+class Classified(NamedTuple):
+    """Rows for `Ledger.write_clean`."""
+
+    rows: list[tuple[int, int, int, list[int]]]
+    forwards: int
+    errors: dict[int, float]
+
+
+class Proved(NamedTuple):
+    """Rows for `Ledger.write_certified`."""
+
+    rows: list[tuple[int, bool]]
+
+
+class Harvest(NamedTuple):
+    """What `Ledger.write` is told of an attack."""
+
+    spent: list[tuple[int, int]]
+    falls: list[Fall]
+    cost: Cost
+    closest: dict[int, float]
+    refused: dict[int, Refused]
+
+
+class Ended(NamedTuple):
+    """So many more tasks of the part have ended."""
+
+    tasks: int
+
+
+class Done(NamedTuple):
+    """The order is carried out."""
+
+
+class Failed(NamedTuple):
+    """The worker cannot go on; `code` is the exit code of the error, None if it is not ours."""
+
+    code: int | None
+    message: str
+    trace: str
+
+
+class Lost(NamedTuple):
+    """A worker has died; another is being started in its place."""
+
+    reason: str
+
+
+Note: TypeAlias = "Hello | Classified | Proved | Harvest | Ended | Done | Failed | Lost"
+Message: TypeAlias = "Briefing | Order"

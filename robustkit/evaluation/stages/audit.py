@@ -1,0 +1,85 @@
+"""The audit of a run: its sample, whether it alarms, and the attacks on whom it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from robustkit.record.ledger import Ledger
+from robustkit.record.ledger_schema import Cost
+from robustkit.registry import attacks
+from robustkit.search.audit import Sample, alarming, draw, many
+from robustkit.search.suites import LineUp
+
+
+def perform(
+    line: LineUp,
+    ledger: Ledger,
+    left: Callable[[], Sequence[int]],
+    everything: Sequence[int],
+    seed: int,
+    attack: Callable[[int, Sequence[int], bool], None],
+) -> None:
+    """Attack a sample of the survivors, and all points if too much of it falls; then the reserve.
+
+    The sample is drawn once and kept in the ledger: a run that was killed goes on with it.
+
+    Args:
+        left: tells what the search has left standing.
+        attack: runs a stage on those of some points that stand; True: no others are to come.
+    """
+    audit, reserve = line.audit, range(len(line.specs) - line.reserve, len(line.specs))
+    stages = range(line.audited, reserve.start)
+    if audit is None:
+        return
+    sample = drawn(ledger)
+    if sample is None:
+        sample = draw(audit, ledger.closest(), left(), seed)
+        ledger.remember("audit", asdict(sample))
+    for stage in stages:
+        attack(stage, sorted(sample.points), False)
+    escalate = ledger.remembered("escalated")
+    if escalate is None:  # a run that was killed goes on as it decided
+        escalate = alarming(audit, sample, fallen(ledger, sample, line), len(everything))
+        ledger.remember("escalated", escalate)
+    for stage in stages:
+        if escalate:
+            attack(stage, everything, True)
+        else:
+            ledger.write(stage, [], [], Cost(finished=True))
+    called = masked(ledger, line, len(everything))
+    for stage in reserve:
+        if called:
+            attack(stage, everything, True)
+        else:
+            ledger.write(stage, [], [], Cost(finished=True))
+
+
+def unaudited(line: LineUp, ledger: Ledger) -> bool:
+    """Tell whether an audit was due and has not come to its end."""
+    costs = ledger.costs()
+    stages = range(line.audited, len(line.specs))
+    return line.audit is not None and not all(costs.get(s, Cost()).finished for s in stages)
+
+
+def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
+    """Tell whether attacks without gradients took points: more than one, and than 0.2% of all.
+
+    The reserve itself does not count: a run that was killed goes on as it began.
+    """
+    before = line.specs[: len(line.specs) - line.reserve]
+    blind = [not getattr(attacks.build(spec), "uses_gradient", True) for spec in before]
+    taken = sum(0 <= f.stage < len(blind) and blind[f.stage] for f in ledger.falls().values())
+    return many(taken, n)
+
+
+def drawn(ledger: Ledger) -> Sample | None:
+    """Return the sample of a run, once it is drawn."""
+    kept = ledger.remembered("audit")
+    return kept and Sample(tuple(kept["near"]), tuple(kept["random"]), kept["rest"])
+
+
+def fallen(ledger: Ledger, sample: Sample, line: LineUp) -> set[int]:
+    """Return which points of the sample fell to the audit."""
+    falls = ledger.falls()
+    return {p for p in sample.points if p in falls and falls[p].stage >= line.audited}

@@ -1,0 +1,177 @@
+"""Adversarial inputs that earlier runs stored, tried again on another model: one pass each.
+
+What stands in a ledger is only a proposal here: it counts if it lies inside the threat model of
+its point and the model of this run is fooled by it, as `verify` says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Model
+from robustkit.data.dataset import Dataset
+from robustkit.errors import UsageError
+from robustkit.evaluation.stages.judge import falls_of, refuse_refuted
+from robustkit.record.ledger import Ledger
+from robustkit.record.ledger_schema import REPLAYED, Cost, Fall
+from robustkit.record.record import REPLAY
+from robustkit.verify.candidates import verify
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The stored adversarial inputs of one or more runs; they are read when they are needed."""
+
+    ledgers: tuple[Path, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of them: what is replayed decides verdicts."""
+        state = hashlib.sha256()
+        for path in self.ledgers:
+            for point, blob in peek(path, "SELECT point, example FROM broken WHERE example IS "
+                                            "NOT NULL ORDER BY point"):  # fmt: skip
+                state.update(f"{point}:".encode() + bytes(blob))
+        return state.hexdigest()
+
+    def points(self, number: int) -> set[int]:
+        """Return the points of which one ledger has an example."""
+        query = "SELECT point FROM broken WHERE example IS NOT NULL"
+        return {row[0] for row in peek(self.ledgers[number], query)}
+
+    def fetch(self, number: int, points: Sequence[int], shape: tuple[int, ...]) -> Images:
+        """Return the examples [b, *shape] of one ledger at some of its points."""
+        marks = ", ".join("?" * len(points))
+        query = f"SELECT point, example FROM broken WHERE point IN ({marks})"
+        found = dict(peek(self.ledgers[number], query, points))
+        flat = [np.frombuffer(zlib.decompress(found[p]), dtype="<f4") for p in points]
+        return torch.from_numpy(np.stack(flat).reshape(len(points), *shape))
+
+
+def find_examples(folder: Path, shape: tuple[int, ...]) -> Examples:
+    """Find the ledgers in a run's folder, or in that of one model's run.
+
+    Raises:
+        UsageError: when there is none, it holds no adversarial inputs or those of images of
+            another shape, or a run is using it.
+    """
+    found = [path for path in (folder / "ledger.sqlite", *sorted(folder.glob("*/ledger.sqlite")))
+             if path.is_file()]  # fmt: skip
+    if not found:
+        raise UsageError(
+            f"{folder} holds no ledger.sqlite: name the folder of a run of `robustkit evaluate`."
+        )
+    kept = []
+    for path in found:
+        ((stored,),) = peek(path, "SELECT COUNT(*) FROM broken WHERE example IS NOT NULL")
+        shapes = [row[0] for row in peek(path, "SELECT value FROM memo WHERE key = 'shape'")]
+        if stored and shapes != [str(list(shape))]:
+            raise UsageError(
+                f"{path} holds adversarial inputs of shape {shapes[0] if shapes else 'unknown'}, "
+                f"but the data has {list(shape)}: replay a run on the same data."
+            )
+        kept += [path] if stored else []
+    if not kept:
+        raise UsageError(
+            f"{folder} holds no adversarial inputs: that run broke nothing, or was told not to "
+            "store them (--no-save-adversarial)."
+        )
+    return Examples(tuple(kept))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The replay stage of one run.
+
+    Attributes:
+        randomized: whether the model's answers are random, as in `verify`.
+        batch: how many points to judge at once.
+        keep: whether to store what breaks this model too.
+        report: called after every batch with (tried, points still standing).
+    """
+
+    examples: Examples
+    model: Model
+    data: Dataset
+    threat: Threat
+    ledger: Ledger
+    randomized: bool
+    device: torch.device
+    batch: int
+    keep: bool
+    report: Callable[[int, int], None]
+
+    def run(self, standing: Sequence[int], proved: set[int]) -> None:
+        """Try what is stored on the points that stand; write down those that fall.
+
+        Raises:
+            RobustkitError: when a point with a certificate (one of `proved`) falls.
+        """
+        tried, left, done = self.ledger.spent(REPLAYED), set(standing), 0
+        for number in range(len(self.examples.ledgers)):
+            stored = self.examples.points(number)
+            todo = [p for p in standing if p in left and p in stored and (p, number) not in tried]
+            for start in range(0, len(todo), self.batch):
+                batch = todo[start : start + self.batch]
+                falls = self._judge(number, batch, proved)
+                left -= {fall.point for fall in falls}
+                done += len(batch)
+                self.report(done, len(left))
+
+    def _judge(self, number: int, batch: Sequence[int], proved: set[int]) -> list[Fall]:
+        clock = time.monotonic()
+        z = self.examples.fetch(number, batch, self.data.shape).to(self.device)
+        x, y = (part.to(self.device) for part in self.data.fetch(batch))
+        inside = self.threat.contains(z, x) & z.isfinite().flatten(1).all(1)
+        rows = inside.nonzero().flatten()
+        points = [batch[row] for row in rows.tolist()]
+        falls: list[Fall] = []
+        passes = 0
+        if points:
+            verdict = verify(
+                self.model, z[rows], x[rows], y[rows], self.threat,
+                attack=REPLAY, points=points, randomized=self.randomized,
+            )  # fmt: skip
+            falls = falls_of(verdict, REPLAYED, points, z[rows] if self.keep else None)
+            passes = verdict.passes
+        refuse_refuted(REPLAY, [fall.point for fall in falls if fall.point in proved], self.threat)
+        fallen = {fall.point for fall in falls}
+        cost = Cost(forwards=passes, seconds=time.monotonic() - clock)
+        spent = [(point, number) for point in batch if point not in fallen]
+        self.ledger.write(REPLAYED, spent, falls, cost)
+        return falls
+
+
+def peek(path: Path, query: str, given: Sequence[int] = ()) -> list[tuple[Any, ...]]:
+    """Read from a ledger without taking hold of it or changing its folder's files.
+
+    Raises:
+        UsageError: when a run is using it, or it cannot be read.
+    """
+    # Without a write-ahead log nobody is writing, and a folder without write access will do.
+    log = path.with_name(f"{path.name}-wal")
+    still = not log.exists() or not log.stat().st_size
+    address = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
+    try:
+        database = sqlite3.connect(address, uri=True, timeout=0)
+        try:
+            return database.execute(query, given).fetchall()
+        finally:
+            database.close()
+    except sqlite3.DatabaseError as error:
+        if "locked" in str(error):
+            raise UsageError(f"{path.parent} is in use by another run. Wait for it.") from None
+        raise UsageError(
+            f"{path} cannot be read ({error}): it is damaged, or no ledger of robustkit."
+        ) from None

@@ -1,0 +1,68 @@
+"""Markdown for the summary of a CI step, or for a comment on a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from robustkit.gate.verdict import Failure, Finding, Verdict
+from robustkit.leaderboard.formats import markdown_text
+
+_MARKS = {"pass": "✅ pass", "improved": "✅ improved", "regressed": "❌ regressed",
+          "undecided": "⚠️ undecided"}  # fmt: skip
+_UNFINISHED = "⚠️ could not finish"
+_HEADS = ("model", "metric", "verdict", "baseline", "candidate", "drop", "bounds", "points")
+MARKER = "<!-- robustkit check -->"
+
+
+def to_markdown(verdicts: Sequence[Verdict], failures: Sequence[Failure] = ()) -> str:
+    """Write a heading, a table with a row for each metric, and a sentence for each that fails.
+
+    A model that could not be evaluated has a row and a sentence too.
+
+    The first line is an invisible marker: by it a bot finds the comment that it has to replace.
+    """
+    lines = [MARKER, f"### Robustness: {_headline(verdicts, len(failures))}", ""]
+    lines += [_row(_HEADS), _row(["---"] * 3 + ["---:"] * 5)]
+    lines += [_row(_cells(v, finding)) for v in verdicts for finding in v.findings]
+    lines += [_row([markdown_text(f.candidate), "", _UNFINISHED, *[""] * 5]) for f in failures]
+    lines += [line for f in failures for line in ("", markdown_text(f"{f.candidate}: {f.message}"))]
+    for verdict in verdicts:
+        if verdict.answer in ("regressed", "undecided"):
+            lines += ["", markdown_text(verdict.sentence())]
+    for confidence, claim in sorted({(v.confidence, v.claim) for v in verdicts}):
+        about = "the baseline's own points" if claim == "points" else "their population"
+        lines += [
+            "",
+            f"<sub>Bounds of the drop on {about}; each holds with {confidence:.0%} confidence, "
+            "whenever the run stopped.</sub>",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _headline(verdicts: Sequence[Verdict], unfinished: int) -> str:
+    answers = [verdict.answer for verdict in verdicts]
+    told = [
+        f"{answers.count(answer)} {answer}"
+        for answer in ("regressed", "undecided", "improved", "pass")
+        if answer in answers
+    ]
+    told += [f"{unfinished} could not finish"] if unfinished else []
+    return ", ".join(told).replace("pass", "passed")
+
+
+def _cells(verdict: Verdict, finding: Finding) -> list[str]:
+    cells = [markdown_text(verdict.candidate), finding.metric, _MARKS[finding.answer]]
+    if finding.drop is None or finding.low is None or finding.high is None:
+        return [*cells, "", "", "", markdown_text(finding.detail), f"{finding.n}"]
+    return [
+        *cells,
+        f"{finding.baseline:.4f}",
+        f"{finding.candidate:.4f}",
+        f"{finding.drop:.4f}",
+        f"{finding.low:.4f} to {finding.high:.4f}",
+        f"{finding.n} of {finding.total}",
+    ]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

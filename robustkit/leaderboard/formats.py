@@ -1,0 +1,230 @@
+"""Five ways to write the table of a leaderboard down: CSV, JSON, Markdown, LaTeX, terminal.
+
+Names come from users: no way of writing lets one act as markup, or as a spreadsheet formula.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, TypeAlias
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from robustkit.core.text import clean
+
+SCHEMA = "robustkit/rows/1"
+_DIGITS = {
+    **dict.fromkeys(("clean", "robust", "robust_low", "robust_high"), ".4f"),
+    **dict.fromkeys(("audit_bound", "certified", "worst_class", "tail_30"), ".4f"),
+    **dict.fromkeys(("forwards_per_point", "backwards_per_point"), ".2f"),
+    **dict.fromkeys(("eps", "mean", "q10", "q25", "median", "q75", "q90"), ".6g"),
+    "seconds": ".1f",
+}
+_LATEX = str.maketrans(
+    {
+        **{special: f"\\{special}" for special in "{}$&#%_"},
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+        **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--"},
+    }
+)
+_READ = {  # heading in Markdown and LaTeX, and its alignment
+    **{"rank": "l", "defense": "l", "n": "r", "clean": "r", "robust": "r", "95% interval": "r"},
+    **{
+        "may miss": "r",
+        "certified": "r",
+        "worst class": "l",
+        "tail 30%": "r",
+        "strongest attack": "l",
+    },
+    **{"suite": "l", "F/pt": "r", "B/pt": "r", "verdict": "l", "flags": "l"},
+}
+_CONTRACT = (
+    *("defense", "data", "norm", "eps", "n", "clean", "robust", "robust_low", "robust_high"),
+    *("certified", "randomized", "flags", "strongest_attack", "suite", "forwards_per_point"),
+    *("backwards_per_point", "seconds", "seed", "record"),
+    *("rank", "worst_class", "worst_class_name", "tail_30", "audit_bound", "strength"),
+    "reliability",
+)
+_Cells: TypeAlias = Mapping[str, Any]
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """Write every column; accuracies with four digits, eps with six, lines ending in LF."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(frame.columns)
+    for cells in _rows(frame):
+        writer.writerow([_csv_cell(name, value) for name, value in cells.items()])
+    return file.getvalue()
+
+
+def to_json(frame: pd.DataFrame, **more: pd.DataFrame) -> str:
+    """Write the object of `robustkit evaluate --json`: numbers unrounded, null for what is not.
+
+    More tables stand beside `rows`, under the names given.
+    """
+    rows = [{name: cells[name] for name in _CONTRACT} for cells in _rows(frame)]
+    for cells in rows:
+        cells["flags"] = cells["flags"].split(";") if cells["flags"] else []
+    beside = {name: _rows(table) for name, table in more.items()}
+    return json.dumps({"schema": SCHEMA, "rows": rows, **beside}, indent=2, allow_nan=False) + "\n"
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """Write one table per data set, norm and eps, with the columns that are read by people."""
+    blocks = []
+    for title, rows in _tables(frame):
+        marks = ["---" if side == "l" else "---:" for side in _READ.values()]
+        lines = [f"**{markdown_text(title)}**", "", _piped(_READ), _piped(marks)]
+        lines += [_piped(map(markdown_text, _read(cells))) for cells in rows]
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def to_latex(frame: pd.DataFrame) -> str:
+    r"""Write one `tabular` per data set, norm and eps; needs `\usepackage{booktabs}`."""
+    blocks = []
+    for title, rows in _tables(frame):
+        lines = [f"% {_latex(title)}", rf"\begin{{tabular}}{{{''.join(_READ.values())}}}"]
+        lines += [r"\toprule", _aligned(_READ), r"\midrule"]
+        lines += [_aligned(_read(cells)) for cells in rows]
+        blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
+    return "\n".join(blocks)
+
+
+def to_rich(frame: pd.DataFrame) -> Group:
+    """Build one table per data set, norm and eps, for a terminal of 100 columns."""
+    return Group(*(_terminal(title, rows) for title, rows in _tables(frame)))
+
+
+def to_lines(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], layout: str) -> str:
+    """Write a table of texts, under headings, as `markdown` or `latex`."""
+    if layout == "markdown":
+        lines = [f"**{markdown_text(title)}**", "", _piped(heads), _piped(["---"] * len(heads))]
+        return "\n".join([*lines, *(_piped(map(markdown_text, cells)) for cells in rows)]) + "\n"
+    lines = [f"% {_latex(title)}", rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule"]
+    lines += [_aligned(heads), r"\midrule", *map(_aligned, rows)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of `frame`, with None for whatever pandas has put in its place."""
+    return [
+        {str(name): None if value is None or value != value else value for name, value in r.items()}
+        for r in frame.to_dict("records")
+    ]
+
+
+def _tables(frame: pd.DataFrame) -> list[tuple[str, list[_Cells]]]:
+    def title(cells: _Cells) -> str:
+        return f"{cells['data']}, {cells['norm']}, eps = {cells['eps']:.6g}"
+
+    return [(text, list(rows)) for text, rows in groupby(_rows(frame), key=title)]
+
+
+def _read(cells: _Cells) -> list[str]:
+    """The cells below the headings `_READ`, as text."""
+    return [
+        cells["rank"],
+        cells["defense"],
+        str(cells["n"]),
+        f"{cells['clean']:.4f}",
+        f"{cells['robust']:.4f}",
+        f"{cells['robust_low']:.4f}–{cells['robust_high']:.4f}",
+        "" if cells["audit_bound"] is None else f"{cells['audit_bound']:.4f}",
+        "" if cells["certified"] is None else f"{cells['certified']:.4f}",
+        f"{cells['worst_class']:.4f} ({cells['worst_class_name']})",
+        f"{cells['tail_30']:.4f}",
+        cells["strongest_attack"] or "",
+        cells["suite"] or "",
+        f"{cells['forwards_per_point']:.1f}",
+        f"{cells['backwards_per_point']:.1f}",
+        cells["reliability"],
+        ", ".join(_flags(cells)),
+    ]
+
+
+def _flags(cells: _Cells) -> list[str]:
+    names = cells["flags"].split(";") if cells["flags"] else []
+    return ["randomized"] * (cells["randomized"] and "randomized" not in names) + names
+
+
+def _terminal(title: str, rows: Sequence[_Cells]) -> Table:
+    sizes = sorted({cells["n"] for cells in rows})
+    title += f", n = {'–'.join(map(str, sizes[:1] + sizes[1:][-1:]))}"
+    built = Table(
+        title=Text(clean(title)),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    columns = [_shown(cells) for cells in rows]
+    for heading in columns[0]:
+        told = {line[heading] for line in columns}
+        same = heading == "suite" and len(told) == 1
+        if any(told) and not same and told != {"reliable"}:
+            whole = heading not in ("defense", "worst class", "strongest attack", "flags")
+            built.add_column(heading, no_wrap=whole, overflow="fold")
+    for line in columns:
+        built.add_row(*(Text(line[str(column.header)] or "–") for column in built.columns))
+    return built
+
+
+def _shown(cells: _Cells) -> dict[str, str]:
+    """The cells of one line in a terminal, by heading."""
+    low, high = cells["robust_low"], cells["robust_high"]
+    return {
+        "rank": cells["rank"],
+        "defense": clean(cells["defense"]),
+        "clean": f"{cells['clean']:.3f}",
+        "robust [95%]": f"{cells['robust']:.3f} [{low:.3f}, {high:.3f}]",
+        "may miss": "" if cells["audit_bound"] is None else f"{cells['audit_bound']:.3f}",
+        "certified": "" if cells["certified"] is None else f"{cells['certified']:.3f}",
+        "worst class": f"{cells['worst_class']:.3f} {clean(cells['worst_class_name'])}",
+        "suite": clean(cells["suite"] or "").partition("(")[0],
+        "strongest attack": clean(cells["strongest_attack"] or "").partition("(")[0],
+        "F/pt": f"{cells['forwards_per_point']:,.0f}",
+        "verdict": cells["reliability"],
+        "flags": "\n".join(map(clean, _flags(cells))),
+    }
+
+
+def _csv_cell(name: str, value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return f"{value:{_DIGITS.get(name, '')}}"
+    text = clean(str(value))
+    start = unicodedata.normalize("NFKC", text).lstrip()[:1]  # a full-width = counts as one
+    return f"'{text}" if start and start in "=+-@" else text
+
+
+def markdown_text(text: str) -> str:
+    """Return `text` so that nothing in it acts as markup."""
+    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", clean(text))
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it stands for itself
+    text = re.sub(r"(?<=www)(?=\.)|(?=://)", r"\\", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _latex(text: str) -> str:
+    return clean(text).translate(_LATEX)
+
+
+def _piped(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _aligned(cells: Iterable[str]) -> str:
+    return " & ".join(map(_latex, cells)) + r" \\"

@@ -1,0 +1,178 @@
+"""Broken points as pictures: clean, adversarial, and what was changed, with both predictions.
+
+Adversarial inputs come from the ledger that lies beside a record, clean images from the data set;
+both are shown only if they are provably those of the record.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import defaultdict
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustkit.core.text import clean
+from robustkit.data.dataset import Dataset, digest
+from robustkit.data.open import open_dataset
+from robustkit.errors import RobustkitError
+from robustkit.leaderboard.report.images import Pixels, magnified, pixels
+from robustkit.leaderboard.report.view import class_name
+from robustkit.record.ledger import Ledger
+from robustkit.record.ledger_schema import Fall
+from robustkit.record.record import Record
+
+
+class Picture(NamedTuple):
+    """One broken point; names are those of the classes."""
+
+    point: int
+    label: str
+    fooled: str
+    """What the model calls the adversarial input."""
+    attack: str
+    distance: float
+    factor: float
+    """How many times the perturbation is magnified, around gray."""
+    images: tuple[Pixels, Pixels, Pixels]
+    """Clean, adversarial, perturbation."""
+
+
+class Gallery(NamedTuple):
+    """The pictures of one record, or the reason why there are none."""
+
+    pictures: list[Picture]
+    reason: str = ""
+
+
+class Album:
+    """Opens each data set once for all records that name it.
+
+    Args:
+        root: the data root, as `robustkit.open_dataset` takes it.
+        data: what to open instead of what the records name.
+    """
+
+    def __init__(self, root: Path | None = None, data: str | None = None) -> None:
+        self._root, self._data = root, data
+        self._open: dict[str, Dataset | str] = {}
+        self._same: dict[tuple[str, str], bool] = {}
+
+    def gallery(self, record: Record, path: Path | str, limit: int) -> Gallery:
+        """Show up to `limit` broken points, dealt evenly over the classes."""
+        if limit < 1:
+            return Gallery([], "No pictures were asked for.")
+        if not any(status == "broken" for status in record.points.status):
+            return Gallery([], "No point was broken.")
+        ledger = Path(path).parent / "ledger.sqlite"
+        if not ledger.exists():
+            return Gallery(
+                [],
+                "There is no ledger.sqlite beside the record, which holds the adversarial inputs.",
+            )
+        data = self._dataset(record)
+        if isinstance(data, str):
+            return Gallery([], data)
+        chosen = _deal(record, limit)
+        found = _found(record, ledger, chosen)
+        if isinstance(found, str):
+            return Gallery([], found)
+        x = data.fetch(np.array(chosen))[0].numpy()
+        return Gallery(
+            [
+                _picture(record, before, *found[point])
+                for point, before in zip(chosen, x, strict=True)
+                if point in found
+            ]
+        )
+
+    def _dataset(self, record: Record) -> Dataset | str:
+        """Return the data set that the record was made on, or why it cannot be shown."""
+        name = self._data or record.arguments.get("data")
+        if not isinstance(name, str):
+            return "The record does not name its data set: name it with --data."
+        if self._data is None and _is_code(name):
+            return (
+                f"The record names {clean(name)}, which would run code: it is opened only if you "
+                "name it yourself with --data."
+            )
+        if name not in self._open:
+            try:
+                self._open[name] = open_dataset(name, root=self._root, download=False)
+            except RobustkitError as error:
+                self._open[name] = (
+                    f"The clean images cannot be opened: {clean(str(error))} Name the folder that "
+                    "holds them with --data-root, or the data set with --data."
+                )
+        data = self._open[name]
+        if not isinstance(data, str) and not self._belongs(data, name, record):
+            return (
+                f"The images of {clean(name)} that lie here are not those of the record: their "
+                "digests differ. Name the right ones with --data-root or --data."
+            )
+        return data
+
+    def _belongs(self, data: Dataset, name: str, record: Record) -> bool:
+        key = name, record.data.digest
+        if key not in self._same:
+            index = sorted(record.points.index)
+            fits = list(data.shape) == record.data.shape and index[-1] < len(data)
+            try:
+                self._same[key] = fits and digest(data, np.array(index)) == record.data.digest
+            except RobustkitError:
+                self._same[key] = False
+        return self._same[key]
+
+
+def _is_code(name: str) -> bool:
+    """Tell whether opening `name` may import code: all but files and registered names may."""
+    return not (name.startswith(("npz:", "folder:")) or re.fullmatch(r"\w+(\([^()]*\))?", name))
+
+
+def _deal(record: Record, limit: int) -> list[int]:
+    """Take broken points class by class, each class in the order of the data set."""
+    hands: dict[int, list[int]] = defaultdict(list)
+    columns = record.points.index, record.points.label, record.points.status
+    for index, label, status in sorted(zip(*columns, strict=True)):
+        if status == "broken":
+            hands[label].append(index)
+    turns = zip_longest(*(hands[label] for label in sorted(hands)))
+    dealt = [point for point in chain.from_iterable(turns) if point is not None]
+    return dealt[:limit]
+
+
+def _found(
+    record: Record, path: Path, chosen: list[int]
+) -> dict[int, tuple[Fall, NDArray[Any]]] | str:
+    """Return the adversarial inputs of the chosen points, or why there are none."""
+    try:
+        with Ledger(path, None) as ledger:
+            falls = ledger.falls()
+            images = ledger.examples(tuple(record.data.shape), chosen)
+    except (RobustkitError, ValueError, zlib.error) as error:
+        return f"The ledger beside the record cannot be read: {clean(str(error))}"
+    columns = record.points.index, record.points.status, record.points.distance
+    told = {i: distance for i, status, distance in zip(*columns, strict=True) if status == "broken"}
+    if {point: fall.distance for point, fall in falls.items()} != told:
+        return "The ledger beside the record is not that of the record: their verdicts differ."
+    if not images:
+        return "The run did not store its adversarial inputs (--no-save-adversarial)."
+    return {point: (falls[point], image.numpy()) for point, image in images.items()}
+
+
+def _picture(record: Record, before: NDArray[Any], fall: Fall, after: NDArray[Any]) -> Picture:
+    row = record.points.index.index(fall.point)
+    change, factor = magnified(before, after)
+    return Picture(
+        point=fall.point,
+        label=class_name(record, record.points.label[row]),
+        fooled=class_name(record, fall.predicted),
+        attack=clean(str(record.points.attack[row])),
+        distance=fall.distance,
+        factor=factor,
+        images=(pixels(before), pixels(after), pixels(change)),
+    )

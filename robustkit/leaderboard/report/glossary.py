@@ -1,0 +1,49 @@
+"""What the words and columns of a report mean."""
+
+from __future__ import annotations
+
+from robustkit.verify.flags import FLAGS
+
+GLOSSARY = (
+    (
+        "certified, robust, clean",
+        "Shares of all n points. Certified points are proved robust: a lower bound, whatever the "
+        "attack. Robust points are classified correctly and stood against every attack that ran: "
+        "an upper bound, which a stronger attack can lower. Clean points are classified correctly "
+        "without an attack. The truth lies between certified and robust.",
+    ),
+    (
+        "95% interval",
+        "Clopper–Pearson: how far another sample of n points could have moved the robust accuracy. "
+        "It covers the sampling of points, not the strength of the attacks, the randomness of "
+        "training or of the model.",
+    ),
+    (
+        "rank",
+        "Place among rows of the same data, norm and eps. A range such as 1-2 is a tie: exact "
+        "paired tests with Holm's correction do not tell the rows apart at the 5% level.",
+    ),
+    (
+        "worst class, tail 30%",
+        "Robust accuracy of the weakest class, and the mean over the weakest 30% of the classes. "
+        "With few points a class both are low partly by chance.",
+    ),
+    (
+        "F/pt",
+        "Forward passes per point over the whole run: the price of the number beside it. A weak "
+        "attack is cheap and flatters.",
+    ),
+    (
+        "suite",
+        "The named line-up of attacks. Compare rows of one suite: a weaker suite flatters.",
+    ),
+    (
+        "verdict",
+        "Whether the robust accuracy can be relied on, by the gravest flag: of a suspicious row it "
+        "may be too high, of an unreliable one take it for too high.",
+    ),
+    *(
+        (kind.name, f"{kind.severity.capitalize()}: {kind.raised}. {kind.remedy}")
+        for kind in FLAGS.values()
+    ),
+)

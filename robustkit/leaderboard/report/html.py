@@ -1,0 +1,213 @@
+"""One self-contained HTML file of many records; it opens offline and asks no server for anything.
+
+Names in records are text and nothing else: the templates escape them, plots get them escaped, and
+the page's own content security policy admits only the scripts that were written into it.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from robustkit.core import files
+from robustkit.core.text import clean
+from robustkit.leaderboard import formats, rows
+from robustkit.leaderboard.report import plots
+from robustkit.leaderboard.report.gallery import Album, Gallery
+from robustkit.leaderboard.report.glossary import GLOSSARY
+from robustkit.leaderboard.report.images import LARGEST, data_uri
+from robustkit.leaderboard.report.optional import need
+from robustkit.leaderboard.report.view import Group, Line, arrange, curves
+from robustkit.record.record import Record
+
+TITLE = "Robustness report"
+_ASSETS = resources("robustkit.leaderboard.report") / "templates"
+
+
+class Shown(NamedTuple):
+    """What the page shows of one record's adversarial inputs: how many, or why none."""
+
+    defense: str
+    record: str
+    pictures: int
+    reason: str
+
+
+def write_page(
+    records: Iterable[tuple[Path | str, Record]],
+    path: Path | str,
+    *,
+    title: str = TITLE,
+    data_root: Path | None = None,
+    data: str | None = None,
+    pictures: int = 6,
+    advance: Callable[[str], None] = lambda _: None,
+) -> list[Shown]:
+    """Write the report of `records`, each with the path it lies at, to the HTML file `path`.
+
+    Args:
+        data_root, data: where the clean images of the galleries are; see `Album`.
+        pictures: broken points shown for each record.
+        advance: hears the defense of each record when it has been laid out.
+
+    Raises:
+        UsageError: without records, or when the extra `report` is not installed.
+        RobustkitError: when the file cannot be written.
+    """
+    jinja2 = need("jinja2")
+    records = list(records)
+    groups, album = arrange(records), Album(data_root, data)
+    drawn: dict[str, plots.Plot] = {}
+    shown: list[Shown] = []
+    laid_out = [_group(group, album, pictures, drawn, shown, advance) for group in groups]
+    loader = jinja2.PackageLoader("robustkit.leaderboard.report")
+    room = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    room.undefined = jinja2.StrictUndefined
+    room.filters.update(share="{:.3f}".format, percent=lambda share: f"{100 * share:.2f}%")
+    script = (_ASSETS / "page.js").read_text("utf-8")
+    markup = need("markupsafe").Markup
+    text = room.get_template("page.html").render(
+        title=clean(title),
+        version=version("robustkit"),
+        count=len(records),
+        groups=laid_out,
+        curves=_curves(groups, drawn),
+        glossary=GLOSSARY,
+        downloads=_downloads(records),
+        plots=drawn,
+        libraries=_libraries(),
+        style=markup((_ASSETS / "style.css").read_text("utf-8")),
+        script=markup(script),
+        hashes=[_hash(script)],
+    )
+    files.write(text.encode(), Path(path))
+    return shown
+
+
+def _group(
+    group: Group,
+    album: Album,
+    pictures: int,
+    drawn: dict[str, plots.Plot],
+    shown: list[Shown],
+    advance: Callable[[str], None],
+) -> dict[str, Any]:
+    names = {kind: f"{group.id}-{kind}" for kind in ("tradeoff", "fates", "costs")}
+    for kind, name in names.items():
+        drawn[name] = getattr(plots, kind)(group)
+    items = []
+    for line in group.lines:
+        gallery = album.gallery(line.record, line.row.record, pictures)
+        shown.append(Shown(line.name, line.row.record, len(gallery.pictures), gallery.reason))
+        drawn[f"{line.id}-classes"] = plots.classes(line)
+        items.append(_item(line, gallery))
+        advance(line.name)
+    front = ", ".join(line.label for line in group.front)
+    return {"group": group, "entries": items, "front": front, **names}
+
+
+def _item(line: Line, gallery: Gallery) -> dict[str, Any]:
+    row, record = line.row, line.record
+    standing = sum(record.outcomes.values())
+    interval = (
+        f"{standing} of {row.n} points stand. 95% interval {row.robust_low:.3f} to "
+        f"{row.robust_high:.3f} (Clopper–Pearson): what another sample of {row.n} points could "
+        "have shown. It does not cover stronger attacks: those can only lower the number."
+    )
+    if row.audit_bound is not None:
+        bound = f"{row.audit_bound:.3f} (95%, by the audit)"
+        interval += f" The full line-up would lower it by at most {bound}."
+    addresses = [
+        (picture, [data_uri(image) for image in picture.images]) for picture in gallery.pictures
+    ]
+    return {
+        "line": line,
+        "interval": interval,
+        "worst": clean(row.worst_class_name),
+        "suite": clean(row.suite) if row.suite else "attacks by name",
+        "classes": f"{line.id}-classes",
+        "pictures": addresses,
+        "shrunk": any(max(p.images[0].shape[:2]) > LARGEST for p in gallery.pictures),
+        "reason": gallery.reason,
+        "provenance": _provenance(line),
+    }
+
+
+def _provenance(line: Line) -> list[tuple[str, str]]:
+    record = line.record
+    commit = record.commit
+    found = {
+        "record": line.row.record,
+        "started": record.started,
+        "data": f"{record.data.name}, {record.n} of {record.data.total} points",
+        "digest of the points": record.data.digest,
+        "note on the data": record.data.note,
+        "digest of the weights": record.weights.digest,
+        "parameters": f"{record.weights.parameters:,}",
+        "attacks": "; ".join(record.attacks),
+        "certificate": record.certify or "none",
+        "seed": str(record.seed),
+        "candidates not confirmed": str(record.flips),
+        "passes": f"{record.forwards:,} forward, {record.backwards:,} backward",
+        "seconds": f"{record.seconds:,.1f}",
+        "device": record.device,
+        "commit": commit and f"{commit.hash}{', with changes' if commit.dirty else ''}",
+        "versions": ", ".join(f"{name} {value}" for name, value in record.versions.items()),
+        "notes": "; ".join(record.notes),
+        "arguments": json.dumps(record.arguments, ensure_ascii=False),
+    }
+    return [(term, clean(value)) for term, value in found.items() if value]
+
+
+def _curves(groups: Sequence[Group], drawn: dict[str, plots.Plot]) -> list[dict[str, Any]]:
+    found = curves(groups)
+    families = []
+    for norm in dict.fromkeys(curve.norm for curve in found):
+        members = [curve for curve in found if curve.norm == norm]
+        drawn[f"curves-{norm}"] = plots.security(members)
+        families.append({"title": f"norm {norm}", "plot": f"curves-{norm}", "curves": members})
+    return families
+
+
+def _downloads(records: Sequence[tuple[Path | str, Record]]) -> list[dict[str, str]]:
+    frame = rows.table(records)
+    kinds = [
+        ("CSV, every column", "csv", "text/csv", formats.to_csv),
+        ("LaTeX (booktabs)", "tex", "application/x-tex", formats.to_latex),
+        ("Markdown", "md", "text/markdown", formats.to_markdown),
+        ("JSON", "json", "application/json", formats.to_json),
+    ]
+    return [
+        {
+            "title": title,
+            "name": f"leaderboard.{ending}",
+            "address": f"data:{kind};base64,{base64.b64encode(write(frame).encode()).decode()}",
+        }
+        for title, ending, kind, write in kinds
+    ]
+
+
+def _libraries() -> dict[str, str]:
+    """Return plotly.js and DataTables, compressed: the browser unpacks them."""
+    bundle = Path(need("itables.options").dt_bundle)
+    texts = {
+        "data-plotly": need("plotly.offline").get_plotlyjs(),
+        "data-table": bundle.read_text("utf-8"),
+        "data-table-style": bundle.with_suffix(".css").read_text("utf-8"),
+    }
+    return {
+        name: base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+        for name, text in texts.items()
+    }
+
+
+def _hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

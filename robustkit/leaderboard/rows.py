@@ -1,0 +1,191 @@
+"""Records become rows, and rows a table in one total order, with intervals and ranges of ranks.
+
+A row is ranked only against rows of the same data, norm and eps. A tie is shown as a range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from robustkit.core import stats
+from robustkit.data.dataset import shuffled
+from robustkit.errors import UsageError
+from robustkit.leaderboard.formats import to_csv, to_json, to_latex, to_markdown, to_rich
+from robustkit.record.record import Record, load
+from robustkit.record.schema import Stage
+from robustkit.search.external import told
+
+__all__ = [
+    "Row",
+    "load_records",
+    "row",
+    "table",
+    "to_csv",
+    "to_json",
+    "to_latex",
+    "to_markdown",
+    "to_rich",
+]
+
+
+class Row(NamedTuple):
+    """One record as one line of a table. The fields are the columns, in order.
+
+    Accuracies are fractions of all n points; eps is in input units.
+    """
+
+    rank: str
+    defense: str
+    data: str
+    norm: str
+    eps: float
+    n: int
+    clean: float
+    robust: float
+    robust_low: float
+    robust_high: float
+    audit_bound: float | None
+    certified: float | None
+    worst_class: float
+    worst_class_name: str
+    tail_30: float
+    randomized: bool
+    flags: str
+    strongest_attack: str | None
+    suite: str | None
+    forwards_per_point: float
+    backwards_per_point: float
+    seconds: float
+    seed: int
+    record: str
+    strength: str = ""
+    """What each attack's power depends on, with the forward passes per point it was given."""
+    reliability: str = "reliable"
+    """The verdict of the gravest flag: reliable, suspicious or unreliable."""
+
+
+def row(record: Record, path: Path | str, rank: str = "1") -> Row:
+    """Make the row of one record.
+
+    `robust_low` and `robust_high` are the 95% interval (`robust_interval`) for the accuracy on the
+    population that the points are a sample of, rounded to six digits. It does not shrink when all
+    points of a test set are used: a test set is a sample too.
+    """
+    interval = robust_interval(record)
+    return Row(
+        rank=rank,
+        defense=record.defense,
+        data=record.data.name,
+        norm=record.threat.norm,
+        eps=record.threat.eps,
+        n=record.n,
+        clean=record.clean,
+        robust=record.robust,
+        robust_low=round(interval.low, 6),
+        robust_high=round(interval.high, 6),
+        audit_bound=record.audit_bound,
+        certified=record.certified,
+        worst_class=record.worst_class.accuracy,
+        worst_class_name=record.class_name(record.worst_class.label),
+        tail_30=record.tail_30,
+        randomized=record.randomized,
+        flags=";".join(flag.name for flag in record.flags),
+        strongest_attack=record.strongest_attack,
+        suite=record.suite,
+        forwards_per_point=record.forwards_per_point,
+        backwards_per_point=record.backwards_per_point,
+        seconds=record.seconds,
+        seed=record.seed,
+        record=path.as_posix() if isinstance(path, Path) else path,
+        strength="; ".join(map(_strength, record.stages)),
+        reliability=record.reliability,
+    )
+
+
+def robust_interval(record: Record) -> stats.Interval:
+    """Return the 95% interval for the robust accuracy on the population.
+
+    Clopper–Pearson, for a number of points that was fixed beforehand. Where a run ended early the
+    number may depend on what was found: then a confidence sequence, which is right whenever one
+    stops.
+    """
+    outcomes = record.outcomes
+    if record.data.planned is None:
+        return stats.clopper_pearson(sum(outcomes.values()), record.n)
+    order = shuffled(list(outcomes), record.seed)
+    return stats.confidence_sequence(np.array([outcomes[p] for p in order], dtype=float))
+
+
+def table(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
+    """Make a table of records and the paths they lie at; the columns are those of `Row`.
+
+    Rows of one data set, norm and eps (to six digits) stand together and are ranked together:
+    robust accuracy falling, then clean accuracy falling, then defense; the ranks are those of
+    `robustkit.core.stats.ranks.rank_ranges`. The order of `records` does not matter.
+    """
+    items = sorted(((row(record, path), record) for path, record in records), key=_order)
+    rows: list[Row] = []
+    for _, members in groupby(items, key=lambda item: _group(item[0])):
+        group = list(members)
+        ranges = stats.rank_ranges(
+            [stats.Outcomes(record.data.digest, record.outcomes) for _, record in group]
+        )
+        for (line, _), (best, worst) in zip(group, ranges, strict=True):
+            rows.append(line._replace(rank=str(best) if best == worst else f"{best}-{worst}"))
+    return pd.DataFrame(rows, columns=list(Row._fields))
+
+
+def load_records(paths: Iterable[Path | str]) -> list[tuple[Path, Record]]:
+    """Load records from files and folders, each different record once.
+
+    A folder stands for every `record.json` at any depth, and for every `*.json` that lies in the
+    folder itself where it is called `records`, or in a folder of that name at any depth.
+
+    Raises:
+        UsageError: naming the file that is no record, or when there is no record at all.
+    """
+    places = [Path(path) for path in paths]
+    found: dict[str, tuple[Path, Record]] = {}
+    for file in (file for place in places for file in _files(place)):
+        record = load(file)
+        found.setdefault(record.model_dump_json(), (file, record))
+    if not found:
+        where = ", ".join(map(str, places)) or "nothing"
+        raise UsageError(
+            "expected records (record.json, or *.json in a folder called records), "
+            f"got none in {where}. `robustkit evaluate` makes them."
+        )
+    return list(found.values())
+
+
+def _strength(stage: Stage) -> str:
+    """Write the fingerprint of one attack: name, settings, passes per point that entered."""
+    passes = stage.forwards / stage.entered if stage.entered else 0.0
+    settings = f"{told(stage.strength)}, " if stage.strength else ""
+    return f"{stage.attack.partition('(')[0]}: {settings}F={passes:.1f}"
+
+
+def _group(line: Row) -> tuple[str, str, float]:
+    return line.data, line.norm, float(f"{line.eps:.6g}")
+
+
+def _order(item: tuple[Row, Record]) -> tuple[Any, ...]:
+    line = item[0]
+    return _group(line), -line.robust, -line.clean, line.defense, line.seed, line.record
+
+
+def _files(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise UsageError(f"{place}: expected a record or a folder of records, got no such path.")
+    found = {*place.rglob("record.json"), *place.rglob("records/*.json")}
+    if place.resolve().name == "records":
+        found.update(place.glob("*.json"))
+    return sorted(file for file in found if file.is_file())

@@ -1,0 +1,55 @@
+"""The inner maximization of adversarial training: a short projected gradient ascent.
+
+It runs on the model in training, so it is kept apart from the attacks that judge: nothing here
+enters a verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from robustkit.core.threat import Threat
+
+
+def ramp(eps: float, progress: float) -> float:
+    """Return the radius at a point of the training, 0 to 1: from 5% of eps to all of it at 19%."""
+    return eps * min(1.0, 0.05 + progress / 0.2)
+
+
+def perturb(
+    model: nn.Module,
+    x: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    threat: Threat,
+    *,
+    steps: int,
+    generator: Generator,
+    step_size: float | None = None,
+    start: float = 1.0,
+) -> Tensor:
+    """Maximize `loss(logits)` (a scalar, summed over the batch) inside the threat model.
+
+    Args:
+        x: clean inputs [b, *f] in [0, 1].
+        step_size: in input units; 2.5 eps / steps when not given.
+        start: radius of the random start, as a fraction of eps.
+
+    Returns:
+        The last iterate [b, *f], without gradient history. Weights collect no gradient here.
+    """
+    step_size = 2.5 * threat.eps / steps if step_size is None else step_size
+    noise = torch.rand(x.shape, generator=generator).to(x.device) * 2 - 1
+    z = threat.project(x + start * threat.eps * noise, x)
+    flags = [p.requires_grad for p in model.parameters()]
+    model.requires_grad_(False)
+    for _ in range(steps):
+        z.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(model(z)), z)
+        with torch.no_grad():
+            z = threat.project(z.detach() + step_size * threat.steepest(gradient), x)
+    for parameter, flag in zip(model.parameters(), flags, strict=True):
+        parameter.requires_grad_(flag)
+    return z.detach()

@@ -1,0 +1,298 @@
+"""What is evaluated: a registered defense with its weights, or a user's own `nn.Module`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from robustkit.core.imports import failure, load_attribute
+from robustkit.core.spec import Spec
+from robustkit.data.dataset import Dataset
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.models import checkpoints, zoo
+from robustkit.models.architectures import Normalize
+from robustkit.models.checkpoints import Card, Checkpoint
+from robustkit.models.protocols import Composed, Network, assemble, learned
+from robustkit.registry import Entry, defenses
+
+_SPEC = re.compile(r"\s*[A-Za-z_]\w*\s*(\(.*\))?\s*", re.DOTALL)
+_MODAL = {f"torch.nn.modules.{kind}" for kind in ("dropout", "batchnorm", "instancenorm")}
+
+
+class Subject(NamedTuple):
+    """A model to evaluate, the name it has in tables, and what a reader must know about it."""
+
+    name: str
+    model: nn.Module
+    notes: tuple[str, ...] = ()
+
+
+def load_model(
+    text: str,
+    *,
+    data: Dataset,
+    weights: Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Subject:
+    """Load what `text` names.
+
+    Args:
+        text: a registered defense with options (`pgd_at(eps=0.1)`), or `package.module:attr` or
+            `path/to/file.py:attr`: an `nn.Module`, or a function without arguments returning one;
+            or `prefix:name` of a source in `robustkit.models.zoo`, such as `timm:resnet18`.
+        data: what it will be evaluated on; decides shape, classes and the shipped checkpoint.
+        weights: a `.safetensors`, `.pt` or `.pth` file with a state dict.
+        mean: of each channel, or one for all; subtracted inside the model.
+        std: likewise; divided by.
+
+    Returns:
+        The model on the CPU. What was built here is in evaluation mode; a user's own instance is
+        left as it is.
+
+    Raises:
+        UsageError: when there is no such model, or it cannot be loaded as asked.
+    """
+    if zoo.is_named(text):
+        return _elsewhere(text, data, weights, mean, std)
+    if not _SPEC.fullmatch(text):
+        return _imported(text, data, weights, mean, std)
+    spec = Spec.parse(text)
+    if mean is not None or std is not None:
+        raise UsageError(
+            f"{spec} already normalizes its inputs; --mean and --std are for models that do not."
+        )
+    return _registered(spec, data, weights)
+
+
+def bundled(data: Dataset) -> list[str]:
+    """Name every defense that ships a checkpoint for the family of `data`."""
+    found = {
+        name_of(entry, defenses.build(_spec(checkpoint.card))): None
+        for entry in defenses.entries()
+        for checkpoint in checkpoints.shipped(entry)
+        if checkpoint.card.data == data.family
+    }
+    return list(found)
+
+
+def name_of(entry: Entry, defense: Any) -> str:
+    """Return the shortest spec of a built defense: the options that are not at their default."""
+    options = {key: getattr(defense, key) for key in entry.options}
+    changed = {key: value for key, value in options.items() if value != entry.options[key]}
+    return str(Spec(entry.name, tuple(sorted(changed.items()))))
+
+
+def _registered(spec: Spec, data: Dataset, weights: Path | None) -> Subject:
+    entry, asked = defenses.entry(spec.name), defenses.build(spec)
+    if weights is None and _whole(asked):
+        return Subject(name_of(entry, asked), _built(asked, data, spec).eval())
+    if weights is not None:
+        built = _as_trained(spec, asked, checkpoints.beside(weights))
+        state, source = checkpoints.read_weights(weights), str(weights)
+    else:
+        checkpoint = _shipped(entry, spec, asked, data)
+        built, source = defenses.build(_spec(checkpoint.card)), checkpoint.source
+        state = checkpoint.load()
+    model = _built(built, data, spec)
+    part = learned(built, model)
+    if part is None:
+        raise UsageError(f"{spec} takes no weights: it is made of other models.")
+    checkpoints.put(state, part, source)
+    return Subject(name_of(entry, built), model.eval(), (f"weights: {source}",))
+
+
+def _whole(defense: Any) -> bool:
+    """Whether a defense is complete without weights of its own."""
+    trained = getattr(defense, "trained", True)
+    return isinstance(defense, Composed) and (not hasattr(defense, "learned") or not trained)
+
+
+def _as_trained(spec: Spec, asked: Any, card: Card | None) -> Any:
+    """Return the defense with the options that the card of its weights gives."""
+    if card is None:
+        return asked
+    if card.defense != spec.name or not _agree(spec, asked, card):
+        raise UsageError(
+            f"these weights are not of {spec}: their card says {_spec(card)}. "
+            f"Ask for {card.defense!r}, without options or with those."
+        )
+    return defenses.build(_spec(card))
+
+
+def _shipped(entry: Entry, spec: Spec, asked: Any, data: Dataset) -> Checkpoint:
+    """Find the checkpoint with every option that was given, the others as near to the defaults."""
+    known = checkpoints.shipped(entry)
+    fitting = [c for c in known if c.card.data == data.family and _agree(spec, asked, c.card)]
+    if not fitting:
+        have = [f"{name_of(entry, defenses.build(_spec(c.card)))} on {c.card.data}" for c in known]
+        raise UsageError(
+            f"no weights are shipped for {spec} on {data.family} "
+            f"(shipped: {', '.join(have) or 'none'}). Train them: "
+            f"`robustkit train {shlex.quote(str(spec))} --data {data.family} --out DIR`, "
+            "then evaluate with `--weights DIR/model.safetensors`."
+        )
+    return min(fitting, key=lambda c: name_of(entry, defenses.build(_spec(c.card))).count("="))
+
+
+def _agree(spec: Spec, asked: Any, card: Card) -> bool:
+    trained = defenses.build(_spec(card))
+    return all(getattr(asked, key) == getattr(trained, key) for key, _ in spec.options)
+
+
+def _spec(card: Card) -> Spec:
+    return Spec(card.defense, tuple(sorted(card.options.items())))
+
+
+def _built(defense: Network | Composed, data: Dataset, spec: Spec) -> nn.Module:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return assemble(defense, data)
+    except RobustkitError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{spec} cannot be built for inputs {list(data.shape)} and {data.classes} classes: "
+            f"{failure(error)}."
+        ) from error
+
+
+def _elsewhere(
+    text: str,
+    data: Dataset,
+    weights: Path | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Subject:
+    """Load a model of another library."""
+    asked = mean is not None or std is not None
+    found = zoo.open_model(text, data.shape, data.classes, weights)
+    model, notes = found.model, list(found.notes)
+    if asked and found.prepared:
+        raise UsageError(f"{text} brings its own preprocessing; leave out --mean and --std.")
+    if asked:
+        model, note = _normalized(model, data.shape[0], mean, std)
+        notes.append(note)
+    if found.untrained:
+        model.untrained = True  # type: ignore[assignment]  # read when flags are raised
+    return Subject(text, model, tuple(notes))
+
+
+def _imported(
+    text: str,
+    data: Dataset,
+    weights: Path | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Subject:
+    if ":" not in text:
+        raise UsageError(
+            f"expected a model, got {text!r}. A model is a registered defense "
+            f"({', '.join(defenses)}), 'package.module:attr', 'path/to/file.py:attr', or a name of "
+            f"another source ({', '.join(f'{prefix}:...' for prefix in zoo.prefixes())})."
+        )
+    value = load_attribute(text)
+    model = _module(value, text)
+    notes = []
+    if weights is not None:
+        model = copy.deepcopy(model) if model is value else model
+        checkpoints.put(checkpoints.read_weights(weights), model, str(weights))
+        notes.append(f"weights: {weights}")
+    if mean is not None or std is not None:
+        model, note = _normalized(model, data.shape[0], mean, std)
+        notes.append(note)
+    return Subject(text, model, tuple(notes))
+
+
+def _module(value: Any, text: str) -> nn.Module:
+    """Return the module that `value` is or makes."""
+    if isinstance(value, nn.Module):
+        return refuse_training_mode(value, text)
+    if not callable(value):
+        raise UsageError(
+            f"{text} is a {type(value).__name__}; expected an nn.Module, or a function without "
+            "arguments that returns one."
+        )
+    if needed := _needed(value):
+        raise UsageError(
+            f"{text} needs arguments ({', '.join(needed)}); expected an nn.Module, or a function "
+            "without arguments that returns one. Write a small function that fills them in."
+        )
+    try:
+        made = value()
+    except RobustkitError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{text}() fails: {failure(error)}.") from error
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"{text}() returned a {type(made).__name__}; expected an nn.Module.")
+    return made.eval()
+
+
+def _needed(function: Any) -> list[str]:
+    """Name the parameters without a default."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    loose = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in loose]
+
+
+def refuse_training_mode(model: nn.Module, text: str) -> nn.Module:
+    """Return `model`, unless it is in a training mode that changes its answers (a UsageError)."""
+    modal = [
+        f"{name or 'itself'} ({type(layer).__name__})"
+        for name, layer in model.named_modules()
+        if layer.training and any(base.__module__ in _MODAL for base in type(layer).__mro__)
+    ]
+    if modal:
+        listed = ", ".join(modal[:3]) + (", ..." if len(modal) > 3 else "")
+        raise UsageError(
+            f"{text} is in training mode, in which these layers answer otherwise: {listed}. "
+            "Call .eval() on it where it is defined, or name a function that returns it."
+        )
+    return model
+
+
+def _normalized(
+    model: nn.Module, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[nn.Module, str]:
+    if any(isinstance(layer, Normalize) for layer in model.modules()):
+        raise UsageError(
+            "the model already normalizes its inputs (robustkit.models.architectures.Normalize); leave out "
+            "--mean and --std."
+        )
+    center = _statistics("--mean", mean, 0.0, channels)
+    scale = _statistics("--std", std, 1.0, channels)
+    if min(scale) <= 0:
+        raise UsageError(f"--std: expected positive numbers, got {_listed(scale)}.")
+    layer = Normalize(center, scale).eval()
+    wrapped = nn.Sequential(layer, model)
+    wrapped.training = model.training
+    return wrapped, f"inputs are normalized: mean {_listed(center)}, std {_listed(scale)}"
+
+
+def _statistics(
+    option: str, values: Sequence[float] | None, default: float, channels: int
+) -> tuple[float, ...]:
+    given = tuple(values) if values is not None else (default,)
+    if len(given) not in (1, channels) or not all(map(math.isfinite, given)):
+        expected = "1 finite number" if channels == 1 else f"1 or {channels} finite numbers"
+        raise UsageError(
+            f"{option}: expected {expected}, one for each channel, got {_listed(given) or 'none'}."
+        )
+    return given * channels if len(given) == 1 else given
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,46 @@
+"""Two kinds of defense: one network of its own, or a model put together from others."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from robustkit.data.dataset import Dataset
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A defense that is one network with weights of its own."""
+
+    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """Build the untrained network for inputs of `shape` [c, h, w]."""
+        ...
+
+
+@runtime_checkable
+class Composed(Protocol):
+    """A defense that is made of others: it finds their weights itself.
+
+    Where a part of it is trained or fitted (a gate, say), `learned(model)` returns that part, and a
+    checkpoint of the defense holds this part alone.
+    """
+
+    def load(self, data: Dataset) -> nn.Module:
+        """Return the model for `data`, its own part untrained."""
+        ...
+
+
+def assemble(defense: Network | Composed, data: Dataset) -> nn.Module:
+    """Build the model of a defense for inputs and classes of `data`."""
+    if isinstance(defense, Composed):
+        return defense.load(data)
+    return defense.network(data.shape, data.classes)
+
+
+def learned(defense: Any, model: nn.Module) -> nn.Module | None:
+    """Return the part of `model` whose weights are the defense's own; None: it has none."""
+    if not isinstance(defense, Composed):
+        return model
+    part: nn.Module | None = defense.learned(model) if hasattr(defense, "learned") else None
+    return part

@@ -1,0 +1,69 @@
+"""Finding what a model computed just before it squashed, rounded or hid its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustkit.core.types import Logits
+
+_MIXES = ("Mm", "Addmm", "Bmm", "Mv", "Linear", "Convolution", "Embedding", "Baddbmm")
+_SLACK = 1e-5  # of the range of a row: what rounding may do to an order
+SPREAD = 4.0  # of logits of a usual classifier: cross-entropy then looks at the largest few
+_TINY = 1e-38  # of a probability under a logarithm
+
+
+def cuts(answer: Tensor, seen: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors [b, k] that all of `answer` [b, k] came through, the latest first.
+
+    They are among `seen`, the results of the pass. The search goes back until classes are mixed by
+    weights: a layer before that has other meanings than classes, whatever its width.
+    """
+    by_node = {t.grad_fn: t for t in seen if t.shape == answer.shape and t.grad_fn is not None}
+    found, waiting = [answer], {answer.grad_fn}
+    while waiting and None not in waiting:
+        node: Any = max(waiting, key=lambda n: n._sequence_nr())  # type: ignore[union-attr]
+        if len(waiting) == 1 and node in by_node and by_node[node] is not answer:
+            found.append(by_node[node])
+        if any(word in node.name() for word in _MIXES):
+            break
+        waiting.discard(node)
+        waiting |= {n for n, _ in node.next_functions if n and "AccumulateGrad" not in n.name()}
+    return found
+
+
+def before(answer: Logits, seen: Sequence[Tensor]) -> Logits:
+    """Return, row by row, the earliest of `cuts` that ranks the classes as the answer does."""
+    chosen = _logarithm(answer.double())
+    for candidate in cuts(answer, seen)[1:]:
+        same = _ranks(candidate, answer)[:, None]
+        chosen = torch.where(same, candidate.double(), chosen)
+    return chosen
+
+
+def unit(logits: Logits) -> Logits:
+    """Center each row and divide it by its spread, a constant on the way back: float32 [b, k]."""
+    values = logits.double()
+    centered = values - values.mean(1, keepdim=True)
+    spread = centered.detach().std(1, keepdim=True)
+    return (centered / spread.clamp_min(1e-30)).nan_to_num(0, 0, 0).float()
+
+
+def _ranks(candidate: Tensor, answer: Tensor) -> Tensor:
+    """Tell per row whether the answer never falls where the candidate rises."""
+    with torch.no_grad():
+        order = candidate.double().argsort(1)
+        steps = answer.double().gather(1, order).diff(dim=1)
+        span = answer.double().amax(1) - answer.double().amin(1)
+        return (steps >= -_SLACK * span[:, None]).all(1) & candidate.isfinite().all(1)
+
+
+def _logarithm(answer: Tensor) -> Tensor:
+    """Undo a softmax where rows are probabilities."""
+    sums = answer.detach().sum(1, keepdim=True)
+    chances = (answer.detach() >= 0).all(1, keepdim=True) & ((sums - 1).abs() < 1e-3)
+    inner = torch.where(chances, answer, 1.0)
+    return torch.where(chances, inner.clamp_min(_TINY).log(), answer)

@@ -1,0 +1,227 @@
+"""The one training loop. A defense supplies its network, its objective and its recipe.
+
+Every random draw comes from (seed, step), so a run that was killed and resumed follows, step for
+step, the run that was not. The state is written every minute and after every epoch.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from safetensors.torch import save
+from torch import Generator, Tensor, nn
+
+from robustkit.core import files
+from robustkit.core.rng import generator
+from robustkit.data.dataset import Dataset
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.models.protocols import assemble, learned
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train: AdamW, linear warm-up over 5% of the steps, cosine to 0.
+
+    Attributes:
+        half: on a GPU, passes may run in bfloat16; weights and their updates stay in float32. Off
+            where bounds are trained, which the rounding of bfloat16 would swamp.
+    """
+
+    epochs: int = 15
+    batch_size: int = 128
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    clip: float = 5.0
+    half: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the training stands.
+
+    Attributes:
+        progress: from 0 to 1.
+        generator: lives on the CPU and belongs to this step alone.
+        memory: tensors that an objective keeps from step to step; saved with the state.
+    """
+
+    progress: float
+    generator: Generator
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Trainable(Protocol):
+    """What `fit` asks of a defense, beside its model (see `robustkit.models.protocols`)."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The schedule that the shipped weights were trained with."""
+        ...
+
+    def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Return the scalar to minimize on one batch."""
+        ...
+
+
+class Progress(NamedTuple):
+    """One report of a running training."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+
+
+def fit(
+    defense: Trainable,
+    data: Dataset,
+    folder: Path,
+    *,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    identity: dict[str, Any],
+) -> Iterator[Progress]:
+    """Train, yielding after every batch; the trained weights stand in `folder/model.safetensors`.
+
+    Args:
+        folder: holds the state; a folder with a state is resumed.
+        identity: what the run is (defense, data, seed, ...); a state of another run is refused.
+
+    Raises:
+        UsageError: when `folder` holds the state of a different training, or the data does not
+            fill a batch.
+        RobustkitError: when the state cannot be read or written.
+    """
+    per_epoch = len(data) // recipe.batch_size
+    if not per_epoch:
+        raise UsageError(
+            f"expected at least one full batch of {recipe.batch_size} points to train on, got "
+            f"{len(data)} points. Choose a smaller batch size."
+        )
+    model = _seeded(lambda: assemble(cast(Any, defense), data), seed).to(device)
+    part = learned(defense, model) or model
+    optimizer = torch.optim.AdamW(part.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    total, memory = recipe.epochs * per_epoch, dict[str, Tensor]()
+    done = _resume(folder, part, optimizer, memory, identity)
+    saved, on_gpu = time.monotonic(), device.type == "cuda"
+    order, flips = torch.empty(0, dtype=torch.long), data.augment
+    model.train()
+    for step in range(done, total):
+        epoch, position = divmod(step, per_epoch)
+        if position == 0 or not len(order):
+            order = torch.randperm(len(data), generator=generator(seed, 0, epoch))
+        chosen = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
+        x, y = data.fetch(chosen)
+        draw = generator(seed, 1, step)
+        x = _augment(x, flips.flip, flips.crop, draw).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * _rate(step / total)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.half and on_gpu):
+            loss = defense.objective(model, x, y.to(device), Step(step / total, draw, memory))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(part.parameters(), recipe.clip)
+        optimizer.step()
+        if step + 1 == total or position + 1 == per_epoch or time.monotonic() - saved > 60:
+            _save(folder, part, optimizer, memory, identity, step + 1)
+            saved = time.monotonic()
+        yield Progress(step + 1, total, epoch + 1, float(loss.detach()))
+    save_weights(part, folder / "model.safetensors")
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the state dict as safetensors, atomically."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    files.write(save(state), path)
+
+
+def _seeded(build: Any, seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network: nn.Module = build()
+    return network
+
+
+def _rate(progress: float) -> float:
+    return min(progress / 0.05, 0.5 * (1 + math.cos(math.pi * progress))) if progress else 0.01
+
+
+def _augment(x: Tensor, flip: bool, crop: int, draw: Generator) -> Tensor:
+    """Mirror half of the images; shift each by up to `crop` pixels over a zero border."""
+    b, _, h, w = x.shape
+    if flip:
+        mirrored = torch.rand(b, generator=draw) < 0.5
+        x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+    if crop:
+        padded = nn.functional.pad(x, (crop,) * 4)
+        top, left = torch.randint(0, 2 * crop + 1, (2, b), generator=draw)
+        rows = (top[:, None] + torch.arange(h))[:, None, :, None]
+        columns = (left[:, None] + torch.arange(w))[:, None, None, :]
+        channels = torch.arange(x.shape[1])[None, :, None, None]
+        x = padded[torch.arange(b)[:, None, None, None], channels, rows, columns]
+    return x
+
+
+def _save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    memory: dict[str, Tensor],
+    identity: dict[str, Any],
+    step: int,
+) -> None:
+    buffer = io.BytesIO()
+    state = {
+        "identity": identity,
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "memory": memory,
+    }
+    torch.save(state, buffer)
+    files.write(buffer.getvalue(), folder / "state.pt")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive fails in many ways
+        raise RobustkitError(
+            f"cannot read the training state {path} ({type(error).__name__}). Nothing was "
+            "overwritten; move the file away, or start over with --fresh."
+        ) from error
+    return state
+
+
+def _resume(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    memory: dict[str, Tensor],
+    identity: dict[str, Any],
+) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "state.pt"
+    if not path.exists():
+        return 0
+    state = _read(path)
+    for key in sorted(identity.keys() | state["identity"].keys()):
+        was, now = state["identity"].get(key), identity.get(key)
+        if was != now:
+            raise UsageError(
+                f"{folder} holds another training: {key} was {was!r}, now {now!r}. "
+                "Choose another --out, or start over with --fresh."
+            )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    device = next(model.parameters()).device
+    memory.update({key: value.to(device) for key, value in state.get("memory", {}).items()})
+    return int(state["step"])

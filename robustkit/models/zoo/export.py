@@ -1,0 +1,64 @@
+"""torch.export programs: `export:model.pt2`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.errors import UsageError
+from robustkit.models.zoo.base import Ask, Found, building, prepare
+
+
+class Program(nn.Module):
+    """An exported program as a module. Its mode was fixed when it was exported."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] -> logits [b, k]."""
+        answer: Tensor = self.inner(x)
+        return answer
+
+    def train(self, mode: bool = True) -> Program:
+        """Set the flag only: an exported program refuses to change its mode."""
+        self.training = mode
+        return self
+
+
+def load(ask: Ask) -> Found:
+    """Load a program saved by `torch.export.save`, without running code from the file.
+
+    It must take one batch of inputs of any size and return logits. Option: `resize=224`.
+    Normalization is left to --mean and --std.
+
+    Raises:
+        UsageError: when the file does not exist, cannot be read, or fixes the size of the batch.
+    """
+    ask.refuse_weights()
+    resize, ask = ask.option("resize", int)
+    ask.refuse_options()
+    path = Path(ask.name).expanduser()
+    if not path.is_file():
+        raise UsageError(f"{ask.text}: there is no file {path} (looked from {Path.cwd()}).")
+    with building(ask, "Save the program with `torch.export.save` of this PyTorch."):
+        exported = torch.export.load(path)
+        inner: Any = exported.module()
+    notes = [f"program: {path}"]
+    model = prepare(Program(inner), notes, resize=resize)
+    try:
+        with torch.no_grad():
+            for size in (1, 3):
+                model(torch.zeros(size, *ask.shape))
+    except Exception as error:
+        raise UsageError(
+            f"{ask.text} does not take batches of 1 and of 3 inputs {list(ask.shape)}: "
+            f"{str(error).splitlines()[0]}. Export it with a dynamic batch: "
+            '`torch.export.export(model.eval(), (x,), dynamic_shapes=({0: "batch"},))`, '
+            "with an example x of at least 2 inputs."
+        ) from error
+    return Found(model, tuple(notes))

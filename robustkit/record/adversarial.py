@@ -1,0 +1,25 @@
+"""What an evaluation found, read back from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robustkit.core.types import Images
+from robustkit.errors import UsageError
+from robustkit.record.ledger import Ledger
+
+
+def adversarial_inputs(folder: Path | str) -> dict[int, Images]:
+    """Return what an evaluation found: position of the point in the data set -> input [c, h, w].
+
+    Args:
+        folder: that of one model's evaluation; it must not be in use.
+
+    Raises:
+        UsageError: when there is no ledger in it, or a run is writing it.
+    """
+    path = Path(folder) / "ledger.sqlite"
+    if not path.exists():
+        raise UsageError(f"{folder} holds no ledger.sqlite: name the folder of one model's run.")
+    with Ledger(path, None) as ledger:
+        return ledger.examples(tuple(ledger.remembered("shape")))

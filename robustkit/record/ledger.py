@@ -1,0 +1,300 @@
+"""The run's store: one SQLite file per model, written as verdicts fall.
+
+Every harvest of the engine is one transaction, so that `kill -9` loses at most the tasks that were
+in flight. SQLite holds the file exclusively for as long as it is open; a second run is refused. A
+file that cannot be read is reported and left as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustkit.core.files import make_folder
+from robustkit.core.types import Images
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.record.ledger_schema import (
+    CERTIFY,
+    CLEAN,
+    NAMES,
+    TABLES,
+    Cost,
+    Fall,
+    Refused,
+)
+
+_CHANGED = {"source": "the model's file has changed", "weights": "the weights have changed"}
+
+
+class Ledger:
+    """The verdicts of one model under one configuration.
+
+    Args:
+        path: the SQLite file; created with its folder when absent.
+        identity: everything that a verdict depends on; a file of another identity is refused.
+            None: whatever it is, to read it.
+        fresh: forget what the file holds; one that cannot be read is moved aside.
+
+    Raises:
+        UsageError: when another run holds the file, or it belongs to another configuration.
+        RobustkitError: when the file cannot be read or written.
+    """
+
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any] | None, *, fresh: bool = False
+    ) -> None:
+        self.path = path
+        make_folder(path.parent)
+        try:
+            self._open()
+        except RobustkitError as error:
+            if not fresh or isinstance(error, UsageError) or not path.exists():
+                raise
+            self._move_aside()
+            self._open()
+        try:
+            if fresh:
+                self._forget()
+            if identity is not None:
+                self._check(identity)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _open(self) -> None:
+        with self._errors():
+            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=0)
+            try:
+                self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.executescript(TABLES)
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _move_aside(self) -> None:
+        # The write-ahead log goes too: SQLite would replay it into the next file of this name.
+        for part in (self.path, self.path.with_name(f"{self.path.name}-wal")):
+            if part.exists():
+                part.replace(part.with_name(f"{part.name}.damaged"))
+
+    def _forget(self) -> None:
+        with self.transaction():
+            for table in NAMES:
+                self._db.execute(f"DELETE FROM {table}")
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def _check(self, identity: Mapping[str, Any]) -> None:
+        fresh = {key: json.dumps(value, sort_keys=True) for key, value in identity.items()}
+        with self._errors():
+            kept = dict(self._db.execute("SELECT key, value FROM meta"))
+        if kept:
+            changes = [
+                _CHANGED.get(key) or f"{key} was {kept.get(key)}, now {fresh.get(key)}"
+                for key in sorted(kept.keys() | fresh.keys())
+                if kept.get(key) != fresh.get(key)
+            ]
+            if changes:
+                raise UsageError(
+                    f"{self.path.parent} holds a run of another configuration: "
+                    f"{'; '.join(changes)}. Choose another --out, or start over with --fresh."
+                )
+        else:
+            with self.transaction():
+                self._db.executemany("INSERT INTO meta VALUES (?, ?)", fresh.items())
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Write all that happens inside, or nothing."""
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if "locked" in str(error):
+                raise UsageError(
+                    f"{self.path.parent} is in use by another run. Wait for it, or choose another "
+                    "--out."
+                ) from None
+            raise RobustkitError(
+                f"cannot use the ledger {self.path}: {error}. Nothing was overwritten. "
+                "If the disk is full, make room and run the same command again; if the file is "
+                "damaged, move it away or start over with --fresh."
+            ) from error
+
+    def remember(self, key: str, value: Any) -> None:
+        """Store a JSON value that belongs to the run but not to its identity."""
+        with self.transaction():
+            self._db.execute("INSERT OR REPLACE INTO memo VALUES (?, ?)", (key, json.dumps(value)))
+
+    def remembered(self, key: str) -> Any:
+        """Return what was remembered under `key`, or None."""
+        with self._errors():
+            row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def write_clean(
+        self,
+        rows: Iterable[tuple[int, int, int, list[int]]],
+        forwards: int,
+        seconds: float,
+        errors: Mapping[int, float] | None = None,
+    ) -> None:
+        """Store (point, label, predicted, classes by falling logit) of a clean batch.
+
+        Args:
+            errors: of a randomized model, the share of the passes that erred.
+        """
+        texts = [(p, y, k, json.dumps(ranked)) for p, y, k, ranked in rows]
+        with self.transaction():
+            self._db.executemany("INSERT OR REPLACE INTO clean VALUES (?, ?, ?, ?)", texts)
+            self._judge((p, CLEAN, share) for p, share in (errors or {}).items())
+            self._spend(CLEAN, Cost(forwards=forwards, seconds=seconds))
+
+    def clean(self) -> dict[int, tuple[int, int, list[int]]]:
+        """Return point to (label, predicted, classes by falling logit)."""
+        with self._errors():
+            rows = self._db.execute("SELECT point, label, predicted, ranked FROM clean").fetchall()
+        return {p: (y, k, json.loads(ranked)) for p, y, k, ranked in rows}
+
+    def write_certified(self, rows: Iterable[tuple[int, bool]], seconds: float) -> None:
+        """Store for some points whether the certificate holds."""
+        with self.transaction():
+            self._db.executemany("INSERT OR REPLACE INTO certified VALUES (?, ?)", rows)
+            self._spend(CERTIFY, Cost(seconds=seconds))
+
+    def certified(self) -> dict[int, bool]:
+        """Return the points that the certificate was tried on, and whether it holds."""
+        with self._errors():
+            rows = self._db.execute("SELECT point, proved FROM certified").fetchall()
+        return {point: bool(proved) for point, proved in rows}
+
+    def write(
+        self,
+        stage: int,
+        spent: Iterable[tuple[int, int]],
+        falls: Iterable[Fall],
+        cost: Cost,
+        closest: Mapping[int, float] | None = None,
+        refused: Mapping[int, Refused] | None = None,
+    ) -> None:
+        """Store in one transaction what a harvest brought; of each point the closest fall.
+
+        Args:
+            spent: (point, job) pairs whose budget is used up.
+            closest: how near these points came to falling; the highest number is kept.
+            refused: inputs that fooled a randomized model too seldom; the most often seen is kept.
+        """
+        falls = list(falls)
+        with self.transaction():
+            self._db.executemany(
+                "INSERT INTO closest VALUES (?, ?) ON CONFLICT (point) DO UPDATE SET value = "
+                "max(value, excluded.value)",
+                (closest or {}).items(),
+            )
+            self._db.executemany(
+                "INSERT OR IGNORE INTO spent VALUES (?, ?, ?)", ((stage, *pair) for pair in spent)
+            )
+            self._db.executemany(
+                "INSERT INTO broken VALUES (?, ?, ?, ?, ?) ON CONFLICT (point) DO UPDATE SET "
+                "(stage, predicted, distance, example) = (excluded.stage, excluded.predicted, "
+                "excluded.distance, excluded.example) WHERE excluded.distance < distance",
+                ((*fall[:4], _pack(fall.example)) for fall in falls),
+            )
+            self._db.executemany(
+                "INSERT INTO refused VALUES (?, ?, ?) ON CONFLICT (point) DO UPDATE SET "
+                "(seen, errors) = (excluded.seen, excluded.errors) WHERE excluded.seen > seen",
+                ((point, *told) for point, told in (refused or {}).items()),
+            )
+            self._judge((f.point, stage, f.errors) for f in falls if f.errors is not None)
+            self._spend(stage, cost)
+
+    def _judge(self, rows: Iterable[tuple[int, int, float]]) -> None:
+        self._db.executemany("INSERT OR REPLACE INTO judged VALUES (?, ?, ?)", rows)
+
+    def errors(self) -> dict[tuple[int, int], float]:
+        """Return by (point, stage) which share of fresh passes erred, of randomized models."""
+        with self._errors():
+            rows = self._db.execute("SELECT point, stage, errors FROM judged").fetchall()
+        return {(point, stage): share for point, stage, share in rows}
+
+    def refused(self) -> dict[int, Refused]:
+        """Return what fooled a randomized model most often without breaking the point."""
+        with self._errors():
+            rows = self._db.execute("SELECT point, seen, errors FROM refused").fetchall()
+        return {point: Refused(seen, errors) for point, seen, errors in rows}
+
+    def _spend(self, stage: int, cost: Cost) -> None:
+        self._db.execute("INSERT OR IGNORE INTO cost (stage) VALUES (?)", (stage,))
+        self._db.execute(
+            "UPDATE cost SET entered = max(entered, ?), forwards = forwards + ?, backwards = "
+            "backwards + ?, seconds = seconds + ?, flips = flips + ?, finished = max(finished, ?) "
+            "WHERE stage = ?",
+            (*cost, stage),
+        )
+
+    def falls(self) -> dict[int, Fall]:
+        """Return the broken points, without their examples."""
+        query = "SELECT point, stage, predicted, distance FROM broken"
+        with self._errors():
+            return {row[0]: Fall(*row) for row in self._db.execute(query)}
+
+    def spent(self, stage: int) -> set[tuple[int, int]]:
+        """Return the (point, job) pairs of a stage whose budget is used up."""
+        with self._errors():
+            return set(self._db.execute("SELECT point, job FROM spent WHERE stage = ?", (stage,)))
+
+    def closest(self) -> dict[int, float]:
+        """Return how near points came to falling, as far as searches could tell."""
+        with self._errors():
+            return dict(self._db.execute("SELECT point, value FROM closest"))
+
+    def costs(self) -> dict[int, Cost]:
+        """Return the cost of every stage that has begun; `CLEAN` is the clean pass."""
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT stage, entered, forwards, backwards, seconds, flips, finished FROM cost"
+            ).fetchall()
+        return {row[0]: Cost(*row[1:])._replace(finished=bool(row[6])) for row in rows}
+
+    def examples(
+        self, shape: tuple[int, ...], points: Iterable[int] | None = None
+    ) -> dict[int, Images]:
+        """Return the stored adversarial inputs, of `points` or all, as float32 of `shape`."""
+        wanted = None if points is None else json.dumps(list(points))
+        query = (
+            "SELECT point, example FROM broken WHERE example IS NOT NULL "
+            "AND (?1 IS NULL OR point IN (SELECT value FROM json_each(?1)))"
+        )
+        with self._errors():
+            rows = self._db.execute(query, (wanted,)).fetchall()
+        arrays = ((p, np.frombuffer(zlib.decompress(blob), dtype="<f4")) for p, blob in rows)
+        return {p: torch.from_numpy(array.reshape(shape).copy()) for p, array in arrays}
+
+
+def _pack(example: np.ndarray[Any, Any] | None) -> bytes | None:
+    return None if example is None else zlib.compress(example.astype("<f4").tobytes(), 1)

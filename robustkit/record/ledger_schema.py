@@ -1,0 +1,70 @@
+"""What a run's store holds: its tables, and the rows of two of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS memo (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS clean (
+    point INTEGER PRIMARY KEY, label INTEGER NOT NULL, predicted INTEGER NOT NULL,
+    ranked TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS certified (point INTEGER PRIMARY KEY, proved INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS spent (
+    stage INTEGER, point INTEGER, job INTEGER, PRIMARY KEY (stage, point, job)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS broken (
+    point INTEGER PRIMARY KEY, stage INTEGER NOT NULL, predicted INTEGER NOT NULL,
+    distance REAL NOT NULL, example BLOB);
+CREATE TABLE IF NOT EXISTS judged (
+    point INTEGER, stage INTEGER, errors REAL NOT NULL, PRIMARY KEY (point, stage)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS refused (
+    point INTEGER PRIMARY KEY, seen REAL NOT NULL, errors REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS closest (point INTEGER PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS cost (
+    stage INTEGER PRIMARY KEY, entered INTEGER NOT NULL DEFAULT 0, forwards INTEGER NOT NULL
+    DEFAULT 0, backwards INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
+    flips INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0);
+"""
+NAMES = re.findall(r"EXISTS (\w+)", TABLES)
+# Stages that are no attack: clean pass, certificate, earlier inputs, finds at a larger eps.
+CLEAN, CERTIFY, REPLAYED, CARRIED = -1, -2, -3, -4
+
+
+class Fall(NamedTuple):
+    """A point that was broken, by which stage, and how.
+
+    `errors` is the share of fresh passes that err on a randomized model; None on any other.
+    """
+
+    point: int
+    stage: int
+    predicted: int
+    distance: float
+    example: np.ndarray[Any, Any] | None = None
+    errors: float | None = None
+
+
+class Refused(NamedTuple):
+    """The input that fooled a randomized model most often without breaking its point.
+
+    `seen`: how many passes erred while it was judged, by which it was chosen (see
+    `robustkit.verify.candidates.Verdict`); `errors`: the share of fresh ones that did.
+    """
+
+    seen: float
+    errors: float
+
+
+class Cost(NamedTuple):
+    """What a stage has used so far."""
+
+    entered: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    flips: int = 0
+    finished: bool = False

@@ -1,0 +1,77 @@
+"""The verdict on every point, as parallel columns that cannot contradict each other."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import pydantic
+
+from robustkit.record.schema import Count, Part
+
+Status: TypeAlias = Literal["misclassified", "broken", "robust", "certified"]
+
+
+class Points(Part):
+    """One entry per evaluated point, as parallel columns."""
+
+    index: list[Count]
+    """Position in the data set."""
+    label: list[Count]
+    predicted: list[int]
+    """On the clean input; differs from `label` exactly where the point is misclassified."""
+    status: list[Status]
+    attack: list[str | None]
+    """The attack that took the point; None unless it is broken."""
+    distance: list[float | None]
+    """From the clean to the adversarial input, in the norm of the threat model; else None."""
+    nearest: list[float | None] | None = None
+    """In a minimum-norm run, the distance of the closest adversarial input found, also beyond eps.
+
+    None where none was found, and for misclassified points, which need none.
+    """
+    carried: list[float | None] | None = None
+    """In a run over several eps, the larger eps at which the point stood; None: decided here."""
+
+    errors: list[float | None] | None = None
+    """Of a randomized model, the share of passes that err, by chance of its own draws.
+
+    At the adversarial input where the point is broken, else at the input, clean or refused, that
+    fooled the model most often; by passes that took no part in finding it. None: not measured.
+    """
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Points:
+        columns = (self.index, self.label, self.predicted, self.status, self.attack, self.distance)
+        lengths = [len(column) for column in columns]
+        optional = (self.nearest, self.carried, self.errors)
+        lengths += [len(column) for column in optional if column is not None]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"columns of equal length expected, got {lengths}")
+        if len(set(self.index)) < len(self.index):
+            raise ValueError("every point is listed once, but an index is repeated")
+        for index, label, predicted, status, attack, distance in zip(*columns, strict=True):
+            if (attack is not None) != (status == "broken"):
+                raise ValueError(f"point {index} is {status}, yet its attack is {attack!r}")
+            if distance is not None and status != "broken":
+                raise ValueError(f"point {index} is {status}, yet its distance is {distance!r}")
+            if (label != predicted) != (status == "misclassified"):
+                raise ValueError(f"point {index} ({label} predicted as {predicted}) is {status}")
+        if wild := [share for share in self.errors or () if share and not 0 <= share <= 1]:
+            raise ValueError(f"expected shares of errors from 0 to 1, got {wild[0]}")
+        self._check_nearest()
+        self._check_carried()
+        return self
+
+    def _check_nearest(self) -> None:
+        columns = (self.index, self.status, self.distance, self.nearest or self.distance)
+        for index, status, distance, nearest in zip(*columns, strict=True):
+            if (status == "broken" and distance != nearest) or (
+                status == "misclassified" and nearest is not None
+            ):
+                raise ValueError(f"point {index} is {status}, yet its nearest is {nearest!r}")
+
+    def _check_carried(self) -> None:
+        columns = (self.index, self.status, self.carried or [None] * len(self.index))
+        for index, status, carried in zip(*columns, strict=True):
+            if carried is not None and status not in ("robust", "certified"):
+                raise ValueError(f"point {index} is {status}, yet it is carried from {carried}")

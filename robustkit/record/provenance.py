@@ -1,0 +1,93 @@
+"""Where a number came from: versions, device, commit, and a digest of the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.record.schema import Commit
+
+PACKAGES = ("robustkit", "torch", "numpy", "pyautoattack", "torchattacks", "robustbench")
+
+
+def versions() -> dict[str, str]:
+    """Python's version, and that of each of `PACKAGES` that is installed; imports none of them.
+
+    PyTorch's includes the build, such as 2.13.0+cpu.
+    """
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {**found, "torch": str(torch.__version__)}
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu: <processor>, <n> threads`, or `cuda: <name of the GPU>`; any other device by type."""
+    if device.type == "cpu":
+        return f"cpu: {_processor()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return str(device)
+
+
+def commit(path: Path | str = ".") -> Commit | None:
+    """Return the commit checked out around `path`; None where there is no git or no commit.
+
+    Dirty means that tracked files differ from the commit: a run's own folder is not one of them.
+    Never raises and takes at most a few seconds.
+    """
+    # A repository's own configuration may name a program to run as its file-system monitor.
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(
+            ["git", "-c", "core.fsmonitor=false", "-C", str(path), *describe],
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    name, _, dirty = answer.stdout.decode("ascii", "replace").strip().partition("-")
+    return Commit(hash=name, dirty=dirty == "dirty")
+
+
+def weights_digest(module: nn.Module) -> tuple[str, int]:
+    """SHA-256 of the state dict, and the number of parameters (shared ones counted once).
+
+    The digest covers the name, dtype, shape and bytes of every tensor, parameters and buffers
+    alike, in the order of their names; device, memory layout and training mode do not enter.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            digest.update(_content(tensor))
+    return digest.hexdigest(), sum(parameter.numel() for parameter in module.parameters())
+
+
+def _content(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().reshape(-1).contiguous()
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown processor"

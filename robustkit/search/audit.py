@@ -1,0 +1,114 @@
+"""What a cheap search may have missed: the full line-up on a sample of its survivors.
+
+The sample has two strata: the survivors that came nearest to falling, all of them up to a number,
+and a random part of the rest. When more of it falls than the threshold allows, everything is
+attacked. Else the random part bounds how many of the points that nobody audited would fall to the
+same line-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import hypergeom
+
+from robustkit.core.rng import Keys, task_key, uniform
+from robustkit.errors import UsageError
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How to audit the survivors of a suite.
+
+    Attributes:
+        attacks: specs of the full line-up, in order.
+        near: how many of the nearest survivors, as a share of all survivors.
+        random: how many of the others, likewise.
+        least: the least size of both strata.
+        threshold: share of all n points from which on the whole line-up runs on every survivor; of
+            the others, what falls in the random part is scaled up. 0.2%: AutoAttack's own flag.
+    """
+
+    attacks: Sequence[str]
+    near: float = 0.025
+    random: float = 0.025
+    least: int = 16
+    threshold: float = 0.002
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which survivors are audited, and how many others there were to draw `random` from."""
+
+    near: tuple[int, ...]
+    random: tuple[int, ...]
+    rest: int
+
+    @property
+    def points(self) -> set[int]:
+        """Both strata together."""
+        return {*self.near, *self.random}
+
+
+def draw(audit: Audit, closest: Mapping[int, float], standing: Sequence[int], seed: int) -> Sample:
+    """Choose the sample among the points `standing`.
+
+    Args:
+        closest: how near each point came to falling, higher is nearer; points without a number
+            count as far.
+        seed: the random part is a function of it and of the points alone.
+    """
+    by_need = sorted(standing, key=lambda point: (-closest.get(point, -np.inf), point))
+    size = max(audit.least, round(audit.near * len(standing)))
+    near, rest = by_need[:size], by_need[size:]
+    points = torch.tensor(rest, dtype=torch.long)
+    keys = Keys(torch.full_like(points, seed), points, torch.full_like(points, task_key("audit")))
+    lots = uniform(keys, 1, 0).flatten().tolist()
+    drawn = sorted(zip(lots, rest, strict=True))[
+        : max(audit.least, round(audit.random * len(standing)))
+    ]
+    return Sample(tuple(sorted(near)), tuple(sorted(p for _, p in drawn)), len(rest))
+
+
+def alarming(audit: Audit, sample: Sample, broken: set[int], n: int) -> bool:
+    """Say whether more of the sample fell than the threshold allows, of `n` points in all."""
+    return _estimate(sample, broken) > audit.threshold * n
+
+
+def many(taken: int, n: int) -> bool:
+    """Say whether so many points of `n`, taken where none was expected, are no accident.
+
+    More than one, and more than 0.2%: AutoAttack's own flag.
+    """
+    return taken > max(1.0, 0.002 * n)
+
+
+def _estimate(sample: Sample, broken: set[int]) -> float:
+    """Survivors that would have fallen, by the sample: those near, and the random ones scaled."""
+    taken = len(broken & set(sample.random))
+    scaled = taken * sample.rest / len(sample.random) if sample.random else 0.0
+    return len(broken & set(sample.near)) + scaled
+
+
+def missed(sample: Sample, broken: set[int], confidence: float = CONFIDENCE) -> int:
+    """Bound how many points that were not audited would fall to the audit's line-up.
+
+    The exact upper bound of the hypergeometric distribution: the largest number of bad points among
+    the `rest`, less those found, under which a random part with so few of them still has
+    probability above 1 − confidence. Right with that probability over the draw.
+    """
+    if not 0 < confidence < 1:
+        raise UsageError(f"expected 0 < confidence < 1, got {confidence}")
+    size, taken = len(sample.random), len(broken & set(sample.random))
+    if size == sample.rest:
+        return 0
+    if not size:
+        return sample.rest
+    bad = np.arange(taken, sample.rest - size + taken + 1)
+    possible = bad[hypergeom.cdf(taken, sample.rest, bad, size) > 1 - confidence]
+    return int(possible.max()) - taken

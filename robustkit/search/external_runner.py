@@ -1,0 +1,54 @@
+"""The small path beside the engine: an attack of another library, batch by batch.
+
+Batches are cut from the standing points in order, and each is written in one transaction: a run
+that was killed goes on at the next batch, and its verdicts are those of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+from robustkit.core.rng import task_key
+from robustkit.core.threat import Threat
+from robustkit.core.types import Model
+from robustkit.search.external import Batch, Foreign, candidates
+from robustkit.search.pass_counter import Counting
+from robustkit.search.tasks import NamedReferee, Outcome, Work
+
+
+def run_batches(
+    attack: Foreign, model: Model, threat: Threat, classes: int, referee: NamedReferee
+) -> None:
+    """Attack every open point; `referee` judges the candidates and keeps the books.
+
+    Passes are counted inside the model: inputs forward, and inputs that a gradient reached.
+
+    Raises:
+        RobustkitError: when the library fails, or a point with a certificate falls.
+    """
+    queue = referee.queue()
+    counted = Counting(model).eval()
+    while work := list(islice(queue, attack.batch_size)):
+        before = counted.forwards, counted.backwards
+        tasks = referee.tasks(work)
+        seed = task_key(f"{referee.name}/{referee.seed}/{work[0].point}")
+        batch = Batch(tasks.x, tasks.y, seed, classes)
+        found = candidates(attack, counted, batch, threat, referee.name)
+        moved = (found != tasks.x).flatten(1).any(1)
+        rows = (moved & threat.contains(found, tasks.x)).nonzero().flatten()
+        claims = [work[row] for row in rows.tolist()]
+        fell = set()
+        if claims:
+            stands = referee.confirm(claims, found[rows], tasks.x[rows], tasks.y[rows])
+            fell = {item.point for item, ok in zip(claims, stands, strict=True) if ok}
+        passes = counted.forwards - before[0], counted.backwards - before[1]
+        referee.settle(_outcomes(work, fell, passes))
+
+
+def _outcomes(work: Sequence[Work], fell: set[int], passes: tuple[int, int]) -> list[Outcome]:
+    """Close the tasks of a batch. Its passes cannot be told apart: the first task carries them."""
+    return [
+        Outcome(item, item.point not in fell, *(passes if row == 0 else (0, 0)))
+        for row, item in enumerate(work)
+    ]

@@ -1,0 +1,95 @@
+"""An attack as a plain function: what falls out of the engine when nobody keeps books."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels, Model
+from robustkit.errors import RobustkitError, some
+from robustkit.search.engine import Engine
+from robustkit.search.minimum_norm import NearestEngine
+from robustkit.search.protocol import Job, Search, Tasks
+from robustkit.search.tasks import Outcome, Work, fresh_tasks
+
+
+def attack(
+    model: Model,
+    x: Images,
+    y: Labels,
+    search: Search[Any],
+    threat: Threat,
+    *,
+    seed: int = 0,
+    slots: int = 128,
+    nearest: bool = False,
+) -> Images:
+    """Run a search on a batch as a plain function: no ledger, no verification.
+
+    Args:
+        model: callable from [b, *f] to logits [b, k]; used as it is.
+        x: clean inputs [b, *f] in [0, 1]. Points that are misclassified come back unchanged.
+        y: labels [b].
+        nearest: use up the budget and return the closest success; else the first one ends it.
+
+    Returns:
+        One input per point [b, *f]: an adversarial one inside the threat model, else the clean one.
+
+    Raises:
+        RobustkitError: when the model returns NaN or infinite logits.
+        UsageError: when the search does not support the threat model.
+    """
+    x = x.detach()
+    with torch.no_grad():
+        logits = model(x)
+    if not bool(logits.isfinite().all()):
+        rows = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
+        raise RobustkitError(
+            f"the model returned NaN or infinite logits on the clean points {some(rows)}"
+        )
+    right = (logits.argmax(1) == y).nonzero().flatten().tolist()
+    jobs = search.jobs(threat, logits.shape[1])
+    ranked = logits.scatter(1, y[:, None], torch.inf).argsort(1, descending=True)
+    referee = _Plain(x, y, ranked, jobs, type(search).__name__, seed, threat)
+    queue = (Work(point, job) for job in range(len(jobs)) for point in right)
+    engine = (NearestEngine if nearest else Engine)(model, threat, slots)
+    engine.run(search, queue, len(right) * len(jobs), referee)
+    return referee.found
+
+
+class _Plain:
+    """A referee that believes every candidate, and keeps the closest one of each point."""
+
+    def __init__(
+        self,
+        x: Images,
+        y: Labels,
+        ranked: Labels,
+        jobs: Sequence[Job],
+        name: str,
+        seed: int,
+        threat: Threat,
+    ) -> None:
+        self.x, self.y, self.ranked, self.jobs = x, y, ranked, jobs
+        self.name, self.seed, self.threat, self.found = name, seed, threat, x.clone()
+        self.away = [float("inf")] * len(x)
+
+    def tasks(self, work: Sequence[Work]) -> Tasks:
+        index = torch.tensor([item.point for item in work], device=self.x.device)
+        chosen = [self.jobs[item.job] for item in work]
+        return fresh_tasks(
+            self.x[index], self.y[index], self.ranked[index], index, chosen, self.name, self.seed
+        )
+
+    def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
+        away = self.threat.distance(z, x).tolist()
+        for row, (item, length) in enumerate(zip(work, away, strict=True)):
+            if length < self.away[item.point]:
+                self.away[item.point], self.found[item.point] = length, z[row]
+        return [True] * len(work)
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        pass

@@ -1,0 +1,105 @@
+"""One evaluation of the model at the queries of all slots, with the gradient of a search's loss."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from robustkit.core.types import Mask, Model, per_point
+from robustkit.models.surrogates.resolve import source
+from robustkit.search.protocol import Reply, Search, draws, select, stand_in
+
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
+
+
+def ask(model: Model, search: Search[Any], state: Any, *, half: bool = False) -> Reply:
+    """Evaluate the model at `state.query`, with the gradient of the search's objective.
+
+    A search with the option `surrogate` climbs on that stand-in of the model, one with `eot` > 1
+    on the mean of so many draws; the logits of a reply are always the model's own. Where a state
+    says which slots are `climbing`, the others are asked without a gradient, of the model itself.
+
+    Args:
+        half: the model computes in 16 bits, so that small gradients vanish unless they are scaled.
+    """
+    climbing = _climbing(search, state)
+    if search.uses_gradient and climbing is None:
+        logits, value, gradient = _mean(model, search, state, half)
+        if stand_in(search):
+            with torch.no_grad():
+                logits = model(state.query).float()
+        return Reply(logits, value, gradient)
+    with torch.no_grad():
+        logits = model(state.query).float()
+        reply = Reply(logits, search.objective(logits, state), logits.new_empty(0))
+    if climbing is None:
+        return reply
+    rows, gradient = climbing.nonzero().flatten(), torch.zeros_like(state.query)
+    if not len(rows):
+        return reply._replace(gradient=gradient)
+    _, value, slope = _mean(model, search, select(state, rows), half)
+    return Reply(logits, reply.value.index_copy(0, rows, value),
+                 gradient.index_copy(0, rows, slope))  # fmt: skip
+
+
+def passes(search: Search[Any], state: Any) -> tuple[Tensor | int, Tensor | int]:
+    """Return the forward and backward passes of one input that `ask` makes for every slot.
+
+    A pass of a surrogate is counted like one of the model.
+    """
+    eot, climbing = draws(search), _climbing(search, state)
+    if climbing is not None:
+        return 1 + eot * climbing, eot * climbing
+    return eot + bool(stand_in(search)), eot * search.uses_gradient
+
+
+def _climbing(search: Search[Any], state: Any) -> Mask | None:
+    """Return which slots need a gradient, where a search that uses gradients tells them apart."""
+    return getattr(state, "climbing", None) if search.uses_gradient else None
+
+
+def _mean(
+    model: Model, search: Search[Any], state: Any, half: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits, objective and gradient of what the search climbs on, averaged over draws."""
+    climbed, eot = source(model, stand_in(search)), draws(search)
+    query = state.query.detach().requires_grad_(True)
+    logits, value, gradient = _climb(climbed, search, state, query, half)
+    for _ in range(eot - 1):
+        more = _climb(climbed, search, state, query, half)
+        logits, value, gradient = logits + more[0], value + more[1], gradient + more[2]
+    return logits, value / eot, gradient / eot if eot > 1 else gradient
+
+
+def _climb(
+    model: Model, search: Search[Any], state: Any, query: Tensor, half: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits, objective and gradient of one pass."""
+    gradient: Tensor | None = None
+    with torch.enable_grad():
+        logits = model(query).float()
+        value = search.objective(logits, state)
+        if value.requires_grad:
+            differentiate = _scaled if half and logits.requires_grad else _plain
+            gradient = differentiate(value, logits, query)
+    # A gradient that is not a number points nowhere: the search must go on without it.
+    gradient = torch.zeros_like(query) if gradient is None else gradient.nan_to_num()
+    return logits.detach(), value.detach(), gradient
+
+
+def _plain(value: Tensor, _: Tensor, query: Tensor) -> Tensor | None:
+    return torch.autograd.grad(value.sum(), query, allow_unused=True)[0]
+
+
+def _scaled(value: Tensor, logits: Tensor, query: Tensor) -> Tensor | None:
+    """Start each point's way back at a size that suits 16 bits, and divide it out in float32.
+
+    The factor is a power of two: nothing is rounded by it.
+    """
+    (first,) = torch.autograd.grad(value.sum(), logits)
+    exponent = -first.abs().amax(1, keepdim=True).clamp_min(2.0**-100).log2().ceil()
+    back = torch.autograd.grad(logits, query, first * exponent.exp2(), allow_unused=True)
+    scaled = cast("Tensor | None", back[0])
+    return None if scaled is None else scaled * per_point((-exponent).exp2(), query)

@@ -1,0 +1,146 @@
+"""Named line-ups of attacks. The packs register them; here a name or a list becomes specs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from robustkit.core.spec import Spec
+from robustkit.core.threat import Threat
+from robustkit.errors import UsageError
+from robustkit.models.surrogates.resolve import Lent, declared, source
+from robustkit.registry import attacks, suites
+from robustkit.search.audit import Audit
+from robustkit.search.external import Foreign
+from robustkit.search.findings import Findings, Remedies
+from robustkit.search.protocol import aims, minimizes, stand_in
+from robustkit.search.tasks import fresh_tasks
+
+
+class Suite(Protocol):
+    """A line-up with its budgets.
+
+    One that leaves out attacks for speed may have a method `audit(threat)` too, which returns how
+    to audit what it leaves standing (`robustkit.search.audit`).
+
+    One that acts on what is found about a model has a method `remedies(threat, surrogates,
+    findings)`, which returns what to add (`robustkit.search.findings`), and may have `lenders()`:
+    names of registered models from which adversarial inputs may transfer.
+    """
+
+    def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+        """List attack specs in the order in which they run; each gets what the last one left.
+
+        Args:
+            surrogates: the stand-ins that the model declares.
+        """
+        ...
+
+
+class LineUp(NamedTuple):
+    """The attacks of a run in order; those from `audited` on are the audit's.
+
+    The last `reserve` of them run where attacks without gradients took points. `findings`: what
+    the attacks were chosen by, None where they do not depend on the model; `answers`: flags that
+    they answer, if the audit finds nothing more.
+    """
+
+    specs: list[Spec]
+    audited: int
+    audit: Audit | None
+    reserve: int = 0
+    findings: Findings | None = None
+    answers: Sequence[str] = ()
+
+
+def line_up(
+    suite: str | None,
+    chosen: Sequence[Spec | str],
+    threat: Threat,
+    model: Any = None,
+    findings: Findings | None = None,
+) -> LineUp:
+    """Return the attacks of a run on `model` in order, checked.
+
+    Args:
+        findings: what is known of the model, for a suite that acts on it.
+
+    Raises:
+        UsageError: when both or neither are given, or a name, option, norm or surrogate is not
+            supported.
+    """
+    known = list(declared(model.lender if isinstance(model, Lent) else model))
+    if bool(suite) == bool(chosen):
+        raise UsageError("expected either a suite or a list of attacks, got both or neither")
+    built = suites.build(suite) if suite else None
+    line = _specs(built.attacks(threat, known) if built else chosen)
+    audit: Audit | None = built.audit(threat) if built and hasattr(built, "audit") else None
+    audited, reserve = _specs(audit.attacks if audit else ()), list[Spec]()
+    answers: Sequence[str] = ()
+    if findings is not None and built is not None:
+        more: Remedies = built.remedies(threat, known, findings)
+        line = _once([*line, *_specs(more.line)])
+        audited = _once([*_specs(more.audit), *audited], line)
+        reserve, answers = _once(_specs(more.reserve), [*line, *audited]), more.answers
+        audit = audit and replace(audit, attacks=[str(spec) for spec in [*audited, *reserve]])
+    specs = [*line, *audited, *reserve]
+    for spec in specs:
+        search = attacks.build(spec)
+        search.jobs(threat, 10)
+        if model is not None:
+            source(model, stand_in(search))
+    repeated = {str(spec) for spec in specs if specs.count(spec) > 1}
+    if repeated:
+        raise UsageError(f"attack {sorted(repeated)[0]!r} is listed twice")
+    return LineUp(specs, len(line), audit, len(reserve), findings, tuple(answers))
+
+
+def rehearse(specs: Sequence[Spec], threat: Threat, shape: Sequence[int], classes: int) -> None:
+    """Let every attack start once on inputs [*shape], before any pass of any attack is spent.
+
+    Raises:
+        UsageError: of an attack that does not take inputs of this shape.
+    """
+    x = torch.full((1, *shape), (threat.lower + threat.upper) / 2)
+    y = point = torch.zeros(1, dtype=torch.long)
+    for spec in specs:
+        search = attacks.build(spec)
+        if isinstance(search, Foreign):  # has no start apart from its run
+            continue
+        jobs = search.jobs(threat, classes)
+        if jobs:
+            ranked = torch.arange(min(classes, 1 + aims(search, jobs)))[None]
+            tasks = fresh_tasks(x, y, ranked, point, jobs[:1], str(spec), seed=0)
+            search.start(tasks, threat)
+
+
+def acts_on_findings(suite: str | None) -> bool:
+    """Tell whether the line-up of a suite depends on what is found about the model."""
+    return suite is not None and hasattr(suites.build(suite), "remedies")
+
+
+def _specs(texts: Sequence[Spec | str]) -> list[Spec]:
+    return [Spec.parse(text) if isinstance(text, str) else text for text in texts]
+
+
+def _once(specs: Sequence[Spec], before: Sequence[Spec] = ()) -> list[Spec]:
+    """Drop what is listed before, here or there."""
+    return [s for i, s in enumerate(specs) if s not in before and s not in specs[:i]]
+
+
+def refuse_fixed(specs: Sequence[Spec]) -> None:
+    """Refuse attacks that stay at one radius for a run that seeks the nearest success.
+
+    Raises:
+        UsageError: naming the attack, and those that would do.
+    """
+    for spec in specs:
+        if not minimizes(attacks.build(spec)):
+            able = [entry.name for entry in attacks.entries() if minimizes(entry.target)]
+            raise UsageError(
+                f"{spec.name} searches at a fixed eps and cannot seek the nearest adversarial "
+                f"input. Use the suite minimum_norm, or attacks of these: {', '.join(able)}."
+            )

@@ -1,1 +1,0 @@
-"""Stand-ins that the harness supplies for any model."""

@@ -1,0 +1,116 @@
+"""Asking a model, with every pass counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustkit.core.attribution import raised_by_model
+from robustkit.core.imports import failure
+from robustkit.core.types import Images, Logits, Model, Scalars
+from robustkit.errors import UsageError
+
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
+
+
+@dataclass
+class Asked:
+    """A model that is looked at: passes of one input are counted in `forwards` and `backwards`.
+
+    With a `seed`, every pass of a batch of one size draws the same random numbers of PyTorch: what
+    a model that is random by these does to two inputs can be compared.
+    """
+
+    model: Model
+    name: str
+    forwards: int = 0
+    backwards: int = 0
+    seed: int | None = None
+
+    def _answer(self, x: Images) -> Logits:
+        if self.seed is None:
+            return self.model(x)
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.manual_seed(self.seed)
+            return self.model(x)
+
+    def strictly(self, x: Images, classes: int) -> Logits:
+        """Return the logits of clean inputs `x` [b, *f].
+
+        Raises:
+            UsageError: when they are not one row of at least `classes` finite numbers per input.
+        """
+        name, shape = self.name, list(x.shape[1:])
+        self.forwards += len(x)
+        try:
+            with torch.no_grad():
+                answer: object = self._answer(x)
+        except Exception as error:
+            place = raised_by_model(error)
+            where = f" ({place})" if place else ""
+            raise UsageError(
+                f"{name} failed on a batch of inputs of shape {shape}{where}: "
+                f"{failure(error).rstrip('.')}. --debug shows the way there."
+            ) from error
+        if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != len(x):
+            got, cure = f"{type(answer).__name__}", "Return the logits alone"
+            if isinstance(answer, Tensor):
+                got, cure = f"{list(answer.shape)}", "Return one row of logits per input"
+            raise UsageError(
+                f"{name} must map inputs [{len(x)}, {', '.join(map(str, shape))}] to logits "
+                f"[{len(x)}, k], got {got}. {cure}."
+            )
+        if answer.shape[1] < classes:
+            raise UsageError(
+                f"{name} returns {answer.shape[1]} logits, but the data has {classes} classes "
+                "(the largest label, plus one: do the labels start at 0?)"
+            )
+        if not bool(answer.isfinite().all()):
+            rows = (~answer.isfinite().all(1)).nonzero().flatten().tolist()
+            raise UsageError(
+                f"{name} returns NaN or infinite logits on clean inputs (rows {rows}): no "
+                "verdict is defined there. Look at its weights and at --mean and --std."
+            )
+        return answer.float()
+
+    def logits(self, x: Images) -> Logits:
+        """Return the logits, whatever they are."""
+        self.forwards += len(x)
+        with torch.no_grad():
+            return self._answer(x).float()
+
+    def gradient(
+        self, x: Images, value: Callable[[Logits], Scalars]
+    ) -> tuple[Logits, Images | None]:
+        """Return the logits, and the gradient of `value` of them (None: it does not reach `x`).
+
+        Raises:
+            UsageError: when the model cannot be differentiated.
+        """
+        query = x.detach().clone().requires_grad_(True)
+        self.forwards += len(x)
+        self.backwards += len(x)
+        try:
+            with torch.enable_grad():
+                logits = self._answer(query).float()
+                total = value(logits).sum()
+                if not total.requires_grad:
+                    return logits.detach(), None
+                (gradient,) = torch.autograd.grad(total, query, allow_unused=True)
+        except RuntimeError as error:
+            raise UsageError(f"{self.name} cannot be differentiated: {error}") from error
+        return logits.detach(), gradient
+
+
+def spread(logits: Logits) -> Scalars:
+    """Return the largest minus the smallest logit of each row."""
+    return logits.amax(1) - logits.amin(1)
+
+
+def difference(a: Logits, b: Logits) -> float:
+    """Largest distance between two rows, in units of the longer one."""
+    length = torch.maximum(a.norm(dim=1), b.norm(dim=1)).clamp_min(1e-12)
+    return float(((a - b).norm(dim=1) / length).max())

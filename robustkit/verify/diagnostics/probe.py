@@ -1,0 +1,191 @@
+"""The first look at a model, on a few points, before anything attacks it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from robustkit.core.types import Images, Logits, Model
+from robustkit.errors import UsageError
+from robustkit.verify.diagnostics.counted_model import Asked, difference
+from robustkit.verify.diagnostics.gradients import of_gradients
+from robustkit.verify.diagnostics.logits import of_answers
+from robustkit.verify.diagnostics.side_effects import Buffers, differentiates
+from robustkit.verify.diagnostics.unbounded import of_reach
+from robustkit.verify.flags import Flag, flag
+
+_TOLERANCE = 1e-3  # of the length of the logits; batched kernels may differ in the last bits
+_SAME = 1e-4  # likewise, of one kernel
+_SEED = 20_000  # of the draws that are repeated
+
+
+class Health(NamedTuple):
+    """What the first look found.
+
+    Attributes:
+        randomized: two passes over the same input differ.
+        classes: number of logits.
+        answers: the logits that were looked at [b, k].
+        forwards, backwards: passes spent looking.
+        sample: the inputs that were looked at [b, *f].
+    """
+
+    randomized: bool
+    classes: int
+    flags: tuple[Flag, ...]
+    answers: Logits
+    forwards: int
+    backwards: int
+    sample: Images | None = None
+
+    def after(self, forwards: int, backwards: int) -> Health:
+        """Return the same with more passes spent."""
+        spent = (self.forwards + forwards, self.backwards + backwards)
+        return self._replace(forwards=spent[0], backwards=spent[1])
+
+
+def examine(
+    model: Model,
+    x: Images,
+    classes: int,
+    name: str,
+    *,
+    box: tuple[float, float] = (0.0, 1.0),
+    probing: bool = True,
+) -> Health:
+    """Check on a few inputs `x` [b, *f] that the model can be evaluated at all, and how far.
+
+    Every flag that can be raised before an attack is in `robustkit.verify.flags`. All probes
+    depend on the model and `x` alone: a second look at the same model finds the same. A model that
+    is random by the generators of PyTorch is probed with the same draws in every pass.
+
+    Args:
+        box: the range of the inputs.
+        probing: whether to look for more than what makes an evaluation impossible.
+
+    Raises:
+        UsageError: when the model fails on inputs of this shape, does not return one row of at
+            least `classes` finite logits per input, or lets the inputs of a batch influence each
+            other.
+    """
+    x = _two(x)
+    asked, buffers = Asked(model, name), Buffers(model)
+    first = asked.strictly(x, classes)
+    repeats = torch.stack([asked.strictly(x, classes) for _ in range(4)])
+    noise = max(difference(first, other) for other in repeats)
+    randomized = noise > _SAME or bool((repeats.argmax(2) != first.argmax(1)).any())
+    flags, tied = list[Flag](), None
+    if getattr(model, "untrained", False):
+        seen = "the weights are random, as was asked for: no number here says anything about a "
+        flags.append(flag("untrained", f"{seen}trained model"))
+    if randomized:
+        seen = f"two passes over one input differ (by {noise:.2g} of the logits' length)"
+        flags.append(flag("randomized", seen))
+        tied = _tied(asked, x, classes)
+    steady, answers = not randomized or tied is not None, first
+    first = answers if tied is None else tied
+    if steady:
+        moved = _moved(asked, x, first, classes, sum(box))
+        if moved is None and not randomized:
+            _refuse_coupling(asked, x, first, classes)
+        elif moved is not None:
+            flags.append(flag("stateful", moved))
+    if probing:
+        flags += _probe(asked, x, first, box, randomized=not steady)
+        if steady and "stateful" not in {found.name for found in flags}:
+            seen = f"after {asked.forwards} passes an input is answered otherwise than before"
+            changed = difference(first, asked.strictly(x, classes)) > _SAME
+            if told := buffers.changed() or (seen if changed else ""):
+                flags.append(flag("stateful", told))
+    return Health(
+        randomized,
+        first.shape[1],
+        tuple(flags),
+        answers,
+        asked.forwards,
+        asked.backwards,
+        x,
+    )
+
+
+def _two(x: Images) -> Images:
+    """Return at least two inputs: coupling takes two."""
+    return x if len(x) > 1 else torch.cat([x, x.flip(-1) / 2])
+
+
+class Looked(NamedTuple):
+    """Names of the flags that the gradient of a model raises, and the passes it took to see."""
+
+    flags: frozenset[str]
+    forwards: int
+    backwards: int
+
+
+def look(model: Model, name: str, x: Images, box: tuple[float, float]) -> Looked:
+    """Probe the gradient of a stand-in at inputs `x` [b, *f], with the same draws in every pass."""
+    x = _two(x)
+    asked = Asked(model, name, seed=_SEED)
+    first, again = asked.logits(x), asked.logits(x)
+    steady = difference(first, again) <= _SAME
+    flags = of_gradients(asked, x, first, box, randomized=not steady) + of_reach(
+        asked, x, first, box
+    )
+    return Looked(frozenset(f.name for f in flags), asked.forwards, asked.backwards)
+
+
+def look_again(model: Model, health: Health) -> str:
+    """Ask about the inputs of the first look once more; say so if they are answered otherwise.
+
+    It takes one pass of each; none where the model is randomized, whose answers differ anyway.
+    """
+    if health.randomized or health.sample is None:
+        return ""
+    with torch.no_grad():
+        now = model(health.sample).float()
+    if now.shape == health.answers.shape and difference(health.answers, now) <= _SAME:
+        return ""
+    return "after the attacks the model answers otherwise to the same inputs than before"
+
+
+def _tied(asked: Asked, x: Images, classes: int) -> Logits | None:
+    """Repeat the draws from now on, and return the answers, if they are always the same then."""
+    asked.seed = _SEED
+    once, again = (asked.strictly(x, classes) for _ in range(2))
+    if difference(once, again) <= _SAME:
+        return once
+    asked.seed = None  # random by other means
+    return None
+
+
+def _probe(
+    asked: Asked, x: Images, first: Logits, box: tuple[float, float], *, randomized: bool
+) -> list[Flag]:
+    flags = of_answers(first)
+    flags += of_gradients(asked, x, first, box, randomized=randomized)
+    if differentiates(asked, x[:2]):
+        flags.append(flag("inner_autograd", "the forward pass computes gradients of its own"))
+    return flags + of_reach(asked, x, first, box)
+
+
+def _moved(asked: Asked, x: Images, first: Logits, classes: int, ends: float) -> str | None:
+    """Ask about other inputs in between, the negatives; say so if the answer is another then."""
+    asked.logits(ends - x.flip(0))
+    change = difference(first, asked.strictly(x, classes))
+    if change <= _SAME:
+        return None
+    return (
+        "repeated passes agree, but after other inputs the answer is another one (by "
+        f"{change:.2g} of the logits' length)"
+    )
+
+
+def _refuse_coupling(asked: Asked, x: Images, first: Logits, classes: int) -> None:
+    alone = torch.cat([asked.strictly(x[i : i + 1], classes) for i in range(len(x))])
+    change = difference(first, alone)
+    if change > _TOLERANCE:
+        raise UsageError(
+            f"{asked.name} answers differently to a point alone and in a batch (by {change:.2g} of "
+            "the logits' length), so that a verdict would depend on the other points. Is it in "
+            "training mode, or is batch normalization without running statistics? Call .eval()."
+        )
