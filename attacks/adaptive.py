@@ -141,16 +141,16 @@ def _first_of(suite: str, threat: Threat) -> list[str]:
     return list(listed[:2])
 
 
-def _climb(threat: Threat, findings: Findings, stand_in: str) -> list[str]:
+def _climb(threat: Threat, findings: Findings, surrogate: str) -> list[str]:
     """List the search of `fast` through a stand-in ("": the model), averaged where it is random."""
-    return [_with(spec, _through(findings, stand_in)) for spec in _FIRST[threat.norm]]
+    return [_with(spec, _through(findings, surrogate)) for spec in _FIRST[threat.norm]]
 
 
-def _through(findings: Findings, stand_in: str) -> list[str]:
+def _through(findings: Findings, surrogate: str) -> list[str]:
     """List the options of a search through a stand-in."""
-    random = not stand_in or stand_in in findings.noisy
+    random = not surrogate or surrogate in findings.noisy
     options = [f"eot={findings.eot}"] if findings.eot > 1 and random else []
-    return [*options, f"surrogate={stand_in!r}"] if stand_in else options
+    return [*options, f"surrogate={surrogate!r}"] if surrogate else options
 
 
 def _with(spec: str, options: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 from robustkit.errors import UsageError, unknown
 from robustkit.registry import libraries
-from robustkit.search.external import NORMS, Batch, Foreign
+from robustkit.search.external import NORMS, Batch, ExternalAttack
 
 _VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -40,7 +40,7 @@ _INSIDE = {
 
 @libraries.register("autoattack", cites="arXiv:2003.01690")
 @dataclass(frozen=True)
-class AutoAttack(Foreign):
+class AutoAttack(ExternalAttack):
     """The reference implementation: `standard`, `plus`, `rand`, or one of its attacks.
 
     There are never more targets than wrong classes: the reference fails then.

@@ -13,14 +13,14 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 from robustkit.errors import UsageError, unknown
 from robustkit.registry import libraries
-from robustkit.search.external import Batch, Foreign, power
+from robustkit.search.external import Batch, ExternalAttack, power
 
 _ORDER = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
 
 
 @libraries.register("foolbox", cites="arXiv:1707.04131")
 @dataclass(frozen=True)
-class Foolbox(Foreign):
+class Foolbox(ExternalAttack):
     """Attacks of Foolbox, untargeted; minimum-norm attacks are clipped to eps as Foolbox does."""
 
     package: ClassVar[str] = "foolbox"

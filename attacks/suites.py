@@ -124,7 +124,7 @@ class Surrogates:
         losses = [""] if threat.norm == "l0" else ["loss=margin, ", "loss=ce, "]
         return [
             f"{name}(eot={self.eot}, {loss}steps={self.steps}{through})"
-            for through in ["", *(f", surrogate={stand_in}" for stand_in in surrogates)]
+            for through in ["", *(f", surrogate={surrogate}" for surrogate in surrogates)]
             for loss in losses
         ]
 
@@ -132,10 +132,10 @@ class Surrogates:
 def _through(surrogates: Sequence[str], specs: Sequence[str]) -> list[str]:
     """List the attacks on the model itself, then the same through each surrogate."""
     found = list(specs)
-    for stand_in in surrogates:
+    for surrogate in surrogates:
         for spec in specs:
             head, given = (spec.rstrip(")") + ", ").split("(", 1) if "(" in spec else (spec, "")
-            found.append(f"{head}({given}surrogate={stand_in})")
+            found.append(f"{head}({given}surrogate={surrogate})")
     return found
 
 

@@ -14,7 +14,7 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 from robustkit.errors import UsageError, unknown
 from robustkit.registry import libraries
-from robustkit.search.external import NORMS, Batch, Foreign, power
+from robustkit.search.external import NORMS, Batch, ExternalAttack, power
 
 _OURS = ("model", "eps", "norm", "seed", "verbose")
 _WRAPPERS = ("MultiAttack", "LGV")
@@ -22,7 +22,7 @@ _WRAPPERS = ("MultiAttack", "LGV")
 
 @libraries.register("torchattacks", cites="arXiv:2010.01950")
 @dataclass(frozen=True)
-class Torchattacks(Foreign):
+class Torchattacks(ExternalAttack):
     """Attacks of torchattacks, with its defaults, at the eps of the threat model."""
 
     package: ClassVar[str] = "torchattacks"

@@ -35,7 +35,7 @@ from robustkit.evaluation.evaluate import evaluate
 from robustkit.models.load import Subject, bundled, load_model
 from robustkit.registry import attacks
 from robustkit.search.functional import attack
-from robustkit.search.pass_counter import Counting
+from robustkit.search.pass_counter import PassCounter
 
 _GRIDS: dict[str, str] = {
     "linf": "0.02,0.04,0.06,0.08,0.1",
@@ -172,7 +172,7 @@ def _theirs(model: nn.Module, x: Tensor, y: Tensor, name: str, steps: int) -> Te
 def _measure(
     model_name: str, norm: Norm, name: str, model: nn.Module, x: Tensor, y: Tensor, run: Any
 ) -> Reached:
-    counted = Counting(model).eval()
+    counted = PassCounter(model).eval()
     clock = time.perf_counter()
     z = run(counted)
     seconds = time.perf_counter() - clock

@@ -36,7 +36,7 @@ from robustkit.evaluation.evaluate import evaluate, private_copy
 from robustkit.models.load import Subject, load_model
 from robustkit.models.tuning import AUTOMATIC, tune
 from robustkit.registry import attacks
-from robustkit.search.engine import Engine, Floor
+from robustkit.search.engine import Engine, SlotPool
 from robustkit.search.functional import _Plain
 from robustkit.search.tasks import Work
 
@@ -64,7 +64,7 @@ def overhead(
     ranked = logits.argsort(1, descending=True)
     referee = _Doubter(x, y, ranked, search.jobs(threat, logits.shape[1]), spec, 0, threat)
     engine = Engine(tuned.model, threat, slots)
-    floor = Floor(engine, search, iter([Work(point, 0) for point in right]), referee, slots)
+    floor = SlotPool(engine, search, iter([Work(point, 0) for point in right]), referee, slots)
     floor.refill()
     bare = _bare(tuned.model, floor.state.query, gradient=search.uses_gradient)
 

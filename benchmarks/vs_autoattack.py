@@ -35,7 +35,7 @@ from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.models.load import Subject, bundled, load_model
-from robustkit.search.pass_counter import Counting
+from robustkit.search.pass_counter import PassCounter
 
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
@@ -76,7 +76,7 @@ def reference(
     from pyautoattack import AutoAttack
 
     x, y = (tensor.to(device) for tensor in data.fetch(np.arange(len(data))))
-    counted = Counting(model)
+    counted = PassCounter(model)
     attack = AutoAttack(counted, norm=_NORMS[threat.norm], eps=threat.eps, seed=seed, device=device)
     clock = time.perf_counter()
     found, _ = attack.run_standard_evaluation(x, y, batch_size=batch)

@@ -7,13 +7,11 @@ Importing the package is cheap: PyTorch and the rest are imported when a name is
 
 from __future__ import annotations
 
-import importlib
-import sys
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from robustkit import errors
+from robustkit.core.lazy import exports
 
 if TYPE_CHECKING:
     from robustkit.core.threat import Threat
@@ -50,39 +48,19 @@ except PackageNotFoundError:
         "robustkit is not installed: this is a checkout. Run `pip install -e .` in it first."
     ) from None
 
-_HOMES = {
-    "Record": "robustkit.record.record",
-    "RobustnessMonitor": "robustkit.integrations.monitor",
-    "Threat": "robustkit.core.threat",
-    "Watcher": "robustkit.evaluation.watcher",
-    "adversarial_inputs": "robustkit.record.adversarial",
-    "attack": "robustkit.search.functional",
-    "evaluate": "robustkit.evaluation.evaluate",
-    "evaluate_grid": "robustkit.evaluation.eps_grid",
-    "load_model": "robustkit.models.load",
-    "log_record": "robustkit.integrations.loggers",
-    "open_dataset": "robustkit.data.open",
-}
-
-
-class _Package(ModuleType):
-    """Keeps `robustkit.evaluate` the function: importing the module of that name would hide it."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'robustkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "Record": "record.record",
+        "RobustnessMonitor": "integrations.monitor",
+        "Threat": "core.threat",
+        "Watcher": "evaluation.watcher",
+        "adversarial_inputs": "record.adversarial",
+        "attack": "search.functional",
+        "evaluate": "evaluation.evaluate",
+        "evaluate_grid": "evaluation.eps_grid",
+        "load_model": "models.load",
+        "log_record": "integrations.loggers",
+        "open_dataset": "data.open",
+    },
+)

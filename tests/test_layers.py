@@ -95,7 +95,7 @@ def objection(home: str, module: str) -> str | None:
     return None if left else f"imports run only to the left in: {' '.join(STATIONS)}"
 
 
-def home_of(path: Path) -> str:
+def default_folder_of(path: Path) -> str:
     folder, inside = path.relative_to(ROOT).parts[:2]
     return folder if folder in PACKS else inside.removesuffix(".py")
 
@@ -106,7 +106,7 @@ def module_of(path: Path) -> str:
 
 
 def deferred(tree: ast.AST) -> Iterator[ast.AST]:
-    """What a module imports when it is imported itself: not inside functions, nor for types only."""
+    """What runs when a module is imported: not the inside of functions, nor what types need."""
     for node in ast.iter_child_nodes(tree):
         typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         if not isinstance(node, ast.FunctionDef) and not typing:
@@ -146,7 +146,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 class TestTheOrder:
     def test_lists_exactly_the_stations_there_are(self) -> None:
-        rooms = {home_of(path) for path in files("robustkit")} - {"__init__", "__main__"}
+        rooms = {default_folder_of(path) for path in files("robustkit")} - {"__init__", "__main__"}
         assert rooms == set(STATIONS)
         assert len(list((ROOT / "robustkit").glob("[!_]*"))) <= 16
 
@@ -186,7 +186,7 @@ class TestTheOrder:
             for path in files(folder)
             if path != facade and path.name != "__main__.py"
             for node, module in imported(ast.parse(path.read_text(encoding="utf-8")))
-            if (reason := objection(home_of(path), module))
+            if (reason := objection(default_folder_of(path), module))
         ]
         assert not found, "\n".join(found)
 

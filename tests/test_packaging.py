@@ -87,7 +87,7 @@ def test_the_sdist_holds_all_that_the_wheel_needs_and_the_texts(sdist: Path) -> 
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "attacks/__init__.py"} <= names
-    assert "robustkit/bundled/fashion_mnist_1000.npz" in names
+    assert "robustkit/data/bundled/fashion_mnist_1000.npz" in names
 
 
 def test_the_wheel_holds_every_module_under_its_name(contents: set[str]) -> None:
@@ -99,7 +99,7 @@ def test_the_wheel_holds_every_module_under_its_name(contents: set[str]) -> None
 
 def test_the_wheel_holds_the_images_the_weights_and_the_types(contents: set[str]) -> None:
     wanted = {"robustkit/py.typed"}
-    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "robustkit/bundled").iterdir()}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "robustkit/data/bundled").iterdir()}
     weights = list((ROOT / "defenses/checkpoints").iterdir())
     wanted |= {f"robustkit/defenses/checkpoints/{path.name}" for path in weights}
     assert any(path.suffix == ".safetensors" for path in weights)

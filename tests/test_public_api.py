@@ -48,16 +48,15 @@ def test_every_name_is_documented_and_keeps_its_home(name: str) -> None:
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="'robustkit' has no attribute 'evaluation'"):
-        getattr(robustkit, "evaluation")  # noqa: B009  a constant attribute would not type-check
+    with pytest.raises(AttributeError, match="'robustkit' has no attribute 'evaluations'"):
+        getattr(robustkit, "evaluations")  # noqa: B009  a constant attribute would not type-check
 
 
 @pytest.mark.parametrize(
     "code",
     [
         "from robustkit import evaluate as f",
-        "from robustkit.evaluate import private_copy; import robustkit; f = robustkit.evaluate",
-        "import robustkit.evaluate; f = robustkit.evaluate",
+        "import robustkit.evaluation.evaluate, robustkit; f = robustkit.evaluate",
     ],
 )
 def test_evaluate_is_the_function_whatever_was_imported_before(code: str) -> None:

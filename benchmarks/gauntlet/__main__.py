@@ -28,7 +28,7 @@ from rich.console import Console
 
 from benchmarks.gauntlet.rows import Row, Summary, summarize
 from benchmarks.gauntlet.run import COLUMNS, REFERENCES, attack, chosen, rows
-from benchmarks.gauntlet.setting import Setting, survey
+from benchmarks.gauntlet.setting import Setting, prepare
 from benchmarks.gauntlet.table import account, markdown, table
 from benchmarks.gauntlet.wrapper import Entry
 from robustkit.core.threat import Threat
@@ -145,7 +145,7 @@ def _gather(
                 console.print(text)
 
         report("the bare model")
-        points = survey(setting, None if controls == "all" else int(controls))
+        points = prepare(setting, None if controls == "all" else int(controls))
         failed = attack(setting, points, entries, runs, report)
         return rows(setting, points, entries, report), failed
 

@@ -71,7 +71,7 @@ def bare_suites() -> list[str]:
     return [name for name in ("parity", "fast", "adaptive") if name in suites]
 
 
-def survey(setting: Setting, controls: int | None) -> Points:
+def prepare(setting: Setting, controls: int | None) -> Points:
     """Evaluate the bare model on all n points and choose those of the wrappers, once.
 
     Args:

@@ -26,7 +26,7 @@ Positions: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 EXPERT = ("relay(surrogate=smooth)", "apgd(loss=margin, restarts=2, surrogate=smooth)")
 
 
-class Told(nn.Module):
+class Report(nn.Module):
     """A wrapped model that declares its smooth form."""
 
     def __init__(self, wrapped: Wrapper) -> None:
@@ -69,7 +69,7 @@ class Truth:
         """
         if entry.truth == "equal":
             return dict(self.standing)
-        place, told = f"{entry.name}/truth", Told(wrapped)
+        place, told = f"{entry.name}/truth", Report(wrapped)
         record = self.setting.evaluate(told, place, self.points.chosen, attacks=EXPERT,
                                        replay=self.setting.folder / "bare")  # fmt: skip
         status = dict(zip(record.points.index, record.points.status, strict=True))

@@ -10,28 +10,34 @@ at once.
 
 from __future__ import annotations
 
-from robustkit.cli import doctor, history, init, leaderboard, power, report, validate
-from robustkit.cli import list as catalog
-from robustkit.cli.baseline import command as baseline
-from robustkit.cli.check import command as check
-from robustkit.cli.evaluate import command as evaluate
+from robustkit.cli.baseline.command import command as _baseline
+from robustkit.cli.check.command import command as _check
+from robustkit.cli.doctor import command as _doctor
+from robustkit.cli.evaluate.command import command as _evaluate
+from robustkit.cli.history import command as _history
+from robustkit.cli.init import command as _init
+from robustkit.cli.leaderboard import command as _leaderboard
+from robustkit.cli.list import command as _catalog
+from robustkit.cli.power import command as _power
 from robustkit.cli.program import program as main
-from robustkit.cli.train import command as train
+from robustkit.cli.report import command as _report
+from robustkit.cli.train.command import command as _train
+from robustkit.cli.validate import command as _validate
 
 __all__ = ["main"]
 
-for _module in (
-    evaluate,
-    check,
-    power,
-    init,
-    baseline,
-    history,
-    catalog,
-    leaderboard,
-    report,
-    train,
-    doctor,
-    validate,
+for _command in (
+    _evaluate,
+    _check,
+    _power,
+    _init,
+    _baseline,
+    _history,
+    _catalog,
+    _leaderboard,
+    _report,
+    _train,
+    _doctor,
+    _validate,
 ):
-    main.add_command(_module.command)
+    main.add_command(_command)

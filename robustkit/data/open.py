@@ -17,8 +17,8 @@ from robustkit.registry import datasets
 __all__ = [
     "Augment",
     "Dataset",
+    "DatasetSource",
     "ImageSet",
-    "Source",
     "data_root",
     "digest",
     "from_arrays",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-class Source(Protocol):
+class DatasetSource(Protocol):
     """What a class registered in `robustkit.registry.datasets` does; its fields are options."""
 
     def open(self, root: Path, split: str, download: bool) -> Dataset:
@@ -63,7 +63,7 @@ def open_dataset(
     if kind == "folder" and colon:
         return open_folder(text, Path(rest).expanduser())
     if re.fullmatch(r"\s*\w+\s*(\(.*\))?\s*", text, re.DOTALL):
-        source: Source = datasets.build(text)
+        source: DatasetSource = datasets.build(text)
         return source.open(data_root(root), split, download)
     if colon:
         return open_function(text)

@@ -12,16 +12,16 @@ import torch
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
 from robustkit.errors import UsageError
-from robustkit.evaluation.prepare import Ground
+from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.resume import source_digest
 from robustkit.evaluation.stages.replay import peek
 from robustkit.models.load import load_model
 from robustkit.models.surrogates.distillation import FILE, distill
-from robustkit.models.surrogates.resolve import FAITHFUL, Lent, declared, offered
+from robustkit.models.surrogates.resolve import SAME_DECISIONS, WithSurrogates, declared, offered
 from robustkit.registry import attacks, defenses, suites
 from robustkit.search.eot import draws_needed
 from robustkit.search.findings import Findings
-from robustkit.search.protocol import stand_in
+from robustkit.search.protocol import surrogate_of
 from robustkit.search.suites import LineUp, line_up
 from robustkit.verify.diagnostics.probe import look
 
@@ -31,9 +31,9 @@ STUDENT = "student"
 _SAMPLE, _TAUGHT = 16, 2048  # points that are looked at, and that a student learns from
 
 
-def prescribe(
-    ground: Ground, suite: str, threat: Threat, folder: Path, *, fresh: bool = False
-) -> tuple[Ground, LineUp]:
+def adapt_line_up(
+    ground: Prepared, suite: str, threat: Threat, folder: Path, *, fresh: bool = False
+) -> tuple[Prepared, LineUp]:
     """Return the line-up of `suite` against the model, and the ground with what it needs.
 
     What was found when a run in `folder` began decides when it goes on: the line-up of a run never
@@ -52,7 +52,7 @@ def prescribe(
         lent = {name: model for name, model in lent.items() if name in findings.lent}
     # The student is made once it is known that it is asked for.
     listed = line_up(suite, (), threat, None, findings)
-    wanted = {stand_in(attacks.build(spec)) for spec in listed.specs}
+    wanted = {surrogate_of(attacks.build(spec)) for spec in listed.specs}
     if STUDENT in wanted:
         taught = _points(ground, _TAUGHT)
         if fresh:  # of a teacher that cannot be told from this one: a function has no weights
@@ -63,9 +63,9 @@ def prescribe(
         lent[STUDENT] = student
     lent = {name: model for name, model in lent.items() if name in wanted}
     if lent:
-        searched = ground.tuned._replace(model=Lent(ground.tuned.model, lent))
+        searched = ground.tuned._replace(model=WithSurrogates(ground.tuned.model, lent))
         ground = ground._replace(tuned=searched)
-    return ground, line_up(suite, (), threat, Lent(ground.model, lent), findings)
+    return ground, line_up(suite, (), threat, WithSurrogates(ground.model, lent), findings)
 
 
 def _kept(path: Path) -> Findings | None:
@@ -80,8 +80,8 @@ def _kept(path: Path) -> Findings | None:
 
 
 def _find(
-    ground: Ground, lent: tuple[str, ...], x: Images, box: tuple[float, float]
-) -> tuple[Ground, Findings]:
+    ground: Prepared, lent: tuple[str, ...], x: Images, box: tuple[float, float]
+) -> tuple[Prepared, Findings]:
     offer, eot = offered(ground.model, x), 1
     forwards, backwards, noisy = offer.forwards, offer.backwards, dict[str, Model]()
     if ground.health.randomized:
@@ -100,7 +100,7 @@ def _find(
 
 
 def _true(
-    ground: Ground,
+    ground: Prepared,
     offered: Mapping[str, Model],
     flags: Sequence[str],
     x: Images,
@@ -118,7 +118,7 @@ def _true(
         return (), 0, 0
     found, forwards, backwards = list[str](), 0, 0
     jumps = bool({"piecewise_constant", "one_hot"} & set(flags))
-    for name in (n for n in FAITHFUL if n in offered):
+    for name in (n for n in SAME_DECISIONS if n in offered):
         looked = look(offered[name], ground.name, x, box)
         forwards, backwards = forwards + looked.forwards, backwards + looked.backwards
         wrong = {"no_gradient", "huge_eps"} if jumps else {"no_gradient", "gradient_mismatch"}
@@ -134,14 +134,14 @@ def _random(model: Model, x: Images) -> bool:
     return not torch.allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
-def _points(ground: Ground, most: int) -> Images:
+def _points(ground: Prepared, most: int) -> Images:
     """Read up to so many of the points, evenly spaced."""
     chosen: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = ground.points
     chosen = chosen[:: max(1, len(chosen) // most)][:most]
     return ground.data.fetch(chosen)[0].to(ground.device)
 
 
-def _lenders(ground: Ground, suite: str, x: Images) -> dict[str, Model]:
+def _lenders(ground: Prepared, suite: str, x: Images) -> dict[str, Model]:
     """Load the models that the suite names, if shipped for the data; not the model itself."""
     found: dict[str, Model] = {}
     listed: Sequence[str] = getattr(suites.build(suite), "lenders", list)()

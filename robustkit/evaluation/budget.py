@@ -21,7 +21,7 @@ _LATE = "the time is up"
 _FIRST, _MOST = 16, 128  # points in a part
 
 
-class OverTime(Exception):
+class BudgetExhausted(Exception):
     """A budget is used up in the middle of a part; the message says which."""
 
     def __init__(self, reason: str = _LATE) -> None:
@@ -41,7 +41,7 @@ class Budget:
     forwards: int | None = None
 
 
-class Progress(NamedTuple):
+class Interim(NamedTuple):
     """What is known after a part.
 
     Attributes:
@@ -56,7 +56,7 @@ class Progress(NamedTuple):
 
 
 @dataclass
-class Pace:
+class StoppingRule:
     """Takes the points in parts, and may end the run after any of them.
 
     Attributes:
@@ -69,7 +69,7 @@ class Pace:
     audits: bool = True
     _start: float = field(default_factory=time.monotonic)
 
-    def enough(self, progress: Progress) -> str | None:
+    def enough(self, progress: Interim) -> str | None:
         """Say why no more points are needed; None: they are. Called after every part."""
         return None
 
@@ -81,14 +81,14 @@ class Pace:
         return _LATE if self._late() else None
 
     def check(self, forwards: int) -> None:
-        """Stop in the middle of a part (by `OverTime`) when a budget is used up."""
+        """Stop in the middle of a part (by `BudgetExhausted`) when a budget is used up."""
         if reason := self.spent(forwards):
-            raise OverTime(reason)
+            raise BudgetExhausted(reason)
 
     def check_time(self) -> None:
-        """Stop in the middle of a part (by `OverTime`) when the time is up."""
+        """Stop in the middle of a part (by `BudgetExhausted`) when the time is up."""
         if self._late():
-            raise OverTime
+            raise BudgetExhausted
 
     def _late(self) -> bool:
         seconds = self.budget.seconds

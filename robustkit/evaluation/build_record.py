@@ -15,13 +15,13 @@ from robustkit.evaluation.run import Run
 from robustkit.evaluation.stages.audit import drawn, fallen, unaudited
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record import provenance
-from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, Cost, Fall
+from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, BrokenPoint, Cost
 from robustkit.record.points import Points
 from robustkit.record.record import REPLAY, Record, load, save
 from robustkit.record.schema import AuditInfo, Commit, DataInfo, Stage, ThreatInfo, WeightsInfo
 from robustkit.search.audit import CONFIDENCE, missed
 from robustkit.search.external import strength
-from robustkit.search.protocol import stand_in
+from robustkit.search.protocol import surrogate_of
 from robustkit.verify.flags import Flag, flag
 
 _CIRCUMSTANCES = {"arguments", "notes", "versions", "device", "commit"}
@@ -70,7 +70,7 @@ def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
     ran = [Spec.parse(stage.attack) for stage in stages]
     data, threat, names = run.data, run.threat, [str(spec) for spec in ran]
     facts = [registry.attacks.entry(spec.name).facts for spec in ran]
-    aside = [bool(stand_in(registry.attacks.build(spec))) for spec in ran]
+    aside = [bool(surrogate_of(registry.attacks.build(spec))) for spec in ran]
     # Of an attack of another library it is known once it has run: did gradients reach the input?
     # What starts where a walk along a stand-in came nearest is not blind.
     white_box = [
@@ -200,7 +200,7 @@ def _answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
     """Mark the flags that the line-up answers, if its audit came to its end and found little."""
     line, ledger = run.line, run.ledger
     quiet = not unaudited(line, ledger) and not ledger.remembered("escalated")
-    aside = [stand_in(registry.attacks.build(spec)) for spec in line.specs[: line.audited]]
+    aside = [surrogate_of(registry.attacks.build(spec)) for spec in line.specs[: line.audited]]
     told = f"attacked through {', '.join(dict.fromkeys(filter(None, aside)))}; the audit is quiet"
     return [
         f.model_copy(update={"answered": told}) if quiet and f.name in line.answers else f
@@ -229,7 +229,7 @@ def _points(run: Run, finished: Sequence[int]) -> Points:
     )
 
 
-def _errors(run: Run, index: list[int], falls: dict[int, Fall]) -> list[float | None]:
+def _errors(run: Run, index: list[int], falls: dict[int, BrokenPoint]) -> list[float | None]:
     """Return how often the model errs at the input that a point is judged by.
 
     Of a point that stands it is the one that fooled the model most often while it was judged, clean

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.record.ledger import Ledger
-from robustkit.record.ledger_schema import CARRIED, CLEAN, Cost, Fall
+from robustkit.record.ledger_schema import CARRIED, CLEAN, BrokenPoint, Cost
 
 
 class Carried(NamedTuple):
@@ -31,7 +31,7 @@ class Carried(NamedTuple):
 
     grid: tuple[float, ...]
     clean: dict[int, tuple[int, int, list[int]]]
-    falls: tuple[Fall, ...]
+    falls: tuple[BrokenPoint, ...]
     attacks: dict[int, str]
     survived: dict[int, float]
     proved: dict[int, float]

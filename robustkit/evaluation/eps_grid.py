@@ -14,11 +14,11 @@ from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.evaluation.carry_over import Carried, collect
 from robustkit.evaluation.distributed.messages import Named
-from robustkit.evaluation.distributed.scheduler import Crew
+from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.distributed.setup import set_up, staff
-from robustkit.evaluation.evaluate import survey, warn_of_eps
-from robustkit.evaluation.execute import Wish, conduct, home_of
-from robustkit.evaluation.prepare import Ground
+from robustkit.evaluation.evaluate import prepare, warn_of_eps
+from robustkit.evaluation.execute import Wish, conduct, default_folder_of
+from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.progress import listening
 from robustkit.evaluation.request import GivenData, GivenModel, ask
 from robustkit.evaluation.watcher import Watcher
@@ -83,11 +83,13 @@ def evaluate_grid(
     line_ups = [line_up(suite, attacks, radius, asked.model) for radius in radii]
     refuse_audit(line_ups[0], suite)
     setup = set_up(device, distributed, workers)
-    ground = survey(asked.model, asked.name, asked.data, n, seed, device,
+    ground = prepare(asked.model, asked.name, asked.data, n, seed, device,
                     tuning=tuning, box=asked.threat.box)  # fmt: skip
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 asked.arguments, asked.notes)  # fmt: skip
-    place = Path(folder) if folder is not None else home_of(ground, radii, line_ups[0], wish)
+    place = (
+        Path(folder) if folder is not None else default_folder_of(ground, radii, line_ups[0], wish)
+    )
     with (
         listening(watcher, progress) as heard,
         staff(setup, ground, named, batch_size, tuning, heard) as crew,
@@ -96,13 +98,13 @@ def evaluate_grid(
 
 
 def _descend(
-    ground: Ground,
+    ground: Prepared,
     radii: Sequence[Threat],
     line_ups: Sequence[LineUp],
     folder: Path,
     wish: Wish,
     watcher: Watcher,
-    crew: Crew | None,
+    crew: Scheduler | None,
 ) -> list[Record]:
     """Go from the largest eps to the smallest; return the records from the smallest up."""
     warn_of_eps(radii[0], ground.data, watcher)
@@ -123,29 +125,29 @@ def _descend(
 
 
 class _Once(Watcher):
-    """Hands on what it hears, but no note twice: most hold at every eps alike."""
+    """Passes on what it hears, but no note twice: most hold at every eps alike."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher, self._told = watcher, set[str]()
 
     def model(self, name: str, points: int) -> None:
-        """Hand on."""
+        """Pass on."""
         self._watcher.model(name, points)
 
     def stage(self, name: str, tasks: int) -> None:
-        """Hand on."""
+        """Pass on."""
         self._watcher.stage(name, tasks)
 
     def advance(self, done: int, robust: int, points: int) -> None:
-        """Hand on."""
+        """Pass on."""
         self._watcher.advance(done, robust, points)
 
     def kept(self, path: Path) -> None:
-        """Hand on."""
+        """Pass on."""
         self._watcher.kept(path)
 
     def note(self, message: str) -> None:
-        """Hand on what is new."""
+        """Pass on what is new."""
         if message not in self._told:
             self._told.add(message)
             self._watcher.note(message)

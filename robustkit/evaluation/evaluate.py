@@ -18,12 +18,12 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
 from robustkit.data.dataset import Dataset, digest, select
 from robustkit.errors import UsageError
-from robustkit.evaluation.adapt import prescribe
-from robustkit.evaluation.budget import Pace
+from robustkit.evaluation.adapt import adapt_line_up
+from robustkit.evaluation.budget import StoppingRule
 from robustkit.evaluation.distributed.messages import Named
 from robustkit.evaluation.distributed.setup import set_up, staff
-from robustkit.evaluation.execute import Wish, conduct, home_of
-from robustkit.evaluation.prepare import Ground
+from robustkit.evaluation.execute import Wish, conduct, default_folder_of
+from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.progress import listening
 from robustkit.evaluation.request import GivenData, GivenModel, ask
 from robustkit.evaluation.watcher import Watcher
@@ -33,7 +33,7 @@ from robustkit.record import provenance
 from robustkit.record.record import Record
 from robustkit.record.schema import WeightsInfo
 from robustkit.search.suites import LineUp, acts_on_findings, line_up, refuse_fixed
-from robustkit.verify.diagnostics.probe import Health, examine
+from robustkit.verify.diagnostics.probe import Diagnosis, examine
 
 
 def evaluate(
@@ -50,7 +50,7 @@ def evaluate(
     n: int | None = None,
     points: Sequence[int] | None = None,
     replay: Path | str | None = None,
-    pace: Pace | None = None,
+    pace: StoppingRule | None = None,
     seed: int = 0,
     device: str = "auto",
     distributed: str | None = None,
@@ -105,7 +105,7 @@ def evaluate(
     line = line_up(suite, attacks, asked.threat, asked.model)
     setup = set_up(device, distributed, workers)
     _refuse_beside_distances(minimum_norm, line, replay, pace)
-    ground = survey(asked.model, asked.name, asked.data, n, seed, device,
+    ground = prepare(asked.model, asked.name, asked.data, n, seed, device,
                     points=points, tuning=tuning, box=asked.threat.box)  # fmt: skip
     wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
                 asked.arguments, asked.notes, replay, pace)  # fmt: skip
@@ -128,25 +128,25 @@ def _refuse_beside_distances(asked: bool, line: LineUp, replay: object, pace: ob
 
 
 def _act(
-    ground: Ground,
+    ground: Prepared,
     line: LineUp,
     threat: Threat,
     folder: Path | str | None,
     wish: Wish,
-) -> tuple[Ground, LineUp, Path | None]:
-    """Let the suite act on what is found about the model; see `robustkit.evaluation.adapt.prescribe`.
+) -> tuple[Prepared, LineUp, Path | None]:
+    """Let the suite act on what is found about the model; see `robustkit.evaluation.adapt.adapt_line_up`.
 
     Nothing changes where it does not.
     """
     suite, place = wish.suite, None if folder is None else Path(folder)
     if suite is None or not acts_on_findings(suite):
         return ground, line, place
-    place = place or home_of(ground, [threat], line, wish)
+    place = place or default_folder_of(ground, [threat], line, wish)
     with blaming(ground.name):
-        return *prescribe(ground, suite, threat, place, fresh=wish.fresh), place
+        return *adapt_line_up(ground, suite, threat, place, fresh=wish.fresh), place
 
 
-def survey(
+def prepare(
     model: Model | nn.Module,
     name: str,
     data: Dataset,
@@ -157,7 +157,7 @@ def survey(
     points: Sequence[int] | None = None,
     tuning: Tuning = AUTOMATIC,
     box: tuple[float, float] = (0.0, 1.0),
-) -> Ground:
+) -> Prepared:
     """Look at model and data once, whatever they are evaluated for.
 
     Raises:
@@ -168,7 +168,7 @@ def survey(
     tuned = tune(private, sample, tuning, randomized=health.randomized)
     health, content = health.after(tuned.forwards, tuned.backwards), digest(data, chosen)
     weights = _weights(private)
-    return Ground(
+    return Prepared(
         name, private, tuned, health, weights, data, chosen, content, seed, target, sample
     )
 
@@ -199,7 +199,7 @@ def preflight(
     *,
     box: tuple[float, float] = (0.0, 1.0),
     probing: bool = True,
-) -> tuple[Model, Health, Images]:
+) -> tuple[Model, Diagnosis, Images]:
     """Return the private copy that will be evaluated, and a first look at it on a few points.
 
     Args:

@@ -15,11 +15,11 @@ from robustkit.core.device import stride
 from robustkit.core.text import slug
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset, digest
-from robustkit.evaluation.budget import Pace
+from robustkit.evaluation.budget import StoppingRule
 from robustkit.evaluation.build_record import Origin, make_record, settle_record
 from robustkit.evaluation.carry_over import Carried
-from robustkit.evaluation.distributed.scheduler import Crew
-from robustkit.evaluation.prepare import Ground
+from robustkit.evaluation.distributed.scheduler import Scheduler
+from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.request import home
 from robustkit.evaluation.resume import same_answers, source_digest
 from robustkit.evaluation.run import Run
@@ -32,7 +32,7 @@ from robustkit.record.ledger_schema import CLEAN, Cost
 from robustkit.record.record import Record
 from robustkit.search.engine import Engine
 from robustkit.search.suites import LineUp, rehearse
-from robustkit.verify.diagnostics.probe import look_again
+from robustkit.verify.diagnostics.probe import recheck
 
 KEEP_BYTES = 2**30  # adversarial inputs are stored by default up to this size
 
@@ -49,11 +49,11 @@ class Wish(NamedTuple):
     arguments: dict[str, Any]
     notes: tuple[str, ...]
     replay: Path | str | None = None
-    pace: Pace | None = None
+    pace: StoppingRule | None = None
 
 
 def conduct(
-    ground: Ground,
+    ground: Prepared,
     line: LineUp,
     threat: Threat,
     folder: Path | None,
@@ -63,7 +63,7 @@ def conduct(
     minimum_norm: bool = False,
     scouts: int = 0,
     carried: Carried | None = None,
-    crew: Crew | None = None,
+    crew: Scheduler | None = None,
 ) -> Record:
     """Run a line-up in one folder, or finish it there; see `evaluate`.
 
@@ -125,7 +125,7 @@ def conduct(
     return record
 
 
-def home_of(ground: Ground, radii: Sequence[Threat], line: LineUp, wish: Wish) -> Path:
+def default_folder_of(ground: Prepared, radii: Sequence[Threat], line: LineUp, wish: Wish) -> Path:
     """Return the folder of a run that was given none, and whose line-up is still to be settled.
 
     Args:
@@ -147,7 +147,7 @@ def home_of(ground: Ground, radii: Sequence[Threat], line: LineUp, wish: Wish) -
     return place / slug(ground.name)
 
 
-def _identity(ground: Ground, threat: Threat) -> dict[str, Any]:
+def _identity(ground: Prepared, threat: Threat) -> dict[str, Any]:
     """Return what every verdict depends on, beside what is done to the points."""
     source = source_digest(ground.name)
     return ({"source": source} if source else {}) | {
@@ -186,7 +186,7 @@ def _look_again(run: Run) -> None:
         return
     if run.ledger.remembered("looked at") == run.forwards():
         return
-    changed = look_again(run.model, run.health)
+    changed = recheck(run.model, run.health)
     run.ledger.write(CLEAN, [], [], Cost(forwards=len(run.health.sample)))
     run.ledger.remember("changed", changed)
     run.ledger.remember("looked at", run.forwards())

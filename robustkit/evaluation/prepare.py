@@ -11,10 +11,10 @@ from robustkit.core.types import Images, Model
 from robustkit.data.dataset import Dataset
 from robustkit.models.tuning import Tuned
 from robustkit.record.schema import WeightsInfo
-from robustkit.verify.diagnostics.probe import Health
+from robustkit.verify.diagnostics.probe import Diagnosis
 
 
-class Ground(NamedTuple):
+class Prepared(NamedTuple):
     """A model and the points it is evaluated on, after a first look.
 
     Attributes:
@@ -27,7 +27,7 @@ class Ground(NamedTuple):
     name: str
     model: Model
     tuned: Tuned
-    health: Health
+    health: Diagnosis
     weights: WeightsInfo
     data: Dataset
     points: np.ndarray[Any, np.dtype[np.int64]]

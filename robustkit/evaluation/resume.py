@@ -13,15 +13,15 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
 from robustkit.errors import UsageError
 from robustkit.record.ledger import Ledger
-from robustkit.verify.diagnostics.counted_model import Asked
-from robustkit.verify.diagnostics.probe import Health
+from robustkit.verify.diagnostics.counted_model import CountedModel
+from robustkit.verify.diagnostics.probe import Diagnosis
 
 _SAME, _SAME_GRADIENT = 1e-3, 0.05  # kernels of another device differ in the last bits
 
 
 def same_answers(
-    ledger: Ledger, model: Model, health: Health, threat: Threat, seed: int, name: str
-) -> Health:
+    ledger: Ledger, model: Model, health: Diagnosis, threat: Threat, seed: int, name: str
+) -> Diagnosis:
     """Refuse to go on with a model that answers otherwise than when the run began.
 
     Compared are the logits of the first look, and logits and input gradients at random inputs
@@ -35,7 +35,7 @@ def same_answers(
         UsageError: when the answers differ.
     """
     unstable = health.randomized or any(flag.name == "stateful" for flag in health.flags)
-    asked = Asked(model, name)
+    asked = CountedModel(model, name)
     now = {"answers": health.answers.cpu()}
     if not unstable and health.sample is not None:
         now |= _around(asked, health.sample, threat, seed)
@@ -52,7 +52,7 @@ def same_answers(
     return health.after(asked.forwards, asked.backwards)
 
 
-def _around(asked: Asked, sample: Images, threat: Threat, seed: int) -> dict[str, Tensor]:
+def _around(asked: CountedModel, sample: Images, threat: Threat, seed: int) -> dict[str, Tensor]:
     """Ask about one random input on the edge of the ball around each point, one inside, a corner.
 
     All lie in the box. The gradient is that of the logits, weighted at random.

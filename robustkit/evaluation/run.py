@@ -15,13 +15,19 @@ from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.core.types import Model
 from robustkit.data.dataset import Dataset, shuffled
-from robustkit.evaluation.budget import OverTime, Pace, Progress, nothing_done, parts
+from robustkit.evaluation.budget import BudgetExhausted, Interim, StoppingRule, nothing_done, parts
 from robustkit.evaluation.carry_over import settled
-from robustkit.evaluation.distributed.executor import Team
-from robustkit.evaluation.distributed.scheduler import Crew
-from robustkit.evaluation.stages.attack import Alone, Assault, Bench, Hands, Part
+from robustkit.evaluation.distributed.executor import DistributedExecutor
+from robustkit.evaluation.distributed.scheduler import Scheduler
+from robustkit.evaluation.stages.attack import (
+    AttackStage,
+    DeviceWorker,
+    Executor,
+    LocalExecutor,
+    PointsToAttack,
+)
 from robustkit.evaluation.stages.audit import perform
-from robustkit.evaluation.stages.clean_and_certify import Told, prove_points
+from robustkit.evaluation.stages.clean_and_certify import Report, certify_points
 from robustkit.evaluation.stages.replay import Examples, Replay
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
@@ -33,7 +39,7 @@ from robustkit.registry import attacks
 from robustkit.search.engine import Engine
 from robustkit.search.protocol import aims
 from robustkit.search.suites import LineUp
-from robustkit.verify.diagnostics.probe import Health
+from robustkit.verify.diagnostics.probe import Diagnosis
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Run:
     engine: Engine
     device: torch.device
     ledger: Ledger
-    health: Health
+    health: Diagnosis
     keep: bool
     watcher: Watcher
     certifier: Certifier | None = None
@@ -62,7 +68,7 @@ class Run:
     examples: Examples | None = None
     minimum_norm: bool = False
     scouts: int = 0
-    crew: Crew | None = None
+    crew: Scheduler | None = None
 
     @property
     def carried(self) -> dict[str, dict[int, Any]]:
@@ -84,13 +90,13 @@ class Run:
         return self.line.specs
 
     @property
-    def hands(self) -> Hands:
+    def hands(self) -> Executor:
         """Who does the work: the workers, or this process."""
         if self.crew is not None:
-            return Team(self.crew, self.data, self.ledger, self.threat)
-        bench = Bench(self.name, self.model, self.engine, self.device, self.health.classes,
+            return DistributedExecutor(self.crew, self.data, self.ledger, self.threat)
+        bench = DeviceWorker(self.name, self.model, self.engine, self.device, self.health.classes,
                       self.health.randomized, self.seed)  # fmt: skip
-        return Alone(bench, self.data, self.ledger, self.threat)
+        return LocalExecutor(bench, self.data, self.ledger, self.threat)
 
     @property
     def ranked(self) -> int:
@@ -99,7 +105,7 @@ class Run:
         wanted = [aims(search, search.jobs(self.threat, classes)) for search in searches]
         return min(classes, 1 + max(wanted, default=0))
 
-    def all(self, pace: Pace | None = None) -> list[int]:
+    def all(self, pace: StoppingRule | None = None) -> list[int]:
         """Do what an earlier run of the same command has not done yet.
 
         Returns:
@@ -118,7 +124,7 @@ class Run:
         self._audit()
         return everything
 
-    def _paced(self, pace: Pace) -> list[int]:
+    def _paced(self, pace: StoppingRule) -> list[int]:
         """Go part by part through a random order; return the points of the finished parts."""
         order = shuffled(self.points, self.seed)
         done = int(self.ledger.remembered("done") or 0)
@@ -136,13 +142,13 @@ class Run:
                 self.watcher.part(done, len(order))
             if done == len(order) and pace.audits:
                 self._audit(pace)
-        except OverTime as error:
+        except BudgetExhausted as error:
             pace.reason = str(error)
         if not done:
             raise nothing_done(pace.budget)
         return sorted(order[:done])
 
-    def _do(self, points: Sequence[int], *, last: bool, pace: Pace | None = None) -> None:
+    def _do(self, points: Sequence[int], *, last: bool, pace: StoppingRule | None = None) -> None:
         """Finish some points; `last` says that no others are to come."""
         self.clean(points)
         self.certify(points)
@@ -150,11 +156,11 @@ class Run:
         for stage in range(self.line.audited):
             self.attack(stage, points, last=last, pace=pace)
 
-    def _audit(self, pace: Pace | None = None) -> None:
+    def _audit(self, pace: StoppingRule | None = None) -> None:
         """Audit what the search has left standing, if the line-up asks for it.
 
         Raises:
-            OverTime: when a budget ends before the audit does.
+            BudgetExhausted: when a budget ends before the audit does.
         """
         everything: list[int] = self.points.tolist()
 
@@ -173,9 +179,9 @@ class Run:
         """Return the passes that all stages have taken so far."""
         return sum(cost.forwards for cost in self.ledger.costs().values())
 
-    def progress(self, done: Sequence[int]) -> Progress:
+    def progress(self, done: Sequence[int]) -> Interim:
         """Gather what is known of the finished points `done`."""
-        return Progress(done, self.statuses(done), tuple(f.name for f in self.health.flags))
+        return Interim(done, self.statuses(done), tuple(f.name for f in self.health.flags))
 
     def attack_name(self, stage: int) -> str:
         """Return what the record calls a stage that takes points."""
@@ -205,10 +211,10 @@ class Run:
         if certifier is None:
             return
 
-        def work(todo: list[int], fallen: set[int], told: Told) -> None:
+        def work(todo: list[int], fallen: set[int], told: Report) -> None:
             self.hands.prove(certifier, todo, fallen, told)
 
-        prove_points(certifier.name, points, self.ledger, self.watcher, work,
+        certify_points(certifier.name, points, self.ledger, self.watcher, work,
                      everything=self.attack_certified)  # fmt: skip
 
     def _standing(
@@ -257,7 +263,7 @@ class Run:
             )
 
     def attack(
-        self, stage: int, points: Sequence[int], *, last: bool, pace: Pace | None = None
+        self, stage: int, points: Sequence[int], *, last: bool, pace: StoppingRule | None = None
     ) -> None:
         """Run one attack of the line-up on those of `points` that still stand."""
         if self.ledger.costs().get(stage, Cost()).finished:
@@ -285,7 +291,7 @@ class Run:
         if self.minimum_norm:
             within = Threat.whole(self.threat.norm, prod(self.data.shape), self.threat.lower,
                                   self.threat.upper)  # fmt: skip
-        assault = Assault(stage, spec, self.threat, within, len(jobs), stage < self.scouts,
+        assault = AttackStage(stage, spec, self.threat, within, len(jobs), stage < self.scouts,
                           self.keep)  # fmt: skip
-        part = Part(standing, spent, proved)
+        part = PointsToAttack(standing, spent, proved)
         self.hands.attack(assault, part, report, entered=len(standing) + taken, last=last)

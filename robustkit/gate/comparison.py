@@ -12,7 +12,7 @@ from torch import nn
 from robustkit.core.types import Model
 from robustkit.data.dataset import Dataset, shuffled
 from robustkit.errors import UsageError
-from robustkit.evaluation.budget import Budget, Pace, Progress
+from robustkit.evaluation.budget import Budget, Interim, StoppingRule
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.watcher import Watcher
 from robustkit.gate.baseline import Baseline, attacks_of, audit_only, searched, stored_examples
@@ -43,12 +43,12 @@ class Candidate:
 
 
 @dataclass
-class _Gatekeeper(Pace):
+class _StopWhenDecided(StoppingRule):
     """Ends a run as soon as every metric is decided, or one has regressed."""
 
     judge: Judge | None = None
 
-    def enough(self, progress: Progress) -> str | None:
+    def enough(self, progress: Interim) -> str | None:
         """Ask the judge."""
         assert self.judge is not None
         answers = self.judge.answers(progress.points, progress.status)
@@ -97,7 +97,7 @@ def check(
         watcher.note(note)
     taken = audit_only(baseline)
     judge = Judge(searched(baseline), terms)
-    pace = _Gatekeeper(budget or Budget(), audits=False, judge=judge)
+    pace = _StopWhenDecided(budget or Budget(), audits=False, judge=judge)
     if record.audit is not None:
         watcher.note(
             f"{baseline.path} was audited; the gate compares one search with another, and "

@@ -27,7 +27,7 @@ from robustkit.data.dataset import Dataset, shuffled
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
 from robustkit.evaluation import budget
-from robustkit.evaluation.budget import Budget, Pace, Progress
+from robustkit.evaluation.budget import Budget, Interim, StoppingRule
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.gate.criteria import Claim, tolerances
 from robustkit.models.load import load_model
@@ -143,14 +143,14 @@ def assert_not_regressed(
 
 
 @dataclass
-class _Threshold(Pace):
+class _Threshold(StoppingRule):
     """Ends a run as soon as it is certain on which side of `at_least` the robust accuracy lies."""
 
     at_least: float = 0.0
     alpha: float = 0.05
     total: int = 1
 
-    def enough(self, progress: Progress) -> str | None:
+    def enough(self, progress: Interim) -> str | None:
         """Look at the points that are finished."""
         standing: tuple[Status, ...] = ("robust", "certified")
         stands = [progress.status[point] in standing for point in progress.points]

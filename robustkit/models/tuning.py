@@ -157,7 +157,7 @@ class Half(Wrapping):
 
     def surrogates(self) -> dict[str, Model]:
         """Return those of the body, in 16 bits too."""
-        return {name: self._cast(stand_in) for name, stand_in in declared(self.body).items()}
+        return {name: self._cast(surrogate) for name, surrogate in declared(self.body).items()}
 
     def _cast(self, function: Model) -> Model:
         def run(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-class Portrait:
+class RecordDisplay:
     """The faces of a `robustkit.Record`; nothing here is part of what is stored."""
 
     def to_pandas(self) -> pd.DataFrame:
@@ -98,7 +98,7 @@ _STAGES: dict[str, Any] = {
 }
 
 
-def _facts(portrait: Portrait) -> list[tuple[str, str]]:
+def _facts(portrait: RecordDisplay) -> list[tuple[str, str]]:
     record = cast(Any, portrait)
     standing = sum(record.outcomes.values())
     low, high = stats.clopper_pearson(standing, record.n)

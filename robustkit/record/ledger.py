@@ -26,9 +26,9 @@ from robustkit.record.ledger_schema import (
     CLEAN,
     NAMES,
     TABLES,
+    BrokenPoint,
     Cost,
-    Fall,
-    Refused,
+    RefusedCandidate,
 )
 
 _CHANGED = {"source": "the model's file has changed", "weights": "the weights have changed"}
@@ -197,10 +197,10 @@ class Ledger:
         self,
         stage: int,
         spent: Iterable[tuple[int, int]],
-        falls: Iterable[Fall],
+        falls: Iterable[BrokenPoint],
         cost: Cost,
         closest: Mapping[int, float] | None = None,
-        refused: Mapping[int, Refused] | None = None,
+        refused: Mapping[int, RefusedCandidate] | None = None,
     ) -> None:
         """Store in one transaction what a harvest brought; of each point the closest fall.
 
@@ -242,11 +242,11 @@ class Ledger:
             rows = self._db.execute("SELECT point, stage, errors FROM judged").fetchall()
         return {(point, stage): share for point, stage, share in rows}
 
-    def refused(self) -> dict[int, Refused]:
+    def refused(self) -> dict[int, RefusedCandidate]:
         """Return what fooled a randomized model most often without breaking the point."""
         with self._errors():
             rows = self._db.execute("SELECT point, seen, errors FROM refused").fetchall()
-        return {point: Refused(seen, errors) for point, seen, errors in rows}
+        return {point: RefusedCandidate(seen, errors) for point, seen, errors in rows}
 
     def _spend(self, stage: int, cost: Cost) -> None:
         self._db.execute("INSERT OR IGNORE INTO cost (stage) VALUES (?)", (stage,))
@@ -257,11 +257,11 @@ class Ledger:
             (*cost, stage),
         )
 
-    def falls(self) -> dict[int, Fall]:
+    def falls(self) -> dict[int, BrokenPoint]:
         """Return the broken points, without their examples."""
         query = "SELECT point, stage, predicted, distance FROM broken"
         with self._errors():
-            return {row[0]: Fall(*row) for row in self._db.execute(query)}
+            return {row[0]: BrokenPoint(*row) for row in self._db.execute(query)}
 
     def spent(self, stage: int) -> set[tuple[int, int]]:
         """Return the (point, job) pairs of a stage whose budget is used up."""

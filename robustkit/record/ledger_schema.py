@@ -34,7 +34,7 @@ NAMES = re.findall(r"EXISTS (\w+)", TABLES)
 CLEAN, CERTIFY, REPLAYED, CARRIED = -1, -2, -3, -4
 
 
-class Fall(NamedTuple):
+class BrokenPoint(NamedTuple):
     """A point that was broken, by which stage, and how.
 
     `errors` is the share of fresh passes that err on a randomized model; None on any other.
@@ -48,7 +48,7 @@ class Fall(NamedTuple):
     errors: float | None = None
 
 
-class Refused(NamedTuple):
+class RefusedCandidate(NamedTuple):
     """The input that fooled a randomized model most often without breaking its point.
 
     `seen`: how many passes erred while it was judged, by which it was chosen (see

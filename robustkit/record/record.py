@@ -18,7 +18,7 @@ from pydantic import Field, JsonValue
 from robustkit.core import json_files
 from robustkit.core.stats.intervals import mean_interval
 from robustkit.errors import UsageError
-from robustkit.record.display import Portrait
+from robustkit.record.display import RecordDisplay
 from robustkit.record.points import Points, Status
 from robustkit.record.schema import (
     AuditInfo,
@@ -54,7 +54,7 @@ SCHEMA: Literal["robustkit/record/1"] = "robustkit/record/1"
 REPLAY = "replay"  # the stage that tries what earlier runs have stored
 
 
-class Record(Portrait, Part):
+class Record(RecordDisplay, Part):
     """Everything that one evaluation found, and what it takes to repeat it.
 
     All accuracies are fractions of all n points. A certified point counts as robust.

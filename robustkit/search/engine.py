@@ -5,7 +5,7 @@ model once for all slots. A slot ends when its search has used up its budget, wh
 queries fools the model and the referee confirms it, or when a sibling task took its point. Freed
 slots are filled from the queue, so that no pass is spent on a fallen point and batches stay full.
 
-The engine knows nothing of ledgers or suites: it asks a `Referee`.
+The engine knows nothing of ledgers or suites: it asks a `CandidateJudge`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 from robustkit.core.threat import Threat
 from robustkit.core.types import Mask, Model, per_point
 from robustkit.errors import RobustkitError, some
-from robustkit.search.protocol import Reply, Search, Tasks, place, select, stand_in
+from robustkit.search.protocol import Reply, Search, Tasks, place, select, surrogate_of
 from robustkit.search.query import ask, passes
-from robustkit.search.tasks import FREE, Books, Outcome, Referee, Work
+from robustkit.search.tasks import FREE, CandidateJudge, Outcome, SlotState, Work
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Engine:
     evaluated: int = 0
 
     def run(
-        self, search: Search[Any], queue: Iterator[Work], pending: int, referee: Referee
+        self, search: Search[Any], queue: Iterator[Work], pending: int, referee: CandidateJudge
     ) -> None:
         """Work through `queue`, of which `pending` is an upper bound of the length.
 
@@ -65,9 +65,9 @@ class Engine:
             floor.refill()
 
     @property
-    def floor(self) -> type[Floor]:
+    def floor(self) -> type[SlotPool]:
         """What its slots do with a success."""
-        return Floor
+        return SlotPool
 
     def ask(self, search: Search[Any], state: Any) -> Reply:
         """Evaluate the model at `state.query`; see `robustkit.search.query.ask`."""
@@ -76,7 +76,7 @@ class Engine:
         return ask(self.model, search, state, half=self.half)
 
 
-class Floor:
+class SlotPool:
     """The slots of one run. Row i of every tensor belongs to `work[i]`."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Floor:
         engine: Engine,
         search: Search[Any],
         queue: Iterator[Work],
-        referee: Referee,
+        referee: CandidateJudge,
         slots: int,
     ) -> None:
         self.engine, self.search, self.queue, self.referee = engine, search, queue, referee
@@ -94,7 +94,7 @@ class Floor:
         self.fallen: set[int] = set()
         self.tasks: Tasks
         self.state: Any
-        self.books: Books
+        self.books: SlotState
 
     def advance(self) -> None:
         """Evaluate the model at every slot's query and let the search step."""
@@ -182,7 +182,7 @@ class Floor:
         index = torch.tensor(rows, device=self.books.live.device)
         counts = torch.stack([self.books.forwards[index], self.books.backwards[index]], 1).tolist()
         done, known = self.state.done[index].tolist(), getattr(self.state, "closest", None)
-        if stand_in(self.search):  # near for the stand-in says little of the model
+        if surrogate_of(self.search):  # near for the stand-in says little of the model
             known = None
         closest = [None] * len(rows) if known is None else known[index].tolist()
         return [
@@ -210,7 +210,7 @@ class Floor:
     def _seat(self, fresh: list[Work], free: list[int]) -> None:
         """Start tasks in the free slots; the first call opens the floor."""
         tasks = self.referee.tasks(fresh)
-        state, books = self.search.start(tasks, self.engine.threat), Books.open(tasks.x)
+        state, books = self.search.start(tasks, self.engine.threat), SlotState.open(tasks.x)
         if len(fresh) > len(free):
             self._keep([row for row, work in enumerate(self.work) if work is not FREE])
             free = []

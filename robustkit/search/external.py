@@ -2,7 +2,7 @@
 
 They are no searches: they own their loop and answer for a whole batch. A library is one file in
 the pack of attacks: a frozen dataclass registered in `robustkit.registry.libraries`, derived from
-`Foreign`. What it returns are candidates, which are judged like those of any search.
+`ExternalAttack`. What it returns are candidates, which are judged like those of any search.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Foreign(ABC):
+class ExternalAttack(ABC):
     """An attack of another library.
 
     Attributes:
@@ -97,7 +97,7 @@ class Foreign(ABC):
 
 
 def candidates(
-    attack: Foreign, model: nn.Module, batch: Batch, threat: Threat, spec: str
+    attack: ExternalAttack, model: nn.Module, batch: Batch, threat: Threat, spec: str
 ) -> Images:
     """Run `attack`, with every generator of random numbers seeded and put back afterwards.
 
@@ -162,7 +162,7 @@ def power(thing: object) -> dict[str, Any]:
 
 def strength(attack: Any, threat: Threat, classes: int) -> dict[str, Any]:
     """Return the fingerprint of an attack, ours or another's: what its power depends on."""
-    if isinstance(attack, Foreign):
+    if isinstance(attack, ExternalAttack):
         return attack.strength(threat, classes)
     jobs = attack.jobs(threat, classes)
     targets = len({job.rank for job in jobs if job.rank})

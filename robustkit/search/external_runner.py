@@ -12,13 +12,13 @@ from itertools import islice
 from robustkit.core.rng import task_key
 from robustkit.core.threat import Threat
 from robustkit.core.types import Model
-from robustkit.search.external import Batch, Foreign, candidates
-from robustkit.search.pass_counter import Counting
-from robustkit.search.tasks import NamedReferee, Outcome, Work
+from robustkit.search.external import Batch, ExternalAttack, candidates
+from robustkit.search.pass_counter import PassCounter
+from robustkit.search.tasks import Outcome, QueuedJudge, Work
 
 
-def run_batches(
-    attack: Foreign, model: Model, threat: Threat, classes: int, referee: NamedReferee
+def run_external(
+    attack: ExternalAttack, model: Model, threat: Threat, classes: int, referee: QueuedJudge
 ) -> None:
     """Attack every open point; `referee` judges the candidates and keeps the books.
 
@@ -28,7 +28,7 @@ def run_batches(
         RobustkitError: when the library fails, or a point with a certificate falls.
     """
     queue = referee.queue()
-    counted = Counting(model).eval()
+    counted = PassCounter(model).eval()
     while work := list(islice(queue, attack.batch_size)):
         before = counted.forwards, counted.backwards
         tasks = referee.tasks(work)

@@ -13,7 +13,7 @@ class Findings:
 
     Attributes:
         flags: names of the flags raised (`robustkit.verify.flags`).
-        offered: the harness's stand-ins that lead somewhere (`robustkit.models.surrogates.resolve.offered`).
+        offered: the built-in surrogates that lead somewhere (`robustkit.models.surrogates`).
         lent: other models of the same data whose adversarial inputs may transfer.
         eot: passes to average per query, for the noise that was measured; 1 without noise.
         noisy: the stand-ins, declared or offered, whose answers are random too.

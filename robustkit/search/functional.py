@@ -11,7 +11,7 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Model
 from robustkit.errors import RobustkitError, some
 from robustkit.search.engine import Engine
-from robustkit.search.minimum_norm import NearestEngine
+from robustkit.search.minimum_norm import MinimumNormEngine
 from robustkit.search.protocol import Job, Search, Tasks
 from robustkit.search.tasks import Outcome, Work, fresh_tasks
 
@@ -55,7 +55,7 @@ def attack(
     ranked = logits.scatter(1, y[:, None], torch.inf).argsort(1, descending=True)
     referee = _Plain(x, y, ranked, jobs, type(search).__name__, seed, threat)
     queue = (Work(point, job) for job in range(len(jobs)) for point in right)
-    engine = (NearestEngine if nearest else Engine)(model, threat, slots)
+    engine = (MinimumNormEngine if nearest else Engine)(model, threat, slots)
     engine.run(search, queue, len(right) * len(jobs), referee)
     return referee.found
 

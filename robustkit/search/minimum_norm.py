@@ -12,7 +12,7 @@ import torch
 
 from robustkit.core.threat import Threat
 from robustkit.core.types import Mask, per_point
-from robustkit.search.engine import Engine, Floor
+from robustkit.search.engine import Engine, SlotPool
 
 # A candidate is verified when it undercuts the last verified one by this share, and the closest
 # one at the end: what the referee refuses then has cost a slot no more than that.
@@ -20,25 +20,25 @@ _STEP = 0.02
 
 
 @dataclass
-class NearestEngine(Engine):
+class MinimumNormEngine(Engine):
     """An engine whose referee hears of closer and closer candidates of the same task.
 
     The referee must keep the closest one. What a task finds depends on that task alone.
     """
 
     @classmethod
-    def like(cls, engine: Engine, threat: Threat) -> NearestEngine:
+    def like(cls, engine: Engine, threat: Threat) -> MinimumNormEngine:
         """Return an engine that looks in `threat`, and else is as `engine`."""
         settings = {field.name: getattr(engine, field.name) for field in fields(engine)}
         return cls(**{**settings, "threat": threat})
 
     @property
-    def floor(self) -> type[Floor]:
+    def floor(self) -> type[SlotPool]:
         """Slots that go on after a success."""
-        return NearestFloor
+        return MinimumNormSlotPool
 
 
-class NearestFloor(Floor):
+class MinimumNormSlotPool(SlotPool):
     """Slots that keep the closest candidate and run to the end of their budget."""
 
     def _catch(self, wrong: Mask) -> None:

@@ -12,7 +12,7 @@ from robustkit.core.types import Model
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
 
-class Counting(nn.Module):
+class PassCounter(nn.Module):
     """Counts inputs passed forward, and those whose output was differentiated back to the input.
 
     A backward pass is counted when autograd reaches the input, for every input of the batch.
@@ -35,7 +35,7 @@ class _Watch(torch.autograd.Function):
     """The identity; tells its owner when a gradient comes back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, owner: Counting) -> Tensor:
+    def forward(ctx: Any, x: Tensor, owner: PassCounter) -> Tensor:
         ctx.owner = owner
         return x.view_as(x)
 

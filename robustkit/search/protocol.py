@@ -157,7 +157,7 @@ class Search(Protocol[S]):
         ...
 
 
-def stand_in(search: object) -> str:
+def surrogate_of(search: object) -> str:
     """Return the surrogate that a search follows; "" where it follows the model itself."""
     return str(getattr(search, "surrogate", ""))
 

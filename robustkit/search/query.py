@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustkit.core.types import Mask, Model, per_point
 from robustkit.models.surrogates.resolve import source
-from robustkit.search.protocol import Reply, Search, draws, select, stand_in
+from robustkit.search.protocol import Reply, Search, draws, select, surrogate_of
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
@@ -27,7 +27,7 @@ def ask(model: Model, search: Search[Any], state: Any, *, half: bool = False) ->
     climbing = _climbing(search, state)
     if search.uses_gradient and climbing is None:
         logits, value, gradient = _mean(model, search, state, half)
-        if stand_in(search):
+        if surrogate_of(search):
             with torch.no_grad():
                 logits = model(state.query).float()
         return Reply(logits, value, gradient)
@@ -52,7 +52,7 @@ def passes(search: Search[Any], state: Any) -> tuple[Tensor | int, Tensor | int]
     eot, climbing = draws(search), _climbing(search, state)
     if climbing is not None:
         return 1 + eot * climbing, eot * climbing
-    return eot + bool(stand_in(search)), eot * search.uses_gradient
+    return eot + bool(surrogate_of(search)), eot * search.uses_gradient
 
 
 def _climbing(search: Search[Any], state: Any) -> Mask | None:
@@ -64,7 +64,7 @@ def _mean(
     model: Model, search: Search[Any], state: Any, half: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits, objective and gradient of what the search climbs on, averaged over draws."""
-    climbed, eot = source(model, stand_in(search)), draws(search)
+    climbed, eot = source(model, surrogate_of(search)), draws(search)
     query = state.query.detach().requires_grad_(True)
     logits, value, gradient = _climb(climbed, search, state, query, half)
     for _ in range(eot - 1):

@@ -11,12 +11,12 @@ import torch
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
-from robustkit.models.surrogates.resolve import Lent, declared, source
+from robustkit.models.surrogates.resolve import WithSurrogates, declared, source
 from robustkit.registry import attacks, suites
 from robustkit.search.audit import Audit
-from robustkit.search.external import Foreign
+from robustkit.search.external import ExternalAttack
 from robustkit.search.findings import Findings, Remedies
-from robustkit.search.protocol import aims, minimizes, stand_in
+from robustkit.search.protocol import aims, minimizes, surrogate_of
 from robustkit.search.tasks import fresh_tasks
 
 
@@ -72,7 +72,7 @@ def line_up(
         UsageError: when both or neither are given, or a name, option, norm or surrogate is not
             supported.
     """
-    known = list(declared(model.lender if isinstance(model, Lent) else model))
+    known = list(declared(model.lender if isinstance(model, WithSurrogates) else model))
     if bool(suite) == bool(chosen):
         raise UsageError("expected either a suite or a list of attacks, got both or neither")
     built = suites.build(suite) if suite else None
@@ -91,7 +91,7 @@ def line_up(
         search = attacks.build(spec)
         search.jobs(threat, 10)
         if model is not None:
-            source(model, stand_in(search))
+            source(model, surrogate_of(search))
     repeated = {str(spec) for spec in specs if specs.count(spec) > 1}
     if repeated:
         raise UsageError(f"attack {sorted(repeated)[0]!r} is listed twice")
@@ -108,7 +108,7 @@ def rehearse(specs: Sequence[Spec], threat: Threat, shape: Sequence[int], classe
     y = point = torch.zeros(1, dtype=torch.long)
     for spec in specs:
         search = attacks.build(spec)
-        if isinstance(search, Foreign):  # has no start apart from its run
+        if isinstance(search, ExternalAttack):  # has no start apart from its run
             continue
         jobs = search.jobs(threat, classes)
         if jobs:

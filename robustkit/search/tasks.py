@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     closest: float | None = None
 
 
-class Referee(Protocol):
+class CandidateJudge(Protocol):
     """Decides what a candidate is worth and keeps the books."""
 
     def tasks(self, work: Sequence[Work]) -> Tasks:
@@ -51,7 +51,7 @@ class Referee(Protocol):
         ...
 
 
-class NamedReferee(Referee, Protocol):
+class QueuedJudge(CandidateJudge, Protocol):
     """One that also holds the queue, and what keys the random streams of other libraries.
 
     Attributes:
@@ -67,7 +67,7 @@ class NamedReferee(Referee, Protocol):
         ...
 
 
-class Books(NamedTuple):
+class SlotState(NamedTuple):
     """What the engine keeps per slot, beside the tasks and the search's own state.
 
     Attributes:
@@ -89,7 +89,7 @@ class Books(NamedTuple):
     sure: Scalars
 
     @classmethod
-    def open(cls, x: Images) -> Books:
+    def open(cls, x: Images) -> SlotState:
         """Return fresh books for slots at the clean points `x`."""
         no = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         zero = torch.zeros(len(x), dtype=torch.long, device=x.device)

@@ -79,6 +79,6 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     Exit codes: 0 passed, 1 regressed, 2 a missing or incompatible baseline or a bad request, 3 the
     run could not finish or the answer is open.
     """
-    from robustkit.cli.check.run import Asked, run
+    from robustkit.cli.check.run import CheckRequest, run
 
-    return run(Asked(**given), debug=debugging(ctx))
+    return run(CheckRequest(**given), debug=debugging(ctx))

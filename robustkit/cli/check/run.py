@@ -40,7 +40,7 @@ SCHEMA = "robustkit/checks/1"
 
 
 @dataclass(frozen=True)
-class Asked:
+class CheckRequest:
     """What was asked for, as it was typed; None: not at all."""
 
     models: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ class _Gate:
     record: Baseline | None = None
 
 
-def run(asked: Asked, *, debug: bool) -> int:
+def run(asked: CheckRequest, *, debug: bool) -> int:
     """Run every gate, print and write the verdicts, return the exit code.
 
     Raises:
@@ -110,7 +110,7 @@ def run(asked: Asked, *, debug: bool) -> int:
     return code
 
 
-def _terms(asked: Asked, setup: Config) -> Terms:
+def _terms(asked: CheckRequest, setup: Config) -> Terms:
     usual = setup.check.tolerance if asked.tolerance is None else asked.tolerance
     return Terms(
         tolerances=tolerances(asked.metrics or setup.check.metrics, usual),
@@ -119,13 +119,13 @@ def _terms(asked: Asked, setup: Config) -> Terms:
     )
 
 
-def _budget(asked: Asked, setup: Config) -> Budget:
+def _budget(asked: CheckRequest, setup: Config) -> Budget:
     table = setup.check
     own = budget.seconds(table.max_time) if table.max_time else None
     return Budget(asked.max_time or own, asked.max_forwards or table.max_forwards)
 
 
-def _gates(asked: Asked, setup: Config) -> list[_Gate]:
+def _gates(asked: CheckRequest, setup: Config) -> list[_Gate]:
     entries = _entries(asked, setup)
     gates: list[_Gate] = []
     for entry in entries:
@@ -136,7 +136,7 @@ def _gates(asked: Asked, setup: Config) -> list[_Gate]:
     return gates
 
 
-def _entries(asked: Asked, setup: Config) -> list[ModelEntry]:
+def _entries(asked: CheckRequest, setup: Config) -> list[ModelEntry]:
     """List the models to check: those that were typed, those configured, those of the baseline."""
     if (asked.weights or asked.mean or asked.std) and len(asked.models) != 1:
         raise UsageError("--weights, --mean and --std go with exactly one MODEL.")
@@ -150,7 +150,7 @@ def _entries(asked: Asked, setup: Config) -> list[ModelEntry]:
     return [ModelEntry(model=name) for name in names]
 
 
-def _gate(entry: ModelEntry, asked: Asked, setup: Config) -> _Gate:
+def _gate(entry: ModelEntry, asked: CheckRequest, setup: Config) -> _Gate:
     place = asked.baseline or setup.place(entry.baseline or setup.baseline)
     known = load_baselines(place)
     path = Path(entry.model)
@@ -222,7 +222,9 @@ def _code(baseline: Baseline, subject: Subject, replay: bool) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
-def _one(gate: _Gate, asked: Asked, setup: Config, terms: Terms, screen: GateScreen) -> Verdict:
+def _one(
+    gate: _Gate, asked: CheckRequest, setup: Config, terms: Terms, screen: GateScreen
+) -> Verdict:
     if gate.record is not None:
         return compare(gate.baseline, gate.record, terms)
     assert gate.data is not None
@@ -244,7 +246,7 @@ def _one(gate: _Gate, asked: Asked, setup: Config, terms: Terms, screen: GateScr
 
 
 def _report(
-    asked: Asked,
+    asked: CheckRequest,
     verdicts: Sequence[Verdict],
     failures: Sequence[Failure],
     undecided: str,

@@ -21,7 +21,7 @@ from robustkit.core import files
 from robustkit.core.device import pick_devices
 from robustkit.data.dataset import select
 from robustkit.errors import RobustkitError
-from robustkit.evaluation.budget import Budget, Pace
+from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.eps_grid import evaluate_grid
 from robustkit.evaluation.evaluate import evaluate, preflight
 from robustkit.leaderboard import curves, formats, rows
@@ -116,9 +116,9 @@ def evaluate_one(plan: Plan, subject: Subject, screen: Screen) -> _Found:
     return [(path, record) for path in plan.records(subject)]
 
 
-def _pace(request: Request) -> Pace | None:
+def _pace(request: Request) -> StoppingRule | None:
     budget = Budget(request.max_time, request.max_forwards)
-    return None if budget == Budget() else Pace(budget)
+    return None if budget == Budget() else StoppingRule(budget)
 
 
 def _say_how_far(found: _Found) -> None:

@@ -7,9 +7,9 @@ of one machine; what looks across points (the audit's sample, what an eps hands 
 budget) stays with the driver.
 """
 
-from robustkit.evaluation.distributed.executor import Team
+from robustkit.evaluation.distributed.executor import DistributedExecutor
 from robustkit.evaluation.distributed.messages import Named
-from robustkit.evaluation.distributed.scheduler import Crew
+from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.distributed.setup import Setup, set_up, staff
 
-__all__ = ["Crew", "Named", "Setup", "Team", "set_up", "staff"]
+__all__ = ["DistributedExecutor", "Named", "Scheduler", "Setup", "set_up", "staff"]

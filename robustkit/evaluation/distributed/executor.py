@@ -10,40 +10,40 @@ from robustkit.certify.certifier import Certifier
 from robustkit.core.threat import Threat
 from robustkit.evaluation.distributed.messages import (
     Attack,
+    AttackResults,
     Classified,
     Classify,
     Ended,
-    Harvest,
     Note,
     Order,
-    Parcel,
+    PointData,
     Prove,
     Proved,
     Work,
 )
-from robustkit.evaluation.distributed.scheduler import Crew
-from robustkit.evaluation.stages.attack import Assault, Part
-from robustkit.evaluation.stages.clean_and_certify import Told
-from robustkit.evaluation.stages.judge import Pen, Source
+from robustkit.evaluation.distributed.scheduler import Scheduler
+from robustkit.evaluation.stages.attack import AttackStage, PointsToAttack
+from robustkit.evaluation.stages.clean_and_certify import Report
+from robustkit.evaluation.stages.judge import PointSource, VerdictWriter
 from robustkit.record.ledger_schema import Cost
 from robustkit.registry import attacks
-from robustkit.search.external import Foreign
+from robustkit.search.external import ExternalAttack
 
 
 @dataclass
-class Team:
-    """Does the work of one run; see `robustkit.evaluation.stages.attack.Hands`.
+class DistributedExecutor:
+    """Does the work of one run; see `robustkit.evaluation.stages.attack.Executor`.
 
     The seconds that are written are those of the driver's clock.
     """
 
-    crew: Crew
-    data: Source
-    pen: Pen
+    crew: Scheduler
+    data: PointSource
+    pen: VerdictWriter
     threat: Threat
     _clock: float = field(default_factory=time.monotonic)
 
-    def classify(self, points: Sequence[int], ranked: int, told: Told) -> None:
+    def classify(self, points: Sequence[int], ranked: int, told: Report) -> None:
         """Classify clean points."""
         open_points = set(points)
 
@@ -61,7 +61,7 @@ class Team:
         self.crew.run(parts, self._load, heard, rest)
 
     def prove(
-        self, certifier: Certifier, todo: Sequence[int], fallen: set[int], told: Told
+        self, certifier: Certifier, todo: Sequence[int], fallen: set[int], told: Report
     ) -> None:
         """Try a certificate."""
         open_points = set(todo)
@@ -83,7 +83,13 @@ class Team:
         self.crew.run(parts, self._load, heard, rest)
 
     def attack(
-        self, assault: Assault, part: Part, report: Told, *, entered: int, last: bool
+        self,
+        assault: AttackStage,
+        part: PointsToAttack,
+        report: Report,
+        *,
+        entered: int,
+        last: bool,
     ) -> None:
         """Run an attack: the tasks that are open, whoever works on them."""
         search = attacks.build(assault.spec)
@@ -100,7 +106,7 @@ class Team:
 
         def heard(_: Attack, note: Note) -> None:
             nonlocal done
-            if isinstance(note, Harvest):
+            if isinstance(note, AttackResults):
                 cost = note.cost._replace(seconds=self._lap())
                 self.pen.write(
                     assault.stage, note.spent, note.falls, cost, note.closest, note.refused
@@ -112,7 +118,7 @@ class Team:
                 report(done, len(part.ranked) - len(fallen))
 
         whole = rest(Attack(assault, part))
-        unit = search.batch_size if isinstance(search, Foreign) else 1
+        unit = search.batch_size if isinstance(search, ExternalAttack) else 1
         parts = (
             Attack(assault, _some(part, piece, spent))
             for piece in self._pieces(whole.points if whole else [], unit)
@@ -131,7 +137,7 @@ class Team:
 
     def _load(self, work: Work) -> Order:
         x, y = self.data.fetch(work.points)
-        return Order(work, Parcel(work.points, x.numpy(), y.numpy()))
+        return Order(work, PointData(work.points, x.numpy(), y.numpy()))
 
     def _lap(self) -> float:
         """Return the seconds since the last call."""
@@ -140,10 +146,12 @@ class Team:
         return lap
 
 
-def _some(part: Part, points: Sequence[int], spent: set[tuple[int, int]]) -> Part:
+def _some(
+    part: PointsToAttack, points: Sequence[int], spent: set[tuple[int, int]]
+) -> PointsToAttack:
     """Return what of a part concerns some points."""
     chosen = set(points)
-    return Part(
+    return PointsToAttack(
         {point: part.ranked[point] for point in points},
         {item for item in spent if item[0] in chosen},
         part.proved & chosen,

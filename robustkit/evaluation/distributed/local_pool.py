@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from robustkit.core.imports import failure
 from robustkit.errors import UsageError
-from robustkit.evaluation.distributed.messages import Briefing, Lost, Note, Order
+from robustkit.evaluation.distributed.messages import Lost, ModelSetup, Note, Order
 from robustkit.evaluation.distributed.worker import serve
 
 
@@ -43,7 +43,7 @@ class Pool(Protocol):
         ...
 
 
-def unsendable(briefing: Briefing, error: Exception) -> UsageError:
+def unsendable(briefing: ModelSetup, error: Exception) -> UsageError:
     """Say that a model cannot reach the workers."""
     return UsageError(
         f"{briefing.name} cannot be sent to workers ({failure(error)}). A worker is another "
@@ -64,7 +64,7 @@ class LocalPool:
         UsageError: when the model cannot be pickled.
     """
 
-    def __init__(self, briefing: Briefing, devices: Sequence[str], threads: int) -> None:
+    def __init__(self, briefing: ModelSetup, devices: Sequence[str], threads: int) -> None:
         self._devices, self._threads = list(devices), threads
         try:
             self._payload = pickle.dumps(briefing)

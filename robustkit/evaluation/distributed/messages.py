@@ -13,9 +13,9 @@ from torch import Tensor
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Model
 from robustkit.data.dataset import Indices
-from robustkit.evaluation.stages.attack import Assault, Part
+from robustkit.evaluation.stages.attack import AttackStage, PointsToAttack
 from robustkit.models.tuning import Tuning
-from robustkit.record.ledger_schema import Cost, Fall, Refused
+from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
 
 
 class Named(NamedTuple):
@@ -36,7 +36,7 @@ class Facts(NamedTuple):
     classes: int
 
 
-class Briefing(NamedTuple):
+class ModelSetup(NamedTuple):
     """What a worker must know before it begins.
 
     Attributes:
@@ -63,7 +63,7 @@ class Briefing(NamedTuple):
     lent: dict[str, Model]
 
 
-class Parcel(NamedTuple):
+class PointData(NamedTuple):
     """Some points with their images, for a worker: it needs no data set."""
 
     points: list[int]
@@ -96,8 +96,8 @@ class Prove(NamedTuple):
 class Attack(NamedTuple):
     """An attack on some points."""
 
-    assault: Assault
-    part: Part
+    assault: AttackStage
+    part: PointsToAttack
 
     @property
     def points(self) -> list[int]:
@@ -112,10 +112,10 @@ class Order(NamedTuple):
     """A piece of work with its images."""
 
     work: Work
-    parcel: Parcel
+    parcel: PointData
 
 
-class Hello(NamedTuple):
+class Ready(NamedTuple):
     """A worker is ready; `slots` is how many points its device runs at once."""
 
     device: str
@@ -137,14 +137,14 @@ class Proved(NamedTuple):
     rows: list[tuple[int, bool]]
 
 
-class Harvest(NamedTuple):
+class AttackResults(NamedTuple):
     """What `Ledger.write` is told of an attack."""
 
     spent: list[tuple[int, int]]
-    falls: list[Fall]
+    falls: list[BrokenPoint]
     cost: Cost
     closest: dict[int, float]
-    refused: dict[int, Refused]
+    refused: dict[int, RefusedCandidate]
 
 
 class Ended(NamedTuple):
@@ -171,5 +171,5 @@ class Lost(NamedTuple):
     reason: str
 
 
-Note: TypeAlias = "Hello | Classified | Proved | Harvest | Ended | Done | Failed | Lost"
-Message: TypeAlias = "Briefing | Order"
+Note: TypeAlias = "Ready | Classified | Proved | AttackResults | Ended | Done | Failed | Lost"
+Message: TypeAlias = "ModelSetup | Order"

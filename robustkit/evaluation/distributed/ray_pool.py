@@ -13,7 +13,7 @@ from robustkit.core.imports import failure
 from robustkit.core.optional import library, quiet
 from robustkit.errors import UsageError
 from robustkit.evaluation.distributed.local_pool import unsendable
-from robustkit.evaluation.distributed.messages import Briefing, Failed, Lost, Message, Note, Order
+from robustkit.evaluation.distributed.messages import Failed, Lost, Message, ModelSetup, Note, Order
 from robustkit.evaluation.distributed.worker import serve
 
 
@@ -59,7 +59,7 @@ class RayPool:
 
     def __init__(
         self,
-        briefing: Briefing,
+        briefing: ModelSetup,
         address: str | None,
         workers: int | None,
         device: str,

@@ -14,7 +14,7 @@ import torch
 
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation.distributed.local_pool import Pool
-from robustkit.evaluation.distributed.messages import Done, Failed, Hello, Lost, Note, Order
+from robustkit.evaluation.distributed.messages import Done, Failed, Lost, Note, Order, Ready
 from robustkit.evaluation.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ _LOOK = 1.0
 
 
 @dataclass
-class _Stint(Generic[T]):
+class _Assignment(Generic[T]):
     """A part with a worker; so many in a row have died of it before anything was heard."""
 
     part: T
     deaths: int = 0
 
 
-class Crew:
+class Scheduler:
     """Workers that are started when there is work for them, and end with the `with` block.
 
     Args:
@@ -96,8 +96,8 @@ class Crew:
             RobustkitError: what a worker raised; also when no worker can be had, or one after the
                 other dies without a result.
         """
-        pool, waiting = self._ready(), deque(_Stint(part) for part in parts)
-        busy: dict[int, _Stint[T]] = {}
+        pool, waiting = self._ready(), deque(_Assignment(part) for part in parts)
+        busy: dict[int, _Assignment[T]] = {}
         while waiting or busy:
             for place in sorted(self._idle)[: len(waiting)]:
                 self._idle.remove(place)
@@ -114,15 +114,15 @@ class Crew:
                     heard(busy[place].part, note)
 
     def _left(
-        self, stint: _Stint[T] | None, rest: Callable[[T], T | None], note: Lost
-    ) -> list[_Stint[T]]:
+        self, stint: _Assignment[T] | None, rest: Callable[[T], T | None], note: Lost
+    ) -> list[_Assignment[T]]:
         """Return what another worker must do of what the dead one had."""
         left = None if stint is None else rest(stint.part)
         if stint is None or left is None:
             return []
         if stint.deaths + 1 >= _TRIES:
             raise _hopeless(self._name, note)
-        return [_Stint(left, stint.deaths + 1)]
+        return [_Assignment(left, stint.deaths + 1)]
 
     def _ready(self) -> Pool:
         """Start the workers if they are not, and wait for the first."""
@@ -143,23 +143,23 @@ class Crew:
         """Return notes of work; take care of those who come, go, and fail."""
         left: list[tuple[int, Note]] = []
         for place, note in pool.wait(_LOOK):
-            if isinstance(note, Hello):
-                self._welcome(place, note)
+            if isinstance(note, Ready):
+                self._admit(place, note)
             elif isinstance(note, Failed):
                 raise _error(self._name, note)
             else:
                 if isinstance(note, Lost):
-                    self._mourn(place, note)
+                    self._lose(place, note)
                 left.append((place, note))
         return left
 
-    def _welcome(self, place: int, note: Hello) -> None:
+    def _admit(self, place: int, note: Ready) -> None:
         self._idle.add(place)
         self._slots = max(self._slots, note.slots)
         if note.torch != torch.__version__:
             self._say(f"a worker has PyTorch {note.torch}, this machine {torch.__version__}")
 
-    def _mourn(self, place: int, note: Lost) -> None:
+    def _lose(self, place: int, note: Lost) -> None:
         self._idle.discard(place)
         self._deaths[place] += 1
         if self._deaths[place] >= _TRIES:

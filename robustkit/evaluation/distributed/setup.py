@@ -15,10 +15,10 @@ from robustkit.core.optional import library
 from robustkit.core.types import Model
 from robustkit.errors import UsageError
 from robustkit.evaluation.distributed.local_pool import LocalPool, Pool
-from robustkit.evaluation.distributed.messages import Briefing, Facts, Named
+from robustkit.evaluation.distributed.messages import Facts, ModelSetup, Named
 from robustkit.evaluation.distributed.ray_pool import RayPool
-from robustkit.evaluation.distributed.scheduler import Crew
-from robustkit.evaluation.prepare import Ground
+from robustkit.evaluation.distributed.scheduler import Scheduler
+from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.watcher import Watcher
 from robustkit.models.surrogates.resolve import lent
 from robustkit.models.tuning import Tuning
@@ -92,12 +92,12 @@ def set_up(device: str, distributed: str | None, workers: int | None) -> Setup |
 @contextmanager
 def staff(
     setup: Setup | None,
-    ground: Ground,
+    ground: Prepared,
     named: Named | None,
     batch_size: int | None,
     tuning: Tuning,
     watcher: Watcher,
-) -> Iterator[Crew | None]:
+) -> Iterator[Scheduler | None]:
     """Yield the workers for one model, which end with the block; None where there are none.
 
     Raises:
@@ -107,7 +107,7 @@ def staff(
         yield None
         return
     health, data, sample = ground.health, ground.data, ground.sample
-    briefing = Briefing(
+    briefing = ModelSetup(
         name=ground.name,
         model=named or _portable(ground.model),
         digest=ground.weights.digest,
@@ -122,7 +122,7 @@ def staff(
         version=provenance.versions()["robustkit"],
         lent={name: _portable(model) for name, model in lent(ground.tuned.model).items()},
     )
-    with Crew(ground.name, setup.note, _starter(setup, briefing), watcher) as crew:
+    with Scheduler(ground.name, setup.note, _starter(setup, briefing), watcher) as crew:
         yield crew
 
 
@@ -131,7 +131,7 @@ def _portable(model: Model) -> Model:
     return copy.deepcopy(model).cpu() if isinstance(model, nn.Module) else model
 
 
-def _starter(setup: Setup, briefing: Briefing) -> Callable[[], Pool]:
+def _starter(setup: Setup, briefing: ModelSetup) -> Callable[[], Pool]:
     def start() -> Pool:
         if setup.ray:
             return RayPool(briefing, setup.address, setup.workers, setup.device, None)

@@ -19,30 +19,30 @@ from robustkit.data.dataset import ImageSet
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation.distributed.messages import (
     Attack,
-    Briefing,
+    AttackResults,
     Classified,
     Classify,
     Done,
     Ended,
     Facts,
     Failed,
-    Harvest,
-    Hello,
     Message,
+    ModelSetup,
     Named,
     Note,
     Order,
-    Parcel,
+    PointData,
     Prove,
     Proved,
+    Ready,
 )
-from robustkit.evaluation.stages.attack import Bench
-from robustkit.evaluation.stages.clean_and_certify import Told, prove
+from robustkit.evaluation.stages.attack import DeviceWorker
+from robustkit.evaluation.stages.clean_and_certify import Report, prove
 from robustkit.models.load import load_model
-from robustkit.models.surrogates.resolve import Lent
+from robustkit.models.surrogates.resolve import WithSurrogates
 from robustkit.models.tuning import tune
 from robustkit.record import provenance
-from robustkit.record.ledger_schema import Cost, Fall, Refused
+from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
 from robustkit.search.engine import Engine
 from robustkit.verify.candidates import predict
 
@@ -59,14 +59,14 @@ def serve(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    bench: Bench | None = None
+    bench: DeviceWorker | None = None
     while True:
         try:
             message = receive()
-            if isinstance(message, Briefing):
+            if isinstance(message, ModelSetup):
                 bench = _open(message, pick_device(device))
                 where = provenance.device_name(bench.device)
-                send(Hello(where, bench.engine.slots, str(torch.__version__)))
+                send(Ready(where, bench.engine.slots, str(torch.__version__)))
             elif bench is not None:
                 _work(bench, message, send)
                 send(Done())
@@ -78,7 +78,7 @@ def serve(
             send(Failed(code, told, traceback.format_exc()))
 
 
-def _open(briefing: Briefing, device: torch.device) -> Bench:
+def _open(briefing: ModelSetup, device: torch.device) -> DeviceWorker:
     """Load the model, and check that it is the driver's."""
     here = provenance.versions()["robustkit"]
     if here != briefing.version:
@@ -100,10 +100,10 @@ def _open(briefing: Briefing, device: torch.device) -> Bench:
         _same_answers(model, sample, briefing)
     tuned = tune(model, sample, briefing.tuning, randomized=briefing.randomized)
     more = {name: _placed(other, device) for name, other in briefing.lent.items()}
-    searched = Lent(tuned.model, more) if more else tuned.model
+    searched = WithSurrogates(tuned.model, more) if more else tuned.model
     engine = Engine(searched, _ANY, briefing.batch_size or tuned.slots, stride(device),
                     tuned.half)  # fmt: skip
-    return Bench(briefing.name, model, engine, device, briefing.classes, briefing.randomized,
+    return DeviceWorker(briefing.name, model, engine, device, briefing.classes, briefing.randomized,
                  briefing.seed)  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def _placed(model: Model, device: torch.device) -> Model:
     return model
 
 
-def _load(briefing: Briefing) -> Model:
+def _load(briefing: ModelSetup) -> Model:
     given = briefing.model
     if not isinstance(given, Named):
         return given
@@ -123,7 +123,7 @@ def _load(briefing: Briefing) -> Model:
     ).model
 
 
-def _same_answers(model: Model, sample: torch.Tensor, briefing: Briefing) -> None:
+def _same_answers(model: Model, sample: torch.Tensor, briefing: ModelSetup) -> None:
     """Refuse a model with the same weights that answers otherwise: its code differs."""
     logits, then = predict(model, sample)[1].cpu(), briefing.answers
     worst = float((logits - then).abs().max() / then.abs().max().clamp_min(1e-12))
@@ -140,9 +140,9 @@ def _without_images(facts: Facts) -> ImageSet:
     return ImageSet(*facts, labels, lambda _: none)
 
 
-def _work(bench: Bench, order: Order, send: Callable[[Note], None]) -> None:
+def _work(bench: DeviceWorker, order: Order, send: Callable[[Note], None]) -> None:
     """Carry out one order; every batch and every harvest is sent when it is there."""
-    work, parcel, scribe = order.work, order.parcel, Scribe(send)
+    work, parcel, scribe = order.work, order.parcel, MessageWriter(send)
     if isinstance(work, Classify):
         bench.classify(work.points, parcel, scribe, work.ranked, _unheard)
     elif isinstance(work, Prove):
@@ -151,7 +151,7 @@ def _work(bench: Bench, order: Order, send: Callable[[Note], None]) -> None:
         bench.attack(work.assault, work.part, parcel, scribe, _counter(send))
 
 
-def _prove(bench: Bench, work: Prove, parcel: Parcel, scribe: Scribe) -> None:
+def _prove(bench: DeviceWorker, work: Prove, parcel: PointData, scribe: MessageWriter) -> None:
     shape = parcel.x.shape[1:]
     prover = build_certifier(bench.model, shape, work.threat, work.method, bench.seed,
                        randomized=bench.randomized)  # fmt: skip
@@ -160,7 +160,7 @@ def _prove(bench: Bench, work: Prove, parcel: Parcel, scribe: Scribe) -> None:
     prove(prover, work.points, work.fallen, parcel, scribe, bench.device, work.threat, _unheard)
 
 
-def _counter(send: Callable[[Note], None]) -> Told:
+def _counter(send: Callable[[Note], None]) -> Report:
     """Return a report that sends how many tasks have ended since the last one."""
     before = 0
 
@@ -177,7 +177,7 @@ def _unheard(_: int, __: int) -> None:
 
 
 @dataclass(frozen=True)
-class Scribe:
+class MessageWriter:
     """A pen whose ledger is the driver's; the driver's clock counts."""
 
     send: Callable[[Note], None]
@@ -200,11 +200,11 @@ class Scribe:
         self,
         stage: int,
         spent: Iterable[tuple[int, int]],
-        falls: Iterable[Fall],
+        falls: Iterable[BrokenPoint],
         cost: Cost,
         closest: Mapping[int, float] | None = None,
-        refused: Mapping[int, Refused] | None = None,
+        refused: Mapping[int, RefusedCandidate] | None = None,
     ) -> None:
         """Send a harvest."""
         pairs = [(point, job) for point, job in spent]
-        self.send(Harvest(pairs, list(falls), cost, dict(closest or {}), dict(refused or {})))
+        self.send(AttackResults(pairs, list(falls), cost, dict(closest or {}), dict(refused or {})))

@@ -13,17 +13,17 @@ from robustkit.certify.certifier import Certifier
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.core.types import Model
-from robustkit.evaluation.stages.clean_and_certify import Told, classify, prove
-from robustkit.evaluation.stages.judge import Pen, Source, StageReferee
+from robustkit.evaluation.stages.clean_and_certify import Report, classify, prove
+from robustkit.evaluation.stages.judge import PointSource, StageJudge, VerdictWriter
 from robustkit.registry import attacks
 from robustkit.search.engine import Engine, out_of_memory
-from robustkit.search.external import Foreign
-from robustkit.search.external_runner import run_batches
-from robustkit.search.minimum_norm import NearestEngine
+from robustkit.search.external import ExternalAttack
+from robustkit.search.external_runner import run_external
+from robustkit.search.minimum_norm import MinimumNormEngine
 from robustkit.verify.candidates import DRAWS
 
 
-class Assault(NamedTuple):
+class AttackStage(NamedTuple):
     """One attack of a line-up, as far as it is the same for all points.
 
     Attributes:
@@ -44,7 +44,7 @@ class Assault(NamedTuple):
     keep: bool
 
 
-class Part(NamedTuple):
+class PointsToAttack(NamedTuple):
     """Points that an attack is to run on.
 
     Attributes:
@@ -59,7 +59,7 @@ class Part(NamedTuple):
 
 
 @dataclass
-class Bench:
+class DeviceWorker:
     """A model on a device.
 
     Attributes:
@@ -79,10 +79,10 @@ class Bench:
     def classify(
         self,
         points: Sequence[int],
-        data: Source,
-        pen: Pen,
+        data: PointSource,
+        pen: VerdictWriter,
         ranked: int,
-        told: Told,
+        told: Report,
     ) -> None:
         """Classify the clean points, batch by batch; halve the batch when memory runs out.
 
@@ -108,11 +108,11 @@ class Bench:
 
     def attack(
         self,
-        assault: Assault,
-        part: Part,
-        data: Source,
-        pen: Pen,
-        report: Told,
+        assault: AttackStage,
+        part: PointsToAttack,
+        data: PointSource,
+        pen: VerdictWriter,
+        report: Report,
         *,
         entered: int = 0,
         last: bool = False,
@@ -128,8 +128,8 @@ class Bench:
         jobs, engine = search.jobs(assault.threat, self.classes), self.engine
         engine.threat = assault.threat
         if assault.nearest:
-            engine = NearestEngine.like(engine, assault.within)
-        referee = StageReferee(
+            engine = MinimumNormEngine.like(engine, assault.within)
+        referee = StageJudge(
             stage=assault.stage,
             name=str(assault.spec),
             jobs=jobs,
@@ -147,58 +147,70 @@ class Bench:
             device=self.device,
             keep=assault.keep,
             report=report,
-            claims=not isinstance(search, Foreign),
+            claims=not isinstance(search, ExternalAttack),
         )
-        if isinstance(search, Foreign):
-            run_batches(search, self.model, assault.threat, self.classes, referee)
+        if isinstance(search, ExternalAttack):
+            run_external(search, self.model, assault.threat, self.classes, referee)
         else:
             pending = len(part.ranked) * len(jobs) - len(part.spent)
             engine.run(search, referee.queue(), pending, referee)
         referee.close(finished=last)
 
 
-class Hands(Protocol):
+class Executor(Protocol):
     """Who does the work of a run and writes it into its ledger: one device, or many."""
 
-    def classify(self, points: Sequence[int], ranked: int, told: Told) -> None:
-        """Classify clean points; see `Bench.classify`."""
+    def classify(self, points: Sequence[int], ranked: int, told: Report) -> None:
+        """Classify clean points; see `DeviceWorker.classify`."""
         ...
 
     def prove(
-        self, certifier: Certifier, todo: Sequence[int], fallen: set[int], told: Told
+        self, certifier: Certifier, todo: Sequence[int], fallen: set[int], told: Report
     ) -> None:
         """Try a certificate; see `robustkit.evaluation.stages.clean_and_certify.prove`."""
         ...
 
     def attack(
-        self, assault: Assault, part: Part, report: Told, *, entered: int, last: bool
+        self,
+        assault: AttackStage,
+        part: PointsToAttack,
+        report: Report,
+        *,
+        entered: int,
+        last: bool,
     ) -> None:
-        """Run an attack; see `Bench.attack`."""
+        """Run an attack; see `DeviceWorker.attack`."""
         ...
 
 
 @dataclass(frozen=True)
-class Alone:
+class LocalExecutor:
     """One device, in this process."""
 
-    bench: Bench
-    data: Source
-    pen: Pen
+    bench: DeviceWorker
+    data: PointSource
+    pen: VerdictWriter
     threat: Threat
 
-    def classify(self, points: Sequence[int], ranked: int, told: Told) -> None:
-        """Classify clean points; see `Bench.classify`."""
+    def classify(self, points: Sequence[int], ranked: int, told: Report) -> None:
+        """Classify clean points; see `DeviceWorker.classify`."""
         self.bench.classify(points, self.data, self.pen, ranked, told)
 
     def prove(
-        self, certifier: Certifier, todo: Sequence[int], fallen: set[int], told: Told
+        self, certifier: Certifier, todo: Sequence[int], fallen: set[int], told: Report
     ) -> None:
         """Try a certificate; see `robustkit.evaluation.stages.clean_and_certify.prove`."""
         device, threat = self.bench.device, self.threat
         prove(certifier, todo, fallen, self.data, self.pen, device, threat, told)
 
     def attack(
-        self, assault: Assault, part: Part, report: Told, *, entered: int, last: bool
+        self,
+        assault: AttackStage,
+        part: PointsToAttack,
+        report: Report,
+        *,
+        entered: int,
+        last: bool,
     ) -> None:
-        """Run an attack; see `Bench.attack`."""
+        """Run an attack; see `DeviceWorker.attack`."""
         self.bench.attack(assault, part, self.data, self.pen, report, entered=entered, last=last)

@@ -12,13 +12,17 @@ from robustkit.certify.certifier import Certifier
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Model
 from robustkit.errors import RobustkitError, some
-from robustkit.evaluation.stages.judge import Pen, Source, refuse_refuted
+from robustkit.evaluation.stages.judge import (
+    PointSource,
+    VerdictWriter,
+    refuse_refuted_certificates,
+)
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import CARRIED
 from robustkit.verify.candidates import predict
 
-Told: TypeAlias = Callable[[int, int], None]  # hears of each batch: points, and those that pass
+Report: TypeAlias = Callable[[int, int], None]  # hears of each batch: points, and those that pass
 
 
 def classify(
@@ -53,12 +57,12 @@ def classify(
     return rows, dict(zip(points, errors.tolist(), strict=True)) if draws > 1 else {}
 
 
-def prove_points(
+def certify_points(
     name: str,
     points: Sequence[int],
     ledger: Ledger,
     watcher: Watcher,
-    work: Callable[[list[int], set[int], Told], None],
+    work: Callable[[list[int], set[int], Report], None],
     *,
     everything: bool,
 ) -> None:
@@ -93,11 +97,11 @@ def prove(
     certifier: Certifier,
     todo: Sequence[int],
     fallen: set[int],
-    data: Source,
-    pen: Pen,
+    data: PointSource,
+    pen: VerdictWriter,
     device: torch.device,
     threat: Threat,
-    told: Told,
+    told: Report,
 ) -> None:
     """Try a certificate on the points `todo`, batch by batch.
 
@@ -113,6 +117,6 @@ def prove(
         x, y = (part.to(device) for part in data.fetch(batch))
         holds = certifier.prove(x, y).tolist()
         refuted = [p for p, ok in zip(batch, holds, strict=True) if ok and p in fallen]
-        refuse_refuted("the attack at a larger eps", refuted, threat)
+        refuse_refuted_certificates("the attack at a larger eps", refuted, threat)
         pen.write_certified(zip(batch, holds, strict=True), time.monotonic() - clock)
         told(len(batch), sum(holds))

@@ -15,13 +15,13 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Model
 from robustkit.data.dataset import Indices
 from robustkit.errors import RobustkitError, some
-from robustkit.record.ledger_schema import Cost, Fall, Refused
+from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
 from robustkit.search.protocol import Job, Tasks
 from robustkit.search.tasks import Outcome, Work, fresh_tasks
 from robustkit.verify.candidates import FRESH, Verdict, measure, verify
 
 
-class Source(Protocol):
+class PointSource(Protocol):
     """Where the points come from: a data set, or those that were sent to a worker."""
 
     def fetch(self, indices: Indices) -> tuple[Images, Labels]:
@@ -29,7 +29,7 @@ class Source(Protocol):
         ...
 
 
-class Pen(Protocol):
+class VerdictWriter(Protocol):
     """What writes verdicts down: the ledger, or what sends them to where the ledger is."""
 
     def write_clean(
@@ -50,17 +50,17 @@ class Pen(Protocol):
         self,
         stage: int,
         spent: Iterable[tuple[int, int]],
-        falls: Iterable[Fall],
+        falls: Iterable[BrokenPoint],
         cost: Cost,
         closest: Mapping[int, float] | None = None,
-        refused: Mapping[int, Refused] | None = None,
+        refused: Mapping[int, RefusedCandidate] | None = None,
     ) -> None:
         """Store what a harvest of an attack brought."""
         ...
 
 
 @dataclass
-class StageReferee:
+class StageJudge:
     """The referee of one attack over the points that still stand.
 
     Attributes:
@@ -79,11 +79,11 @@ class StageReferee:
     stage: int
     name: str
     jobs: Sequence[Job]
-    data: Source
+    data: PointSource
     reference: Model
     threat: Threat
     certificate: Threat
-    ledger: Pen
+    ledger: VerdictWriter
     ranked: dict[int, list[int]]
     entered: int
     spent: set[tuple[int, int]]
@@ -94,9 +94,9 @@ class StageReferee:
     keep: bool
     report: Callable[[int, int], None]
     claims: bool = True
-    falls: dict[int, Fall] = field(default_factory=dict)
-    _new: dict[int, Fall] = field(default_factory=dict)
-    _refused: dict[int, Refused] = field(default_factory=dict)
+    falls: dict[int, BrokenPoint] = field(default_factory=dict)
+    _new: dict[int, BrokenPoint] = field(default_factory=dict)
+    _refused: dict[int, RefusedCandidate] = field(default_factory=dict)
     _checks: int = 0
     _flips: int = 0
     _done: int = 0
@@ -131,8 +131,8 @@ class StageReferee:
         inside = self.certificate.contains(z, x).tolist()
         columns = zip(points, stands, inside, strict=True)
         refuted = [p for p, ok, near in columns if ok and near and p in self.proved]
-        refuse_refuted(self.name, refuted, self.certificate)
-        for fall in falls_of(verdict, self.stage, points, z if self.keep else None):
+        refuse_refuted_certificates(self.name, refuted, self.certificate)
+        for fall in broken_points(verdict, self.stage, points, z if self.keep else None):
             known = self.falls.get(fall.point)
             if known is None or fall.distance < known.distance:
                 self.falls[fall.point] = self._new[fall.point] = fall
@@ -147,7 +147,8 @@ class StageReferee:
         better = {
             row: share
             for row, (point, broken, share) in enumerate(told)
-            if not broken and share > max(0.0, self._refused.get(point, Refused(0, 0)).seen)
+            if not broken
+            and share > max(0.0, self._refused.get(point, RefusedCandidate(0, 0)).seen)
         }
         if not better:
             return
@@ -156,7 +157,7 @@ class StageReferee:
         for row, errors in zip(
             better, measure(self.reference, z[rows], y[rows]).tolist(), strict=True
         ):
-            self._refused[points[row]] = Refused(better[row], errors)
+            self._refused[points[row]] = RefusedCandidate(better[row], errors)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Write the ended tasks and the falls in one transaction."""
@@ -184,21 +185,23 @@ class StageReferee:
         self._new, self._checks, self._flips, self._clock = {}, 0, 0, now
 
 
-def falls_of(verdict: Verdict, stage: int, points: Sequence[int], z: Images | None) -> list[Fall]:
+def broken_points(
+    verdict: Verdict, stage: int, points: Sequence[int], z: Images | None
+) -> list[BrokenPoint]:
     """List the candidates that stand, with their inputs `z` [b, *f] where those are kept."""
     stored = None if z is None else z.cpu().numpy()
     errors = None if verdict.errors is None else verdict.errors.tolist()
     told = zip(verdict.predicted.tolist(), verdict.distance.tolist(), strict=True)
     stands = verdict.broken.tolist()
     return [
-        Fall(point, stage, label, distance, None if stored is None else stored[row],
+        BrokenPoint(point, stage, label, distance, None if stored is None else stored[row],
              None if errors is None else errors[row])
         for row, (point, (label, distance)) in enumerate(zip(points, told, strict=True))
         if stands[row]
     ]  # fmt: skip
 
 
-def refuse_refuted(name: str, refuted: Sequence[int], threat: Threat) -> None:
+def refuse_refuted_certificates(name: str, refuted: Sequence[int], threat: Threat) -> None:
     """Stop the run when points with a certificate fell (a RobustkitError)."""
     if refuted:
         raise RobustkitError(

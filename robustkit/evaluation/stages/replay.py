@@ -22,9 +22,9 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.evaluation.stages.judge import falls_of, refuse_refuted
+from robustkit.evaluation.stages.judge import broken_points, refuse_refuted_certificates
 from robustkit.record.ledger import Ledger
-from robustkit.record.ledger_schema import REPLAYED, Cost, Fall
+from robustkit.record.ledger_schema import REPLAYED, BrokenPoint, Cost
 from robustkit.record.record import REPLAY
 from robustkit.verify.candidates import verify
 
@@ -129,23 +129,25 @@ class Replay:
                 done += len(batch)
                 self.report(done, len(left))
 
-    def _judge(self, number: int, batch: Sequence[int], proved: set[int]) -> list[Fall]:
+    def _judge(self, number: int, batch: Sequence[int], proved: set[int]) -> list[BrokenPoint]:
         clock = time.monotonic()
         z = self.examples.fetch(number, batch, self.data.shape).to(self.device)
         x, y = (part.to(self.device) for part in self.data.fetch(batch))
         inside = self.threat.contains(z, x) & z.isfinite().flatten(1).all(1)
         rows = inside.nonzero().flatten()
         points = [batch[row] for row in rows.tolist()]
-        falls: list[Fall] = []
+        falls: list[BrokenPoint] = []
         passes = 0
         if points:
             verdict = verify(
                 self.model, z[rows], x[rows], y[rows], self.threat,
                 attack=REPLAY, points=points, randomized=self.randomized,
             )  # fmt: skip
-            falls = falls_of(verdict, REPLAYED, points, z[rows] if self.keep else None)
+            falls = broken_points(verdict, REPLAYED, points, z[rows] if self.keep else None)
             passes = verdict.passes
-        refuse_refuted(REPLAY, [fall.point for fall in falls if fall.point in proved], self.threat)
+        refuse_refuted_certificates(
+            REPLAY, [fall.point for fall in falls if fall.point in proved], self.threat
+        )
         fallen = {fall.point for fall in falls}
         cost = Cost(forwards=passes, seconds=time.monotonic() - clock)
         spent = [(point, number) for point in batch if point not in fallen]

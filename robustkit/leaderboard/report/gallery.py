@@ -23,7 +23,7 @@ from robustkit.errors import RobustkitError
 from robustkit.leaderboard.report.images import Pixels, magnified, pixels
 from robustkit.leaderboard.report.view import class_name
 from robustkit.record.ledger import Ledger
-from robustkit.record.ledger_schema import Fall
+from robustkit.record.ledger_schema import BrokenPoint
 from robustkit.record.record import Record
 
 
@@ -147,7 +147,7 @@ def _deal(record: Record, limit: int) -> list[int]:
 
 def _found(
     record: Record, path: Path, chosen: list[int]
-) -> dict[int, tuple[Fall, NDArray[Any]]] | str:
+) -> dict[int, tuple[BrokenPoint, NDArray[Any]]] | str:
     """Return the adversarial inputs of the chosen points, or why there are none."""
     try:
         with Ledger(path, None) as ledger:
@@ -164,7 +164,9 @@ def _found(
     return {point: (falls[point], image.numpy()) for point, image in images.items()}
 
 
-def _picture(record: Record, before: NDArray[Any], fall: Fall, after: NDArray[Any]) -> Picture:
+def _picture(
+    record: Record, before: NDArray[Any], fall: BrokenPoint, after: NDArray[Any]
+) -> Picture:
     row = record.points.index.index(fall.point)
     change, factor = magnified(before, after)
     return Picture(

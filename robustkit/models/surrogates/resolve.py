@@ -4,7 +4,7 @@ A defense with randomness, hard decisions or saturation names smooth stand-ins: 
 the gradient of a stand-in, and what it finds counts only if the model itself is fooled. A module
 declares them by a method `surrogates()`: name -> callable from [b, *f] to logits [b, k].
 
-For any model, the harness has some of its own, under the names in `SUPPLIED`; what a model
+For any model, the harness has some of its own, under the names in `BUILT_IN`; what a model
 declares under the same name comes first.
 """
 
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from robustkit.core.types import Images, Model
 from robustkit.errors import UsageError
 from robustkit.models.surrogates.bpda.wrappers import BeforeSquashing, Bpda, Bypass, smooth
-from robustkit.models.surrogates.screening import Offer, offer
+from robustkit.models.surrogates.screening import Screening, offer
 from robustkit.models.surrogates.submodules import part, within
 
-SUPPLIED: Mapping[str, Callable[[Model], Model]] = {
+BUILT_IN: Mapping[str, Callable[[Model], Model]] = {
     "bpda": Bpda, "logits": BeforeSquashing, "bypass": Bypass, "smooth": smooth,
 }  # fmt: skip
 
 # Those with the decisions of the model.
-FAITHFUL = ("bpda", "bypass", "logits")
+SAME_DECISIONS = ("bpda", "bypass", "logits")
 
 _PART = "part."
 
@@ -48,20 +48,20 @@ def source(model: Model, name: str) -> Model:
     known = declared(model)
     if name in known:
         return known[name]
-    if name in SUPPLIED:
-        return SUPPLIED[name](plain(model))
+    if name in BUILT_IN:
+        return BUILT_IN[name](plain(model))
     if name.startswith(_PART):
         found = part(plain(model), name.removeprefix(_PART))
         if found is not None:
             return found
     raise UsageError(
         f"expected a surrogate that the model declares ({', '.join(sorted(known)) or 'none'}), "
-        f"got {name!r}. The harness has {', '.join(SUPPLIED)} for any model, and part.PATH for a "
+        f"got {name!r}. The harness has {', '.join(BUILT_IN)} for any model, and part.PATH for a "
         "module inside it."
     )
 
 
-def offered(model: Model, x: Images) -> Offer:
+def offered(model: Model, x: Images) -> Screening:
     """Try the harness's stand-ins for `model` on a few inputs `x` [b, *f].
 
     Refused, with a reason: those that fail, that have other values or another order of classes
@@ -74,7 +74,7 @@ def offered(model: Model, x: Images) -> Offer:
     The generators of PyTorch are left as they were.
     """
     known, true = declared(model), plain(model)
-    makers = {name: make for name, make in SUPPLIED.items() if name not in known}
+    makers = {name: make for name, make in BUILT_IN.items() if name not in known}
     return offer(
         true, x, {name: make(true) for name, make in makers.items()}, dict(within(true).items())
     )
@@ -101,10 +101,10 @@ class Wrapping(nn.Module):
 
 def lent(model: Model) -> dict[str, Model]:
     """Return the stand-ins that were lent to a model, by name; most have none."""
-    return dict(model.more) if isinstance(model, Lent) else {}
+    return dict(model.more) if isinstance(model, WithSurrogates) else {}
 
 
-class Lent(Wrapping):
+class WithSurrogates(Wrapping):
     """A model that declares more stand-ins, say a student that was distilled from it."""
 
     def __init__(self, model: Model, more: Mapping[str, Model]) -> None:

@@ -20,7 +20,7 @@ _SEED = 0  # of the draws that all passes share
 _TOLERANCE = 1e-4  # of the logits' size: kernels may sum in another order
 
 
-class Offer(NamedTuple):
+class Screening(NamedTuple):
     """What was tried.
 
     Attributes:
@@ -35,7 +35,7 @@ class Offer(NamedTuple):
     backwards: int
 
 
-class Look(NamedTuple):
+class ForwardBackward(NamedTuple):
     """One pass and its way back: logits [b, k] and the gradient of the margin [b, n]."""
 
     logits: Logits
@@ -43,7 +43,7 @@ class Look(NamedTuple):
 
 
 @dataclass
-class Trial:
+class Screener:
     """Tries stand-ins one after the other on the inputs `x`.
 
     Of a model that is random by the generators of PyTorch, every pass makes the same draws.
@@ -54,7 +54,7 @@ class Trial:
     x: Images
     forwards: int = 0
     backwards: int = 0
-    looks: dict[str, Look] = field(default_factory=dict)
+    looks: dict[str, ForwardBackward] = field(default_factory=dict)
 
     def start(self) -> None:
         """Look at the model itself."""
@@ -68,7 +68,7 @@ class Trial:
         except Exception:  # it has no way back: that is what stand-ins are for
             return
 
-    def look(self, model: Model) -> Look:
+    def look(self, model: Model) -> ForwardBackward:
         """Run a pass and its way back; a gradient that is not a number counts as none."""
         query = self.x.detach().clone().requires_grad_(True)
         self.forwards += len(query)
@@ -82,7 +82,7 @@ class Trial:
                 self.backwards += len(query)
                 (gradient,) = torch.autograd.grad(margin, query, allow_unused=True)
         gradient = torch.zeros_like(query) if gradient is None else gradient.nan_to_num(0, 0, 0)
-        return Look(logits.detach().float(), gradient.flatten(1))
+        return ForwardBackward(logits.detach().float(), gradient.flatten(1))
 
     def glance(self, model: Model) -> None:
         """Pass one input alone through what is most likely no classifier."""
@@ -106,7 +106,7 @@ class Trial:
             self.looks[name] = look
         return reason
 
-    def _of_values(self, name: str, look: Look) -> str:
+    def _of_values(self, name: str, look: ForwardBackward) -> str:
         if not bool(look.logits.isfinite().all()):
             return "its logits are not finite"
         top = self.answer.gather(1, look.logits.argmax(1, keepdim=True))[:, 0]
@@ -121,7 +121,7 @@ class Trial:
             return f"its values differ from the model's, by up to {change:.2g}"
         return "" if agree == 1 else f"it answers otherwise on {1 - agree:.0%} of the inputs"
 
-    def _of_gradient(self, look: Look) -> str:
+    def _of_gradient(self, look: ForwardBackward) -> str:
         if not bool((look.gradient.norm(dim=1) > 0).any()):
             return f"its margin has no gradient at any of {len(self.x)} inputs"
         if self.randomized:
@@ -147,23 +147,23 @@ def _refuse_shape(given: Any, like: Logits) -> None:
 
 def offer(
     model: Model, x: Images, supplied: Mapping[str, Model], parts: Mapping[str, Model]
-) -> Offer:
+) -> Screening:
     """Try stand-ins in order, then parts; see `robustkit.models.surrogates.resolve.offered`."""
-    trial = Trial(model, x)
+    trial = Screener(model, x)
     models: dict[str, Model] = {}
     refused: dict[str, str] = {}
     devices = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(devices=devices):
         trial.start()
         tried = {**supplied, **{f"part.{k}": v for k, v in list(parts.items())[:_TRIALS]}}
-        for name, stand_in in tried.items():
+        for name, surrogate in tried.items():
             inside = name.startswith("part.")
             if inside and sum(known.startswith("part.") for known in models) >= _PARTS:
                 refused[name] = f"{_PARTS} parts are enough"
                 continue
-            reason = trial.objection(name, stand_in)
+            reason = trial.objection(name, surrogate)
             if reason:
                 refused[name] = reason
             else:
-                models[name] = stand_in
-    return Offer(models, refused, trial.forwards, trial.backwards)
+                models[name] = surrogate
+    return Screening(models, refused, trial.forwards, trial.backwards)

@@ -1,7 +1,7 @@
 """Models from elsewhere, as `prefix:name`: one file per source, imported when it is asked for.
 
-The file `robustkit/models/zoo/PREFIX.py` holds a function `load(ask)`; its docstring begins with what it
-loads. The library that a source needs is imported inside that function.
+The file `robustkit/models/zoo/PREFIX.py` holds a function `load(ask)`; its docstring begins with
+what it loads. The library that a source needs is imported inside that function.
 """
 
 from __future__ import annotations

@@ -7,6 +7,6 @@ Read first: probe.py. State lives in the return values only: nothing leaks to th
 
 from __future__ import annotations
 
-from robustkit.verify.diagnostics.probe import Health, examine, look, look_again
+from robustkit.verify.diagnostics.probe import Diagnosis, examine, look, recheck
 
-__all__ = ["Health", "examine", "look", "look_again"]
+__all__ = ["Diagnosis", "examine", "look", "recheck"]

@@ -17,7 +17,7 @@ CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core
 
 
 @dataclass
-class Asked:
+class CountedModel:
     """A model that is looked at: passes of one input are counted in `forwards` and `backwards`.
 
     With a `seed`, every pass of a batch of one size draws the same random numbers of PyTorch: what

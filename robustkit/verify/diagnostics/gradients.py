@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustkit.core.rng import generator
 from robustkit.core.types import Images, Logits, Mask, Scalars
-from robustkit.verify.diagnostics.counted_model import Asked, spread
+from robustkit.verify.diagnostics.counted_model import CountedModel, spread
 from robustkit.verify.flags import Flag, flag
 
 # Steps in units of the box. Around a kink of a ReLU small ones are right; across the levels of a
@@ -39,7 +39,7 @@ class _Base(NamedTuple):
 
 
 def of_gradients(
-    asked: Asked, x: Images, first: Logits, box: tuple[float, float], *, randomized: bool
+    asked: CountedModel, x: Images, first: Logits, box: tuple[float, float], *, randomized: bool
 ) -> list[Flag]:
     """Look at the gradient of the margin at `x` [b, *f], whose logits are `first`.
 
@@ -79,7 +79,7 @@ def _leading(logits: Logits) -> Callable[[Logits], Scalars]:
     return margin
 
 
-def _interior(asked: Asked, x: Images, box: tuple[float, float]) -> _Base:
+def _interior(asked: CountedModel, x: Images, box: tuple[float, float]) -> _Base:
     side = box[1] - box[0]
     noise = _draw(x, 0) * _JITTER * side
     inside = box[0] + _INSIDE * side + (1 - 2 * _INSIDE) * (x - box[0]) + noise
@@ -95,7 +95,7 @@ def _draw(x: Images, number: int) -> Images:
     return (2 * draws - 1).to(x)
 
 
-def _wavering(asked: Asked, base: _Base) -> list[Flag]:
+def _wavering(asked: CountedModel, base: _Base) -> list[Flag]:
     """Ask for the gradient again, of a model whose outputs are always the same."""
     again = asked.gradient(base.x, base.margin)[1]
     if again is None:
@@ -109,7 +109,7 @@ def _wavering(asked: Asked, base: _Base) -> list[Flag]:
     return [flag("gradient_mismatch", f"{seen}, and the same outputs")]
 
 
-def _mismatch(asked: Asked, base: _Base, side: float, random: int) -> list[Flag]:
+def _mismatch(asked: CountedModel, base: _Base, side: float, random: int) -> list[Flag]:
     """Compare with central differences along the gradient's sign and along `random` random signs.
 
     Of outputs that change by jumps the first says whether the gradient leads up, which is all that
@@ -137,7 +137,12 @@ def _mismatch(asked: Asked, base: _Base, side: float, random: int) -> list[Flag]
 
 
 def _off(
-    asked: Asked, base: _Base, own: list[Images], others: list[Images], step: float, rows: Mask
+    asked: CountedModel,
+    base: _Base,
+    own: list[Images],
+    others: list[Images],
+    step: float,
+    rows: Mask,
 ) -> Scalars:
     """Return the relative error at `rows`, the worse of the one along `own` and along `others`."""
     index = rows.nonzero().flatten()
@@ -172,7 +177,7 @@ def _grain(logits: Logits) -> float:
     return 8 * torch.finfo(torch.float32).eps
 
 
-def _margins(asked: Asked, base: _Base, z: Images, index: Tensor) -> Scalars:
+def _margins(asked: CountedModel, base: _Base, z: Images, index: Tensor) -> Scalars:
     """Return the margins of inputs `z` [r, *f] near the rows `index` of the base."""
     whole = base.logits.clone()
     if asked.seed is None:
@@ -182,7 +187,7 @@ def _margins(asked: Asked, base: _Base, z: Images, index: Tensor) -> Scalars:
     return base.margin(whole)[index]
 
 
-def _constant(asked: Asked, base: _Base, side: float) -> list[Flag]:
+def _constant(asked: CountedModel, base: _Base, side: float) -> list[Flag]:
     """Move few pixels a little, to either side: what is smooth answers, if faintly.
 
     Moved is the pixel with the largest gradient. Where there is none, a few drawn ones are.

@@ -8,7 +8,7 @@ import torch
 
 from robustkit.core.types import Images, Logits, Model
 from robustkit.errors import UsageError
-from robustkit.verify.diagnostics.counted_model import Asked, difference
+from robustkit.verify.diagnostics.counted_model import CountedModel, difference
 from robustkit.verify.diagnostics.gradients import of_gradients
 from robustkit.verify.diagnostics.logits import of_answers
 from robustkit.verify.diagnostics.side_effects import Buffers, differentiates
@@ -20,7 +20,7 @@ _SAME = 1e-4  # likewise, of one kernel
 _SEED = 20_000  # of the draws that are repeated
 
 
-class Health(NamedTuple):
+class Diagnosis(NamedTuple):
     """What the first look found.
 
     Attributes:
@@ -39,7 +39,7 @@ class Health(NamedTuple):
     backwards: int
     sample: Images | None = None
 
-    def after(self, forwards: int, backwards: int) -> Health:
+    def after(self, forwards: int, backwards: int) -> Diagnosis:
         """Return the same with more passes spent."""
         spent = (self.forwards + forwards, self.backwards + backwards)
         return self._replace(forwards=spent[0], backwards=spent[1])
@@ -53,7 +53,7 @@ def examine(
     *,
     box: tuple[float, float] = (0.0, 1.0),
     probing: bool = True,
-) -> Health:
+) -> Diagnosis:
     """Check on a few inputs `x` [b, *f] that the model can be evaluated at all, and how far.
 
     Every flag that can be raised before an attack is in `robustkit.verify.flags`. All probes
@@ -70,7 +70,7 @@ def examine(
             other.
     """
     x = _two(x)
-    asked, buffers = Asked(model, name), Buffers(model)
+    asked, buffers = CountedModel(model, name), Buffers(model)
     first = asked.strictly(x, classes)
     repeats = torch.stack([asked.strictly(x, classes) for _ in range(4)])
     noise = max(difference(first, other) for other in repeats)
@@ -98,7 +98,7 @@ def examine(
             changed = difference(first, asked.strictly(x, classes)) > _SAME
             if told := buffers.changed() or (seen if changed else ""):
                 flags.append(flag("stateful", told))
-    return Health(
+    return Diagnosis(
         randomized,
         first.shape[1],
         tuple(flags),
@@ -114,7 +114,7 @@ def _two(x: Images) -> Images:
     return x if len(x) > 1 else torch.cat([x, x.flip(-1) / 2])
 
 
-class Looked(NamedTuple):
+class GradientProbe(NamedTuple):
     """Names of the flags that the gradient of a model raises, and the passes it took to see."""
 
     flags: frozenset[str]
@@ -122,19 +122,19 @@ class Looked(NamedTuple):
     backwards: int
 
 
-def look(model: Model, name: str, x: Images, box: tuple[float, float]) -> Looked:
+def look(model: Model, name: str, x: Images, box: tuple[float, float]) -> GradientProbe:
     """Probe the gradient of a stand-in at inputs `x` [b, *f], with the same draws in every pass."""
     x = _two(x)
-    asked = Asked(model, name, seed=_SEED)
+    asked = CountedModel(model, name, seed=_SEED)
     first, again = asked.logits(x), asked.logits(x)
     steady = difference(first, again) <= _SAME
     flags = of_gradients(asked, x, first, box, randomized=not steady) + of_reach(
         asked, x, first, box
     )
-    return Looked(frozenset(f.name for f in flags), asked.forwards, asked.backwards)
+    return GradientProbe(frozenset(f.name for f in flags), asked.forwards, asked.backwards)
 
 
-def look_again(model: Model, health: Health) -> str:
+def recheck(model: Model, health: Diagnosis) -> str:
     """Ask about the inputs of the first look once more; say so if they are answered otherwise.
 
     It takes one pass of each; none where the model is randomized, whose answers differ anyway.
@@ -148,7 +148,7 @@ def look_again(model: Model, health: Health) -> str:
     return "after the attacks the model answers otherwise to the same inputs than before"
 
 
-def _tied(asked: Asked, x: Images, classes: int) -> Logits | None:
+def _tied(asked: CountedModel, x: Images, classes: int) -> Logits | None:
     """Repeat the draws from now on, and return the answers, if they are always the same then."""
     asked.seed = _SEED
     once, again = (asked.strictly(x, classes) for _ in range(2))
@@ -159,7 +159,7 @@ def _tied(asked: Asked, x: Images, classes: int) -> Logits | None:
 
 
 def _probe(
-    asked: Asked, x: Images, first: Logits, box: tuple[float, float], *, randomized: bool
+    asked: CountedModel, x: Images, first: Logits, box: tuple[float, float], *, randomized: bool
 ) -> list[Flag]:
     flags = of_answers(first)
     flags += of_gradients(asked, x, first, box, randomized=randomized)
@@ -168,7 +168,7 @@ def _probe(
     return flags + of_reach(asked, x, first, box)
 
 
-def _moved(asked: Asked, x: Images, first: Logits, classes: int, ends: float) -> str | None:
+def _moved(asked: CountedModel, x: Images, first: Logits, classes: int, ends: float) -> str | None:
     """Ask about other inputs in between, the negatives; say so if the answer is another then."""
     asked.logits(ends - x.flip(0))
     change = difference(first, asked.strictly(x, classes))
@@ -180,7 +180,7 @@ def _moved(asked: Asked, x: Images, first: Logits, classes: int, ends: float) ->
     )
 
 
-def _refuse_coupling(asked: Asked, x: Images, first: Logits, classes: int) -> None:
+def _refuse_coupling(asked: CountedModel, x: Images, first: Logits, classes: int) -> None:
     alone = torch.cat([asked.strictly(x[i : i + 1], classes) for i in range(len(x))])
     change = difference(first, alone)
     if change > _TOLERANCE:

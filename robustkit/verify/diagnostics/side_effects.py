@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from robustkit.core.types import Images, Model
-from robustkit.verify.diagnostics.counted_model import Asked
+from robustkit.verify.diagnostics.counted_model import CountedModel
 
 
 class Buffers:
@@ -59,7 +59,7 @@ class _Listening(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def differentiates(asked: Asked, x: Images) -> bool:
+def differentiates(asked: CountedModel, x: Images) -> bool:
     """Whether a pass over `x` goes backward by itself.
 
     Two ears: a mode hears `torch.autograd.grad` and `Tensor.backward`, and a hook on saved tensors

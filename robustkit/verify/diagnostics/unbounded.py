@@ -8,14 +8,14 @@ import torch
 
 from robustkit.core.losses import margin
 from robustkit.core.types import Images, Labels, Logits, Scalars
-from robustkit.verify.diagnostics.counted_model import Asked
+from robustkit.verify.diagnostics.counted_model import CountedModel
 from robustkit.verify.flags import Flag, flag
 
 _LONG, _SHORT = 20, 5  # steps
 _SHARE = 4  # of the inputs, what may stand or turn around by chance: one in so many
 
 
-def of_reach(asked: Asked, x: Images, first: Logits, box: tuple[float, float]) -> list[Flag]:
+def of_reach(asked: CountedModel, x: Images, first: Logits, box: tuple[float, float]) -> list[Flag]:
     """Follow the gradient of the margin from `x` [b, *f] to the edge of the box, and halfway.
 
     With no bound but the box every input reaches every other one: where those of `x` are not all
@@ -40,7 +40,7 @@ def of_reach(asked: Asked, x: Images, first: Logits, box: tuple[float, float]) -
 
 
 def _changed(
-    asked: Asked, x: Images, y: Labels, box: tuple[float, float], eps: float, steps: int
+    asked: CountedModel, x: Images, y: Labels, box: tuple[float, float], eps: float, steps: int
 ) -> int:
     """Count the inputs that leave their class `y` within the steps; those that do stop there."""
     low, high = (x - eps).clamp_min(box[0]), (x + eps).clamp_max(box[1])

@@ -10,22 +10,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from robustkit.models.surrogates.bpda.boolean import settled
-from robustkit.models.surrogates.bpda.rule import Call, Manner, names
+from robustkit.models.surrogates.bpda import boolean, selection
+from robustkit.models.surrogates.bpda.rule import BackwardRule, Call, names
 from robustkit.models.surrogates.bpda.rules import RULES
-from robustkit.models.surrogates.bpda.selection import (
-    LOOKS,
-    RESHAPES,
-    SELECTS,
-    carried,
-    looked_up,
-    select,
-)  # fmt: skip
 from robustkit.models.surrogates.bpda.similarity import follow, traced
 from robustkit.models.surrogates.bpda.straight_through import (
-    Graft,
     Guard,
     Inside,
+    StraightThrough,
     attach,
     choice,
     exposed,
@@ -65,7 +57,7 @@ class Bypassing(TorchFunctionMode):
         left: tensors that left torch, as arrays or lists.
     """
 
-    def __init__(self, manner: Manner, front: Tensor | None = None, rows: int = 0) -> None:
+    def __init__(self, manner: BackwardRule, front: Tensor | None = None, rows: int = 0) -> None:
         super().__init__()
         self.manner, self.inside, self.front, self.rows = manner, Inside(), front, rows
         self.sought: list[Tensor] = []
@@ -143,23 +135,26 @@ class Bypassing(TorchFunctionMode):
     ) -> Any:
         """Give the true result of an operation its stand-in."""
         call = Call(args, kwargs, self.manner, self.inside)
-        if name in SELECTS:
+        if name in selection.SELECTS:
             try:
-                return select(name, call, out)
+                return selection.select(name, call, out)
             except _FAILURES:
                 return out
         if not isinstance(out, Tensor):
             return self._many(func, name, args, kwargs, out)
         soft = self._stand_in(func, name, call, out)
-        if name in RESHAPES and choice(args[0]) is not None:
-            carried(args[0], out)
-        return settled(call, out, soft)
+        if name in selection.RESHAPES and choice(args[0]) is not None:
+            selection.carried(args[0], out)
+        return boolean.settled(call, out, soft)
 
     def _stand_in(
         self, func: Callable[..., Any], name: str, call: Call, out: Tensor
     ) -> Tensor | None:
         try:
-            if name in LOOKS and (found := looked_up(name, call, out)) is not None:
+            if (
+                name in selection.LOOKS
+                and (found := selection.looked_up(name, call, out)) is not None
+            ):
                 return found
             touched = shadowed(call.args) or shadowed(call.kwargs)
             rule = RULES.get(name)
@@ -220,7 +215,7 @@ class Bypassing(TorchFunctionMode):
     def _replace(self, old: Tensor, soft: Tensor) -> None:
         """Let `old`, whose value is right already, have the gradient of `soft` from now on."""
         if full(old):
-            old.copy_(Graft.apply(old.detach(), soft, self.inside))
+            old.copy_(StraightThrough.apply(old.detach(), soft, self.inside))
         else:
             attach(old, soft if full(soft) else soft.float())
 
@@ -289,7 +284,7 @@ class Bypassing(TorchFunctionMode):
             return out
         if out._is_view():
             return keep(out)
-        return keep(Graft.apply(out.detach(), out, self.inside), out)
+        return keep(StraightThrough.apply(out.detach(), out, self.inside), out)
 
 
 def _changes(name: str) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from robustkit.models.surrogates.bpda.straight_through import Inside, floats
 
 
-class Manner(NamedTuple):
+class BackwardRule(NamedTuple):
     """How far the stand-ins go.
 
     Attributes:
@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    manner: Manner
+    manner: BackwardRule
     inside: Inside
 
     @property

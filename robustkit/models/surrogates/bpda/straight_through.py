@@ -31,7 +31,7 @@ class Inside:
         return gradients if self.active else tuple(g if g is None else 0 * g for g in gradients)
 
 
-class Graft(torch.autograd.Function):
+class StraightThrough(torch.autograd.Function):
     """The value of `hard` with the gradient of `soft`.
 
     Autograd inside the forward pass still gets the gradient of `hard`: it shapes values.
@@ -71,7 +71,7 @@ def finish(hard: Tensor, soft: Tensor | None, inside: Inside) -> Tensor:
         return hard
     soft = soft.to(hard.device)
     if full(hard):
-        return Graft.apply(hard, soft, inside)  # type: ignore[no-any-return]
+        return StraightThrough.apply(hard, soft, inside)  # type: ignore[no-any-return]
     attach(hard, soft if full(soft) else soft.float())
     return hard
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from robustkit.core.types import Images, Logits, Model
 from robustkit.models.surrogates.bpda.mode import Bypassing
 from robustkit.models.surrogates.bpda.numpy_bridge import watched
-from robustkit.models.surrogates.bpda.rule import Manner
+from robustkit.models.surrogates.bpda.rule import BackwardRule
 from robustkit.models.surrogates.bpda.straight_through import exposed
 from robustkit.models.surrogates.pre_squash import SPREAD, before, unit
 
-LIGHT = Manner(clamps=False)
-NORMAL = Manner(spread=0.05)
-STRONG = Manner(spread=1.0, level=True, temper=True)
+LIGHT = BackwardRule(clamps=False)
+NORMAL = BackwardRule(spread=0.05)
+STRONG = BackwardRule(spread=1.0, level=True, temper=True)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class BeforeSquashing:
     """
 
     model: Model
-    manner: Manner = LIGHT
+    manner: BackwardRule = LIGHT
 
     def __call__(self, x: Images) -> Logits:
         """[b, *f] -> [b, k]."""
@@ -80,7 +80,7 @@ def smooth(model: Model) -> BeforeSquashing:
 
 
 def _run(
-    model: Model, x: Tensor, manner: Manner, *, front: bool = False, rows: bool = False
+    model: Model, x: Tensor, manner: BackwardRule, *, front: bool = False, rows: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
     """Return `model(x)` with stand-ins on the way back, and the results [b, k] on the way.
 

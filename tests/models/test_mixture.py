@@ -126,9 +126,9 @@ class TestMixed:
 
     def test_surrogates_see_a_saturated_standard_network(self, x: Tensor) -> None:
         mixed = Mixed(net(1), net(2), alpha=0.6, std_scale=1e6)
-        for name, stand_in in mixed.surrogates().items():
+        for name, surrogate in mixed.surrogates().items():
             mixed.standard.requires_grad_(True).zero_grad()
-            stand_in(x)[:, 0].sum().backward()
+            surrogate(x)[:, 0].sum().backward()
             first = next(mixed.standard.parameters()).grad
             assert first is not None and float(first.abs().sum()) > 0, name
         mixed.standard.zero_grad()
@@ -232,8 +232,8 @@ class TestAdaptiveSmoothing:
         assert float(alpha.std()) > 0
         assert model.certificate_parts()[1] == 0.8
         assert set(model.surrogates()) == {"gate_fixed", "raw", "two_sided"}
-        for stand_in in model.surrogates().values():
-            assert stand_in(x).shape == (16, 5)
+        for surrogate in model.surrogates().values():
+            assert surrogate(x).shape == (16, 5)
 
     def test_trains_the_gate_alone(self, monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
         defense, model = build(monkeypatch, self.SPEC)
@@ -335,8 +335,8 @@ class TestMixedNuts:
     ) -> None:
         _, model = build(monkeypatch, self.SPEC)
         weight = next(model.standard.parameters())
-        for stand_in in model.surrogates().values():
-            (gradient,) = torch.autograd.grad(stand_in(x)[:, 0].sum(), weight)
+        for surrogate in model.surrogates().values():
+            (gradient,) = torch.autograd.grad(surrogate(x)[:, 0].sum(), weight)
             assert float(gradient.abs().sum()) > 0
         out = model(x)[:, 0].sum()
         assert torch.autograd.grad(out, weight, allow_unused=True) == (None,)

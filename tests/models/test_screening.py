@@ -15,7 +15,7 @@ from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.models.surrogates import distillation
 from robustkit.models.surrogates.distillation import distill
-from robustkit.models.surrogates.resolve import SUPPLIED, Lent, offered, source
+from robustkit.models.surrogates.resolve import BUILT_IN, WithSurrogates, offered, source
 from robustkit.registry import attacks
 from robustkit.search.functional import attack
 
@@ -70,7 +70,7 @@ def gradient(model: Any, x: Tensor) -> Tensor:
 
 
 class TestNothingLeaks:
-    @pytest.mark.parametrize("name", SUPPLIED)
+    @pytest.mark.parametrize("name", BUILT_IN)
     def test_after_an_error(self, name: str) -> None:
         before = (torch.from_numpy, torch.autograd.Function.apply, torch.is_grad_enabled())
         model = Rounded(fails=True)
@@ -129,7 +129,7 @@ class TestGradients:
             logits: Tensor = net((y > kept) * y)
             return logits.softmax(1).round(decimals=1)
 
-        for name in SUPPLIED:
+        for name in BUILT_IN:
             together = gradient(source(model, name), x)
             alone = [gradient(source(model, name), x[i : i + 1]) for i in range(len(x))]
             torch.testing.assert_close(together, torch.cat(alone))
@@ -223,7 +223,7 @@ class TestOffered:
 
     def test_what_the_model_declares_comes_first(self) -> None:
         own = linear(5)
-        model = Lent(Rounded(), {"bpda": own, "student": linear(6)})
+        model = WithSurrogates(Rounded(), {"bpda": own, "student": linear(6)})
         assert source(model, "bpda") is own
         assert "bpda" not in offered(model, inputs()).refused
         assert torch.equal(model(inputs()), model.lender(inputs()))
@@ -248,7 +248,10 @@ class TestStudent:
             int((teacher(attack(model, x, y, search, THREAT)).argmax(1) != y).sum())
             for model, search in (
                 (teacher, attacks.build("pgd(steps=10)")),
-                (Lent(hard, {"student": net}), attacks.build("pgd(steps=10, surrogate=student)")),
+                (
+                    WithSurrogates(hard, {"student": net}),
+                    attacks.build("pgd(steps=10, surrogate=student)"),
+                ),
                 (hard, attacks.build("pgd(steps=10)")),
             )
         ]

@@ -16,7 +16,7 @@ from robustkit.cli.program import program as main
 from robustkit.gate.baseline import load_baselines
 from robustkit.gate.config import load
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STUB = """#!/bin/sh
 printf '%s\\n' "$@" > arguments
 echo '### Robustness' > "$REPORTS/summary.md"

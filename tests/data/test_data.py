@@ -51,7 +51,9 @@ class TestBundled:
 
     def test_fetches_the_stored_pixels_over_255(self) -> None:
         data = open_dataset("bundled")
-        path = Path(__file__).parents[1] / "robustkit" / "bundled" / "fashion_mnist_1000.npz"
+        path = (
+            Path(__file__).parents[2] / "robustkit" / "data" / "bundled" / "fashion_mnist_1000.npz"
+        )
         with np.load(path) as stored:
             chosen = [999, 0, 17]
             x, y = data.fetch(torch.tensor(chosen))
@@ -61,7 +63,7 @@ class TestBundled:
         assert (x.dtype, y.dtype, x.shape) == (torch.float32, torch.int64, (3, 1, 28, 28))
 
     def test_its_license_stands_beside_it(self) -> None:
-        folder = Path(__file__).parents[1] / "robustkit" / "bundled"
+        folder = Path(__file__).parents[2] / "robustkit" / "data" / "bundled"
         assert "Zalando SE" in (folder / "FASHION_MNIST_LICENSE").read_text(encoding="utf-8")
         assert "MIT" in (folder / "README.md").read_text(encoding="utf-8")
 

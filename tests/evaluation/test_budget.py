@@ -14,7 +14,7 @@ from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset, digest, shuffled
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation import budget
-from robustkit.evaluation.budget import Budget, Pace, Progress, parts
+from robustkit.evaluation.budget import Budget, Interim, StoppingRule, parts
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.watcher import Watcher
 from robustkit.leaderboard.rows import robust_interval, row
@@ -23,18 +23,18 @@ from robustkit.record.record import Record
 LINE_UP = ["apgd(steps=10)", "square(queries=20)"]
 
 
-class Stop(Pace):
+class Stop(StoppingRule):
     """Ends a run after so many parts."""
 
     left = 1
 
-    def enough(self, progress: Progress) -> str | None:
+    def enough(self, progress: Interim) -> str | None:
         self.left -= 1
         return "that will do" if self.left <= 0 else None
 
 
 def run(
-    model: nn.Module, data: Dataset, folder: Path, given: Pace | None, **more: object
+    model: nn.Module, data: Dataset, folder: Path, given: StoppingRule | None, **more: object
 ) -> Record:
     return evaluate(
         model,
@@ -79,7 +79,7 @@ def test_parts_end_in_the_verdicts_of_one_go(
     nearest: nn.Module, blobs: Dataset, tmp_path: Path
 ) -> None:
     whole = run(nearest, blobs, tmp_path / "whole", None)
-    part = run(nearest, blobs, tmp_path / "parts", Pace())
+    part = run(nearest, blobs, tmp_path / "parts", StoppingRule())
     assert part.points == whole.points
     assert part.data == whole.data
     assert [s.model_dump(exclude={"seconds"}) for s in part.stages] == [
@@ -125,7 +125,7 @@ def test_a_part_that_was_cut_off_is_no_part_of_the_record(
         def check_time(self) -> None:
             self.checks += 1
             if self.checks > 6:
-                raise budget.OverTime
+                raise budget.BudgetExhausted
 
     late = Late()
     late.left = 9
@@ -140,13 +140,15 @@ def test_a_budget_of_forwards_is_kept_up_to_one_part(
     nearest: nn.Module, blobs: Dataset, tmp_path: Path
 ) -> None:
     whole = run(nearest, blobs, tmp_path / "whole", None)
-    given = Pace(Budget(forwards=whole.forwards // 3))
+    given = StoppingRule(Budget(forwards=whole.forwards // 3))
     part = run(nearest, blobs, tmp_path / "part", given)
     assert part.n < 80
     assert part.forwards >= whole.forwards // 3
     assert given.reason is not None
     assert given.reason.endswith("forward passes are used, as counted between parts")
-    again = run(nearest, blobs, tmp_path / "part", Pace(Budget(forwards=whole.forwards // 3)))
+    again = run(
+        nearest, blobs, tmp_path / "part", StoppingRule(Budget(forwards=whole.forwards // 3))
+    )
     assert again.points == part.points
 
 
@@ -154,7 +156,7 @@ def test_no_time_at_all_is_an_error_that_loses_nothing(
     nearest: nn.Module, blobs: Dataset, tmp_path: Path
 ) -> None:
     with pytest.raises(RobustkitError, match=r"the budget .1e-09 s. was used up before"):
-        run(nearest, blobs, tmp_path / "part", Pace(Budget(seconds=1e-9)))
+        run(nearest, blobs, tmp_path / "part", StoppingRule(Budget(seconds=1e-9)))
     assert not (tmp_path / "part" / "record.json").exists()
     assert run(nearest, blobs, tmp_path / "part", None).n == 80
 
@@ -178,7 +180,7 @@ def test_the_watcher_hears_of_parts(nearest: nn.Module, blobs: Dataset, tmp_path
         def part(self, done: int, points: int) -> None:
             heard.append((done, points))
 
-    run(nearest, blobs, tmp_path / "part", Pace(), watcher=Ears())
+    run(nearest, blobs, tmp_path / "part", StoppingRule(), watcher=Ears())
     assert heard == [(16, 80), (48, 80), (80, 80)]
 
 

@@ -16,7 +16,7 @@ from robustkit import registry
 from robustkit.cli.program import program as main
 from robustkit.leaderboard.rows import Row
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "docs"
 PAGES = sorted(path for path in SITE.rglob("*.md"))
 

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.gauntlet.__main__ import main
 from benchmarks.gauntlet.families import ENTRIES
 from benchmarks.gauntlet.rows import Cell, Row, cell, summarize
-from benchmarks.gauntlet.setting import Setting, survey
+from benchmarks.gauntlet.setting import Setting, prepare
 from benchmarks.gauntlet.table import account, markdown
 from benchmarks.gauntlet.truth import Truth, broken
 from benchmarks.gauntlet.wrapper import FAMILIES, Entry, split
@@ -162,7 +162,7 @@ def test_the_truth_of_a_wrapper_that_moves_inputs(
 ) -> None:
     entry = ENTRIES["quantized"]
     setting = _setting(bare, data, tmp_path, 0.3)
-    points = survey(setting, 1)
+    points = prepare(setting, 1)
     truth = Truth(setting, points)
     standing = truth.of(entry, entry.build(bare).eval(), [])
     assert len(points.contested) > 3

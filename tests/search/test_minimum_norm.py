@@ -19,7 +19,7 @@ from robustkit.evaluation.evaluate import evaluate
 from robustkit.record.adversarial import adversarial_inputs
 from robustkit.registry import attacks
 from robustkit.search.functional import attack
-from robustkit.search.minimum_norm import NearestEngine
+from robustkit.search.minimum_norm import MinimumNormEngine
 from robustkit.search.protocol import Job, Reply, Tasks, minimizes
 from robustkit.search.tasks import Outcome, Work, fresh_tasks
 
@@ -199,7 +199,7 @@ def walk(
 ) -> Judge:
     x, y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
     judge, search = Judge(x, y, [Job()], **options), Walk(distances)
-    engine = NearestEngine(fooled_beyond(low), judge.threat, 1, stride)
+    engine = MinimumNormEngine(fooled_beyond(low), judge.threat, 1, stride)
     engine.run(search, iter([Work(0, 0), Work(1, 0)]), 2, judge)
     return judge
 
@@ -228,7 +228,7 @@ class TestTheEngine:
         x, y = torch.zeros(1, 3), torch.zeros(1, dtype=torch.long)
         judge = Judge(x, y, [Job()])
         with pytest.raises(RobustkitError, match="NaN or infinite logits inside the threat model"):
-            NearestEngine(undefined_near, judge.threat, 1).run(
+            MinimumNormEngine(undefined_near, judge.threat, 1).run(
                 Walk([0.8, 0.5, 0.27, 0.4]), iter([Work(0, 0)]), 1, judge
             )
         assert 0.27 not in [round(length, 2) for length in judge.heard]
@@ -249,7 +249,7 @@ class TestTheEngine:
         for order, slots in ((queue, 64), (queue[::-1], 1), (queue, 3)):
             judge = Judge(case.x, case.y, jobs)
             judge.threat = threat
-            NearestEngine(model, threat, slots).run(search, iter(order), 16, judge)
+            MinimumNormEngine(model, threat, slots).run(search, iter(order), 16, judge)
             runs.append({point: length for point, (length, _) in judge.found.items()})
             assert sorted(judge.outcomes) == sorted(Outcome(w, True, 21, 21) for w in queue)
         assert runs[0] == runs[1] == runs[2]

@@ -13,7 +13,7 @@ from torch import nn
 import robustkit.registry as registry
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset, subset
-from robustkit.evaluation.budget import Budget, OverTime, Pace
+from robustkit.evaluation.budget import Budget, BudgetExhausted, StoppingRule
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.stages import audit
 from robustkit.evaluation.watcher import Watcher
@@ -125,12 +125,12 @@ def test_an_interrupted_audit_ends_like_an_uninterrupted_one(
 def test_a_budget_ends_an_audit_too_and_the_record_says_so(
     hardened: nn.Module, few: Dataset, tmp_path: Path, suite: str
 ) -> None:
-    class Late(Pace):
+    class Late(StoppingRule):
         """Time runs out at the first look in the second attack of the audit."""
 
         def check_time(self) -> None:
             if heard.attack == FULL[1]:
-                raise OverTime("the time is up")
+                raise BudgetExhausted("the time is up")
 
     class Heard(Watcher):
         attack = ""
@@ -140,13 +140,13 @@ def test_a_budget_ends_an_audit_too_and_the_record_says_so(
 
     heard, whole = Heard(), run(hardened, few, tmp_path / "whole", suite=suite)
     search = run(hardened, few, tmp_path / "search", attacks=WEAK)
-    spent = Pace(Budget(forwards=search.forwards + 1))
+    spent = StoppingRule(Budget(forwards=search.forwards + 1))
     for pace, reason in ((spent, "forward passes are used"), (Late(), "the time is up")):
         cut = run(hardened, few, tmp_path / "cut", suite=suite, pace=pace, watcher=heard)
         assert pace.reason is not None and reason in pace.reason
         assert cut.n == whole.n and cut.audit is None and cut.audit_bound is None
         assert "nothing bounds what its search may have missed" in cut.notes[-1]
-    done = run(hardened, few, tmp_path / "cut", suite=suite, pace=Pace())
+    done = run(hardened, few, tmp_path / "cut", suite=suite, pace=StoppingRule())
     assert (outcome(done), done.audit, done.notes) == (outcome(whole), whole.audit, whole.notes)
 
 

@@ -16,15 +16,15 @@ from robustkit.core.threat import Norm, Threat
 from robustkit.data.dataset import Dataset, subset
 from robustkit.errors import UsageError
 from robustkit.evaluation import adapt
-from robustkit.evaluation.evaluate import evaluate, survey
+from robustkit.evaluation.evaluate import evaluate, prepare
 from robustkit.evaluation.watcher import Watcher
 from robustkit.models.load import load_model
-from robustkit.models.surrogates.resolve import Lent
+from robustkit.models.surrogates.resolve import WithSurrogates
 from robustkit.record.record import Record
 from robustkit.registry import attacks, suites
 from robustkit.search.audit import Audit
 from robustkit.search.findings import Findings, Remedies
-from robustkit.search.protocol import draws, stand_in
+from robustkit.search.protocol import draws, surrogate_of
 from robustkit.search.suites import LineUp, line_up
 
 THREAT = Threat("linf", 0.08)
@@ -103,7 +103,7 @@ def test_noise_is_averaged_where_there_is_some() -> None:
     found = Findings(("randomized",), ("bpda", "smooth"), (), eot=7, noisy=("bpda",))
     line, audit, _ = parts(lined(found))
     searches = [attacks.build(text) for text in line]
-    assert [(stand_in(s), draws(s)) for s in searches] == [
+    assert [(surrogate_of(s), draws(s)) for s in searches] == [
         ("", 1), ("", 7), ("bpda", 7)
     ]  # fmt: skip
     # Noise alone masks no gradient: what it does not call for is in the audit.
@@ -111,7 +111,7 @@ def test_noise_is_averaged_where_there_is_some() -> None:
     masked = Findings(
         ("randomized", "no_gradient"), ("bpda", "smooth"), (), 7, ("bpda",), ("bpda",)
     )
-    through = [stand_in(attacks.build(text)) for text in parts(lined(masked))[0]]
+    through = [surrogate_of(attacks.build(text)) for text in parts(lined(masked))[0]]
     assert through == ["", "", "bpda", "smooth", "student"]
     assert {"apgd(eot=7)", "apgd(eot=7, loss=dlr)"} <= set(audit)
 
@@ -143,15 +143,15 @@ class Shaky(nn.Module):
 def test_the_noise_of_a_model_and_of_its_stand_ins_is_found(
     hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
-    ground = survey(Shaky(hardened).eval(), "net", few, None, 0, "cpu")
-    _, line = adapt.prescribe(ground, "adaptive", THREAT, tmp_path)
+    ground = prepare(Shaky(hardened).eval(), "net", few, None, 0, "cpu")
+    _, line = adapt.adapt_line_up(ground, "adaptive", THREAT, tmp_path)
     assert line.findings is not None
     assert "randomized" in line.findings.flags
     assert line.findings.eot >= 4
     assert "still" not in line.findings.noisy
     on_all = [attacks.build(spec) for spec in line.specs[: line.audited]]
-    assert {stand_in(s): draws(s) for s in on_all}["still"] == 1
-    assert {stand_in(s): draws(s) for s in on_all}[""] == line.findings.eot
+    assert {surrogate_of(s): draws(s) for s in on_all}["still"] == 1
+    assert {surrogate_of(s): draws(s) for s in on_all}[""] == line.findings.eot
 
 
 class Masked(nn.Module):
@@ -226,8 +226,8 @@ class Cast(nn.Module):
 def test_a_lender_is_compared_with_outputs_of_any_type(
     how: str, hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
-    ground = survey(Cast(hardened, how).eval(), "net", few, None, 0, "cpu")
-    _, line = adapt.prescribe(ground, "adaptive", THREAT, tmp_path)
+    ground = prepare(Cast(hardened, how).eval(), "net", few, None, 0, "cpu")
+    _, line = adapt.adapt_line_up(ground, "adaptive", THREAT, tmp_path)
     assert line.findings is not None
     # A lender that knows fewer classes cannot say which of the others is next.
     assert line.findings.lent == (() if how == "more" else ("undefended",))
@@ -260,8 +260,8 @@ class Shattered(nn.Module):
 def test_a_stand_in_with_a_bent_gradient_answers_nothing(
     hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
-    ground = survey(Shattered(hardened).eval(), "net", few, None, 0, "cpu")
-    _, line = adapt.prescribe(ground, "adaptive", THREAT, tmp_path)
+    ground = prepare(Shattered(hardened).eval(), "net", few, None, 0, "cpu")
+    _, line = adapt.adapt_line_up(ground, "adaptive", THREAT, tmp_path)
     assert line.findings is not None
     assert "gradient_mismatch" in line.findings.flags
     assert "bpda" in line.findings.offered and not line.findings.true
@@ -279,8 +279,8 @@ def test_a_fresh_run_has_a_student_of_its_own(
         def teacher(x: Tensor, shift: int = shift) -> Tensor:
             return nn.functional.one_hot(hardened(x).argmax(1), 10).roll(shift, 1).float()
 
-        ground = survey(teacher, "net", few, None, 0, "cpu")
-        adapt.prescribe(ground, "adaptive", THREAT, tmp_path, fresh=True)
+        ground = prepare(teacher, "net", few, None, 0, "cpu")
+        adapt.adapt_line_up(ground, "adaptive", THREAT, tmp_path, fresh=True)
         students.append((tmp_path / "student.safetensors").read_bytes())
     assert students[0] != students[1]
 
@@ -366,7 +366,7 @@ def test_the_reserve_runs_where_attacks_without_gradients_took_points(
 
 
 def test_the_student_and_lenders_are_lent_not_declared(few: Dataset, tmp_path: Path) -> None:
-    line = line_up("adaptive", (), THREAT, Lent(nn.Identity(), {"a": torch.relu}),
+    line = line_up("adaptive", (), THREAT, WithSurrogates(nn.Identity(), {"a": torch.relu}),
                    Findings(lent=("a",)))  # fmt: skip
     assert parts(line)[0] == ["relay"]
     assert parts(line)[1][0] == "relay(surrogate=a)"

@@ -26,7 +26,7 @@ from robustkit.cli.environment import Finding, examine
 from robustkit.cli.program import program as main
 from robustkit.core.packages import altered
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 Install = Callable[..., Distribution]
 
 

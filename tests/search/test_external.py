@@ -24,8 +24,8 @@ from robustkit.leaderboard import rows
 from robustkit.record.ledger import Ledger
 from robustkit.record.record import Record
 from robustkit.registry import attacks, libraries
-from robustkit.search.external import Batch, Foreign, candidates, seeded, told
-from robustkit.search.pass_counter import Counting
+from robustkit.search.external import Batch, ExternalAttack, candidates, seeded, told
+from robustkit.search.pass_counter import PassCounter
 
 LINF = Threat("linf", 0.12)
 
@@ -36,7 +36,7 @@ def have(name: str) -> pytest.MarkDecorator:
 
 
 @dataclass(frozen=True)
-class Made(Foreign):
+class Made(ExternalAttack):
     """A library with one attack: a step of `reach` · eps along the gradient's sign, plus noise."""
 
     package: ClassVar[str] = "made"
@@ -185,7 +185,7 @@ class TestRuns:
         self, nearest: nn.Module, blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         module = sys.modules["robustkit.evaluation.execute"]
-        monkeypatch.setattr(module, "certifier", lambda *_, **__: Everything())
+        monkeypatch.setattr(module, "build_certifier", lambda *_, **__: Everything())
         with pytest.raises(RobustkitError, match="certificate refuted"):
             run(nearest, blobs, tmp_path, ["made:step"], certify="ibp", attack_certified=True)
 
@@ -235,7 +235,7 @@ class TestContainment:
 
 class TestCounting:
     def test_gradients_are_counted_where_they_reach_the_input(self) -> None:
-        counted = Counting(nn.Linear(3, 2))
+        counted = PassCounter(nn.Linear(3, 2))
         x = torch.rand(5, 3, requires_grad=True)
         counted(x)
         with torch.no_grad():

@@ -24,7 +24,7 @@ NORMS: tuple[Norm, ...] = ("linf", "l2")
 EPS: dict[Norm, float] = {"linf": 0.1, "l2": 0.8}
 
 
-class Counting(nn.Module):
+class PassCounter(nn.Module):
     """Counts the inputs that it is asked about."""
 
     def __init__(self, inner: nn.Module, squash: Any = lambda z: z) -> None:
@@ -37,12 +37,12 @@ class Counting(nn.Module):
         return logits
 
 
-class Told(Counting):
+class Report(PassCounter):
     """Answers with the class alone, and declares what answers with logits."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__(inner, one_hot)
-        self.soft = Counting(inner)
+        self.soft = PassCounter(inner)
 
     def surrogates(self) -> dict[str, Any]:
         return {"soft": self.soft}
@@ -95,7 +95,7 @@ def test_the_estimate_points_along_the_gradient(norm: Norm) -> None:
 )  # fmt: skip
 def test_a_survivor_costs_the_budget(spec: str, budget: int, norm: Norm) -> None:
     model, x, y = rows()
-    counting = Counting(model)
+    counting = PassCounter(model)
     z = attack(counting, x, y, attacks.build(spec), Threat(norm, 1e-5))
     assert torch.equal(z, x)
     assert counting.asked == len(x) * (1 + budget)
@@ -108,7 +108,7 @@ def test_it_sees_the_class_alone(name: str, norm: Norm) -> None:
     model, x, y = rows()
     search, threat = attacks.build(f"{name}(queries=300)"), Threat.whole(norm, 36)
     plain = attack(model, x, y, search, threat, nearest=True)
-    hidden = attack(Counting(model, one_hot), x, y, search, threat, nearest=True)
+    hidden = attack(PassCounter(model, one_hot), x, y, search, threat, nearest=True)
     assert torch.equal(plain, hidden)
 
 
@@ -138,7 +138,7 @@ def test_rays_finds_the_nearest_input_of_a_linear_model() -> None:
     z = attack(model, x, y, attacks.build("rays(queries=2000)"), threat, nearest=True)
     nearest = model(x).amax(1).abs() / weight.abs().sum()
     ratio = threat.distance(z, x) / nearest
-    assert left(Counting(nn.Flatten(), lambda z: model(z)), z, y) == 0
+    assert left(PassCounter(nn.Flatten(), lambda z: model(z)), z, y) == 0
     assert 1 <= float(ratio.min()) <= float(ratio.max()) < 1.01
 
 
@@ -202,8 +202,8 @@ def test_a_walk_along_a_stand_in_starts_it_where_that_leads(name: str) -> None:
     """With the class alone there is nothing to see inside the ball, but for the stand-in."""
     model, x, y = rows()
     threat, few = Threat("linf", 0.1), "queries=20"
-    plain = attack(Told(model), x, y, attacks.build(f"{name}({few})"), threat)
-    guided = attack(Told(model), x, y, attacks.build(f"{name}({few}, surrogate=soft)"), threat)
+    plain = attack(Report(model), x, y, attacks.build(f"{name}({few})"), threat)
+    guided = attack(Report(model), x, y, attacks.build(f"{name}({few}, surrogate=soft)"), threat)
     seeing = attack(model, x, y, attacks.build("apgd(loss=margin)"), threat)
     assert left(model, seeing, y) <= left(model, guided, y) < left(model, plain, y)
     assert left(model, guided, y) <= left(model, seeing, y) + 1
@@ -212,7 +212,7 @@ def test_a_walk_along_a_stand_in_starts_it_where_that_leads(name: str) -> None:
 @pytest.mark.parametrize("name", ["rays", "square"])
 def test_a_walk_is_counted_and_ends(name: str) -> None:
     model, x, y = rows()
-    told = Told(model)
+    told = Report(model)
     search = attacks.build(f"{name}(queries=30, ahead=7, surrogate=soft)")
     z = attack(told, x, y, search, Threat("linf", 1e-6))
     assert torch.equal(z, x)
@@ -229,7 +229,7 @@ def test_with_a_walk_rows_do_not_look_at_each_other(name: str) -> None:
     model, x, y = rows()
     search = attacks.build(f"{name}(queries=40, ahead=5, surrogate=soft)")
     whole, single = (
-        attack(Told(model), x, y, search, Threat("linf", 0.03), slots=slots) for slots in (64, 3)
+        attack(Report(model), x, y, search, Threat("linf", 0.03), slots=slots) for slots in (64, 3)
     )
     assert torch.equal(whole, single)
     assert left(model, whole, y) < len(x)
@@ -279,7 +279,7 @@ def test_distances_are_as_short_as_foolbox_finds(
     x, y = bundled.fetch(range(0, 1000, 100))
     right = hardened(x).argmax(1) == y
     x, y = x[right], y[right]
-    counting, threat = Counting(hardened).eval(), Threat.whole(norm, 784)
+    counting, threat = PassCounter(hardened).eval(), Threat.whole(norm, 784)
     wrapped = foolbox.PyTorchModel(counting, bounds=(0, 1), device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

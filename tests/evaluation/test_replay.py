@@ -17,7 +17,7 @@ from robustkit.core.threat import Threat
 from robustkit.data.arrays import from_arrays
 from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluation.budget import Pace
+from robustkit.evaluation.budget import StoppingRule
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.stages.replay import find_examples
 from robustkit.evaluation.watcher import Watcher
@@ -102,7 +102,8 @@ def test_inputs_of_other_data_are_doubted(
     x, y = blobs.fetch(range(80))
     moved = from_arrays("moved", x.flip(3).numpy(), y.numpy(), classes=4)
     for data, pace, doubted in (
-        (blobs, None, False), (moved, None, True), (moved, Pace(), True), (blobs, Pace(), False),
+        (blobs, None, False), (moved, None, True),
+        (moved, StoppingRule(), True), (blobs, StoppingRule(), False),
     ):  # fmt: skip
         heard, folder = Listener(), tmp_path / f"{data.name}-{pace is None}"
         record = run(other, data, folder, replay=earlier, watcher=heard, pace=pace)
@@ -126,7 +127,7 @@ def test_a_proved_point_that_falls_stops_the_run(
             return torch.ones(len(x), dtype=torch.bool)
 
     monkeypatch.setattr(
-        sys.modules["robustkit.evaluation.execute"], "certifier", lambda *_, **__: Liar()
+        sys.modules["robustkit.evaluation.execute"], "build_certifier", lambda *_, **__: Liar()
     )
     with pytest.raises(RobustkitError, match="certificate refuted: replay broke points"):
         run(nearest, blobs, tmp_path / "new", replay=earlier, certify="ibp")

@@ -14,7 +14,7 @@ import torch
 
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.record.ledger import Ledger
-from robustkit.record.ledger_schema import CLEAN, Cost, Fall
+from robustkit.record.ledger_schema import CLEAN, BrokenPoint, Cost
 
 IDENTITY = {"seed": 0, "defense": "toy", "attacks": ["fgsm", "apgd(steps=5)"]}
 
@@ -30,7 +30,7 @@ def content(ledger: Ledger) -> tuple[Any, ...]:
 
 def fill(ledger: Ledger) -> None:
     ledger.write_clean([(4, 1, 1, [1, 0, 2]), (7, 2, 0, [0, 2, 1])], 2, 0.5)
-    ledger.write(0, [(4, 0), (4, 1)], [Fall(9, 0, 3, 0.25)], Cost(5, 10, 8, 0.5, 1))
+    ledger.write(0, [(4, 0), (4, 1)], [BrokenPoint(9, 0, 3, 0.25)], Cost(5, 10, 8, 0.5, 1))
     ledger.write(1, [(4, 0)], [], Cost(3, 7, 7, 0.25))
 
 
@@ -43,7 +43,7 @@ def test_what_is_written_is_read_back_after_closing(path: Path) -> None:
         assert content(ledger) == before
     clean, falls, first, second, costs = before
     assert clean == {4: (1, 1, [1, 0, 2]), 7: (2, 0, [0, 2, 1])}
-    assert falls == {9: Fall(9, 0, 3, 0.25)}
+    assert falls == {9: BrokenPoint(9, 0, 3, 0.25)}
     assert (first, second) == ({(4, 0), (4, 1)}, {(4, 0)})
     assert costs[CLEAN] == Cost(forwards=2, seconds=0.5)
     assert costs[0] == Cost(5, 10, 8, 0.5, 1)
@@ -60,11 +60,12 @@ def test_costs_add_up_and_what_ended_stays_ended(path: Path) -> None:
 def test_the_closest_fall_of_a_point_is_kept(path: Path) -> None:
     images = np.random.default_rng(0).random((3, 1, 2, 2), dtype=np.float32)
     with Ledger(path, IDENTITY) as ledger:
-        ledger.write(0, [(1, 0)], [Fall(9, 0, 3, 0.25, images[0])], Cost())
-        ledger.write(1, [(1, 0)], [Fall(9, 1, 5, 0.1, images[1])], Cost())
-        ledger.write(2, [], [Fall(9, 2, 4, 0.1, images[2])], Cost())  # as close: the earlier one
+        ledger.write(0, [(1, 0)], [BrokenPoint(9, 0, 3, 0.25, images[0])], Cost())
+        ledger.write(1, [(1, 0)], [BrokenPoint(9, 1, 5, 0.1, images[1])], Cost())
+        as_close = BrokenPoint(9, 2, 4, 0.1, images[2])  # the earlier one stays
+        ledger.write(2, [], [as_close], Cost())
         ledger.write(0, [(1, 0)], [], Cost())
-        assert ledger.falls() == {9: Fall(9, 1, 5, 0.1)}
+        assert ledger.falls() == {9: BrokenPoint(9, 1, 5, 0.1)}
         assert np.array_equal(ledger.examples((1, 2, 2))[9].numpy(), images[1])
         assert ledger.spent(0) == {(1, 0)}
 
@@ -72,7 +73,11 @@ def test_the_closest_fall_of_a_point_is_kept(path: Path) -> None:
 def test_examples_come_back_bit_for_bit(path: Path) -> None:
     images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).numpy()
     with Ledger(path, IDENTITY) as ledger:
-        falls = [Fall(2, 0, 1, 0.5, images[0]), Fall(5, 0, 1, 0.5), Fall(8, 0, 1, 0.5, images[1])]
+        falls = [
+            BrokenPoint(2, 0, 1, 0.5, images[0]),
+            BrokenPoint(5, 0, 1, 0.5),
+            BrokenPoint(8, 0, 1, 0.5, images[1]),
+        ]
         ledger.write(0, [], falls, Cost())
     with Ledger(path, IDENTITY) as ledger:
         found = ledger.examples((3, 4, 5))
@@ -88,7 +93,7 @@ def test_a_write_is_all_or_nothing(path: Path) -> None:
         pass
 
     def falls() -> Any:
-        yield Fall(1, 0, 3, 0.25)
+        yield BrokenPoint(1, 0, 3, 0.25)
         raise Interrupted
 
     with Ledger(path, IDENTITY) as ledger:
@@ -215,7 +220,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(path: Path) -> None:
         before = content(ledger)
         (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
         ledger._db.execute(f"PRAGMA max_page_count={pages}")
-        falls = [Fall(point, 0, 1, 0.1, noise) for point in range(100, 110)]
+        falls = [BrokenPoint(point, 0, 1, 0.1, noise) for point in range(100, 110)]
         with pytest.raises(RobustkitError) as caught:
             ledger.write(0, [(50, 0)], falls, Cost(forwards=9))
         assert not isinstance(caught.value, UsageError)

@@ -102,7 +102,7 @@ def hand_made() -> pd.DataFrame:
     [(to_csv, "csv"), (to_markdown, "md"), (to_latex, "tex"), (to_json, "json")],
 )
 def test_every_format_to_the_byte(write: Callable[[pd.DataFrame], str], kind: str) -> None:
-    golden = Path(__file__).with_name("golden") / f"leaderboard.{kind}"
+    golden = Path(__file__).parents[1] / "golden" / f"leaderboard.{kind}"
     assert write(hand_made()).encode() == golden.read_bytes()
 
 

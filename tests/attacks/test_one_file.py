@@ -13,7 +13,7 @@ from robustkit.core.imports import load_attribute
 from robustkit.core.threat import Threat
 from robustkit.search.functional import attack
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize("norm, eps", [("linf", 0.3), ("l2", 1.0)])

@@ -21,7 +21,7 @@ from robustkit.search.tasks import Outcome, Work, fresh_tasks
 SMALL = "relay(first=4, probes=2, probe=3, legs=3, steps=5, near=0.5, decay=0.5)"
 
 
-class Books:
+class SlotState:
     """A referee that confirms nothing, or everything, and keeps the outcomes."""
 
     def __init__(
@@ -49,7 +49,7 @@ def spend(
 ) -> list[Outcome]:
     search, threat = attacks.build(spec), Threat("linf", eps)
     ranked = model(x).argsort(1, descending=True)
-    books = Books(x, ranked, search, threat, stands)
+    books = SlotState(x, ranked, search, threat, stands)
     queue = [Work(point, 0) for point in range(len(x))]
     Engine(model, threat, 8).run(search, iter(queue), len(queue), books)  # type: ignore[arg-type]
     return sorted(books.outcomes)

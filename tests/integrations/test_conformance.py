@@ -18,7 +18,7 @@ from robustkit.cli.program import program as main
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.integrations.conformance import Verdict, find, validate
 
-PACK = Path(__file__).with_name("example_pack")
+PACK = Path(__file__).parents[1] / "example_pack"
 DRIFT = (PACK / "robustkit_example" / "drift.py").read_text()
 LINEAR = (PACK / "robustkit_example" / "linear.py").read_text()
 

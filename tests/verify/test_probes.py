@@ -24,7 +24,7 @@ from robustkit.record.schema import Stage
 from robustkit.verify.diagnostics.probe import examine
 from robustkit.verify.flags import FLAGS, reliability, worse
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 Function = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -97,7 +97,7 @@ class Sulking(nn.Module):
         return logits.roll(1, 1) if before and abs(before - self.last) > 1e-3 else logits
 
 
-class Counting(nn.Module):
+class PassCounter(nn.Module):
     """Counts its passes in a buffer, and tires after `patience` of them."""
 
     count: Tensor
@@ -189,7 +189,7 @@ def test_more_steps_that_find_less_are_seen(nearest: nn.Module, prototypes: Tens
 
 @pytest.mark.parametrize("patience", [0, 30])
 def test_memory_is_found(patience: int, nearest: nn.Module, x: Tensor) -> None:
-    health = examine(Counting(nearest, patience), x, 4, "toy")
+    health = examine(PassCounter(nearest, patience), x, 4, "toy")
     (told,) = [flag.message for flag in health.flags if flag.name == "stateful"]
     assert not health.randomized
     assert told.startswith("a pass changes the buffers" if not patience else "after ")
@@ -212,7 +212,7 @@ def test_memory_that_shows_in_the_attacks_alone_is_found(
 ) -> None:
     """The model changes after the first look; two evaluations in one process share nothing."""
     found = {}
-    for name, model in (("patient", Counting(nearest, 100)), ("sound", nearest)):
+    for name, model in (("patient", PassCounter(nearest, 100)), ("sound", nearest)):
         record = evaluate(
             model, name=name, data=blobs, threat=Threat("linf", 0.06), folder=tmp_path / name,
             attacks=["apgd(steps=20)"], n=40, device="cpu", batch_size=4,

@@ -20,7 +20,7 @@ from robustkit import registry
 from robustkit.cli.program import program as main
 from robustkit.models import zoo
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 SITE = ROOT / "docs"
 DOCUMENTS = [README, ROOT / "leaderboards" / "README.md", *sorted(SITE.rglob("*.md"))]

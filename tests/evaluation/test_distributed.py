@@ -27,22 +27,22 @@ from robustkit.core.device import pick_devices
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.evaluation.budget import Budget, Pace
+from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.distributed.messages import (
     Attack,
-    Briefing,
     Done,
     Ended,
-    Hello,
     Lost,
     Message,
+    ModelSetup,
     Note,
     Order,
-    Parcel,
+    PointData,
     Prove,
+    Ready,
 )
 from robustkit.evaluation.distributed.ray_pool import RayPool
-from robustkit.evaluation.distributed.scheduler import Crew
+from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.distributed.setup import Setup, set_up
 from robustkit.evaluation.distributed.worker import serve
 from robustkit.evaluation.eps_grid import evaluate_grid
@@ -103,7 +103,7 @@ class Threads:
 
     fuse = 10**9
 
-    def __init__(self, briefing: Briefing, devices: Sequence[str]) -> None:
+    def __init__(self, briefing: ModelSetup, devices: Sequence[str]) -> None:
         self.size, self._briefing = len(devices), pickle.dumps(briefing)
         self._said = queue.SimpleQueue[tuple[int, int, Note]]()
         self._heard = [0] * self.size
@@ -148,7 +148,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[Threads]:
     """Put threads in the place of processes; every pool that is opened is appended."""
     opened: list[Threads] = []
 
-    def starter(setup: Setup, briefing: Briefing) -> Callable[[], Threads]:
+    def starter(setup: Setup, briefing: ModelSetup) -> Callable[[], Threads]:
         def start() -> Threads:
             opened.append(Threads(briefing, setup.devices))
             return opened[-1]
@@ -299,8 +299,10 @@ class TestSeveralDevices:
         assert list(map(books, two)) == list(map(books, one))
 
     def test_stop_at_a_budget_on_the_same_points(self, run: Callable[..., Record]) -> None:
-        one = run("one", batch_size=1, n=60, pace=Pace(Budget(forwards=500)))
-        two = run("two", batch_size=1, n=60, pace=Pace(Budget(forwards=500)), device="cpu,cpu")
+        one = run("one", batch_size=1, n=60, pace=StoppingRule(Budget(forwards=500)))
+        two = run(
+            "two", batch_size=1, n=60, pace=StoppingRule(Budget(forwards=500)), device="cpu,cpu"
+        )
         assert one.data.planned is not None
         assert verdicts(two) == verdicts(one)
         assert books(two) == books(one)
@@ -407,7 +409,7 @@ class TestDeath:
         deaths: list[list[tuple[int, Note]]] = [[(0, LOST), (0, READY)]] * 9
         pool = Script([[(0, READY)], *deaths])
         with (
-            Crew("toy", "", lambda: pool, Watcher()) as crew,
+            Scheduler("toy", "", lambda: pool, Watcher()) as crew,
             pytest.raises(RobustkitError, match=r"died 3 times in a row .* \(the last: killed\)"),
         ):
             crew.run(["part"], lambda _: ORDER, lambda *_: None, lambda part: part)
@@ -417,15 +419,15 @@ class TestDeath:
         lives: list[list[tuple[int, Note]]] = [[(0, Ended(1)), (0, LOST), (0, READY)]] * 9
         heard: list[Note] = []
         pool = Script([[(0, READY)], *lives, [(0, Done())]])
-        with Crew("toy", "", lambda: pool, Watcher()) as crew:
+        with Scheduler("toy", "", lambda: pool, Watcher()) as crew:
             crew.run(["part"], lambda _: ORDER, lambda _, note: heard.append(note), lambda p: p)
         assert len(heard) == 9
         assert pool.submitted == 10
 
 
-READY, LOST = Hello("cpu", 4, "x"), Lost("killed")
+READY, LOST = Ready("cpu", 4, "x"), Lost("killed")
 ORDER = Order(
-    Prove([0], set(), "ibp", THREAT), Parcel([0], np.zeros((1, 1), np.float32), np.zeros(1, int))
+    Prove([0], set(), "ibp", THREAT), PointData([0], np.zeros((1, 1), np.float32), np.zeros(1, int))
 )
 
 
@@ -530,7 +532,7 @@ class TestErrors:
 
 
 def test_the_plan_in_the_docs_is_what_its_code_prints() -> None:
-    page = Path(__file__).resolve().parents[1] / "docs" / "clusters.md"
+    page = Path(__file__).resolve().parents[2] / "docs" / "clusters.md"
     code, told = re.findall(r"```(?:python|text)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == told

@@ -115,7 +115,7 @@ def ask(*arguments: str) -> Result:
 
 
 class TestCommand:
-    RECORDS = str(Path(__file__).parents[1] / "leaderboards" / "records")
+    RECORDS = str(Path(__file__).parents[2] / "leaderboards" / "records")
 
     def test_csv_is_labeled_and_harmless(self, folder: Path) -> None:
         result = ask("--published", str(folder), "--format", "csv")

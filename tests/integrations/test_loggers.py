@@ -102,5 +102,7 @@ def test_mlflow_keeps_metrics_and_the_flags(
 
 
 def test_another_writer_is_refused_with_a_way_out(records: list[Record]) -> None:
-    with pytest.raises(UsageError, match=r"got SimpleNamespace.*robustkit\.loggers\.scalars"):
+    with pytest.raises(
+        UsageError, match=r"got SimpleNamespace.*robustkit\.integrations\.loggers\.scalars"
+    ):
         log_record(records[0], SimpleNamespace())
