@@ -9,7 +9,7 @@ from robustkit.models.training import Recipe
 
 
 class OnSmallCnn:
-    """Trains the small CNN of `robustkit.models.architectures`, as long as the shipped weights were trained."""
+    """Trains `small_cnn` of robustkit.models, as long as the shipped weights were trained."""
 
     width: int
 

@@ -105,7 +105,7 @@ def as_dataset(name: str, made: Any) -> Dataset:
         needed = [part for part in dir(Dataset) if not part.startswith("_")]
         lacking = ", ".join(part for part in needed if not hasattr(made, part))
         raise UsageError(
-            f"{name}: expected (x, y) or a robustkit.data.dataset.Dataset, got {type(made).__name__}, "
+            f"{name}: expected (x, y) or a robustkit.data.Dataset, got {type(made).__name__}, "
             f"which as a Dataset lacks {lacking or '__len__'}."
         )
     x, y = (part.detach().cpu().numpy() if isinstance(part, Tensor) else part for part in made)

@@ -134,7 +134,7 @@ def _act(
     folder: Path | str | None,
     wish: Wish,
 ) -> tuple[Prepared, LineUp, Path | None]:
-    """Let the suite act on what is found about the model; see `robustkit.evaluation.adapt.adapt_line_up`.
+    """Let the suite act on what is found about the model; see `adapt_line_up`.
 
     Nothing changes where it does not.
     """

@@ -26,7 +26,7 @@ else:
 class RobustnessCallback(Callback):
     """Evaluates at the end of training epochs, and logs to whatever logger the trainer has.
 
-    The names are those of `robustkit.integrations.loggers.scalars`, such as `robustness/robust`: checkpoints
+    Names are those of `robustkit.integrations.scalars`, such as `robustness/robust`: checkpoints
     and early stopping can follow them. Of several processes the first evaluates, the others wait.
     """
 

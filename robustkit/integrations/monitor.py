@@ -57,7 +57,7 @@ class RobustnessMonitor:
             n: a fixed, class-balanced subset; None: all points.
             suite, attacks: `quick` unless one of them is given.
             device: the GPU of the model's first parameter when not given, else the CPU.
-            writer: where records are logged as they come; see `robustkit.integrations.loggers.log_record`.
+            writer: where records are logged as they come; see `robustkit.log_record`.
             folder: of the evidence; every look has its own in it, named by epoch and weights.
 
         Raises:
@@ -111,7 +111,7 @@ class RobustnessMonitor:
         return record
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return one row per evaluated epoch, with the columns of `robustkit.integrations.loggers.scalars`."""
+        """Return one row per evaluated epoch, columns as in `robustkit.integrations.scalars`."""
         import pandas as pd
 
         rows = [scalars(record) for record in self.records.values()]

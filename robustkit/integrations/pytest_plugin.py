@@ -52,7 +52,7 @@ class Robustness:
         return record
 
     def assert_not_regressed(self, model: Any, baseline: Path | str, **options: Any) -> Verdict:
-        """Fail when the model is less robust than its baseline; see `robustkit.integrations.testing`."""
+        """Fail when the model is less robust than its baseline; see `integrations/testing.py`."""
         __tracebackhide__ = True
         from robustkit.integrations.testing import assert_not_regressed
 

@@ -26,8 +26,7 @@ from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset, shuffled
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
-from robustkit.evaluation import budget
-from robustkit.evaluation.budget import Budget, Interim, StoppingRule
+from robustkit.evaluation.budget import Budget, Interim, StoppingRule, seconds
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.gate.criteria import Claim, tolerances
 from robustkit.models.load import load_model
@@ -72,7 +71,7 @@ def assert_robust(
     if not 0 <= at_least <= 1:
         raise UsageError(f"at_least: expected a fraction from 0 to 1, got {at_least:g}.")
     points, subject, called = _subject(model, data, name)
-    budget = Budget(budget.seconds(max_time) if max_time else None)
+    budget = Budget(seconds(max_time) if max_time else None)
     watch = _Threshold(budget, at_least=at_least, alpha=1 - confidence, total=n or len(points))
     with _room(folder) as room:
         record = evaluate(
@@ -130,7 +129,7 @@ def assert_not_regressed(
     chosen = gate.choose(known, probe)
     points = gate.open_points(chosen, data, None)
     _, subject, called = _subject(model, points, name)
-    budget = Budget(budget.seconds(max_time) if max_time else None)
+    budget = Budget(seconds(max_time) if max_time else None)
     with _room(folder) as room:
         verdict = gate.check(
             gate.Candidate(called, subject), chosen, points, room,

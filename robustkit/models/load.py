@@ -269,8 +269,8 @@ def _normalized(
 ) -> tuple[nn.Module, str]:
     if any(isinstance(layer, Normalize) for layer in model.modules()):
         raise UsageError(
-            "the model already normalizes its inputs (robustkit.models.architectures.Normalize); leave out "
-            "--mean and --std."
+            "the model already normalizes its inputs (robustkit.models.architectures.Normalize); "
+            "leave out --mean and --std."
         )
     center = _statistics("--mean", mean, 0.0, channels)
     scale = _statistics("--std", std, 1.0, channels)
