@@ -78,7 +78,7 @@ def check(
     Points are taken in a random order fixed by the seed. After each part of them the gate asks
     whether the answer is certain: then it stops, and the probability that it errs is at most
     1 − confidence all the same. A run that was killed goes on where it was. Flags that speak of the
-    outcome on all points (`OUTCOME` of `verify.flags`) count only where all were evaluated. The audit
+    outcome on all points (`verify.flags.OUTCOME`) count only where all were evaluated. The audit
     of a suite is left out: what only the baseline's took counts as standing.
 
     Args:
