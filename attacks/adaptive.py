@@ -70,7 +70,7 @@ class Adaptive:
         audit: Audit = fast.audit(threat)
         return audit
 
-    def lenders(self) -> Sequence[str]:
+    def transfer_sources(self) -> Sequence[str]:
         """Name the models whose adversarial inputs are tried, where they are shipped."""
         return [self.transfer] if self.transfer else []
 

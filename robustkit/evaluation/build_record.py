@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import robustkit.registry as registry
-from robustkit.core.spec import Spec
+from robustkit.data.dataset import digest
 from robustkit.errors import UsageError
 from robustkit.evaluation.review import review
 from robustkit.evaluation.run import Run
@@ -18,28 +18,13 @@ from robustkit.record import provenance
 from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, BrokenPoint, Cost
 from robustkit.record.points import Points
 from robustkit.record.record import REPLAY, Record, load, save
-from robustkit.record.schema import AuditInfo, Commit, DataInfo, Stage, ThreatInfo, WeightsInfo
+from robustkit.record.schema import AuditInfo, Commit, DataInfo, Stage, ThreatInfo
 from robustkit.search.audit import CONFIDENCE, missed
 from robustkit.search.external import strength
 from robustkit.search.protocol import surrogate_of
 from robustkit.verify.flags import Flag, flag
 
 _CIRCUMSTANCES = {"arguments", "notes", "versions", "device", "commit"}
-
-
-class Origin(NamedTuple):
-    """What a record says beside the outcome: what was asked for, of what, when, and by which code.
-
-    `content` is the digest of the points.
-    """
-
-    suite: str | None
-    weights: WeightsInfo
-    content: str
-    arguments: dict[str, Any]
-    notes: list[str]
-    started: str
-    commit: Commit | None
 
 
 def settle_record(record: Record, path: Path, watcher: Watcher) -> Record:
@@ -63,49 +48,38 @@ def _derived(record: Record) -> dict[str, Any]:
     return derived | {"flags": [(flag.name, bool(flag.answered)) for flag in record.flags]}
 
 
-def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
-    """Gather what the ledger holds of the points that the run has finished."""
+def make_record(
+    run: Run,
+    finished: Sequence[int],
+    notes: Sequence[str],
+    started: str,
+    commit: Commit | None,
+) -> Record:
+    """Gather what the ledger holds of the points that the run has finished.
+
+    Args:
+        notes: what a reader of the record must know.
+        started: when the run began.
+        commit: of the code that ran.
+    """
     costs, points = run.ledger.costs(), _points(run, finished)
+    settings, prepared = run.settings, run.prepared
     replayed, stages = _replayed(run, finished), _stages(run, finished)
-    ran = [Spec.parse(stage.attack) for stage in stages]
-    data, threat, names = run.data, run.threat, [str(spec) for spec in ran]
-    facts = [registry.attacks.entry(spec.name).facts for spec in ran]
-    aside = [bool(surrogate_of(registry.attacks.build(spec))) for spec in ran]
-    # Of an attack of another library it is known once it has run: did gradients reach the input?
-    # What starts where a walk along a stand-in came nearest is not blind.
-    white_box = [
-        through or bool(fact.get("white_box", stage.backwards))
-        for fact, stage, through in zip(facts, stages, aside, strict=True)
-    ]
-    clean = len(points.status) - points.status.count("misclassified")
-    flags = review(stages, white_box, clean, len(points.status), data.classes, transfer=aside)
-    known = {flag.name for flag in run.health.flags}
-    if (changed := run.ledger.remembered("changed")) and "stateful" not in known:
-        flags.insert(0, flag("stateful", changed))
+    names = [stage.attack for stage in stages]
     return Record(
         robustkit=provenance.versions()["robustkit"],
-        defense=run.name,
-        data=DataInfo(
-            name=data.name,
-            digest=origin.content,
-            n=len(finished),
-            planned=None if len(finished) == len(run.points) else len(run.points),
-            total=len(data),
-            classes=data.classes,
-            shape=list(data.shape),
-            note=data.note,
-            class_names=list(data.class_names) or None,
-        ),
-        threat=ThreatInfo(**asdict(threat)),
-        suite=origin.suite,
+        defense=settings.name,
+        data=_data(run, finished),
+        threat=ThreatInfo(**asdict(settings.threat)),
+        suite=settings.suite,
         attacks=[*names, *sorted(set(_carried(run).values()) - set(names))],
-        seed=run.seed,
-        arguments=origin.arguments,
-        weights=origin.weights,
+        seed=settings.seed,
+        arguments=settings.arguments,
+        weights=prepared.weights,
         certify=None if run.certifier is None else run.certifier.name,
-        randomized=run.health.randomized,
-        flags=_answered(run, [*run.health.flags, *flags]),
-        notes=origin.notes,
+        randomized=prepared.diagnosis.randomized,
+        flags=_answered(run, [*prepared.diagnosis.flags, *_outcome_flags(run, stages, points)]),
+        notes=list(notes),
         audit=_audit(run),
         stages=[*replayed, *stages],
         points=points,
@@ -113,11 +87,48 @@ def make_record(run: Run, origin: Origin, finished: Sequence[int]) -> Record:
         backwards=sum(cost.backwards for cost in costs.values()),
         flips=sum(cost.flips for cost in costs.values()),
         seconds=sum(cost.seconds for cost in costs.values()),
-        started=origin.started,
+        started=started,
         versions=provenance.versions(),
-        device=provenance.device_name(run.device),
-        commit=origin.commit,
+        device=provenance.device_name(prepared.device),
+        commit=commit,
     )
+
+
+def _data(run: Run, finished: Sequence[int]) -> DataInfo:
+    data, planned = run.settings.data, len(run.prepared.points)
+    whole = len(finished) == planned
+    return DataInfo(
+        name=data.name,
+        digest=run.prepared.content if whole else digest(data, finished),
+        n=len(finished),
+        planned=None if whole else planned,
+        total=len(data),
+        classes=data.classes,
+        shape=list(data.shape),
+        note=data.note,
+        class_names=list(data.class_names) or None,
+    )
+
+
+def _outcome_flags(run: Run, stages: Sequence[Stage], points: Points) -> list[Flag]:
+    """Look at the outcome: the flags that only it can raise."""
+    specs = {str(spec): number for number, spec in enumerate(run.line.specs)}
+    ran = [specs[stage.attack] for stage in stages]
+    facts = [registry.attacks.entry(run.line.specs[number].name).facts for number in ran]
+    aside = [bool(surrogate_of(run.line.searches[number])) for number in ran]
+    # Of an attack of another library it is known once it has run: did gradients reach the input?
+    # What starts where a walk along a surrogate came nearest is not blind.
+    white_box = [
+        through or bool(fact.get("white_box", stage.backwards))
+        for fact, stage, through in zip(facts, stages, aside, strict=True)
+    ]
+    n, classes = len(points.status), run.settings.data.classes
+    clean = n - points.status.count("misclassified")
+    flags = review(stages, white_box, clean, n, classes, transfer=aside)
+    known = {flag.name for flag in run.prepared.diagnosis.flags}
+    if (changed := run.ledger.remembered("changed")) and "stateful" not in known:
+        flags.insert(0, flag("stateful", changed))
+    return flags
 
 
 def _audit(run: Run) -> AuditInfo | None:
@@ -137,26 +148,30 @@ def _audit(run: Run) -> AuditInfo | None:
         escalated=escalated,
         missed=0 if escalated else missed(sample, broken),
         confidence=CONFIDENCE,
-        attacks=[str(spec) for spec in run.specs[run.line.audited :]],
+        attacks=[str(spec) for spec in run.line.specs[run.line.audited :]],
     )
 
 
 def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
     costs, falls, status = run.ledger.costs(), run.ledger.falls(), run.statuses(finished)
-    spared = set() if run.attack_certified else {p for p, s in status.items() if s == "certified"}
+    spared = (
+        set()
+        if run.settings.attack_certified
+        else {p for p, s in status.items() if s == "certified"}
+    )
     left = {p for p in finished if status[p] != "misclassified" and p not in spared}
     left -= {p for p in left if p in falls and falls[p].stage in (REPLAYED, CARRIED)}
     left -= set(run.carried.get("survived", {}))
-    stages, reserve = [], len(run.specs) - run.line.reserve
-    for number, spec in enumerate(run.specs):
+    stages, reserve = [], len(run.line.specs) - run.line.reserve
+    for number, spec in enumerate(run.line.specs):
         cost = costs.get(number, Cost())
         if number >= reserve and not cost.entered:
             continue  # nothing called for it
         taken = {point for point in left if point in falls and falls[point].stage == number}
-        attack = registry.attacks.build(spec)
-        jobs = attack.jobs(run.threat, run.health.classes)
+        attack = run.line.searches[number]
+        jobs = attack.jobs(run.settings.threat, run.prepared.diagnosis.classes)
         # Of the audit's sample and of a search that runs on after a success, the ledger knows.
-        counted = run.scouts <= number < run.line.audited
+        counted = run.line.scouts <= number < run.line.audited
         entered = len(left) if counted else max(cost.entered, len(taken))
         stages.append(
             Stage(
@@ -167,16 +182,16 @@ def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
                 forwards=cost.forwards,
                 backwards=cost.backwards,
                 seconds=cost.seconds,
-                strength=strength(attack, run.threat, run.health.classes),
+                strength=strength(attack, run.settings.threat, run.prepared.diagnosis.classes),
             )
         )
-        left -= set() if run.minimum_norm else taken
+        left -= set() if run.settings.minimum_norm else taken
     return stages
 
 
 def _replayed(run: Run, finished: Sequence[int]) -> list[Stage]:
     """Return the stage of the replayed inputs, if there is one."""
-    if run.examples is None:
+    if run.replay is None:
         return []
     cost, among = run.ledger.costs().get(REPLAYED, Cost()), set(finished)
     falls = run.ledger.falls().values()
@@ -200,7 +215,7 @@ def _answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
     """Mark the flags that the line-up answers, if its audit came to its end and found little."""
     line, ledger = run.line, run.ledger
     quiet = not unaudited(line, ledger) and not ledger.remembered("escalated")
-    aside = [surrogate_of(registry.attacks.build(spec)) for spec in line.specs[: line.audited]]
+    aside = [surrogate_of(search) for search in line.searches[: line.audited]]
     told = f"attacked through {', '.join(dict.fromkeys(filter(None, aside)))}; the audit is quiet"
     return [
         f.model_copy(update={"answered": told}) if quiet and f.name in line.answers else f
@@ -222,10 +237,10 @@ def _points(run: Run, finished: Sequence[int]) -> Points:
         attack=[taken.get(point) for point in index],
         distance=[falls[p].distance if p in falls else None for p in index],
         nearest=[found[p].distance if p in found else None for p in index]
-        if run.minimum_norm
+        if run.settings.minimum_norm
         else None,
         carried=_origins(run, index),
-        errors=_errors(run, index, falls) if run.health.randomized else None,
+        errors=_errors(run, index, falls) if run.prepared.diagnosis.randomized else None,
     )
 
 

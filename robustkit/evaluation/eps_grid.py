@@ -15,17 +15,18 @@ from robustkit.errors import UsageError
 from robustkit.evaluation.carry_over import Carried, collect
 from robustkit.evaluation.distributed.messages import Named
 from robustkit.evaluation.distributed.scheduler import Scheduler
-from robustkit.evaluation.distributed.setup import set_up, staff
-from robustkit.evaluation.evaluate import prepare, warn_of_eps
-from robustkit.evaluation.execute import Wish, conduct, default_folder_of
-from robustkit.evaluation.prepare import Prepared
+from robustkit.evaluation.distributed.setup import set_up, start_workers
+from robustkit.evaluation.execute import execute
+from robustkit.evaluation.identity import folder_before_line_up
+from robustkit.evaluation.prepare import Prepared, prepare, warn_of_eps
 from robustkit.evaluation.progress import listening
-from robustkit.evaluation.request import GivenData, GivenModel, ask
+from robustkit.evaluation.settings import GivenData, GivenModel, Settings, ask
 from robustkit.evaluation.watcher import Watcher
 from robustkit.models.tuning import AUTOMATIC, Tuning
 from robustkit.record.record import Record
 from robustkit.registry import attacks as known
 from robustkit.search.suites import LineUp, line_up
+from robustkit.verify.diagnostics.probe import Diagnosis
 
 # The suite that goes ahead in a long grid: where the points that fell lie, it tells at once. In a
 # short one it costs more than it saves.
@@ -78,49 +79,71 @@ def evaluate_grid(
             twice or one that is not positive.
     """
     norm = f"{threat}:1" if isinstance(threat, str) and ":" not in threat else threat
-    asked = ask(model, name, data, norm, arguments, notes)
-    radii = descending(asked.threat, grid)
-    line_ups = [line_up(suite, attacks, radius, asked.model) for radius in radii]
-    refuse_audit(line_ups[0], suite)
-    setup = set_up(device, distributed, workers)
-    ground = prepare(asked.model, asked.name, asked.data, n, seed, device,
-                    tuning=tuning, box=asked.threat.box)  # fmt: skip
-    wish = Wish(suite, certify, attack_certified, batch_size, fresh, save_adversarial,
-                asked.arguments, asked.notes)  # fmt: skip
-    place = (
-        Path(folder) if folder is not None else default_folder_of(ground, radii, line_ups[0], wish)
-    )
+    settings = ask(
+        model, data, norm, name=name, arguments=arguments, notes=notes, folder=folder, suite=suite,
+        attacks=attacks, certify=certify, attack_certified=attack_certified, n=n, seed=seed,
+        device=device, distributed=distributed, workers=workers, named=named,
+        batch_size=batch_size, tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,
+    )  # fmt: skip
+    return evaluate_grid_settings(settings, descending(settings.threat, grid), watcher, progress)
+
+
+def evaluate_grid_settings(
+    settings: Settings,
+    radii: Sequence[Threat],
+    watcher: Watcher | None = None,
+    progress: bool | None = None,
+    *,
+    diagnosis: Diagnosis | None = None,
+) -> list[Record]:
+    """Evaluate as `evaluate_grid` does, from settings.
+
+    Args:
+        radii: the threat models, the largest first; see `descending`.
+        diagnosis: of the model, when `robustkit.evaluation.prepare.first_look` was called before.
+
+    Raises:
+        UsageError, RobustkitError: as `evaluate_grid`.
+    """
+    runs = [replace(settings, threat=radius) for radius in radii]
+    line_ups = [run.line_up() for run in runs]
+    refuse_audit(line_ups[0], settings.suite)
+    settings.refuse_beside("--eps-grid")
+    setup = set_up(settings.device, settings.distributed, settings.workers)
+    prepared = prepare(settings, diagnosis)
+    folder = settings.folder or folder_before_line_up(settings, prepared, radii, line_ups[0])
+    runs = [replace(run, folder=folder_of(folder, run.threat)) for run in runs]
     with (
         listening(watcher, progress) as heard,
-        staff(setup, ground, named, batch_size, tuning, heard) as crew,
+        start_workers(setup, settings, prepared, heard) as scheduler,
     ):
-        return _descend(ground, radii, line_ups, place, wish, _Once(heard), crew)
+        return _descend(runs, prepared, line_ups, _Once(heard), scheduler)
 
 
 def _descend(
-    ground: Prepared,
-    radii: Sequence[Threat],
+    runs: Sequence[Settings],
+    prepared: Prepared,
     line_ups: Sequence[LineUp],
-    folder: Path,
-    wish: Wish,
     watcher: Watcher,
-    crew: Scheduler | None,
+    scheduler: Scheduler | None,
 ) -> list[Record]:
     """Go from the largest eps to the smallest; return the records from the smallest up."""
-    warn_of_eps(radii[0], ground.data, watcher)
-    scouts = _scouts(radii, ground.model, line_ups)
-    carried, records = Carried.nothing(tuple(radius.eps for radius in radii)), list[Record]()
-    for number, (radius, line) in enumerate(zip(radii, line_ups, strict=True)):
-        ahead = scouts if number == 1 else []
-        order = _promising(line.specs, records[-1], radius) if records else line.specs
-        specs, place = [*ahead, *order], folder_of(folder, radius)
-        here = LineUp(specs, len(specs), None)
-        records.append(
-            conduct(ground, here, radius, place, wish, watcher, scouts=len(ahead),
-                    carried=carried, crew=crew)
-        )  # fmt: skip
-        if radius is not radii[-1]:
-            carried = collect(carried.grid, place, specs, radius, radii[number + 1])
+    warn_of_eps(runs[0].threat, runs[0].data, watcher)
+    carried, records = Carried.nothing(tuple(run.threat.eps for run in runs)), list[Record]()
+    for number, (run, line) in enumerate(zip(runs, line_ups, strict=True)):
+        scouts = _scouts(runs, prepared, line_ups) if number == 1 else None
+        here = _promising(line, records[-1], run.threat) if records else line
+        if scouts is not None:
+            here = here._replace(
+                specs=[*scouts.specs, *here.specs], searches=[*scouts.searches, *here.searches],
+                scouts=len(scouts.specs),
+            )  # fmt: skip
+        here = here._replace(audited=len(here.specs))
+        records.append(execute(run, prepared, here, watcher, scheduler=scheduler, carried=carried))
+        if number + 1 < len(runs):
+            assert run.folder is not None
+            smaller = runs[number + 1].threat
+            carried = collect(carried.grid, run.folder, here.specs, run.threat, smaller)
     return records[::-1]
 
 
@@ -174,17 +197,19 @@ def folder_of(folder: Path | str, threat: Threat) -> Path:
     return Path(folder) / str(threat).replace(":", "-")
 
 
-def _promising(specs: Sequence[Spec], larger: Record, threat: Threat) -> list[Spec]:
-    """Put first the attacks that took most of the points that are open at the smaller `threat`.
+def _promising(line: LineUp, larger: Record, threat: Threat) -> LineUp:
+    """Put first the attacks that broke most of the points that are open at the smaller `threat`.
 
-    What is left standing does not depend on the order; the cost does. Attacks without gradients
+    Which points end robust does not depend on the order; the cost does. Attacks without gradients
     stay behind those with, which is how masked gradients are noticed.
     """
     limit, points = threat.limit(prod(larger.data.shape)), larger.points
     pairs = zip(points.attack, points.distance, strict=True)
     taken = Counter(attack for attack, length in pairs if length is not None and length > limit)
-    blind = {spec: not known.entry(spec.name).facts["white_box"] for spec in specs}
-    return sorted(specs, key=lambda spec: (blind[spec], -taken[str(spec)]))
+    blind = {spec: not known.entry(spec.name).facts["white_box"] for spec in line.specs}
+    pairs_of = zip(line.specs, line.searches, strict=True)
+    order = sorted(pairs_of, key=lambda pair: (blind[pair[0]], -taken[str(pair[0])]))
+    return line._replace(specs=[spec for spec, _ in order], searches=[found for _, found in order])
 
 
 def refuse_audit(line: LineUp, suite: str | None) -> None:
@@ -196,9 +221,15 @@ def refuse_audit(line: LineUp, suite: str | None) -> None:
         )
 
 
-def _scouts(radii: Sequence[Threat], model: Any, line_ups: Sequence[LineUp]) -> list[Spec]:
-    """Return the searches that go ahead at the second eps."""
-    if len(radii) < _LONG:
-        return []
+def _scouts(
+    runs: Sequence[Settings], prepared: Prepared, line_ups: Sequence[LineUp]
+) -> LineUp | None:
+    """Return the searches that go ahead at the second eps; None in a short grid."""
+    if len(runs) < _LONG:
+        return None
     listed = {spec for line in line_ups for spec in line.specs}
-    return [spec for spec in line_up(_SCOUT, (), radii[0], model).specs if spec not in listed]
+    scouts = line_up(_SCOUT, (), runs[0].threat, prepared.model)
+    fresh = [
+        pair for pair in zip(scouts.specs, scouts.searches, strict=True) if pair[0] not in listed
+    ]
+    return scouts._replace(specs=[s for s, _ in fresh], searches=[search for _, search in fresh])

@@ -1,37 +1,154 @@
-"""A model and the points it is evaluated on, after a first look."""
+"""The first look at model and data: what is refused, and what every later stage works with."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
+from robustkit.core.device import pick_devices
+from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
-from robustkit.data.dataset import Dataset
-from robustkit.models.tuning import Tuned
+from robustkit.data.dataset import Dataset, Indices, digest, select
+from robustkit.errors import UsageError
+from robustkit.evaluation.settings import Settings
+from robustkit.evaluation.watcher import Watcher
+from robustkit.models.load import refuse_training_mode
+from robustkit.models.tuning import Tuned, tune
+from robustkit.record.provenance import weights_digest
 from robustkit.record.schema import WeightsInfo
-from robustkit.verify.diagnostics.probe import Diagnosis
+from robustkit.verify.diagnostics.probe import Diagnosis, examine
+
+_SAMPLE = 16  # points that are looked at
 
 
 class Prepared(NamedTuple):
-    """A model and the points it is evaluated on, after a first look.
+    """A model and the points it is evaluated on, after the first look.
 
     Attributes:
         model: the private copy that verdicts come from.
         tuned: the copy that searches use.
+        points: positions in the data set, ascending.
         content: digest of the points.
-        sample: the points that were looked at.
     """
 
-    name: str
     model: Model
     tuned: Tuned
-    health: Diagnosis
+    diagnosis: Diagnosis
     weights: WeightsInfo
-    data: Dataset
     points: np.ndarray[Any, np.dtype[np.int64]]
     content: str
-    seed: int
-    device: torch.device
-    sample: Images
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.diagnosis.sample.device
+
+    def sample(self, data: Dataset, most: int = _SAMPLE) -> Images:
+        """Read up to so many of the points [b, *f], evenly spaced."""
+        return _sample(data, self.points, most).to(self.device)
+
+
+def prepare(settings: Settings, diagnosis: Diagnosis | None = None) -> Prepared:
+    """Look at model and data once, whatever they are evaluated for.
+
+    Args:
+        diagnosis: of the same model, when `first_look` has already been called.
+
+    Raises:
+        UsageError: when they cannot be evaluated together.
+    """
+    device, points = pick_devices(settings.device)[0], chosen_points(settings)
+    private = private_copy(settings.model, device, settings.name)
+    diagnosis = diagnosis or first_look(settings, private)
+    sample = _sample(settings.data, points).to(device)
+    tuned = tune(private, sample, settings.tuning, randomized=diagnosis.randomized)
+    content, parameters = weights_digest(
+        private if isinstance(private, nn.Module) else nn.Identity()
+    )
+    return Prepared(
+        private,
+        tuned,
+        diagnosis.after(tuned.forwards, tuned.backwards),
+        WeightsInfo(digest=content, parameters=parameters),
+        points,
+        digest(settings.data, points),
+    )
+
+
+def first_look(settings: Settings, private: Model | None = None) -> Diagnosis:
+    """Probe the model on a few of the points; nothing is written, and `settings.model` stays.
+
+    Args:
+        private: a copy of the model that may be used; one is made when it is not given.
+
+    Raises:
+        UsageError: when model and data cannot be evaluated together.
+    """
+    data = settings.data
+    if data.classes < 2:
+        raise UsageError(f"{data.name} has one class: a classifier has nothing to tell apart.")
+    device, points = pick_devices(settings.device)[0], chosen_points(settings)
+    model = private_copy(settings.model, device, settings.name) if private is None else private
+    sample = _sample(data, points).to(device)
+    return examine(model, sample, data.classes, settings.name, box=settings.threat.box)
+
+
+def chosen_points(settings: Settings) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the points to evaluate, ascending.
+
+    Raises:
+        UsageError: for points that the data set does not have.
+    """
+    n, data = settings.n, settings.data
+    if settings.points is None:
+        return select(data, n, settings.seed)
+    chosen = np.unique(np.asarray(settings.points, dtype=np.int64))
+    if n is not None or not len(chosen):
+        raise UsageError("expected n, or a list of at least one point, got both or an empty list.")
+    if chosen[0] < 0 or chosen[-1] >= len(data):
+        raise UsageError(
+            f"expected points from 0 to {len(data) - 1} (of {data.name}), got {chosen[0]} to "
+            f"{chosen[-1]}."
+        )
+    return chosen
+
+
+def _sample(data: Dataset, points: Indices, most: int = _SAMPLE) -> Images:
+    chosen = np.asarray(points)
+    return data.fetch(chosen[:: max(1, len(chosen) // most)][:most])[0]
+
+
+def warn_of_eps(threat: Threat, data: Dataset, watcher: Watcher) -> None:
+    """Say so when the ball reaches from black to gray: the usual slip is a lost /255."""
+    half = (threat.upper - threat.lower) / 2
+    gray = torch.full((1, *data.shape), half)
+    if threat.eps >= float(threat.distance(gray, torch.zeros_like(gray))):
+        watcher.note(
+            f"{threat} reaches from any image to plain gray: no classifier can be robust. eps is "
+            "in units of inputs in [0, 1]; was 8/255 meant, not 8?"
+        )
+
+
+def private_copy(model: Model | nn.Module, device: torch.device, name: str) -> Model:
+    """Return a copy in evaluation mode with frozen weights; plain callables come back as they are.
+
+    Raises:
+        UsageError: when the model is in a training mode that changes its answers, or cannot be
+            copied.
+    """
+    if not isinstance(model, nn.Module):
+        return model
+    refuse_training_mode(model, name)
+    try:
+        private = copy.deepcopy(model)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{name} cannot be copied ({error}); hand over a module whose attributes are "
+            "parameters, buffers and plain values, not tensors with a gradient history."
+        ) from error
+    private = private.to(device).eval().requires_grad_(False)
+    return private

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from robustkit.core.rng import Keys, generator, task_key, uniform
 from robustkit.core.threat import Threat
-from robustkit.core.types import Images, Model
+from robustkit.core.types import Images
 from robustkit.errors import UsageError
+from robustkit.evaluation.prepare import Prepared
+from robustkit.evaluation.settings import Settings
 from robustkit.record.ledger import Ledger
 from robustkit.verify.diagnostics.counted_model import CountedModel
 from robustkit.verify.diagnostics.probe import Diagnosis
@@ -19,9 +18,7 @@ from robustkit.verify.diagnostics.probe import Diagnosis
 _SAME, _SAME_GRADIENT = 1e-3, 0.05  # kernels of another device differ in the last bits
 
 
-def same_answers(
-    ledger: Ledger, model: Model, health: Diagnosis, threat: Threat, seed: int, name: str
-) -> Diagnosis:
+def same_answers(ledger: Ledger, settings: Settings, prepared: Prepared) -> Diagnosis:
     """Refuse to go on with a model that answers otherwise than when the run began.
 
     Compared are the logits of the first look, and logits and input gradients at random inputs
@@ -29,19 +26,20 @@ def same_answers(
     a memory, never answers alike and is not compared.
 
     Returns:
-        `health` with the passes that this took.
+        The diagnosis with the passes that this took.
 
     Raises:
         UsageError: when the answers differ.
     """
-    unstable = health.randomized or any(flag.name == "stateful" for flag in health.flags)
-    asked = CountedModel(model, name)
-    now = {"answers": health.answers.cpu()}
-    if not unstable and health.sample is not None:
-        now |= _around(asked, health.sample, threat, seed)
+    diagnosis, name = prepared.diagnosis, settings.name
+    unstable = diagnosis.randomized or any(flag.name == "stateful" for flag in diagnosis.flags)
+    counted = CountedModel(prepared.model, name)
+    now = {"answers": diagnosis.answers.cpu()}
+    if not unstable:
+        now |= _around(counted, diagnosis.sample, settings.threat, settings.seed)
     for key, value in now.items():
         before = ledger.remembered(key)
-        if before is None or health.randomized:
+        if before is None or diagnosis.randomized:
             ledger.remember(key, value.tolist())
         elif not _alike(torch.tensor(before), value, key):
             raise UsageError(
@@ -49,10 +47,10 @@ def same_answers(
                 "same inputs: its code has changed. Choose another --out, or start over with "
                 "--fresh."
             )
-    return health.after(asked.forwards, asked.backwards)
+    return diagnosis.after(counted.forwards, counted.backwards)
 
 
-def _around(asked: CountedModel, sample: Images, threat: Threat, seed: int) -> dict[str, Tensor]:
+def _around(counted: CountedModel, sample: Images, threat: Threat, seed: int) -> dict[str, Tensor]:
     """Ask about one random input on the edge of the ball around each point, one inside, a corner.
 
     All lie in the box. The gradient is that of the logits, weighted at random.
@@ -68,9 +66,9 @@ def _around(asked: CountedModel, sample: Images, threat: Threat, seed: int) -> d
     logits, slopes = [], []
     for near in (edge, inside, threat.project(corner, sample)):
         try:
-            answer, slope = asked.gradient(near, _weighted)
+            answer, slope = counted.gradient(near, _weighted)
         except UsageError:  # it cannot be differentiated
-            answer, slope = asked.logits(near), None
+            answer, slope = counted.logits(near), None
         slope = torch.zeros_like(near) if slope is None else slope
         logits.append(_finite(answer))
         slopes.append(_finite(slope.flatten(1)) @ views)  # four numbers tell gradients apart
@@ -92,12 +90,3 @@ def _alike(then: Tensor, now: Tensor, key: str) -> bool:
     if key == "gradients_near":  # near a kink, single ones may differ
         return float(apart.sum()) <= _SAME_GRADIENT * max(float(now.abs().sum()), 1e-12)
     return float(apart.max()) <= _SAME * max(float(now.abs().max()), 1e-12)
-
-
-def source_digest(name: str) -> str | None:
-    """SHA-256 of the file in a model's name such as `path/to/file.py:attr`; None: no file there."""
-    file = name.rpartition(":")[0]
-    path = Path(file).expanduser()
-    if not file.endswith(".py") or not path.is_file():
-        return None
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,190 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import numpy as np
-import torch
-
 from robustkit.certify.certifier import Certifier
-from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
-from robustkit.core.types import Model
-from robustkit.data.dataset import Dataset, shuffled
+from robustkit.data.dataset import shuffled
 from robustkit.evaluation.budget import BudgetExhausted, Interim, StoppingRule, nothing_done, parts
-from robustkit.evaluation.carry_over import settled
-from robustkit.evaluation.distributed.executor import DistributedExecutor
-from robustkit.evaluation.distributed.scheduler import Scheduler
-from robustkit.evaluation.stages.attack import (
-    AttackStage,
-    DeviceWorker,
-    Executor,
-    LocalExecutor,
-    PointsToAttack,
-)
+from robustkit.evaluation.executor import Executor
+from robustkit.evaluation.prepare import Prepared
+from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.stages.audit import perform
-from robustkit.evaluation.stages.clean_and_certify import Report, certify_points
-from robustkit.evaluation.stages.replay import Examples, Replay
+from robustkit.evaluation.stages.clean_and_certify import certify_points
+from robustkit.evaluation.stages.replay import Replay
+from robustkit.evaluation.stages.stage import AttackStage, PointsToAttack, Report
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import CLEAN, REPLAYED, Cost
 from robustkit.record.points import Status
 from robustkit.record.record import REPLAY
 from robustkit.record.status import statuses
-from robustkit.registry import attacks
-from robustkit.search.engine import Engine
 from robustkit.search.protocol import aims
 from robustkit.search.suites import LineUp
-from robustkit.verify.diagnostics.probe import Diagnosis
 
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation in progress. `model` is the private copy that verdicts come from.
+    """One evaluation in progress.
 
-    The first `scouts` attacks use up their budget and keep the closest success. `minimum_norm`:
-    all of them do, on every point, out to the edge of the box; `threat` is where verdicts are read.
+    Attributes:
+        certifier: the certificate that is tried first; None: none.
+        replay: the inputs of earlier runs that are tried before the attacks; None: none.
+        carried: what a run at a larger eps had found, see `robustkit.evaluation.carry_over`.
     """
 
-    name: str
-    model: Model
-    data: Dataset
-    threat: Threat
+    settings: Settings
+    prepared: Prepared
     line: LineUp
-    points: np.ndarray[Any, np.dtype[np.int64]]
-    seed: int
-    engine: Engine
-    device: torch.device
     ledger: Ledger
-    health: Diagnosis
-    keep: bool
+    executor: Executor
     watcher: Watcher
-    certifier: Certifier | None = None
-    attack_certified: bool = False
-    examples: Examples | None = None
-    minimum_norm: bool = False
-    scouts: int = 0
-    crew: Scheduler | None = None
-
-    @property
-    def carried(self) -> dict[str, dict[int, Any]]:
-        """What a run at a larger eps had found; see `robustkit.evaluation.carry_over.settled`."""
-        return settled(self.ledger)
+    certifier: Certifier | None
+    replay: Replay | None
+    carried: Mapping[str, dict[int, Any]]
 
     @property
     def limit(self) -> float:
         """The distance up to which a success counts."""
-        return self.threat.limit(prod(self.data.shape))
+        return self.settings.threat.limit(prod(self.settings.data.shape))
 
     def statuses(self, points: Sequence[int]) -> dict[int, Status]:
-        """Return the verdict on each of `points`, which are finished."""
+        """Read the verdict on each of `points`, which are finished."""
         return statuses(self.ledger, points, self.limit)
 
-    @property
-    def specs(self) -> Sequence[Spec]:
-        """Every attack, those of the audit last; a stage is a place in this list."""
-        return self.line.specs
-
-    @property
-    def hands(self) -> Executor:
-        """Who does the work: the workers, or this process."""
-        if self.crew is not None:
-            return DistributedExecutor(self.crew, self.data, self.ledger, self.threat)
-        bench = DeviceWorker(self.name, self.model, self.engine, self.device, self.health.classes,
-                      self.health.randomized, self.seed)  # fmt: skip
-        return LocalExecutor(bench, self.data, self.ledger, self.threat)
-
-    @property
-    def ranked(self) -> int:
-        """How many classes per point to remember: the predicted one, and those aimed at."""
-        classes, searches = self.health.classes, [attacks.build(spec) for spec in self.specs]
-        wanted = [aims(search, search.jobs(self.threat, classes)) for search in searches]
-        return min(classes, 1 + max(wanted, default=0))
-
-    def all(self, pace: StoppingRule | None = None) -> list[int]:
+    def all(self) -> list[int]:
         """Do what an earlier run of the same command has not done yet.
 
         Returns:
-            The points that are finished: all of them, unless `pace` ended the run before.
+            The points that are finished: all of them, unless a budget ended the run before.
 
         Raises:
-            RobustkitError: when the budget of `pace` ends before any point is finished.
+            RobustkitError: when the budget ends before any point is finished.
         """
+        diagnosis, rule = self.prepared.diagnosis, self.settings.budget
         if CLEAN not in self.ledger.costs():
-            cost = Cost(forwards=self.health.forwards, backwards=self.health.backwards)
+            cost = Cost(forwards=diagnosis.forwards, backwards=diagnosis.backwards)
             self.ledger.write(CLEAN, [], [], cost)
-        if pace is not None:
-            return self._paced(pace)
-        everything: list[int] = self.points.tolist()
+        if rule is not None:
+            return self._in_parts(rule)
+        everything: list[int] = self.prepared.points.tolist()
         self._do(everything, last=True)
         self._audit()
         return everything
 
-    def _paced(self, pace: StoppingRule) -> list[int]:
+    def _in_parts(self, rule: StoppingRule) -> list[int]:
         """Go part by part through a random order; return the points of the finished parts."""
-        order = shuffled(self.points, self.seed)
+        order = shuffled(self.prepared.points, self.settings.seed)
         done = int(self.ledger.remembered("done") or 0)
         try:
             while done < len(order):
                 if done:
-                    pace.reason = pace.enough(self.progress(order[:done]))
-                    pace.reason = pace.reason or pace.spent(self.forwards())
-                    if pace.reason:
+                    rule.reason = rule.enough(self._interim(order[:done]))
+                    rule.reason = rule.reason or rule.spent(self.forwards())
+                    if rule.reason:
                         break
                 part = parts(order, done)[0]
-                self._do(part, last=done + len(part) == len(order), pace=pace)
+                self._do(part, last=done + len(part) == len(order))
                 done += len(part)
                 self.ledger.remember("done", done)
                 self.watcher.part(done, len(order))
-            if done == len(order) and pace.audits:
-                self._audit(pace)
+            if done == len(order) and rule.audits:
+                self._audit()
         except BudgetExhausted as error:
-            pace.reason = str(error)
+            rule.reason = str(error)
         if not done:
-            raise nothing_done(pace.budget)
+            raise nothing_done(rule.budget)
         return sorted(order[:done])
 
-    def _do(self, points: Sequence[int], *, last: bool, pace: StoppingRule | None = None) -> None:
+    def _do(self, points: Sequence[int], *, last: bool) -> None:
         """Finish some points; `last` says that no others are to come."""
         self.clean(points)
         self.certify(points)
-        self.replay(points, last=last)
-        for stage in range(self.line.audited):
-            self.attack(stage, points, last=last, pace=pace)
+        self.try_replay(points, last=last)
+        for number in range(self.line.audited):
+            self.attack(number, points, last=last)
 
-    def _audit(self, pace: StoppingRule | None = None) -> None:
-        """Audit what the search has left standing, if the line-up asks for it.
+    def _audit(self) -> None:
+        """Audit what the search has left robust, if the line-up asks for it.
 
         Raises:
             BudgetExhausted: when a budget ends before the audit does.
         """
-        everything: list[int] = self.points.tolist()
+        everything: list[int] = self.prepared.points.tolist()
 
         def left() -> list[int]:
-            standing, proved = self._standing(everything)
-            return [p for p in standing if self.attack_certified or p not in proved]
+            robust, proved = self._robust(everything)
+            return [p for p in robust if self.settings.attack_certified or p not in proved]
 
-        def attack(stage: int, points: Sequence[int], last: bool) -> None:
-            if pace is not None:
-                pace.check(self.forwards())
-            self.attack(stage, points, last=last, pace=pace)
+        def attack(number: int, points: Sequence[int], last: bool) -> None:
+            if self.settings.budget is not None:
+                self.settings.budget.check(self.forwards())
+            self.attack(number, points, last=last)
 
-        perform(self.line, self.ledger, left, everything, self.seed, attack)
+        perform(self.line, self.ledger, left, everything, self.settings.seed, attack)
 
     def forwards(self) -> int:
         """Return the passes that all stages have taken so far."""
         return sum(cost.forwards for cost in self.ledger.costs().values())
 
-    def progress(self, done: Sequence[int]) -> Interim:
+    def _interim(self, done: Sequence[int]) -> Interim:
         """Gather what is known of the finished points `done`."""
-        return Interim(done, self.statuses(done), tuple(f.name for f in self.health.flags))
+        flags = tuple(flag.name for flag in self.prepared.diagnosis.flags)
+        return Interim(done, self.statuses(done), flags)
 
-    def attack_name(self, stage: int) -> str:
-        """Return what the record calls a stage that takes points."""
-        return REPLAY if stage == REPLAYED else str(self.specs[stage])
+    def attack_name(self, number: int) -> str:
+        """Return what the record calls a stage that breaks points."""
+        return REPLAY if number == REPLAYED else str(self.line.specs[number])
 
     def clean(self, points: Sequence[int]) -> None:
         """Classify those of `points` that the ledger does not know yet."""
@@ -198,12 +152,18 @@ class Run:
         self.watcher.stage("clean", len(points))
         done = len(points) - len(todo)
 
-        def told(classified: int, right: int) -> None:
+        def report(classified: int, right: int) -> None:
             nonlocal done, correct
             done, correct = done + classified, correct + right
             self.watcher.advance(done, correct, len(points))
 
-        self.hands.classify(todo, self.ranked, told)
+        self.executor.classify(todo, self._ranked(), report)
+
+    def _ranked(self) -> int:
+        """How many classes per point to remember: the predicted one, and those aimed at."""
+        classes, threat = self.prepared.diagnosis.classes, self.settings.threat
+        wanted = [aims(search, search.jobs(threat, classes)) for search in self.line.searches]
+        return min(classes, 1 + max(wanted, default=0))
 
     def certify(self, points: Sequence[int]) -> None:
         """Try the certificate on every one of `points` that is classified correctly."""
@@ -211,87 +171,84 @@ class Run:
         if certifier is None:
             return
 
-        def work(todo: list[int], fallen: set[int], told: Report) -> None:
-            self.hands.prove(certifier, todo, fallen, told)
+        def work(todo: list[int], broken: set[int], report: Report) -> None:
+            self.executor.prove(certifier, todo, broken, report)
 
         certify_points(certifier.name, points, self.ledger, self.watcher, work,
-                     everything=self.attack_certified)  # fmt: skip
+                       everything=self.settings.attack_certified)  # fmt: skip
 
-    def _standing(
-        self, points: Sequence[int], stage: int | None = None
+    def _robust(
+        self, points: Sequence[int], number: int | None = None
     ) -> tuple[dict[int, list[int]], set[int]]:
-        """Return the classes by falling logit of those that stand, and the points with a proof.
+        """Return the classes by falling logit of those still robust, and the points with a proof.
 
         Args:
-            stage: a search that keeps the closest success is given what it has taken again.
+            number: a search that keeps the closest success is given what it has broken again.
         """
-        falls, clean = self.ledger.falls(), self.ledger.clean()
+        broken, clean = self.ledger.falls(), self.ledger.clean()
         proved = {point for point, holds in self.ledger.certified().items() if holds}
-        scouting = stage is not None and stage < self.scouts
-        fallen = {p for p, fall in falls.items() if not (scouting and fall.stage == stage)}
-        left_out = (set() if self.minimum_norm else fallen) | set(self.carried.get("survived", {}))
+        again = number is not None and number < self.line.scouts
+        out = {p for p, found in broken.items() if not (again and found.stage == number)}
+        left_out = (set() if self.settings.minimum_norm else out) | set(self._survived())
         return {
             p: clean[p][2] for p in points if clean[p][0] == clean[p][1] and p not in left_out
         }, proved
 
-    def replay(self, points: Sequence[int], *, last: bool) -> None:
+    def _survived(self) -> Mapping[int, float]:
+        """Points that were robust at a larger eps."""
+        return self.carried.get("survived", {})
+
+    def try_replay(self, points: Sequence[int], *, last: bool) -> None:
         """Try what earlier runs have stored, on certified points too: it costs one pass each.
 
         If after the last points none has fitted its point, that is said.
         """
-        if self.examples is None:
+        if self.replay is None:
             return
-        standing, proved = self._standing(points)
-        self.watcher.stage(REPLAY, len(standing))
-        Replay(
-            examples=self.examples,
-            model=self.model,
-            data=self.data,
-            threat=self.threat,
-            ledger=self.ledger,
-            randomized=self.health.randomized,
-            device=self.device,
-            batch=min(self.engine.slots, 500),  # SQLite takes at least 999 numbers in a query
-            keep=self.keep,
-            report=lambda done, left: self.watcher.advance(done, left, len(points)),
-        ).run(list(standing), proved)
-        tried = len(self.ledger.spent(REPLAYED))  # all, where none fell; one that fits costs a pass
+        robust, proved = self._robust(points)
+        self.watcher.stage(REPLAY, len(robust))
+        self.replay.run(
+            list(robust), proved, lambda done, left: self.watcher.advance(done, left, len(points))
+        )
+        # All of them, where none broke a point; one that fits costs a pass.
+        tried = len(self.ledger.spent(REPLAYED))
         if last and tried and not self.ledger.costs()[REPLAYED].forwards:
             self.watcher.note(
-                f"{self.name}: none of the {tried} inputs to replay lies within {self.threat} of "
-                "its point. Are they of a run on the same data, and at no larger eps?"
+                f"{self.settings.name}: none of the {tried} inputs to replay lies within "
+                f"{self.settings.threat} of its point. Are they of a run on the same data, and at "
+                "no larger eps?"
             )
 
-    def attack(
-        self, stage: int, points: Sequence[int], *, last: bool, pace: StoppingRule | None = None
-    ) -> None:
-        """Run one attack of the line-up on those of `points` that still stand."""
-        if self.ledger.costs().get(stage, Cost()).finished:
+    def attack(self, number: int, points: Sequence[int], *, last: bool) -> None:
+        """Run one attack of the line-up on those of `points` that are still robust."""
+        if self.ledger.costs().get(number, Cost()).finished:
             return
-        spec = self.specs[stage]
-        search = attacks.build(spec)
-        standing, proved = self._standing(points, stage)
-        others = len(standing) + len(self.carried.get("survived", {}))
-        if not (self.attack_certified or self.minimum_norm):
-            standing = {p: order for p, order in standing.items() if p not in proved}
-        others -= len(standing)
-        falls = self.ledger.falls().items()
-        taken = sum(fall.stage == stage and p not in standing for p, fall in falls)
+        stage = self._stage(number)
+        robust, proved = self._robust(points, number)
+        others = len(robust) + len(self._survived())
+        if not (self.settings.attack_certified or self.settings.minimum_norm):
+            robust = {p: order for p, order in robust.items() if p not in proved}
+        others -= len(robust)
+        broken = self.ledger.falls().items()
+        taken = sum(found.stage == number and p not in robust for p, found in broken)
 
         def report(done: int, left: int) -> None:
             self.watcher.advance(done, others + left, len(points))
-            if pace is not None:
-                pace.check_time()
+            if self.settings.budget is not None:
+                self.settings.budget.check_time()
 
-        jobs = search.jobs(self.threat, self.health.classes)
-        spent = {item for item in self.ledger.spent(stage) if item[0] in standing}
-        pending = len(standing) * len(jobs) - len(spent)
-        self.watcher.stage(str(spec), pending)
-        within = self.threat
-        if self.minimum_norm:
-            within = Threat.whole(self.threat.norm, prod(self.data.shape), self.threat.lower,
-                                  self.threat.upper)  # fmt: skip
-        assault = AttackStage(stage, spec, self.threat, within, len(jobs), stage < self.scouts,
-                          self.keep)  # fmt: skip
-        part = PointsToAttack(standing, spent, proved)
-        self.hands.attack(assault, part, report, entered=len(standing) + taken, last=last)
+        jobs = stage.jobs(self.prepared.diagnosis.classes)
+        spent = {item for item in self.ledger.spent(number) if item[0] in robust}
+        self.watcher.stage(str(stage.spec), len(robust) * len(jobs) - len(spent))
+        self.executor.attack(stage, PointsToAttack(robust, spent, proved), report,
+                             entered=len(robust) + taken, last=last)  # fmt: skip
+
+    def _stage(self, number: int) -> AttackStage:
+        settings, within = self.settings, self.settings.threat
+        if settings.minimum_norm:
+            within = Threat.whole(within.norm, prod(settings.data.shape), within.lower,
+                                  within.upper)  # fmt: skip
+        return AttackStage(
+            number, self.line.specs[number], self.line.searches[number], settings.threat, within,
+            nearest=number < self.line.scouts, keep=settings.save_adversarial is not False,
+        )  # fmt: skip

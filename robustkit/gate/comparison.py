@@ -97,7 +97,7 @@ def check(
         watcher.note(note)
     taken = audit_only(baseline)
     judge = Judge(searched(baseline), terms)
-    pace = _StopWhenDecided(budget or Budget(), audits=False, judge=judge)
+    rule = _StopWhenDecided(budget or Budget(), audits=False, judge=judge)
     if record.audit is not None:
         watcher.note(
             f"{baseline.path} was audited; the gate compares one search with another, and "
@@ -115,7 +115,7 @@ def check(
         attack_certified=bool(record.arguments.get("attack_certified")),
         points=record.points.index,
         replay=stored_examples(baseline, data.shape) if replay and not taken else None,
-        pace=pace,
+        budget=rule,
         seed=record.seed,
         device=device,
         batch_size=batch_size,
@@ -124,7 +124,7 @@ def check(
         notes=[*candidate.notes, f"checked against {baseline.path}"],
         watcher=watcher,
     )
-    return _verdict(judge, baseline, found, candidate, folder / "record.json", pace.reason)
+    return _verdict(judge, baseline, found, candidate, folder / "record.json", rule.reason)
 
 
 def compare(

@@ -14,7 +14,8 @@ from robustkit.core.text import slug
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.evaluation.evaluate import evaluate
-from robustkit.evaluation.request import RUNS, GivenData, dataset
+from robustkit.evaluation.identity import RUNS
+from robustkit.evaluation.settings import GivenData, dataset, threat_model
 from robustkit.integrations.loggers import log_record, scalars
 from robustkit.record.provenance import weights_digest
 from robustkit.record.record import Record
@@ -66,7 +67,7 @@ class RobustnessMonitor:
         if every < 1:
             raise UsageError(f"every: expected epochs, 1 or more, got {every}.")
         self.data = dataset(data)
-        self.threat = Threat.parse(threat) if isinstance(threat, str) else threat
+        self.threat = threat_model(threat)
         self.every, self.writer, self.folder = every, writer, Path(folder)
         self.records: dict[int, Record] = {}
         """By epoch, what was found so far."""

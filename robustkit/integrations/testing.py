@@ -28,8 +28,8 @@ from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
 from robustkit.evaluation.budget import Budget, Interim, StoppingRule, seconds
 from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.settings import named_model
 from robustkit.gate.criteria import Claim, tolerances
-from robustkit.models.load import load_model
 from robustkit.record.points import Status
 from robustkit.record.record import Record
 
@@ -84,7 +84,7 @@ def assert_robust(
             attacks=attacks,
             n=n,
             seed=seed,
-            pace=watch,
+            budget=watch,
             device=device,
         )
     order = [p for p in shuffled(record.points.index, seed)]
@@ -188,11 +188,8 @@ def _told(record: Record, stands: np.ndarray[Any, Any], watch: _Threshold, threa
 
 def _subject(model: Given, data: Dataset | str, name: str | None) -> tuple[Dataset, Any, str]:
     points = open_dataset(data) if isinstance(data, str) else data
-    if isinstance(model, str):
-        subject = load_model(model, data=points)
-        return points, subject.model, name or subject.name
-    own = getattr(model, "__name__", type(model).__name__)
-    return points, model, name or str(own)
+    subject, called, _ = named_model(model, points)
+    return points, subject, name or called
 
 
 @contextmanager

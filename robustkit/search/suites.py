@@ -27,8 +27,8 @@ class Suite(Protocol):
     to audit what it leaves standing (`robustkit.search.audit`).
 
     One that acts on what is found about a model has a method `remedies(threat, surrogates,
-    findings)`, which returns what to add (`robustkit.search.findings`), and may have `lenders()`:
-    names of registered models from which adversarial inputs may transfer.
+    findings)`, which returns what to add (`robustkit.search.findings`), and may have
+    `transfer_sources()`: names of registered models from which adversarial inputs may transfer.
     """
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
@@ -43,17 +43,23 @@ class Suite(Protocol):
 class LineUp(NamedTuple):
     """The attacks of a run in order; those from `audited` on are the audit's.
 
-    The last `reserve` of them run where attacks without gradients took points. `findings`: what
-    the attacks were chosen by, None where they do not depend on the model; `answers`: flags that
-    they answer, if the audit finds nothing more.
+    The last `reserve` of them run where attacks without gradients broke points.
+
+    Attributes:
+        searches: built from `specs`, in the same order; a spec is built here and nowhere else.
+        findings: what the attacks were chosen by, None where they do not depend on the model.
+        answers: flags that the attacks answer, if the audit finds nothing more.
+        scouts: so many attacks use up their budget and keep the closest success.
     """
 
     specs: list[Spec]
+    searches: list[Any]
     audited: int
     audit: Audit | None
     reserve: int = 0
     findings: Findings | None = None
     answers: Sequence[str] = ()
+    scouts: int = 0
 
 
 def line_up(
@@ -87,18 +93,18 @@ def line_up(
         reserve, answers = _once(_specs(more.reserve), [*line, *audited]), more.answers
         audit = audit and replace(audit, attacks=[str(spec) for spec in [*audited, *reserve]])
     specs = [*line, *audited, *reserve]
-    for spec in specs:
-        search = attacks.build(spec)
+    searches = [attacks.build(spec) for spec in specs]
+    for search in searches:
         search.jobs(threat, 10)
         if model is not None:
             source(model, surrogate_of(search))
     repeated = {str(spec) for spec in specs if specs.count(spec) > 1}
     if repeated:
         raise UsageError(f"attack {sorted(repeated)[0]!r} is listed twice")
-    return LineUp(specs, len(line), audit, len(reserve), findings, tuple(answers))
+    return LineUp(specs, searches, len(line), audit, len(reserve), findings, tuple(answers))
 
 
-def rehearse(specs: Sequence[Spec], threat: Threat, shape: Sequence[int], classes: int) -> None:
+def rehearse(line: LineUp, threat: Threat, shape: Sequence[int], classes: int) -> None:
     """Let every attack start once on inputs [*shape], before any pass of any attack is spent.
 
     Raises:
@@ -106,8 +112,7 @@ def rehearse(specs: Sequence[Spec], threat: Threat, shape: Sequence[int], classe
     """
     x = torch.full((1, *shape), (threat.lower + threat.upper) / 2)
     y = point = torch.zeros(1, dtype=torch.long)
-    for spec in specs:
-        search = attacks.build(spec)
+    for spec, search in zip(line.specs, line.searches, strict=True):
         if isinstance(search, ExternalAttack):  # has no start apart from its run
             continue
         jobs = search.jobs(threat, classes)
@@ -131,14 +136,14 @@ def _once(specs: Sequence[Spec], before: Sequence[Spec] = ()) -> list[Spec]:
     return [s for i, s in enumerate(specs) if s not in before and s not in specs[:i]]
 
 
-def refuse_fixed(specs: Sequence[Spec]) -> None:
+def refuse_fixed(line: LineUp) -> None:
     """Refuse attacks that stay at one radius for a run that seeks the nearest success.
 
     Raises:
         UsageError: naming the attack, and those that would do.
     """
-    for spec in specs:
-        if not minimizes(attacks.build(spec)):
+    for spec, search in zip(line.specs, line.searches, strict=True):
+        if not minimizes(search):
             able = [entry.name for entry in attacks.entries() if minimizes(entry.target)]
             raise UsageError(
                 f"{spec.name} searches at a fixed eps and cannot seek the nearest adversarial "

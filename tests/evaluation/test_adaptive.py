@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from robustkit.core.threat import Norm, Threat
 from robustkit.data.dataset import Dataset, subset
 from robustkit.errors import UsageError
 from robustkit.evaluation import adapt
-from robustkit.evaluation.evaluate import evaluate, prepare
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.prepare import prepare
+from robustkit.evaluation.settings import Settings, ask
 from robustkit.evaluation.watcher import Watcher
 from robustkit.models.load import load_model
 from robustkit.models.surrogates.resolve import WithSurrogates
@@ -140,11 +142,15 @@ class Shaky(nn.Module):
         return {"still": self.inner}
 
 
-def test_the_noise_of_a_model_and_of_its_stand_ins_is_found(
+def asked(model: Any, data: Dataset, folder: Path) -> Settings:
+    return ask(model, data, THREAT, name="net", suite="adaptive", device="cpu", folder=folder)
+
+
+def test_the_noise_of_a_model_and_of_its_surrogates_is_found(
     hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
-    ground = prepare(Shaky(hardened).eval(), "net", few, None, 0, "cpu")
-    _, line = adapt.adapt_line_up(ground, "adaptive", THREAT, tmp_path)
+    settings = asked(Shaky(hardened).eval(), few, tmp_path)
+    _, line = adapt.adapt_line_up(settings, prepare(settings))
     assert line.findings is not None
     assert "randomized" in line.findings.flags
     assert line.findings.eot >= 4
@@ -226,8 +232,8 @@ class Cast(nn.Module):
 def test_a_lender_is_compared_with_outputs_of_any_type(
     how: str, hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
-    ground = prepare(Cast(hardened, how).eval(), "net", few, None, 0, "cpu")
-    _, line = adapt.adapt_line_up(ground, "adaptive", THREAT, tmp_path)
+    settings = asked(Cast(hardened, how).eval(), few, tmp_path)
+    _, line = adapt.adapt_line_up(settings, prepare(settings))
     assert line.findings is not None
     # A lender that knows fewer classes cannot say which of the others is next.
     assert line.findings.lent == (() if how == "more" else ("undefended",))
@@ -260,8 +266,8 @@ class Shattered(nn.Module):
 def test_a_stand_in_with_a_bent_gradient_answers_nothing(
     hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
-    ground = prepare(Shattered(hardened).eval(), "net", few, None, 0, "cpu")
-    _, line = adapt.adapt_line_up(ground, "adaptive", THREAT, tmp_path)
+    settings = asked(Shattered(hardened).eval(), few, tmp_path)
+    _, line = adapt.adapt_line_up(settings, prepare(settings))
     assert line.findings is not None
     assert "gradient_mismatch" in line.findings.flags
     assert "bpda" in line.findings.offered and not line.findings.true
@@ -279,8 +285,9 @@ def test_a_fresh_run_has_a_student_of_its_own(
         def teacher(x: Tensor, shift: int = shift) -> Tensor:
             return nn.functional.one_hot(hardened(x).argmax(1), 10).roll(shift, 1).float()
 
-        ground = prepare(teacher, "net", few, None, 0, "cpu")
-        adapt.adapt_line_up(ground, "adaptive", THREAT, tmp_path, fresh=True)
+        settings = asked(teacher, few, tmp_path)
+        settings = replace(settings, fresh=True)
+        adapt.adapt_line_up(settings, prepare(settings))
         students.append((tmp_path / "student.safetensors").read_bytes())
     assert students[0] != students[1]
 

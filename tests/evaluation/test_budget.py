@@ -44,7 +44,7 @@ def run(
         folder=folder,
         attacks=LINE_UP,
         device="cpu",
-        pace=given,
+        budget=given,
         **more,  # type: ignore[arg-type]
     )
 

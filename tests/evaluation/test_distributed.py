@@ -299,9 +299,9 @@ class TestSeveralDevices:
         assert list(map(books, two)) == list(map(books, one))
 
     def test_stop_at_a_budget_on_the_same_points(self, run: Callable[..., Record]) -> None:
-        one = run("one", batch_size=1, n=60, pace=StoppingRule(Budget(forwards=500)))
+        one = run("one", batch_size=1, n=60, budget=StoppingRule(Budget(forwards=500)))
         two = run(
-            "two", batch_size=1, n=60, pace=StoppingRule(Budget(forwards=500)), device="cpu,cpu"
+            "two", batch_size=1, n=60, budget=StoppingRule(Budget(forwards=500)), device="cpu,cpu"
         )
         assert one.data.planned is not None
         assert verdicts(two) == verdicts(one)

@@ -142,11 +142,11 @@ def test_a_budget_ends_an_audit_too_and_the_record_says_so(
     search = run(hardened, few, tmp_path / "search", attacks=WEAK)
     spent = StoppingRule(Budget(forwards=search.forwards + 1))
     for pace, reason in ((spent, "forward passes are used"), (Late(), "the time is up")):
-        cut = run(hardened, few, tmp_path / "cut", suite=suite, pace=pace, watcher=heard)
+        cut = run(hardened, few, tmp_path / "cut", suite=suite, budget=pace, watcher=heard)
         assert pace.reason is not None and reason in pace.reason
         assert cut.n == whole.n and cut.audit is None and cut.audit_bound is None
         assert "nothing bounds what its search may have missed" in cut.notes[-1]
-    done = run(hardened, few, tmp_path / "cut", suite=suite, pace=StoppingRule())
+    done = run(hardened, few, tmp_path / "cut", suite=suite, budget=StoppingRule())
     assert (outcome(done), done.audit, done.notes) == (outcome(whole), whole.audit, whole.notes)
 
 

@@ -106,7 +106,7 @@ def test_inputs_of_other_data_are_doubted(
         (moved, StoppingRule(), True), (blobs, StoppingRule(), False),
     ):  # fmt: skip
         heard, folder = Listener(), tmp_path / f"{data.name}-{pace is None}"
-        record = run(other, data, folder, replay=earlier, watcher=heard, pace=pace)
+        record = run(other, data, folder, replay=earlier, watcher=heard, budget=pace)
         told = [note for note in heard.notes if "inputs to replay lies within" in note]
         assert len(told) == doubted
         assert all("none of the " in note for note in told)

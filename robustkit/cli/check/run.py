@@ -23,7 +23,7 @@ from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluation import budget
 from robustkit.evaluation.budget import Budget
-from robustkit.evaluation.resume import source_digest
+from robustkit.evaluation.identity import source_digest
 from robustkit.gate import config as configuration
 from robustkit.gate.baseline import Baseline, choose, load_baselines, open_points
 from robustkit.gate.comparison import Candidate, check, compare

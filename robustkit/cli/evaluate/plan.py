@@ -13,20 +13,21 @@ from robustkit.core import json_files
 from robustkit.core.spec import Spec
 from robustkit.core.text import slug
 from robustkit.core.threat import Threat
-from robustkit.data.dataset import Dataset, select
+from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
+from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.distributed.messages import Named
 from robustkit.evaluation.distributed.setup import set_up
 from robustkit.evaluation.eps_grid import descending, folder_of, refuse_audit
-from robustkit.evaluation.request import home
-from robustkit.evaluation.resume import source_digest
+from robustkit.evaluation.identity import default_folder, source_digest
+from robustkit.evaluation.prepare import chosen_points
+from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.stages.replay import find_examples
 from robustkit.models.load import Subject, bundled, load_model
 from robustkit.models.tuning import AUTOMATIC, Tuning
 from robustkit.record.provenance import weights_digest
 from robustkit.registry import datasets
-from robustkit.search.suites import line_up, refuse_fixed
 
 SCHEMA = "robustkit/run/1"
 _DEFAULT_SUITE, _NEAREST_SUITE = "quick", "minimum_norm"
@@ -74,18 +75,29 @@ class Request:
 class Plan:
     """A checked request: models loaded, data open, folder settled.
 
-    `threat` is the one of the run, or the largest of `grid`, which falls.
+    Attributes:
+        settings: what holds for every model; `settings_of` adds what is each one's own.
+        grid: the threat models of `--eps-grid`, the largest first; empty without it.
     """
 
     request: Request
-    data: Dataset
-    threat: Threat
+    settings: Settings
     grid: tuple[Threat, ...]
-    suite: str | None
-    attacks: tuple[Spec, ...]
     subjects: tuple[Subject, ...]
     config: dict[str, Any]
     out: Path
+
+    def settings_of(self, subject: Subject) -> Settings:
+        """Return the settings for one model."""
+        return replace(
+            self.settings,
+            model=subject.model,
+            name=subject.name,
+            folder=self.folder(subject),
+            named=self.named(subject),
+            arguments=self.arguments(subject),
+            notes=tuple(subject.notes),
+        )
 
     def folder(self, subject: Subject) -> Path:
         """Return the folder of one model's evidence."""
@@ -133,30 +145,27 @@ def make(request: Request) -> Plan:
     if not request.models and request.n is None:
         request = replace(request, n=min(len(data), FIRST_LOOK))
     grid = _grid(request)
-    threat = grid[0] if grid else _threat(request, data)
-    default = _NEAREST_SUITE if request.minimum_norm else _DEFAULT_SUITE
-    suite = request.suite or (None if request.attacks else default)
-    attacks = tuple(Spec.parse(text) for text in request.attacks)
-    line = line_up(suite, attacks, threat)
-    if request.minimum_norm:
-        refuse_fixed(line.specs)
+    settings = _settings(request, data, grid[0] if grid else _threat(request, data))
+    line = settings.line_up()
     if grid:
-        refuse_audit(line, suite)
-    _refuse_mixtures(request)
+        refuse_audit(line, settings.suite)
+        settings.refuse_beside("--eps-grid")
     if request.attack_certified and not request.certify:
         raise UsageError("--attack-certified needs --certify: nothing is certified without it.")
-    select(data, request.n, request.seed)
+    chosen_points(settings)
     if request.replay:
         find_examples(request.replay, data.shape)
     subjects = _subjects(request, data)
     for subject in subjects:
-        line_up(suite, attacks, threat, subject.model)
+        replace(settings, model=subject.model).line_up()
         if request.certify:
-            build_certifier(subject.model, data.shape, threat, request.certify, request.seed)
-    config = _config(request, threat, grid, suite, attacks, subjects)
+            build_certifier(
+                subject.model, data.shape, settings.threat, request.certify, request.seed
+            )
+    config = _config(request, settings, grid, subjects)
     out = request.out or _default(config, data)
     refuse_other(out, config, fresh=request.fresh)
-    return Plan(request, data, threat, grid, suite, attacks, subjects, config, out)
+    return Plan(request, settings, grid, subjects, config, out)
 
 
 def claim(plan: Plan) -> None:
@@ -169,20 +178,28 @@ def claim(plan: Plan) -> None:
     json_files.write(plan.config, plan.out / "config.json")
 
 
-def _refuse_mixtures(request: Request) -> None:
-    """Refuse what a run over several eps, or one for distances, cannot be combined with."""
-    mode = "--eps-grid" if request.eps_grid else "--minimum-norm" if request.minimum_norm else None
-    given = [
-        option
-        for option, value in (
-            ("--replay", request.replay),
-            ("--max-time", request.max_time),
-            ("--max-forwards", request.max_forwards),
-        )
-        if value is not None
-    ]
-    if mode and given:
-        raise UsageError(f"{given[0]} does not go with {mode}: leave one of them out.")
+def _settings(request: Request, data: Dataset, threat: Threat) -> Settings:
+    default = _NEAREST_SUITE if request.minimum_norm else _DEFAULT_SUITE
+    budget = Budget(request.max_time, request.max_forwards)
+    return Settings(
+        None, "", data, threat,
+        suite=request.suite or (None if request.attacks else default),
+        attacks=tuple(Spec.parse(text) for text in request.attacks),
+        certify=request.certify,
+        attack_certified=request.attack_certified,
+        n=request.n,
+        replay=request.replay,
+        budget=None if budget == Budget() else StoppingRule(budget),
+        seed=request.seed,
+        device=request.device,
+        distributed=request.distributed,
+        workers=request.workers,
+        batch_size=request.batch_size,
+        tuning=request.tuning,
+        fresh=request.fresh,
+        save_adversarial=request.save_adversarial,
+        minimum_norm=request.minimum_norm,
+    )  # fmt: skip
 
 
 def _grid(request: Request) -> tuple[Threat, ...]:
@@ -251,10 +268,8 @@ def _subjects(request: Request, data: Dataset) -> tuple[Subject, ...]:
 
 def _config(
     request: Request,
-    threat: Threat,
+    settings: Settings,
     grid: tuple[Threat, ...],
-    suite: str | None,
-    attacks: tuple[Spec, ...],
     subjects: tuple[Subject, ...],
 ) -> dict[str, Any]:
     """Describe the run: what decides its verdicts, and nothing else."""
@@ -265,9 +280,9 @@ def _config(
         "weights": [weights_digest(subject.model)[0] for subject in subjects],
         **({"sources": sources} if any(sources) else {}),
         "data": request.data,
-        "threat": threat.norm if grid else str(threat),
-        "suite": suite and str(Spec.parse(suite)),
-        "attacks": [str(spec) for spec in attacks],
+        "threat": settings.threat.norm if grid else str(settings.threat),
+        "suite": settings.suite and str(Spec.parse(settings.suite)),
+        "attacks": [str(spec) for spec in settings.attacks],
         "n": request.n,
         "seed": request.seed,
         **({"replay": str(request.replay)} if request.replay else {}),
@@ -283,4 +298,4 @@ def _default(config: dict[str, Any], data: Dataset) -> Path:
     if radii := config.get("eps_grid"):
         threat = f"{threat}:{radii[-1]:.6g}-{radii[0]:.6g}"
     points = config["n"] or len(data)
-    return home(config["data"], threat, config["suite"], points, config["seed"], config)
+    return default_folder(config["data"], threat, config["suite"], points, config["seed"], config)

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -18,16 +17,15 @@ from robustkit.cli.options import use_threads
 from robustkit.cli.program import fail
 from robustkit.cli.progress import Screen
 from robustkit.core import files
-from robustkit.core.device import pick_devices
-from robustkit.data.dataset import select
 from robustkit.errors import RobustkitError
-from robustkit.evaluation.budget import Budget, StoppingRule
-from robustkit.evaluation.eps_grid import evaluate_grid
-from robustkit.evaluation.evaluate import evaluate, preflight
+from robustkit.evaluation.eps_grid import evaluate_grid_settings
+from robustkit.evaluation.evaluate import evaluate_settings
+from robustkit.evaluation.prepare import first_look
 from robustkit.leaderboard import curves, formats, rows
 from robustkit.leaderboard.rows import robust_interval
 from robustkit.models.load import Subject
 from robustkit.record.record import Record
+from robustkit.verify.diagnostics.probe import Diagnosis
 
 __all__ = ["Request", "run"]
 
@@ -45,9 +43,9 @@ def run(request: Request, *, debug: bool) -> int:
     use_threads(request.threads)
     with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
         plan = make(request)
-        _look(plan)
+        looks = _look(plan)
         claim(plan)
-        found, failures = _evaluate_all(plan)
+        found, failures = _evaluate_all(plan, looks)
     if found:
         _report(plan, found)
         if not request.quiet:
@@ -58,15 +56,12 @@ def run(request: Request, *, debug: bool) -> int:
     return codes.pop() if not found and len(codes) == 1 else RobustkitError.exit_code
 
 
-def _look(plan: Plan) -> None:
-    """Refuse what cannot be evaluated before anything is written."""
-    points = select(plan.data, plan.request.n, plan.request.seed)
-    target = pick_devices(plan.request.device)[0]
-    for subject in plan.subjects:
-        preflight(subject.model, subject.name, plan.data, points, target, probing=False)
+def _look(plan: Plan) -> dict[str, Diagnosis]:
+    """Refuse what cannot be evaluated before anything is written; keep what is found by name."""
+    return {subject.name: first_look(plan.settings_of(subject)) for subject in plan.subjects}
 
 
-def _evaluate_all(plan: Plan) -> tuple[_Found, _Failures]:
+def _evaluate_all(plan: Plan, looks: dict[str, Diagnosis]) -> tuple[_Found, _Failures]:
     """Evaluate one model after the other; the failure of one of several does not stop the rest."""
     found: _Found = []
     failures: _Failures = []
@@ -74,7 +69,7 @@ def _evaluate_all(plan: Plan) -> tuple[_Found, _Failures]:
     with Screen(runs, quiet=plan.request.quiet) as screen:
         for subject in plan.subjects:
             try:
-                found += evaluate_one(plan, subject, screen)
+                found += evaluate_one(plan, subject, screen, looks[subject.name])
             except Exception as error:
                 if len(plan.subjects) == 1:
                     raise
@@ -82,43 +77,20 @@ def _evaluate_all(plan: Plan) -> tuple[_Found, _Failures]:
     return found, failures
 
 
-def evaluate_one(plan: Plan, subject: Subject, screen: Screen) -> _Found:
-    """Evaluate one model as planned; return its records and where they lie."""
-    request = plan.request
-    given: dict[str, Any] = {
-        "name": subject.name,
-        "data": plan.data,
-        "threat": plan.threat,
-        "suite": plan.suite,
-        "attacks": plan.attacks,
-        "certify": request.certify,
-        "attack_certified": request.attack_certified,
-        "n": request.n,
-        "seed": request.seed,
-        "device": request.device,
-        "distributed": request.distributed,
-        "workers": request.workers,
-        "named": plan.named(subject),
-        "batch_size": request.batch_size,
-        "tuning": request.tuning,
-        "folder": plan.folder(subject),
-        "fresh": request.fresh,
-        "save_adversarial": request.save_adversarial,
-        "arguments": plan.arguments(subject),
-        "notes": subject.notes,
-        "watcher": screen,
-    }
+def evaluate_one(
+    plan: Plan, subject: Subject, screen: Screen, diagnosis: Diagnosis | None = None
+) -> _Found:
+    """Evaluate one model as planned; return its records and where they lie.
+
+    Args:
+        diagnosis: of the model, if it was looked at before.
+    """
+    settings = plan.settings_of(subject)
     if plan.grid:
-        records = evaluate_grid(subject.model, grid=[t.eps for t in plan.grid], **given)
+        records = evaluate_grid_settings(settings, plan.grid, screen, diagnosis=diagnosis)
         return list(zip(plan.records(subject), records[::-1], strict=True))
-    given |= {"replay": request.replay, "pace": _pace(request)}
-    record = evaluate(subject.model, minimum_norm=request.minimum_norm, **given)
+    record = evaluate_settings(settings, screen, diagnosis=diagnosis)
     return [(path, record) for path in plan.records(subject)]
-
-
-def _pace(request: Request) -> StoppingRule | None:
-    budget = Budget(request.max_time, request.max_forwards)
-    return None if budget == Budget() else StoppingRule(budget)
 
 
 def _say_how_far(found: _Found) -> None:
@@ -161,7 +133,7 @@ def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
 
 def _remarks(plan: Plan) -> Iterator[str]:
     """Say what the numbers are not."""
-    if plan.suite == "quick":
+    if plan.settings.suite == "quick":
         yield "quick is an upper bound, a first look: defend a claim by --suite fast or parity."
     if plan.grid:
         yield (

@@ -22,115 +22,119 @@ from robustkit.evaluation.distributed.messages import (
     Work,
 )
 from robustkit.evaluation.distributed.scheduler import Scheduler
-from robustkit.evaluation.stages.attack import AttackStage, PointsToAttack
-from robustkit.evaluation.stages.clean_and_certify import Report
-from robustkit.evaluation.stages.judge import PointSource, VerdictWriter
+from robustkit.evaluation.stages.stage import (
+    AttackStage,
+    PointSource,
+    PointsToAttack,
+    Report,
+    VerdictWriter,
+)
 from robustkit.record.ledger_schema import Cost
-from robustkit.registry import attacks
 from robustkit.search.external import ExternalAttack
 
 
 @dataclass
 class DistributedExecutor:
-    """Does the work of one run; see `robustkit.evaluation.stages.attack.Executor`.
+    """Does the work of one run; see `robustkit.evaluation.executor`.
 
     The seconds that are written are those of the driver's clock.
     """
 
-    crew: Scheduler
+    scheduler: Scheduler
     data: PointSource
-    pen: VerdictWriter
+    writer: VerdictWriter
     threat: Threat
+    classes: int
     _clock: float = field(default_factory=time.monotonic)
 
-    def classify(self, points: Sequence[int], ranked: int, told: Report) -> None:
+    def classify(self, points: Sequence[int], ranked: int, report: Report) -> None:
         """Classify clean points."""
         open_points = set(points)
 
         def heard(_: Classify, note: Note) -> None:
             if isinstance(note, Classified):
-                self.pen.write_clean(note.rows, note.forwards, self._lap(), note.errors)
+                self.writer.write_clean(note.rows, note.forwards, self._lap(), note.errors)
                 open_points.difference_update(row[0] for row in note.rows)
-                told(len(note.rows), sum(y == guess for _, y, guess, _ in note.rows))
+                report(len(note.rows), sum(y == guess for _, y, guess, _ in note.rows))
 
         def rest(work: Classify) -> Classify | None:
             left = [point for point in work.points if point in open_points]
             return work._replace(points=left) if left else None
 
         parts = (Classify(piece, ranked) for piece in self._pieces(points))
-        self.crew.run(parts, self._load, heard, rest)
+        self.scheduler.run(parts, self._load, heard, rest)
 
     def prove(
-        self, certifier: Certifier, todo: Sequence[int], fallen: set[int], told: Report
+        self, certifier: Certifier, points: Sequence[int], broken: set[int], report: Report
     ) -> None:
         """Try a certificate."""
-        open_points = set(todo)
+        open_points = set(points)
 
         def heard(_: Prove, note: Note) -> None:
             if isinstance(note, Proved):
-                self.pen.write_certified(note.rows, self._lap())
+                self.writer.write_certified(note.rows, self._lap())
                 open_points.difference_update(point for point, _ in note.rows)
-                told(len(note.rows), sum(holds for _, holds in note.rows))
+                report(len(note.rows), sum(holds for _, holds in note.rows))
 
         def rest(work: Prove) -> Prove | None:
             left = [point for point in work.points if point in open_points]
             return work._replace(points=left) if left else None
 
         parts = (
-            Prove(piece, fallen & set(piece), certifier.method, self.threat)
-            for piece in self._pieces(todo, certifier.batch)
+            Prove(piece, broken & set(piece), certifier.method, self.threat)
+            for piece in self._pieces(points, certifier.batch)
         )
-        self.crew.run(parts, self._load, heard, rest)
+        self.scheduler.run(parts, self._load, heard, rest)
 
     def attack(
         self,
-        assault: AttackStage,
-        part: PointsToAttack,
+        stage: AttackStage,
+        points: PointsToAttack,
         report: Report,
         *,
         entered: int,
         last: bool,
     ) -> None:
         """Run an attack: the tasks that are open, whoever works on them."""
-        search = attacks.build(assault.spec)
-        spent, fallen, done = set(part.spent), set[int](), 0
+        jobs = range(len(stage.jobs(self.classes)))
+        spent, broken, done = set(points.spent), set[int](), 0
 
         def rest(work: Attack) -> Attack | None:
             left = [
                 point
                 for point in work.points
-                if (assault.nearest or point not in fallen)
-                and any((point, job) not in spent for job in range(assault.jobs))
+                if (stage.nearest or point not in broken)
+                and any((point, job) not in spent for job in jobs)
             ]
-            return Attack(assault, _some(part, left, spent)) if left else None
+            return Attack(stage, points.some(left, spent)) if left else None
 
         def heard(_: Attack, note: Note) -> None:
             nonlocal done
             if isinstance(note, AttackResults):
                 cost = note.cost._replace(seconds=self._lap())
-                self.pen.write(
-                    assault.stage, note.spent, note.falls, cost, note.closest, note.refused
+                self.writer.write(
+                    stage.number, note.spent, note.broken, cost, note.closest, note.refused
                 )
                 spent.update(note.spent)
-                fallen.update(fall.point for fall in note.falls)
+                broken.update(found.point for found in note.broken)
             elif isinstance(note, Ended):
                 done += note.tasks
-                report(done, len(part.ranked) - len(fallen))
+                report(done, len(points.ranked) - len(broken))
 
-        whole = rest(Attack(assault, part))
-        unit = search.batch_size if isinstance(search, ExternalAttack) else 1
+        whole = rest(Attack(stage, points))
+        unit = stage.attack.batch_size if isinstance(stage.attack, ExternalAttack) else 1
         parts = (
-            Attack(assault, _some(part, piece, spent))
+            Attack(stage, points.some(piece, spent))
             for piece in self._pieces(whole.points if whole else [], unit)
         )
-        self.crew.run(parts, self._load, heard, rest)
-        books = Cost(entered=entered, seconds=self._lap(), finished=last)
-        self.pen.write(assault.stage, [], [], books)
+        self.scheduler.run(parts, self._load, heard, rest)
+        end = Cost(entered=entered, seconds=self._lap(), finished=last)
+        self.writer.write(stage.number, [], [], end)
 
     def _pieces(self, points: Sequence[int], unit: int = 1) -> Iterator[list[int]]:
         """Cut points into pieces of whole multiples of `unit`, in order."""
         if points:
-            size = self.crew.part(len(points), unit)
+            size = self.scheduler.part(len(points), unit)
             self._lap()  # the time until the workers were there is not the stage's
             for start in range(0, len(points), size):
                 yield list(points[start : start + size])
@@ -144,15 +148,3 @@ class DistributedExecutor:
         now = time.monotonic()
         lap, self._clock = now - self._clock, now
         return lap
-
-
-def _some(
-    part: PointsToAttack, points: Sequence[int], spent: set[tuple[int, int]]
-) -> PointsToAttack:
-    """Return what of a part concerns some points."""
-    chosen = set(points)
-    return PointsToAttack(
-        {point: part.ranked[point] for point in points},
-        {item for item in spent if item[0] in chosen},
-        part.proved & chosen,
-    )

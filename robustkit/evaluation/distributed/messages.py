@@ -8,14 +8,14 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Model
 from robustkit.data.dataset import Indices
-from robustkit.evaluation.stages.attack import AttackStage, PointsToAttack
+from robustkit.evaluation.stages.stage import AttackStage, PointsToAttack
 from robustkit.models.tuning import Tuning
 from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
+from robustkit.verify.diagnostics.probe import Diagnosis
 
 
 class Named(NamedTuple):
@@ -42,25 +42,21 @@ class ModelSetup(NamedTuple):
     Attributes:
         model: a copy on the CPU, or how to load it.
         digest: of its weights, as the driver sees them.
-        sample, answers: inputs, and the driver's logits for them.
-        classes: number of logits.
+        diagnosis: the driver's, on the CPU: the inputs it looked at, and the logits for them.
         version: of robustkit.
-        lent: stand-ins that were lent to the model, on the CPU, by name.
+        surrogates: those that the driver added to the model's own, on the CPU, by name.
     """
 
     name: str
     model: Model | Named
     digest: str
     data: Facts
-    sample: Tensor
-    answers: Tensor
-    classes: int
-    randomized: bool
+    diagnosis: Diagnosis
     seed: int
     batch_size: int | None
     tuning: Tuning
     version: str
-    lent: dict[str, Model]
+    surrogates: dict[str, Model]
 
 
 class PointData(NamedTuple):
@@ -85,10 +81,10 @@ class Classify(NamedTuple):
 
 
 class Prove(NamedTuple):
-    """A certificate on some points, of which `fallen` have fallen at a larger eps."""
+    """A certificate on some points, of which `broken` were broken at a larger eps."""
 
     points: list[int]
-    fallen: set[int]
+    broken: set[int]
     method: str
     threat: Threat
 
@@ -96,13 +92,13 @@ class Prove(NamedTuple):
 class Attack(NamedTuple):
     """An attack on some points."""
 
-    assault: AttackStage
-    part: PointsToAttack
+    stage: AttackStage
+    open: PointsToAttack
 
     @property
     def points(self) -> list[int]:
-        """Those of the part."""
-        return list(self.part.ranked)
+        """Those to attack."""
+        return list(self.open.ranked)
 
 
 Work: TypeAlias = "Classify | Prove | Attack"
@@ -112,7 +108,7 @@ class Order(NamedTuple):
     """A piece of work with its images."""
 
     work: Work
-    parcel: PointData
+    points: PointData
 
 
 class Ready(NamedTuple):
@@ -141,7 +137,7 @@ class AttackResults(NamedTuple):
     """What `Ledger.write` is told of an attack."""
 
     spent: list[tuple[int, int]]
-    falls: list[BrokenPoint]
+    broken: list[BrokenPoint]
     cost: Cost
     closest: dict[int, float]
     refused: dict[int, RefusedCandidate]

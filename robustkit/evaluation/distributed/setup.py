@@ -15,13 +15,13 @@ from robustkit.core.optional import library
 from robustkit.core.types import Model
 from robustkit.errors import UsageError
 from robustkit.evaluation.distributed.local_pool import LocalPool, Pool
-from robustkit.evaluation.distributed.messages import Facts, ModelSetup, Named
+from robustkit.evaluation.distributed.messages import Facts, ModelSetup
 from robustkit.evaluation.distributed.ray_pool import RayPool
 from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.prepare import Prepared
+from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.watcher import Watcher
 from robustkit.models.surrogates.resolve import lent
-from robustkit.models.tuning import Tuning
 from robustkit.record import provenance
 
 
@@ -90,13 +90,8 @@ def set_up(device: str, distributed: str | None, workers: int | None) -> Setup |
 
 
 @contextmanager
-def staff(
-    setup: Setup | None,
-    ground: Prepared,
-    named: Named | None,
-    batch_size: int | None,
-    tuning: Tuning,
-    watcher: Watcher,
+def start_workers(
+    setup: Setup | None, settings: Settings, prepared: Prepared, watcher: Watcher
 ) -> Iterator[Scheduler | None]:
     """Yield the workers for one model, which end with the block; None where there are none.
 
@@ -106,24 +101,21 @@ def staff(
     if setup is None:
         yield None
         return
-    health, data, sample = ground.health, ground.data, ground.sample
-    briefing = ModelSetup(
-        name=ground.name,
-        model=named or _portable(ground.model),
-        digest=ground.weights.digest,
+    diagnosis, data, added = prepared.diagnosis, settings.data, lent(prepared.tuned.model)
+    model = ModelSetup(
+        name=settings.name,
+        model=settings.named or _portable(prepared.model),
+        digest=prepared.weights.digest,
         data=Facts(data.name, data.family, data.shape, data.classes),
-        sample=sample.cpu(),
-        answers=health.answers[: len(sample)].cpu(),
-        classes=health.classes,
-        randomized=health.randomized,
-        seed=ground.seed,
-        batch_size=batch_size,
-        tuning=tuning,
+        diagnosis=diagnosis.to("cpu"),
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        tuning=settings.tuning,
         version=provenance.versions()["robustkit"],
-        lent={name: _portable(model) for name, model in lent(ground.tuned.model).items()},
+        surrogates={name: _portable(model) for name, model in added.items()},
     )
-    with Scheduler(ground.name, setup.note, _starter(setup, briefing), watcher) as crew:
-        yield crew
+    with Scheduler(settings.name, setup.note, _starter(setup, model), watcher) as scheduler:
+        yield scheduler
 
 
 def _portable(model: Model) -> Model:
@@ -131,12 +123,12 @@ def _portable(model: Model) -> Model:
     return copy.deepcopy(model).cpu() if isinstance(model, nn.Module) else model
 
 
-def _starter(setup: Setup, briefing: ModelSetup) -> Callable[[], Pool]:
+def _starter(setup: Setup, model: ModelSetup) -> Callable[[], Pool]:
     def start() -> Pool:
         if setup.ray:
-            return RayPool(briefing, setup.address, setup.workers, setup.device, None)
+            return RayPool(model, setup.address, setup.workers, setup.device, None)
         on_cpu = sum(pick_device(device).type == "cpu" for device in setup.devices)
         threads = max(1, torch.get_num_threads() // max(1, on_cpu))
-        return LocalPool(briefing, setup.devices, threads)
+        return LocalPool(model, setup.devices, threads)
 
     return start

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from robustkit.certify.certifier import build_certifier
-from robustkit.core.device import pick_device, stride
+from robustkit.core.device import pick_device
 from robustkit.core.imports import failure
-from robustkit.core.threat import Threat
 from robustkit.core.types import Model
 from robustkit.data.dataset import ImageSet
 from robustkit.errors import RobustkitError, UsageError
@@ -36,18 +35,18 @@ from robustkit.evaluation.distributed.messages import (
     Proved,
     Ready,
 )
-from robustkit.evaluation.stages.attack import DeviceWorker
-from robustkit.evaluation.stages.clean_and_certify import Report, prove
+from robustkit.evaluation.stages.attack import run_attack
+from robustkit.evaluation.stages.clean_and_certify import classify, prove
+from robustkit.evaluation.stages.stage import DeviceWorker, Report
 from robustkit.models.load import load_model
 from robustkit.models.surrogates.resolve import WithSurrogates
 from robustkit.models.tuning import tune
 from robustkit.record import provenance
 from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
-from robustkit.search.engine import Engine
 from robustkit.verify.candidates import predict
+from robustkit.verify.diagnostics.probe import Diagnosis
 
 _AGREE = 1e-2  # of the largest logit: devices differ in the last bits, other code by more
-_ANY = Threat("linf", 1.0)  # until an order names one
 
 
 def serve(
@@ -59,16 +58,16 @@ def serve(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    bench: DeviceWorker | None = None
+    worker: DeviceWorker | None = None
     while True:
         try:
             message = receive()
             if isinstance(message, ModelSetup):
-                bench = _open(message, pick_device(device))
-                where = provenance.device_name(bench.device)
-                send(Ready(where, bench.engine.slots, str(torch.__version__)))
-            elif bench is not None:
-                _work(bench, message, send)
+                worker = _open(message, pick_device(device))
+                where = provenance.device_name(worker.device)
+                send(Ready(where, worker.slots, str(torch.__version__)))
+            elif worker is not None:
+                _work(worker, message, send)
                 send(Done())
         except (EOFError, OSError):
             return
@@ -78,33 +77,31 @@ def serve(
             send(Failed(code, told, traceback.format_exc()))
 
 
-def _open(briefing: ModelSetup, device: torch.device) -> DeviceWorker:
+def _open(setup: ModelSetup, device: torch.device) -> DeviceWorker:
     """Load the model, and check that it is the driver's."""
     here = provenance.versions()["robustkit"]
-    if here != briefing.version:
+    if here != setup.version:
         raise UsageError(
-            f"a worker has robustkit {here}, and this machine {briefing.version}: install the same "
+            f"a worker has robustkit {here}, and this machine {setup.version}: install the same "
             "version on every node."
         )
-    model = _load(briefing)
+    model = _load(setup)
     if isinstance(model, nn.Module):
         digest = provenance.weights_digest(model)[0]
-        if digest != briefing.digest:
+        if digest != setup.digest:
             raise UsageError(
-                f"a worker has other weights for {briefing.name} than this machine: their digest "
-                f"is {digest[:12]}, expected {briefing.digest[:12]}. Give every node the same file."
+                f"a worker has other weights for {setup.name} than this machine: their digest "
+                f"is {digest[:12]}, expected {setup.digest[:12]}. Give every node the same file."
             )
-    model = _placed(model, device)
-    sample = briefing.sample.to(device)
-    if not briefing.randomized:
-        _same_answers(model, sample, briefing)
-    tuned = tune(model, sample, briefing.tuning, randomized=briefing.randomized)
-    more = {name: _placed(other, device) for name, other in briefing.lent.items()}
-    searched = WithSurrogates(tuned.model, more) if more else tuned.model
-    engine = Engine(searched, _ANY, briefing.batch_size or tuned.slots, stride(device),
-                    tuned.half)  # fmt: skip
-    return DeviceWorker(briefing.name, model, engine, device, briefing.classes, briefing.randomized,
-                 briefing.seed)  # fmt: skip
+    model, diagnosis = _placed(model, device), setup.diagnosis.to(str(device))
+    if not diagnosis.randomized:
+        _same_answers(model, diagnosis, setup.name)
+    tuned = tune(model, diagnosis.sample, setup.tuning, randomized=diagnosis.randomized)
+    if setup.surrogates:
+        added = {name: _placed(other, device) for name, other in setup.surrogates.items()}
+        tuned = tuned._replace(model=WithSurrogates(tuned.model, added))
+    slots = setup.batch_size or tuned.slots
+    return DeviceWorker(setup.name, model, tuned, diagnosis, setup.seed, slots)
 
 
 def _placed(model: Model, device: torch.device) -> Model:
@@ -113,24 +110,24 @@ def _placed(model: Model, device: torch.device) -> Model:
     return model
 
 
-def _load(briefing: ModelSetup) -> Model:
-    given = briefing.model
+def _load(setup: ModelSetup) -> Model:
+    given = setup.model
     if not isinstance(given, Named):
         return given
-    data = _without_images(briefing.data)
+    data = _without_images(setup.data)
     return load_model(
         given.text, data=data, weights=given.weights, mean=given.mean, std=given.std
     ).model
 
 
-def _same_answers(model: Model, sample: torch.Tensor, briefing: ModelSetup) -> None:
+def _same_answers(model: Model, diagnosis: Diagnosis, name: str) -> None:
     """Refuse a model with the same weights that answers otherwise: its code differs."""
-    logits, then = predict(model, sample)[1].cpu(), briefing.answers
+    logits, then = predict(model, diagnosis.sample)[1], diagnosis.answers
     worst = float((logits - then).abs().max() / then.abs().max().clamp_min(1e-12))
     if not worst <= _AGREE:
         raise UsageError(
-            f"{briefing.name} answers otherwise on a worker than on this machine (by {worst:.2g} "
-            "of the largest logit): the nodes have different code, or other versions of a library."
+            f"{name} answers otherwise on a worker than on this machine (by {worst:.2g} of the "
+            "largest logit): the nodes have different code, or other versions of a library."
         )
 
 
@@ -140,24 +137,24 @@ def _without_images(facts: Facts) -> ImageSet:
     return ImageSet(*facts, labels, lambda _: none)
 
 
-def _work(bench: DeviceWorker, order: Order, send: Callable[[Note], None]) -> None:
+def _work(worker: DeviceWorker, order: Order, send: Callable[[Note], None]) -> None:
     """Carry out one order; every batch and every harvest is sent when it is there."""
-    work, parcel, scribe = order.work, order.parcel, MessageWriter(send)
+    work, points, writer = order.work, order.points, MessageWriter(send)
     if isinstance(work, Classify):
-        bench.classify(work.points, parcel, scribe, work.ranked, _unheard)
+        classify(worker, work.points, points, writer, work.ranked, _unheard)
     elif isinstance(work, Prove):
-        _prove(bench, work, parcel, scribe)
+        _prove(worker, work, points, writer)
     elif isinstance(work, Attack):
-        bench.attack(work.assault, work.part, parcel, scribe, _counter(send))
+        run_attack(worker, work.stage, work.open, points, writer, _counter(send))
 
 
-def _prove(bench: DeviceWorker, work: Prove, parcel: PointData, scribe: MessageWriter) -> None:
-    shape = parcel.x.shape[1:]
-    prover = build_certifier(bench.model, shape, work.threat, work.method, bench.seed,
-                       randomized=bench.randomized)  # fmt: skip
+def _prove(worker: DeviceWorker, work: Prove, points: PointData, writer: MessageWriter) -> None:
+    shape = points.x.shape[1:]
+    prover = build_certifier(worker.model, shape, work.threat, work.method, worker.seed,
+                             randomized=worker.diagnosis.randomized)  # fmt: skip
     if prover is None:
-        raise UsageError(f"a worker knows no certificate {work.method} for {bench.name}.")
-    prove(prover, work.points, work.fallen, parcel, scribe, bench.device, work.threat, _unheard)
+        raise UsageError(f"a worker knows no certificate {work.method} for {worker.name}.")
+    prove(prover, work.points, work.broken, points, writer, worker.device, work.threat, _unheard)
 
 
 def _counter(send: Callable[[Note], None]) -> Report:
@@ -200,11 +197,13 @@ class MessageWriter:
         self,
         stage: int,
         spent: Iterable[tuple[int, int]],
-        falls: Iterable[BrokenPoint],
+        broken: Iterable[BrokenPoint],
         cost: Cost,
         closest: Mapping[int, float] | None = None,
         refused: Mapping[int, RefusedCandidate] | None = None,
     ) -> None:
         """Send a harvest."""
         pairs = [(point, job) for point, job in spent]
-        self.send(AttackResults(pairs, list(falls), cost, dict(closest or {}), dict(refused or {})))
+        self.send(
+            AttackResults(pairs, list(broken), cost, dict(closest or {}), dict(refused or {}))
+        )

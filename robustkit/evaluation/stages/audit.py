@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import Cost
-from robustkit.registry import attacks
 from robustkit.search.audit import Sample, alarming, draw, many
 from robustkit.search.suites import LineUp
 
@@ -67,8 +66,8 @@ def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
 
     The reserve itself does not count: a run that was killed goes on as it began.
     """
-    before = line.specs[: len(line.specs) - line.reserve]
-    blind = [not getattr(attacks.build(spec), "uses_gradient", True) for spec in before]
+    before = line.searches[: len(line.searches) - line.reserve]
+    blind = [not getattr(search, "uses_gradient", True) for search in before]
     taken = sum(0 <= f.stage < len(blind) and blind[f.stage] for f in ledger.falls().values())
     return many(taken, n)
 

@@ -4,49 +4,72 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import torch
 
 from robustkit.certify.certifier import Certifier
 from robustkit.core.threat import Threat
-from robustkit.core.types import Images, Labels, Model
+from robustkit.core.types import Images, Labels
 from robustkit.errors import RobustkitError, some
-from robustkit.evaluation.stages.judge import (
-    PointSource,
-    VerdictWriter,
-    refuse_refuted_certificates,
-)
+from robustkit.evaluation.stages.judge import refuse_refuted_certificates
+from robustkit.evaluation.stages.stage import DeviceWorker, PointSource, Report, VerdictWriter
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import CARRIED
-from robustkit.verify.candidates import predict
-
-Report: TypeAlias = Callable[[int, int], None]  # hears of each batch: points, and those that pass
+from robustkit.search.engine import out_of_memory
+from robustkit.verify.candidates import DRAWS, predict
 
 
 def classify(
-    model: Model,
+    worker: DeviceWorker,
     points: Sequence[int],
-    x: Images,
-    y: Labels,
-    *,
-    draws: int,
+    data: PointSource,
+    writer: VerdictWriter,
     ranked: int,
-    name: str,
-) -> tuple[list[tuple[int, int, int, list[int]]], dict[int, float]]:
-    """Return (point, label, predicted class, the `ranked` classes of largest logit) of a batch.
+    report: Report,
+) -> None:
+    """Classify clean points, batch by batch; halve the batch when memory runs out.
 
-    And by point the share of the passes that erred, where there are several.
+    Args:
+        ranked: how many classes of largest logit to write down.
+        report: called after every batch with (points, those of them classified correctly).
 
     Raises:
         RobustkitError: for logits that are not finite.
     """
-    predicted, logits, votes = predict(model, x, draws)
+    todo, draws = list(points), DRAWS if worker.diagnosis.randomized else 1
+    while todo:
+        batch, clock = todo[: worker.slots], time.monotonic()
+        try:
+            x, y = data.fetch(batch)
+            rows, errors = _classify_batch(worker, batch, x.to(worker.device), y, draws, ranked)
+        except RuntimeError as error:
+            if not out_of_memory(error) or len(batch) == 1:
+                raise
+            worker.slots = len(batch) // 2
+            continue
+        writer.write_clean(rows, len(batch) * draws, time.monotonic() - clock, errors)
+        todo = todo[len(batch) :]
+        report(len(batch), sum(label == predicted for _, label, predicted, _ in rows))
+
+
+def _classify_batch(
+    worker: DeviceWorker,
+    points: Sequence[int],
+    x: Images,
+    y: Labels,
+    draws: int,
+    ranked: int,
+) -> tuple[list[tuple[int, int, int, list[int]]], dict[int, float]]:
+    """Return (point, label, predicted class, the `ranked` classes of largest logit) of a batch.
+
+    And by point the share of the passes that erred, where there are several.
+    """
+    predicted, logits, votes = predict(worker.model, x, draws)
     bad = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
         raise RobustkitError(
-            f"{name} returns NaN or infinite logits on the clean points "
+            f"{worker.name} returns NaN or infinite logits on the clean points "
             f"{some([points[row] for row in bad])}. Mend the model, or leave them out."
         )
     # Ties and votes can put another class first: the predicted one must not become a target.
@@ -70,53 +93,53 @@ def certify_points(
 
     Args:
         name: of the certificate.
-        work: tries it on some points, of which the second have fallen at a larger eps, and writes
+        work: tries it on some points, of which the second were broken at a larger eps, and writes
             it down; see `prove`.
-        everything: also on points that fell at a larger eps, to check the proof.
+        everything: also on points that were broken at a larger eps, to check the proof.
 
     Raises:
         RobustkitError: when such a point is proved robust.
     """
     tried, clean = ledger.certified(), ledger.clean()
-    fallen = {p for p, fall in ledger.falls().items() if fall.stage == CARRIED}
-    spared = set() if everything else fallen
+    broken = {p for p, fall in ledger.falls().items() if fall.stage == CARRIED}
+    spared = set() if everything else broken
     right = [p for p in points if clean[p][0] == clean[p][1] and p not in spared]
     todo, proved = [p for p in right if p not in tried], sum(tried.get(p, False) for p in right)
     watcher.stage(f"certify {name}", len(right))
     done = len(right) - len(todo)
 
-    def told(tried: int, holds: int) -> None:
+    def report(tried: int, holds: int) -> None:
         nonlocal done, proved
         done, proved = done + tried, proved + holds
         watcher.advance(done, proved, len(right))
 
-    work(todo, fallen & set(todo), told)
+    work(todo, broken & set(todo), report)
 
 
 def prove(
     certifier: Certifier,
-    todo: Sequence[int],
-    fallen: set[int],
+    points: Sequence[int],
+    broken: set[int],
     data: PointSource,
-    pen: VerdictWriter,
+    writer: VerdictWriter,
     device: torch.device,
     threat: Threat,
-    told: Report,
+    report: Report,
 ) -> None:
-    """Try a certificate on the points `todo`, batch by batch.
+    """Try a certificate on `points`, batch by batch.
 
     Args:
-        fallen: points that an attack has broken at a larger eps, within this one or not.
-        told: called after every batch with (points, those of them proved robust).
+        broken: points that an attack has broken at a larger eps, within this one or not.
+        report: called after every batch with (points, those of them proved robust).
 
     Raises:
-        RobustkitError: when one of `fallen` is proved robust.
+        RobustkitError: when one of `broken` is proved robust.
     """
-    for start in range(0, len(todo), certifier.batch):
-        batch, clock = todo[start : start + certifier.batch], time.monotonic()
+    for start in range(0, len(points), certifier.batch):
+        batch, clock = points[start : start + certifier.batch], time.monotonic()
         x, y = (part.to(device) for part in data.fetch(batch))
         holds = certifier.prove(x, y).tolist()
-        refuted = [p for p, ok in zip(batch, holds, strict=True) if ok and p in fallen]
+        refuted = [p for p, ok in zip(batch, holds, strict=True) if ok and p in broken]
         refuse_refuted_certificates("the attack at a larger eps", refuted, threat)
-        pen.write_certified(zip(batch, holds, strict=True), time.monotonic() - clock)
-        told(len(batch), sum(holds))
+        writer.write_certified(zip(batch, holds, strict=True), time.monotonic() - clock)
+        report(len(batch), sum(holds))

@@ -4,96 +4,44 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from robustkit.core.threat import Threat
-from robustkit.core.types import Images, Labels, Model
-from robustkit.data.dataset import Indices
+from robustkit.core.types import Images, Labels
 from robustkit.errors import RobustkitError, some
+from robustkit.evaluation.stages.stage import (
+    AttackStage,
+    DeviceWorker,
+    PointSource,
+    PointsToAttack,
+    Report,
+    VerdictWriter,
+)
 from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
-from robustkit.search.protocol import Job, Tasks
+from robustkit.search.external import ExternalAttack
+from robustkit.search.protocol import Tasks
 from robustkit.search.tasks import Outcome, Work, fresh_tasks
 from robustkit.verify.candidates import FRESH, Verdict, measure, verify
 
 
-class PointSource(Protocol):
-    """Where the points come from: a data set, or those that were sent to a worker."""
-
-    def fetch(self, indices: Indices) -> tuple[Images, Labels]:
-        """Read the points `indices` [b]: float32 images in [0, 1] and int64 labels."""
-        ...
-
-
-class VerdictWriter(Protocol):
-    """What writes verdicts down: the ledger, or what sends them to where the ledger is."""
-
-    def write_clean(
-        self,
-        rows: Iterable[tuple[int, int, int, list[int]]],
-        forwards: int,
-        seconds: float,
-        errors: Mapping[int, float] | None = None,
-    ) -> None:
-        """Store (point, label, predicted, classes by falling logit) of a clean batch."""
-        ...
-
-    def write_certified(self, rows: Iterable[tuple[int, bool]], seconds: float) -> None:
-        """Store for some points whether the certificate holds."""
-        ...
-
-    def write(
-        self,
-        stage: int,
-        spent: Iterable[tuple[int, int]],
-        falls: Iterable[BrokenPoint],
-        cost: Cost,
-        closest: Mapping[int, float] | None = None,
-        refused: Mapping[int, RefusedCandidate] | None = None,
-    ) -> None:
-        """Store what a harvest of an attack brought."""
-        ...
-
-
 @dataclass
 class StageJudge:
-    """The referee of one attack over the points that still stand.
+    """Judges the candidates of one attack, over the points that are robust so far.
 
     Attributes:
-        name: canonical spec of the attack; names its random streams and its errors.
-        reference: the original model in float32.
-        ranked: per standing point, the classes by falling clean logit.
-        entered: points that stood when the stage first began.
-        spent: (point, job) pairs that an earlier run of the same command has finished.
-        certificate: where the certificates hold; `threat` is where the search looks.
-        proved: points with a certificate; one that falls all the same stops the run.
-        keep: whether to store adversarial inputs.
-        report: called after every harvest with (tasks finished, points still standing).
-        claims: whether the attack claims that its candidates fool the model.
+        report: called after every harvest with (tasks finished, points still robust).
     """
 
-    stage: int
-    name: str
-    jobs: Sequence[Job]
+    stage: AttackStage
+    points: PointsToAttack
+    worker: DeviceWorker
     data: PointSource
-    reference: Model
-    threat: Threat
-    certificate: Threat
-    ledger: VerdictWriter
-    ranked: dict[int, list[int]]
-    entered: int
-    spent: set[tuple[int, int]]
-    proved: set[int]
-    seed: int
-    randomized: bool
-    device: torch.device
-    keep: bool
-    report: Callable[[int, int], None]
-    claims: bool = True
+    writer: VerdictWriter
+    report: Report
     falls: dict[int, BrokenPoint] = field(default_factory=dict)
     _new: dict[int, BrokenPoint] = field(default_factory=dict)
     _refused: dict[int, RefusedCandidate] = field(default_factory=dict)
@@ -102,37 +50,45 @@ class StageJudge:
     _done: int = 0
     _clock: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        # The canonical spec names the random streams, and the errors.
+        self.name, self.seed = str(self.stage.spec), self.worker.seed
+        self.jobs = self.stage.jobs(self.worker.diagnosis.classes)
+        self._claims = not isinstance(self.stage.attack, ExternalAttack)
+
     def queue(self) -> Iterator[Work]:
         """Every open task, job by job: with few slots, later targets see only what is left."""
         for job in range(len(self.jobs)):
-            for point in self.ranked:
-                if (point, job) not in self.spent:
+            for point in self.points.ranked:
+                if (point, job) not in self.points.spent:
                     yield Work(point, job)
 
     def tasks(self, work: Sequence[Work]) -> Tasks:
         """Read the points and name their targets."""
         points = np.array([item.point for item in work])
         x, y = self.data.fetch(points)
-        ranked = torch.tensor([self.ranked[item.point] for item in work])
+        ranked = torch.tensor([self.points.ranked[item.point] for item in work])
         jobs = [self.jobs[item.job] for item in work]
         tasks = fresh_tasks(x, y, ranked, torch.from_numpy(points), jobs, self.name, self.seed)
-        return Tasks(*(tensor.to(self.device) for tensor in tasks))
+        return Tasks(*(tensor.to(self.worker.device) for tensor in tasks))
 
     def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
         """Verify candidates; the closest that stands waits for the next `settle`."""
         points = [item.point for item in work]
         verdict = verify(
-            self.reference, z, x, y, self.threat, attack=self.name, points=points,
-            randomized=self.randomized,
+            self.worker.model, z, x, y, self.stage.within, attack=self.name, points=points,
+            randomized=self.worker.diagnosis.randomized,
         )  # fmt: skip
         self._checks += verdict.passes
         stands: list[bool] = verdict.broken.tolist()
-        self._flips += stands.count(False) * self.claims
-        inside = self.certificate.contains(z, x).tolist()
+        self._flips += stands.count(False) * self._claims
+        inside = self.stage.threat.contains(z, x).tolist()
         columns = zip(points, stands, inside, strict=True)
-        refuted = [p for p, ok, near in columns if ok and near and p in self.proved]
-        refuse_refuted_certificates(self.name, refuted, self.certificate)
-        for fall in broken_points(verdict, self.stage, points, z if self.keep else None):
+        refuted = [p for p, ok, near in columns if ok and near and p in self.points.proved]
+        refuse_refuted_certificates(self.name, refuted, self.stage.threat)
+        for fall in broken_points(
+            verdict, self.stage.number, points, z if self.stage.keep else None
+        ):
             known = self.falls.get(fall.point)
             if known is None or fall.distance < known.distance:
                 self.falls[fall.point] = self._new[fall.point] = fall
@@ -155,7 +111,7 @@ class StageJudge:
         rows = torch.tensor(list(better), device=z.device)
         self._checks += FRESH * len(rows)
         for row, errors in zip(
-            better, measure(self.reference, z[rows], y[rows]).tolist(), strict=True
+            better, measure(self.worker.model, z[rows], y[rows]).tolist(), strict=True
         ):
             self._refused[points[row]] = RefusedCandidate(better[row], errors)
 
@@ -168,11 +124,11 @@ class StageJudge:
                 closest[work.point] = max(near, closest.get(work.point, -math.inf))
         self._write([item.work for item in spent], _passes(outcomes), closest)
         self._done += len(outcomes)
-        self.report(self._done, len(self.ranked) - len(self.falls))
+        self.report(self._done, len(self.points.ranked) - len(self.falls))
 
-    def close(self, *, finished: bool = True) -> None:
+    def close(self, entered: int, *, finished: bool) -> None:
         """Write what is left, and mark the stage as finished unless more points are to come."""
-        self._write([], Cost(entered=self.entered, finished=finished))
+        self._write([], Cost(entered=entered, finished=finished))
 
     def _write(
         self, spent: Sequence[Work], cost: Cost, closest: dict[int, float] | None = None
@@ -181,7 +137,9 @@ class StageJudge:
         cost = cost._replace(
             forwards=cost.forwards + self._checks, seconds=now - self._clock, flips=self._flips
         )
-        self.ledger.write(self.stage, spent, self._new.values(), cost, closest, self._refused)
+        self.writer.write(
+            self.stage.number, spent, self._new.values(), cost, closest, self._refused
+        )
         self._new, self._checks, self._flips, self._clock = {}, 0, 0, now
 
 

@@ -10,7 +10,7 @@ import hashlib
 import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,17 @@ import numpy as np
 import torch
 
 from robustkit.core.threat import Threat
-from robustkit.core.types import Images, Model
+from robustkit.core.types import Images
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluation.stages.judge import broken_points, refuse_refuted_certificates
+from robustkit.evaluation.stages.stage import DeviceWorker, Report
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import REPLAYED, BrokenPoint, Cost
 from robustkit.record.record import REPLAY
 from robustkit.verify.candidates import verify
+
+_MOST = 500  # points in a batch: SQLite takes at least 999 numbers in a query
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,6 @@ class Examples:
 
     ledgers: tuple[Path, ...]
 
-    @property
     def digest(self) -> str:
         """SHA-256 of all of them: what is replayed decides verdicts."""
         state = hashlib.sha256()
@@ -95,64 +97,59 @@ class Replay:
     """The replay stage of one run.
 
     Attributes:
-        randomized: whether the model's answers are random, as in `verify`.
-        batch: how many points to judge at once.
         keep: whether to store what breaks this model too.
-        report: called after every batch with (tried, points still standing).
     """
 
     examples: Examples
-    model: Model
+    worker: DeviceWorker
     data: Dataset
     threat: Threat
     ledger: Ledger
-    randomized: bool
-    device: torch.device
-    batch: int
     keep: bool
-    report: Callable[[int, int], None]
 
-    def run(self, standing: Sequence[int], proved: set[int]) -> None:
-        """Try what is stored on the points that stand; write down those that fall.
+    def run(self, robust: Sequence[int], proved: set[int], report: Report) -> None:
+        """Try what is stored on the points that are robust so far; write down those it breaks.
+
+        Args:
+            report: called after every batch with (tried, points still robust).
 
         Raises:
-            RobustkitError: when a point with a certificate (one of `proved`) falls.
+            RobustkitError: when a point with a certificate (one of `proved`) is broken.
         """
-        tried, left, done = self.ledger.spent(REPLAYED), set(standing), 0
+        tried, left, done = self.ledger.spent(REPLAYED), set(robust), 0
+        batch = min(self.worker.slots, _MOST)
         for number in range(len(self.examples.ledgers)):
             stored = self.examples.points(number)
-            todo = [p for p in standing if p in left and p in stored and (p, number) not in tried]
-            for start in range(0, len(todo), self.batch):
-                batch = todo[start : start + self.batch]
-                falls = self._judge(number, batch, proved)
-                left -= {fall.point for fall in falls}
-                done += len(batch)
-                self.report(done, len(left))
+            todo = [p for p in robust if p in left and p in stored and (p, number) not in tried]
+            for start in range(0, len(todo), batch):
+                points = todo[start : start + batch]
+                broken = self._judge(number, points, proved)
+                left -= {found.point for found in broken}
+                done += len(points)
+                report(done, len(left))
 
     def _judge(self, number: int, batch: Sequence[int], proved: set[int]) -> list[BrokenPoint]:
         clock = time.monotonic()
-        z = self.examples.fetch(number, batch, self.data.shape).to(self.device)
-        x, y = (part.to(self.device) for part in self.data.fetch(batch))
+        z = self.examples.fetch(number, batch, self.data.shape).to(self.worker.device)
+        x, y = (part.to(self.worker.device) for part in self.data.fetch(batch))
         inside = self.threat.contains(z, x) & z.isfinite().flatten(1).all(1)
         rows = inside.nonzero().flatten()
         points = [batch[row] for row in rows.tolist()]
-        falls: list[BrokenPoint] = []
+        broken: list[BrokenPoint] = []
         passes = 0
         if points:
             verdict = verify(
-                self.model, z[rows], x[rows], y[rows], self.threat,
-                attack=REPLAY, points=points, randomized=self.randomized,
+                self.worker.model, z[rows], x[rows], y[rows], self.threat, attack=REPLAY,
+                points=points, randomized=self.worker.diagnosis.randomized,
             )  # fmt: skip
-            falls = broken_points(verdict, REPLAYED, points, z[rows] if self.keep else None)
+            broken = broken_points(verdict, REPLAYED, points, z[rows] if self.keep else None)
             passes = verdict.passes
-        refuse_refuted_certificates(
-            REPLAY, [fall.point for fall in falls if fall.point in proved], self.threat
-        )
-        fallen = {fall.point for fall in falls}
+        there = {found.point for found in broken}
+        refuse_refuted_certificates(REPLAY, [p for p in points if p in there & proved], self.threat)
         cost = Cost(forwards=passes, seconds=time.monotonic() - clock)
-        spent = [(point, number) for point in batch if point not in fallen]
-        self.ledger.write(REPLAYED, spent, falls, cost)
-        return falls
+        spent = [(point, number) for point in batch if point not in there]
+        self.ledger.write(REPLAYED, spent, broken, cost)
+        return broken
 
 
 def peek(path: Path, query: str, given: Sequence[int] = ()) -> list[tuple[Any, ...]]:

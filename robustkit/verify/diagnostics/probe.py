@@ -37,12 +37,16 @@ class Diagnosis(NamedTuple):
     answers: Logits
     forwards: int
     backwards: int
-    sample: Images | None = None
+    sample: Images
 
     def after(self, forwards: int, backwards: int) -> Diagnosis:
         """Return the same with more passes spent."""
         spent = (self.forwards + forwards, self.backwards + backwards)
         return self._replace(forwards=spent[0], backwards=spent[1])
+
+    def to(self, device: str) -> Diagnosis:
+        """Return the same with its tensors on another device."""
+        return self._replace(answers=self.answers.to(device), sample=self.sample.to(device))
 
 
 def examine(
@@ -139,7 +143,7 @@ def recheck(model: Model, health: Diagnosis) -> str:
 
     It takes one pass of each; none where the model is randomized, whose answers differ anyway.
     """
-    if health.randomized or health.sample is None:
+    if health.randomized:
         return ""
     with torch.no_grad():
         now = model(health.sample).float()

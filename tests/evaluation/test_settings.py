@@ -13,7 +13,8 @@ from torch import nn
 import robustkit
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.evaluation.request import ask, home
+from robustkit.evaluation.identity import default_folder
+from robustkit.evaluation.settings import ask
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record.record import load
 
@@ -53,13 +54,13 @@ class TestWords:
         assert found[3].arguments == {"data": "npz:blobs.npz"}
 
     def test_a_model_can_be_named_and_names_itself(self, nearest: nn.Module) -> None:
-        named = ask("trades", None, "bundled", "linf:0.1", notes=["mine"])
+        named = ask("trades", "bundled", "linf:0.1", notes=["mine"])
         assert named.name == "trades"
         assert named.notes[-1] == "mine"
         assert any(note.startswith("weights:") for note in named.notes)
-        assert ask(nearest, None, "bundled", "linf:0.1").name == "Sequential"
-        assert ask(nearest, "other", "bundled", "linf:0.1").name == "other"
-        assert ask(torch.sigmoid, None, "bundled", "linf:0.1").name == "sigmoid"
+        assert ask(nearest, "bundled", "linf:0.1").name == "Sequential"
+        assert ask(nearest, "bundled", "linf:0.1", name="other").name == "other"
+        assert ask(torch.sigmoid, "bundled", "linf:0.1").name == "sigmoid"
 
     def test_a_grid_takes_a_norm_and_words_too(
         self, nearest: nn.Module, arrays: tuple[torch.Tensor, torch.Tensor]
@@ -76,7 +77,7 @@ class TestWords:
             ({"data": "bundeld"}, "Did you mean 'bundled'"),
             (
                 {"data": torch.rand(3, 1, 6, 6)},
-                r"expected \(x, y\) or a robustkit.data.dataset.Dataset",
+                r"expected \(x, y\) or a robustkit.data.Dataset",
             ),
             ({"threat": 8 / 255}, "expected a robustkit.Threat or a text such as 'linf:8/255'"),
             ({"threat": "linf"}, "expected a threat model such as"),
@@ -113,10 +114,10 @@ class TestHome:
         assert len(records()) == 5
 
     def test_the_name_says_what_is_inside(self) -> None:
-        place = home("npz:a/b.npz", "l2:0.5", None, 7, 3, {"weights": "w"})
+        place = default_folder("npz:a/b.npz", "l2:0.5", None, 7, 3, {"weights": "w"})
         assert place.parent == Path("robustkit-runs")
         assert place.name.startswith("npz-a-b.npz-l2-0.5-attacks-7-s3-")
-        assert place != home("npz:a/b.npz", "l2:0.5", None, 7, 3, {"weights": "v"})
+        assert place != default_folder("npz:a/b.npz", "l2:0.5", None, 7, 3, {"weights": "v"})
 
 
 class TestProgress:

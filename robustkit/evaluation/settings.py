@@ -1,0 +1,172 @@
+"""What an evaluation was asked for: one frozen object, which CLI, grid, gate and monitor adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robustkit.core.spec import Spec
+from robustkit.core.threat import Threat
+from robustkit.core.types import Model
+from robustkit.data.arrays import as_dataset
+from robustkit.data.dataset import Dataset
+from robustkit.data.open import open_dataset
+from robustkit.errors import UsageError
+from robustkit.evaluation.budget import Budget, StoppingRule
+from robustkit.evaluation.distributed.messages import Named
+from robustkit.models.load import load_model
+from robustkit.models.tuning import AUTOMATIC, Tuning
+from robustkit.search.suites import LineUp, line_up, refuse_fixed
+
+Pair: TypeAlias = "tuple[Tensor | NDArray[Any], Tensor | NDArray[Any]]"
+GivenModel: TypeAlias = "Model | nn.Module | str"
+GivenData: TypeAlias = "Dataset | Pair | str"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One evaluation as it was asked for; the names are those of `robustkit.evaluate`.
+
+    Attributes:
+        model, name, data, threat: objects, where a user may have given names; `model` is None
+            while a request is checked before its models are loaded.
+        attacks: specs, as text or parsed; empty where a suite is named.
+        budget: ends the run early; a `Budget` alone stops when it is used up.
+    """
+
+    model: Any
+    name: str
+    data: Dataset
+    threat: Threat
+    folder: Path | None = None
+    suite: str | None = None
+    attacks: tuple[str | Spec, ...] = ()
+    certify: str | None = None
+    attack_certified: bool = False
+    n: int | None = None
+    points: tuple[int, ...] | None = None
+    replay: Path | None = None
+    budget: StoppingRule | None = None
+    seed: int = 0
+    device: str = "auto"
+    distributed: str | None = None
+    workers: int | None = None
+    named: Named | None = None
+    batch_size: int | None = None
+    tuning: Tuning = AUTOMATIC
+    fresh: bool = False
+    save_adversarial: bool | None = None
+    minimum_norm: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def line_up(self) -> LineUp:
+        """Return the attacks in order, checked against the rest of the request.
+
+        Raises:
+            UsageError: for attacks that cannot be run as asked, and for requests that exclude each
+                other.
+        """
+        line = line_up(self.suite, self.attacks, self.threat, self.model)
+        if self.minimum_norm:
+            refuse_fixed(line)
+            self.refuse_beside("--minimum-norm")
+        return line
+
+    def refuse_beside(self, mode: str) -> None:
+        """Refuse what a run over several eps, or one for distances, cannot be combined with.
+
+        Raises:
+            UsageError: naming the option.
+        """
+        limits = self.budget.budget if self.budget is not None else Budget()
+        given = {
+            "--replay": self.replay is not None,
+            "--max-time": limits.seconds is not None,
+            "--max-forwards": limits.forwards is not None,
+            "budget": self.budget is not None,
+        }
+        for option in (name for name, there in given.items() if there):
+            raise UsageError(f"{option} does not go with {mode}: leave one of them out.")
+
+
+def ask(
+    model: GivenModel,
+    data: GivenData,
+    threat: Threat | str,
+    *,
+    name: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    **others: Any,
+) -> Settings:
+    """Turn a request in words into settings; objects come back as they are.
+
+    Args:
+        model: or what `robustkit evaluate` takes as MODEL.
+        data: or what `--data` takes, or (x, y) as tensors or arrays.
+        threat: or such as "linf:8/255".
+        name: that of the model's class or function when not given.
+        arguments: what the user typed; the name of the data is added, so that a report finds it.
+        others: fields of `Settings`.
+
+    Raises:
+        UsageError: for a name that is not known, or data that cannot be used.
+    """
+    points, radius = dataset(data), threat_model(threat)
+    given = dict(arguments or {})
+    if isinstance(data, str):
+        given.setdefault("data", data)
+    subject, called, told = named_model(model, points)
+    if isinstance(others.get("budget"), Budget):
+        others["budget"] = StoppingRule(others["budget"])
+    for key, kind in (("folder", Path), ("replay", Path), ("attacks", tuple), ("points", tuple)):
+        if others.get(key) is not None:
+            others[key] = kind(others[key])
+    return Settings(
+        subject, name or called, points, radius, arguments=given, notes=(*told, *notes), **others
+    )
+
+
+def named_model(model: GivenModel, data: Dataset) -> tuple[Any, str, tuple[str, ...]]:
+    """Load a model by its name; a model comes back as it is, with the name of its class.
+
+    Returns:
+        The model, its name, and notes for the record.
+
+    Raises:
+        UsageError: for a name that is not known.
+    """
+    if isinstance(model, str):
+        subject = load_model(model, data=data)
+        return subject.model, subject.name, tuple(subject.notes)
+    return model, str(getattr(model, "__name__", type(model).__name__)), ()
+
+
+def dataset(data: GivenData) -> Dataset:
+    """Open data by its name, or make a data set of (x, y).
+
+    Raises:
+        UsageError: when it is neither these nor a `Dataset`.
+    """
+    return open_dataset(data) if isinstance(data, str) else as_dataset("arrays", data)
+
+
+def threat_model(threat: Threat | str) -> Threat:
+    """Read a threat model such as "linf:8/255"; one comes back as it is.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    radius = Threat.parse(threat) if isinstance(threat, str) else threat
+    if not isinstance(radius, Threat):
+        raise UsageError(
+            "threat: expected a robustkit.Threat or a text such as 'linf:8/255', "
+            f"got {type(radius).__name__}."
+        )
+    return radius
