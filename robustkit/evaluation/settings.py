@@ -96,7 +96,7 @@ class Settings:
 
 
 def ask(
-    model: GivenModel,
+    model: GivenModel | None,
     data: GivenData,
     threat: Threat | str,
     *,
@@ -108,7 +108,7 @@ def ask(
     """Turn a request in words into settings; objects come back as they are.
 
     Args:
-        model: or what `robustkit evaluate` takes as MODEL.
+        model: or what `robustkit evaluate` takes as MODEL; None where it is still to come.
         data: or what `--data` takes, or (x, y) as tensors or arrays.
         threat: or such as "linf:8/255".
         name: that of the model's class or function when not given.
@@ -133,7 +133,7 @@ def ask(
     )
 
 
-def named_model(model: GivenModel, data: Dataset) -> tuple[Any, str, tuple[str, ...]]:
+def named_model(model: GivenModel | None, data: Dataset) -> tuple[Any, str, tuple[str, ...]]:
     """Load a model by its name; a model comes back as it is, with the name of its class.
 
     Returns:

@@ -68,10 +68,8 @@ def check(
     terms: Terms | None = None,
     budget: Budget | None = None,
     replay: bool = True,
-    device: str = "auto",
-    batch_size: int | None = None,
-    fresh: bool = False,
     watcher: Watcher | None = None,
+    **how: Any,
 ) -> Verdict:
     """Evaluate the candidate under the baseline's threat model, attacks and seed, and compare.
 
@@ -85,6 +83,7 @@ def check(
         data: holds the baseline's points, see `open_points`.
         folder: of the candidate's ledger and record.
         replay: try the adversarial inputs that are stored beside the baseline first.
+        how: keywords of `robustkit.evaluate` that change no verdict: device, batch_size, fresh.
 
     Raises:
         UsageError: when baseline and candidate cannot be compared.
@@ -117,12 +116,10 @@ def check(
         replay=stored_examples(baseline, data.shape) if replay and not taken else None,
         budget=rule,
         seed=record.seed,
-        device=device,
-        batch_size=batch_size,
-        fresh=fresh,
         arguments=candidate.arguments,
         notes=[*candidate.notes, f"checked against {baseline.path}"],
         watcher=watcher,
+        **how,
     )
     return _verdict(judge, baseline, found, candidate, folder / "record.json", rule.reason)
 

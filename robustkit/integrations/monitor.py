@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,9 @@ from torch import nn
 from robustkit.core.text import slug
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
-from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.evaluate import evaluate_settings
 from robustkit.evaluation.identity import RUNS
-from robustkit.evaluation.settings import GivenData, dataset, threat_model
+from robustkit.evaluation.settings import GivenData, ask
 from robustkit.integrations.loggers import log_record, scalars
 from robustkit.record.provenance import weights_digest
 from robustkit.record.record import Record
@@ -43,43 +44,35 @@ class RobustnessMonitor:
         threat: Threat | str,
         every: int = 1,
         n: int | None = 100,
-        suite: str | None = None,
-        attacks: Sequence[str] = (),
-        seed: int = 0,
-        device: str | None = None,
         writer: Any = None,
         name: str | None = None,
         folder: Path | str = RUNS / "monitor",
+        **others: Any,
     ) -> None:
         """Choose what is looked at, and how often.
 
         Args:
             every: epochs between two looks; those that it divides are due.
             n: a fixed, class-balanced subset; None: all points.
-            suite, attacks: `quick` unless one of them is given.
-            device: the GPU of the model's first parameter when not given, else the CPU.
             writer: where records are logged as they come; see `robustkit.log_record`.
             folder: of the evidence; every look has its own in it, named by epoch and weights.
+            others: keywords of `robustkit.evaluate`; the suite is `quick` unless it or attacks are
+                given, the device the GPU of the model's first parameter, else the CPU.
 
         Raises:
             UsageError: for data or a threat model that is not known, or `every` below 1.
         """
         if every < 1:
             raise UsageError(f"every: expected epochs, 1 or more, got {every}.")
-        self.data = dataset(data)
-        self.threat = threat_model(threat)
+        if not others.get("attacks"):
+            others["suite"] = others.get("suite") or "quick"
+        settings = ask(None, data, threat, save_adversarial=False, **others)
+        self.data, self.threat = settings.data, settings.threat
         self.every, self.writer, self.folder = every, writer, Path(folder)
         self.records: dict[int, Record] = {}
         """By epoch, what was found so far."""
-        self._name, self._device = name, device
-        self._options: dict[str, Any] = {
-            "suite": suite or (None if attacks else "quick"),
-            "attacks": attacks,
-            "n": None if n is None else min(n, len(self.data)),
-            "seed": seed,
-            "save_adversarial": False,
-            "progress": False,
-        }
+        self._name, self._device = name, others.get("device")
+        self._settings = replace(settings, n=None if n is None else min(n, len(settings.data)))
 
     def due(self, epoch: int) -> bool:
         """Whether `monitor(model, epoch)` would evaluate."""
@@ -95,17 +88,16 @@ class RobustnessMonitor:
         if not self.due(epoch):
             return None
         name = self._name or type(model).__name__
+        settings = replace(
+            self._settings,
+            model=model,
+            name=name,
+            folder=self._place(model, name, epoch),
+            device=self._device or _device(model),
+            arguments={"data": self.data.name, "epoch": epoch},
+        )
         with _undisturbed(model):
-            record = evaluate(
-                model,
-                name=name,
-                data=self.data,
-                threat=self.threat,
-                folder=self._place(model, name, epoch),
-                device=self._device or _device(model),
-                arguments={"data": self.data.name, "epoch": epoch},
-                **self._options,
-            )
+            record = evaluate_settings(settings, progress=False)
         self.records[epoch] = record
         if self.writer is not None:
             log_record(record, self.writer, epoch)
