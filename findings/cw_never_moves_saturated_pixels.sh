@@ -12,9 +12,9 @@
 #   CW, pixels 0.02 and 0.98: 0.00, moved 1.00
 #   PGDL2 with eps=1.25, pixels 0 and 1: 0.07
 #
-# Expected instead: the start is drawn in by a hair (the usual factor is 0.999999 before atanh), or
-# a warning. Digits and line drawings are mostly 0 and 1: there CW searches only the gray pixels,
-# and nothing says so.
+# Expected instead: every pixel can move (the change of variables needs a start well inside the
+# box), or a warning. Digits and line drawings are mostly 0 and 1: there CW searches only the gray
+# pixels, and nothing says so.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
