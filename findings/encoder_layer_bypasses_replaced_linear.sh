@@ -7,7 +7,7 @@
 # in an evaluation, the fused fast path reads `linear1.weight` and `linear1.bias` and never calls
 # the subclass: the answer is bit for bit that of the undefended layer. No warning is given.
 # A forward hook that does nothing turns the fast path off, so looking at the layer brings the
-# defense back.
+# defense back; so does torch.backends.mha.set_fastpath_enabled(False).
 #
 # Output:
 #   classes that differ between the gradient pass and the no_grad pass: 27 of 200
