@@ -419,6 +419,15 @@ class TestHuggingFace:
         with pytest.raises(UsageError, match="brings its own preprocessing"):
             load_model(f"hf:{vit}", data=photos, std=(0.5,))
 
+    def test_black_and_white_pixels_keep_their_gradient(
+        self, vit: Path, photos: Dataset, x: Tensor
+    ) -> None:
+        model: Any = load_model(f"hf:{vit}", data=photos).model
+        for value in (0.0, 1.0):
+            query = torch.full_like(x, value).requires_grad_(True)
+            (slope,) = torch.autograd.grad(model.prepare(query).sum(), query)
+            assert bool((slope > 0).all())
+
     def test_random_weights_only_when_asked_for(self, vit: Path, photos: Dataset) -> None:
         assert untrained(load_model(f"hf:{vit}(pretrained=false)", data=photos).model)
         assert not untrained(load_model(f"hf:{vit}", data=photos).model)

@@ -46,7 +46,9 @@ class Processed(nn.Module):
         if size is not None and tuple(x.shape[-2:]) != size:
             smooth = self.mode != "nearest"
             x = nn.functional.interpolate(x, size, mode=self.mode, antialias=smooth)
-            x = x.clamp(0, 1)  # the processor rounds to bytes, so that bicubic cannot overshoot
+            # The processor rounds to bytes, so that bicubic cannot overshoot. PyTorch 2.14 gives
+            # `clamp` no gradient at the bounds themselves, where black and white pixels lie.
+            x = torch.where((x < 0) | (x > 1), x.detach().clamp(0, 1), x)
         if self.crop:
             height, width = self.crop["height"], self.crop["width"]
             top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
