@@ -120,10 +120,10 @@ def _true(
     found, forwards, backwards = list[str](), 0, 0
     jumps = bool({"piecewise_constant", "one_hot"} & set(flags))
     for name in (n for n in SAME_DECISIONS if n in surrogates):
-        looked = look(surrogates[name], settings.name, x, settings.threat.box)
-        forwards, backwards = forwards + looked.forwards, backwards + looked.backwards
+        probe = look(surrogates[name], settings.name, x, settings.threat.box)
+        forwards, backwards = forwards + probe.forwards, backwards + probe.backwards
         wrong = {"no_gradient", "huge_eps"} if jumps else {"no_gradient", "gradient_mismatch"}
-        if not wrong & looked.flags:
+        if not wrong & probe.flags:
             found.append(name)
     return tuple(found), forwards, backwards
 

@@ -130,5 +130,5 @@ def seconds(text: str) -> float:
 
 
 def _told(budget: Budget) -> str:
-    told = [] if budget.seconds is None else [f"{budget.seconds:g} s"]
-    return ", ".join(told + ([f"{budget.forwards:,} forwards"] if budget.forwards else []))
+    limits = [] if budget.seconds is None else [f"{budget.seconds:g} s"]
+    return ", ".join(limits + ([f"{budget.forwards:,} forwards"] if budget.forwards else []))

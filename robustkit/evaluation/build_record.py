@@ -12,7 +12,7 @@ from robustkit.data.dataset import digest
 from robustkit.errors import UsageError
 from robustkit.evaluation.review import review
 from robustkit.evaluation.run import Run
-from robustkit.evaluation.stages.audit import drawn, fallen, unaudited
+from robustkit.evaluation.stages.audit import broken_by_audit, drawn, unaudited
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record import provenance
 from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, BrokenPoint, Cost
@@ -136,7 +136,7 @@ def _audit(run: Run) -> AuditInfo | None:
     if sample is None or unaudited(run.line, run.ledger):
         return None
     broken, escalated = (
-        fallen(run.ledger, sample, run.line),
+        broken_by_audit(run.ledger, sample, run.line),
         bool(run.ledger.remembered("escalated")),
     )
     return AuditInfo(
@@ -216,9 +216,9 @@ def _answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
     line, ledger = run.line, run.ledger
     quiet = not unaudited(line, ledger) and not ledger.remembered("escalated")
     aside = [surrogate_of(search) for search in line.searches[: line.audited]]
-    told = f"attacked through {', '.join(dict.fromkeys(filter(None, aside)))}; the audit is quiet"
+    answer = f"attacked through {', '.join(dict.fromkeys(filter(None, aside)))}; the audit is quiet"
     return [
-        f.model_copy(update={"answered": told}) if quiet and f.name in line.answers else f
+        f.model_copy(update={"answered": answer}) if quiet and f.name in line.answers else f
         for f in flags
     ]
 
@@ -247,7 +247,7 @@ def _points(run: Run, finished: Sequence[int]) -> Points:
 def _errors(run: Run, index: list[int], falls: dict[int, BrokenPoint]) -> list[float | None]:
     """Return how often the model errs at the input that a point is judged by.
 
-    Of a point that stands it is the one that fooled the model most often while it was judged, clean
+    Of a robust point it is the one that fooled the model most often while it was judged, clean
     or refused; how often it does was measured apart from that.
     """
     known, refused = run.ledger.errors(), run.ledger.refused()
@@ -263,7 +263,7 @@ def _errors(run: Run, index: list[int], falls: dict[int, BrokenPoint]) -> list[f
 
 
 def _carried(run: Run) -> dict[int, str]:
-    """Return the points that fell to a larger eps at a distance that counts here, and to what."""
+    """Return the points broken at a larger eps by a distance that counts here, and by what."""
     return {
         point: run.carried["attacks"][point]
         for point, fall in run.ledger.falls().items()
@@ -272,7 +272,7 @@ def _carried(run: Run) -> dict[int, str]:
 
 
 def _origins(run: Run, index: list[int]) -> list[float | None] | None:
-    """Return the larger eps at which a verdict of standing was reached."""
+    """Return the larger eps at which a point was found robust."""
     if not run.carried:
         return None
     proved, survived = run.carried["proved"], run.carried["survived"]

@@ -17,21 +17,21 @@ class Carried(NamedTuple):
     """The verdicts that a run at a larger eps of a grid leaves to a smaller one.
 
     An adversarial input within the smaller eps counts there too, and a certificate holds in every
-    smaller ball. That a point which stood at the larger eps stands at the smaller one is true of
+    smaller ball. That a point which was robust at the larger eps is robust at the smaller one is true of
     the model, not of the attacks: another run at the smaller eps alone may find what this one
     missed. Those points are therefore marked as carried.
 
     Attributes:
         grid: all radii of the run; part of what a ledger is checked for.
         clean: point -> (label, predicted, classes by falling clean logit).
-        attacks: which attack broke the points of `falls`.
-        survived, proved: the eps at which a point stood, or was certified.
+        attacks: which attack broke the points of `broken`.
+        survived, proved: the eps at which a point was robust, or certified.
         errors: of a randomized model, the share of passes that err at the clean points.
     """
 
     grid: tuple[float, ...]
     clean: dict[int, tuple[int, int, list[int]]]
-    falls: tuple[BrokenPoint, ...]
+    broken: tuple[BrokenPoint, ...]
     attacks: dict[int, str]
     survived: dict[int, float]
     proved: dict[int, float]
@@ -48,7 +48,7 @@ class Carried(NamedTuple):
             return
         rows = [(point, *known) for point, known in self.clean.items()]
         ledger.write_clean(rows, 0, 0.0, self.errors)
-        ledger.write(CARRIED, [], [f._replace(stage=CARRIED) for f in self.falls], Cost())
+        ledger.write(CARRIED, [], [f._replace(stage=CARRIED) for f in self.broken], Cost())
         ledger.write_certified(((point, True) for point in self.proved), 0.0)
         note = {"survived": self.survived, "proved": self.proved, "attacks": self.attacks}
         ledger.remember("carried", note)
@@ -78,21 +78,21 @@ def collect(
         before = settled(ledger) or {"survived": {}, "proved": {}, "attacks": {}}
     limit = smaller.limit(prod(shape))
     inside = [
-        fall._replace(
+        found._replace(
             example=examples[point].numpy() if point in examples else None,
-            errors=shares.get((point, fall.stage)),
+            errors=shares.get((point, found.stage)),
         )
-        for point, fall in falls.items()
-        if fall.distance <= limit
+        for point, found in falls.items()
+        if found.distance <= limit
     ]
     proved = {point for point, holds in certified.items() if holds}
-    stood = [p for p, (y, guess, _) in clean.items() if y == guess and p not in falls]
+    robust = [p for p, (y, guess, _) in clean.items() if y == guess and p not in falls]
     return Carried(
         grid=grid,
         clean=clean,
-        falls=tuple(inside),
+        broken=tuple(inside),
         attacks={f.point: before["attacks"].get(f.point) or str(specs[f.stage]) for f in inside},
-        survived={p: before["survived"].get(p, threat.eps) for p in stood},
+        survived={p: before["survived"].get(p, threat.eps) for p in robust},
         proved={p: before["proved"].get(p, threat.eps) for p in sorted(proved)},
         errors={p: share for (p, stage), share in shares.items() if stage == CLEAN},
     )

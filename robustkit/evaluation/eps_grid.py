@@ -28,7 +28,7 @@ from robustkit.registry import attacks as known
 from robustkit.search.suites import LineUp, line_up
 from robustkit.verify.diagnostics.probe import Diagnosis
 
-# The suite that goes ahead in a long grid: where the points that fell lie, it tells at once. In a
+# The suite that goes ahead in a long grid: it tells at once how far away the broken points are. In a
 # short one it costs more than it saves.
 _SCOUT, _LONG = "scout", 8
 
@@ -63,12 +63,13 @@ def evaluate_grid(
     """Evaluate one model at every eps of `grid`; return the records from the smallest eps up.
 
     The line-up runs at the largest eps first, then downward. At each eps it is given only the
-    points that fell to the next larger one and are not yet known to fall here: a point costs one
-    survival. The attacks that took most of them there come first, those without gradients last.
-    A point that fell at some distance has fallen at every larger eps; a point with a certificate
-    has one at every smaller eps; a point that stood is *carried* as standing to every smaller eps
-    without another attack (`record.points.carried`). The curve never rises with eps. From 8 eps
-    on, a short minimum-norm search goes ahead on the points that the largest eps broke.
+    points that were broken at the next larger one and are not yet known to be broken here: a point
+    is found robust once. The attacks that broke most of them there come first, those without
+    gradients last. A point broken at some distance is broken at every larger eps; a point with a
+    certificate has one at every smaller eps; a point that was robust is *carried* as robust to
+    every smaller eps without another attack (`record.points.carried`). The curve never rises with
+    eps. From 8 eps on, a short minimum-norm search goes ahead on the points that the largest eps
+    broke.
 
     Every eps has a folder of its own in `folder`, with its record and ledger; a record counts the
     passes that its eps added. The run resumes where it was. Other arguments are those of

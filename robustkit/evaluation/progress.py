@@ -47,7 +47,7 @@ def _show(what: Any, **how: Any) -> Any:
 
 
 class Display(Watcher):
-    """A bar for the stage that runs, with the points that still stand; notes stay visible.
+    """A bar for the stage that runs, with the points that are still robust; notes stay visible.
 
     A notebook needs no widgets: the cell's output is replaced as the run goes on, and the last
     picture is what stays in the saved file.
@@ -68,11 +68,11 @@ class Display(Watcher):
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[standing]}", markup=False),
+            TextColumn("{task.fields[robust]}", markup=False),
             TimeElapsedColumn(),
             console=Console(stderr=True),
         )
-        self._name = self._standing = ""
+        self._name = self._robust = ""
         self._bar: Any = None
         self._cell: Any = None
         self._drawn = 0.0
@@ -90,20 +90,20 @@ class Display(Watcher):
 
     def model(self, name: str, points: int) -> None:
         """An evaluation begins."""
-        self._name, self._standing = clean(name), f"{points} points"
+        self._name, self._robust = clean(name), f"{points} points"
 
     def stage(self, name: str, tasks: int) -> None:
         """A stage begins; the one before has ended, whatever its bound was."""
         self._end()
         description = clean(f"{self._name}: {name}")
-        self._bar = self._bars.add_task(description, total=tasks, standing=self._standing)
+        self._bar = self._bars.add_task(description, total=tasks, robust=self._robust)
         self._draw()
 
     def advance(self, done: int, robust: int, points: int) -> None:
         """Some tasks have ended."""
-        self._standing = f"{robust} of {points} standing"
+        self._robust = f"{robust} of {points} robust"
         if self._bar is not None:
-            self._bars.update(self._bar, completed=done, standing=self._standing)
+            self._bars.update(self._bar, completed=done, robust=self._robust)
         self._draw()
 
     def kept(self, path: Path) -> None:
@@ -117,7 +117,7 @@ class Display(Watcher):
         self._say(message)
 
     def _end(self) -> None:
-        """Fill the bar of a stage: an attack that takes a point early leaves tasks undone."""
+        """Fill the bar of a stage: an attack that breaks a point early leaves tasks undone."""
         if self._bar is not None:
             done = self._bars.tasks[-1].completed
             self._bars.update(self._bar, total=done or 1, completed=done or 1)

@@ -23,13 +23,13 @@ def review(
     """Look at the outcome: `clean` of `n` points were classified correctly.
 
     Raised flags: `chance` when the clean accuracy is not above guessing (5% level); `black_box`
-    when attacks without gradients take more than one point, and more than 0.2% of the points, from
-    attacks with gradients that ran before them; `transfer` when attacks on a stand-in do so to
+    when attacks without gradients break more than one point, and more than 0.2% of the points, from
+    attacks with gradients that ran before them; `transfer` when attacks on a surrogate do so to
     attacks on the model; `unused_budget` when an attack stops long before its steps are used up.
 
     Args:
         white_box: whether each stage follows gradients.
-        transfer: whether it follows those of a stand-in.
+        transfer: whether it follows those of a surrogate.
     """
     indirect = [*transfer, *[False] * (len(stages) - len(transfer))]
     direct = [white and not aside for white, aside in zip(white_box, indirect, strict=True)]
@@ -37,21 +37,21 @@ def review(
     if binomtest(clean, n, 1 / classes, alternative="greater").pvalue > 0.05:
         seen = f"clean accuracy {clean / n:.3f} on {n} points cannot be told from guessing among "
         flags.append(flag("chance", f"{seen}{classes} classes"))
-    blind = _taken_after(stages, [not white for white in white_box], white_box)
+    blind = _broken_after(stages, [not white for white in white_box], white_box)
     if many(blind, n):
-        seen = f"attacks without gradients took {blind} points that those with gradients had left"
+        seen = f"attacks without gradients broke {blind} points that those with gradients had left"
         flags.append(flag("black_box", f"{seen}: the gradients are masked"))
-    aside = _taken_after(stages, indirect, direct)
+    aside = _broken_after(stages, indirect, direct)
     if many(aside, n):
-        seen = f"attacks on stand-ins took {aside} points that those on the model itself had left"
+        seen = f"attacks on surrogates broke {aside} points that those on the model itself had left"
         flags.append(flag("transfer", seen))
-    if lazy := [told for stage in stages if (told := _unused(stage))]:
-        flags.append(flag("unused_budget", "; ".join(lazy)))
+    if unused := [text for stage in stages if (text := _unused(stage))]:
+        flags.append(flag("unused_budget", "; ".join(unused)))
     return flags
 
 
-def _taken_after(stages: Sequence[Stage], which: Sequence[bool], before: Sequence[bool]) -> int:
-    """Count the points that the stages `which` took where one of `before` had gone ahead."""
+def _broken_after(stages: Sequence[Stage], which: Sequence[bool], before: Sequence[bool]) -> int:
+    """Count the points that the stages `which` broke where one of `before` had gone ahead."""
     return sum(
         stage.broken
         for number, stage in enumerate(stages)
@@ -60,15 +60,15 @@ def _taken_after(stages: Sequence[Stage], which: Sequence[bool], before: Sequenc
 
 
 def _unused(stage: Stage) -> str:
-    """Say how much of its budget an attack left on the points that stood; empty: it used it."""
+    """Say how much of its budget an attack left on the points it did not break; empty: it used it."""
     budget = stage.strength.get("steps", stage.strength.get("queries"))
     survivors = stage.entered - stage.broken
     if not isinstance(budget, int) or not survivors or not stage.entered:
         return ""
-    asked = survivors * (stage.jobs // stage.entered) * budget
-    if 2 * stage.forwards >= asked:
+    budgeted = survivors * (stage.jobs // stage.entered) * budget
+    if 2 * stage.forwards >= budgeted:
         return ""
     return (
         f"{stage.attack} left {survivors} points after {stage.forwards} passes, and its budget for "
-        f"them is {asked}"
+        f"them is {budgeted}"
     )

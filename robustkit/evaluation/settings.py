@@ -122,14 +122,14 @@ def ask(
     given = dict(arguments or {})
     if isinstance(data, str):
         given.setdefault("data", data)
-    subject, called, told = named_model(model, points)
+    subject, called, known = named_model(model, points)
     if isinstance(others.get("budget"), Budget):
         others["budget"] = StoppingRule(others["budget"])
     for key, kind in (("folder", Path), ("replay", Path), ("attacks", tuple), ("points", tuple)):
         if others.get(key) is not None:
             others[key] = kind(others[key])
     return Settings(
-        subject, name or called, points, radius, arguments=given, notes=(*told, *notes), **others
+        subject, name or called, points, radius, arguments=given, notes=(*known, *notes), **others
     )
 
 

@@ -15,7 +15,7 @@ class Watcher:
         """A stage begins: the clean pass or an attack, with an upper bound of its tasks."""
 
     def advance(self, done: int, robust: int, points: int) -> None:
-        """`done` tasks of the stage are finished, `robust` of `points` still stand."""
+        """`done` tasks of the stage are finished, `robust` of `points` are still robust."""
 
     def part(self, done: int, points: int) -> None:
         """`done` of `points` are finished, in a run that goes part by part."""

@@ -77,7 +77,7 @@ def check(
     whether the answer is certain: then it stops, and the probability that it errs is at most
     1 − confidence all the same. A run that was killed goes on where it was. Flags that speak of the
     outcome on all points (`verify.flags.OUTCOME`) count only where all were evaluated. The audit
-    of a suite is left out: what only the baseline's took counts as standing.
+    of a suite is left out: what only the baseline's broke counts as robust.
 
     Args:
         data: holds the baseline's points, see `open_points`.
@@ -94,13 +94,13 @@ def check(
     suite, attacks, note = attacks_of(baseline, candidate.model)
     if note:
         watcher.note(note)
-    taken = audit_only(baseline)
+    spared = audit_only(baseline)
     judge = Judge(searched(baseline), terms)
     rule = _StopWhenDecided(budget or Budget(), audits=False, judge=judge)
     if record.audit is not None:
         watcher.note(
             f"{baseline.path} was audited; the gate compares one search with another, and "
-            f"{len(taken)} points that only the audit took count as standing."
+            f"{len(spared)} points that only the audit broke count as robust."
         )
     found = evaluate(
         candidate.model,
@@ -113,7 +113,7 @@ def check(
         certify=record.certify and record.certify.partition("(")[0],
         attack_certified=bool(record.arguments.get("attack_certified")),
         points=record.points.index,
-        replay=stored_examples(baseline, data.shape) if replay and not taken else None,
+        replay=stored_examples(baseline, data.shape) if replay and not spared else None,
         budget=rule,
         seed=record.seed,
         arguments=candidate.arguments,
@@ -129,7 +129,7 @@ def compare(
 ) -> Verdict:
     """Compare two records on the same points, without a run.
 
-    What only the audit of a suite took counts as standing, unless both audits went on to every
+    What only the audit of a suite broke counts as robust, unless both audits went on to every
     point.
 
     Raises:
@@ -163,14 +163,14 @@ def compare(
 
 
 def _refuse_carried(found: Baseline) -> None:
-    """Refuse a record of `--eps-grid` whose points stand by what happened at a larger eps."""
+    """Refuse a record of `--eps-grid` whose points are robust by what happened at a larger eps."""
     points = found.record.points
     pairs = zip(points.carried or (), points.status, strict=False)
     if count := sum(eps is not None and status == "robust" for eps, status in pairs):
         raise UsageError(
-            f"{found.path} cannot be gated: it is part of a curve, and {count} of its points stand "
-            "because they stood at a larger eps; nothing attacked them here. Evaluate at this eps "
-            "alone (--threat), or take the record of the largest eps."
+            f"{found.path} cannot be gated: it is part of a curve, and {count} of its points are "
+            "robust because they were so at a larger eps; nothing attacked them here. Evaluate at "
+            "this eps alone (--threat), or take the record of the largest eps."
         )
 
 

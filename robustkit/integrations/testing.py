@@ -88,9 +88,9 @@ def assert_robust(
             device=device,
         )
     order = [p for p in shuffled(record.points.index, seed)]
-    stands = np.array([record.outcomes[p] for p in order], dtype=float)
-    if watch.answer(stands) is not True:
-        raise AssertionError(_told(record, stands, watch, threat))
+    robust = np.array([record.outcomes[p] for p in order], dtype=float)
+    if watch.answer(robust) is not True:
+        raise AssertionError(_told(record, robust, watch, threat))
     return record
 
 
@@ -151,33 +151,33 @@ class _Threshold(StoppingRule):
 
     def enough(self, progress: Interim) -> str | None:
         """Look at the points that are finished."""
-        standing: tuple[Status, ...] = ("robust", "certified")
-        stands = [progress.status[point] in standing for point in progress.points]
-        known = self.answer(np.array(stands, dtype=float))
+        held: tuple[Status, ...] = ("robust", "certified")
+        robust = [progress.status[point] in held for point in progress.points]
+        known = self.answer(np.array(robust, dtype=float))
         return None if known is None else "the answer was certain"
 
-    def answer(self, stands: np.ndarray[Any, Any]) -> bool | None:
-        """Tell whether enough points stand; None: not known yet."""
+    def answer(self, robust: np.ndarray[Any, Any]) -> bool | None:
+        """Tell whether enough points are robust; None: not known yet."""
         needed = math.ceil(self.at_least * self.total - 1e-9)
-        count, left = int(stands.sum()), self.total - len(stands)
+        count, left = int(robust.sum()), self.total - len(robust)
         if count >= needed or count + left < needed:
             return count >= needed
         evidence = math.log(1 / self.alpha)
-        if peak(stands, (needed - 1) / self.total, self.total) >= evidence:
+        if peak(robust, (needed - 1) / self.total, self.total) >= evidence:
             return True
-        if peak(1 - stands, 1 - needed / self.total, self.total) >= evidence:
+        if peak(1 - robust, 1 - needed / self.total, self.total) >= evidence:
             return False
         return None
 
 
-def _told(record: Record, stands: np.ndarray[Any, Any], watch: _Threshold, threat: str) -> str:
+def _told(record: Record, robust: np.ndarray[Any, Any], watch: _Threshold, threat: str) -> str:
     """Say what was found, how sure that is, and where the model is weakest."""
     sure = ""
     if record.n < watch.total:
-        low, high = stats.confidence_sequence(stands, 1 - watch.alpha, watch.total)
+        low, high = stats.confidence_sequence(robust, 1 - watch.alpha, watch.total)
         sure = f" ({1 - watch.alpha:.0%} interval for all {watch.total} {low:.3f} to {high:.3f})"
     weak = ", ".join(f"{record.class_name(c.label)} ({c.accuracy:.2f})" for c in record.tail[:3])
-    side = "less than" if watch.answer(stands) is False else "and nobody knows yet whether that is"
+    side = "less than" if watch.answer(robust) is False else "and nobody knows yet whether that is"
     return (
         f"{record.defense} is robust on {record.robust:.3f} of {record.n} points of "
         f"{record.data.name} under {threat}{sure}, {side} the "

@@ -58,8 +58,8 @@ def _distances(frame: pd.DataFrame) -> Iterator[Table]:
     for _, members in groupby(rows, key=lambda row: (row["data"], row["norm"])):
         group = list(members)
         first = group[0]
-        told = f"{first['data']}, {first['norm']}, n = {first['n']}"
-        table = _table(f"{told}: distance within which so many points fall")
+        title = f"{first['data']}, {first['norm']}, n = {first['n']}"
+        table = _table(f"{title}: distance within which so many points are broken")
         quantiles = ("10%", "25%", "median", "75%", "90%")
         for heading in ("defense", "clean", f"robust at {first['eps']:.4g}", *quantiles, "F/pt"):
             table.add_column(heading, overflow="fold", no_wrap=heading != "defense")

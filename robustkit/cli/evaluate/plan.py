@@ -112,10 +112,10 @@ class Plan:
     def arguments(self, subject: Subject) -> dict[str, Any]:
         """Return what the record keeps of the request."""
         kept = {key: value for key, value in self.config.items() if key != "schema"}
-        asked = self.request
-        spread = {"distributed": asked.distributed, "workers": asked.workers}
+        request = self.request
+        spread = {"distributed": request.distributed, "workers": request.workers}
         given = {key: value for key, value in spread.items() if value is not None}
-        return {**kept, "model": subject.name, "device": asked.device, **given}
+        return {**kept, "model": subject.name, "device": request.device, **given}
 
     def named(self, subject: Subject) -> Named:
         """Return how workers load a model; they may have another working directory."""

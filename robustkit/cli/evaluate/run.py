@@ -123,9 +123,9 @@ def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
         console = stdout()
         for shown in tables(more) or [formats.to_rich(frame)]:
             console.print(shown)
-        told = ", ".join(str(csv.with_name(f"{name}.csv")) for name in ["leaderboard", *more])
+        tables_at = ", ".join(str(csv.with_name(f"{name}.csv")) for name in ["leaderboard", *more])
         anywhere = os.sep.join(["*"] * (2 if plan.grid else 1))
-        console.out(f"CSV: {told}", highlight=False)
+        console.out(f"CSV: {tables_at}", highlight=False)
         console.out(f"Records: {plan.out}{os.sep}{anywhere}{os.sep}record.json", highlight=False)
         for line in _remarks(plan):
             console.out(line, highlight=False)
@@ -137,7 +137,7 @@ def _remarks(plan: Plan) -> Iterator[str]:
         yield "quick is an upper bound, a first look: defend a claim by --suite fast or parity."
     if plan.grid:
         yield (
-            "A point that stood at one eps is carried to the smaller ones without another attack; "
+            "A point that was robust at one eps is carried to the smaller ones without another attack; "
             "records and curve.csv say which."
         )
     if plan.request.minimum_norm:

@@ -37,11 +37,11 @@ def previous(out: Path) -> dict[str, Any] | None:
 
 
 def _difference(key: str, was: Any, now: Any, config: dict[str, Any]) -> str:
-    told = {"weights": "the weights of {} have changed", "sources": "the file of {} has changed"}
-    if key in told and isinstance(was, list) and isinstance(now, list):
+    changes = {"weights": "the weights of {} have changed", "sources": "the file of {} has changed"}
+    if key in changes and isinstance(was, list) and isinstance(now, list):
         pairs = zip(config["models"], was, now, strict=False)
         if changed := [name for name, old, new in pairs if old != new]:
-            return told[key].format(", ".join(changed))
+            return changes[key].format(", ".join(changed))
     return f"{key} was {_shown(was)}, now {_shown(now)}"
 
 

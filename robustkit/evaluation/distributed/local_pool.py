@@ -43,10 +43,10 @@ class Pool(Protocol):
         ...
 
 
-def unsendable(briefing: ModelSetup, error: Exception) -> UsageError:
+def unsendable(setup: ModelSetup, error: Exception) -> UsageError:
     """Say that a model cannot reach the workers."""
     return UsageError(
-        f"{briefing.name} cannot be sent to workers ({failure(error)}). A worker is another "
+        f"{setup.name} cannot be sent to workers ({failure(error)}). A worker is another "
         "process: hand over an nn.Module or a function that is defined at the top of a module and "
         "can be pickled, or evaluate it by its name on the command line "
         "(path/to/file.py:attr), or use one device."
@@ -57,19 +57,19 @@ class LocalPool:
     """One process per device. The model is pickled from this process to its own children.
 
     Args:
-        devices: one for each worker; the same may stand there several times.
+        devices: one for each worker; the same may be listed several times.
         threads: CPU threads of each worker.
 
     Raises:
         UsageError: when the model cannot be pickled.
     """
 
-    def __init__(self, briefing: ModelSetup, devices: Sequence[str], threads: int) -> None:
+    def __init__(self, setup: ModelSetup, devices: Sequence[str], threads: int) -> None:
         self._devices, self._threads = list(devices), threads
         try:
-            self._payload = pickle.dumps(briefing)
+            self._payload = pickle.dumps(setup)
         except Exception as error:  # whatever a model's own __reduce__ may raise
-            raise unsendable(briefing, error) from error
+            raise unsendable(setup, error) from error
         self._context = multiprocessing.get_context("spawn")
         self._workers = [self._start(device) for device in self._devices]
         for _, line in self._workers:
@@ -88,17 +88,17 @@ class LocalPool:
     def wait(self, seconds: float) -> list[tuple[int, Note]]:
         """Return what has come, and replace the dead."""
         places = {id(line): place for place, (_, line) in enumerate(self._workers)}
-        heard: list[tuple[int, Note]] = []
+        notes: list[tuple[int, Note]] = []
         for line in wait([line for _, line in self._workers], seconds):
             assert isinstance(line, Connection)
             place = places[id(line)]
             try:
-                heard.append((place, line.recv()))
+                notes.append((place, line.recv()))
             except (EOFError, OSError):
-                heard.append((place, Lost(self._bury(place))))
+                notes.append((place, Lost(self._reap(place))))
                 self._workers[place] = self._start(self._devices[place])
                 self._brief(self._workers[place][1])
-        return heard
+        return notes
 
     def close(self) -> None:
         """End all workers, whatever they are doing."""
@@ -125,7 +125,7 @@ class LocalPool:
         with contextlib.suppress(OSError):
             line.send_bytes(self._payload)
 
-    def _bury(self, place: int) -> str:
+    def _reap(self, place: int) -> str:
         """Return how a worker ended."""
         process, line = self._workers[place]
         line.close()

@@ -59,7 +59,7 @@ class RayPool:
 
     def __init__(
         self,
-        briefing: ModelSetup,
+        setup: ModelSetup,
         address: str | None,
         workers: int | None,
         device: str,
@@ -70,9 +70,9 @@ class RayPool:
         try:
             self._device, self.size = _devices(self._ray, workers, device)
             try:
-                self._briefing = self._ray.put(briefing)
+                self._setup = self._ray.put(setup)
             except Exception as error:  # whatever a model's own __reduce__ may raise
-                raise unsendable(briefing, error) from error
+                raise unsendable(setup, error) from error
             kind = {"num_cpus": 1, "max_restarts": 0, "max_concurrency": 2}
             kind |= {"num_gpus": 1} if self._device == "cuda" else {}
             make = self._ray.remote(**kind)(Actor).remote
@@ -115,7 +115,7 @@ class RayPool:
 
     def _start(self, place: int) -> Any:
         actor = self._make()
-        self._said[actor.give.remote(self._briefing)] = place
+        self._said[actor.give.remote(self._setup)] = place
         self._said[actor.collect.remote()] = place
         return actor
 

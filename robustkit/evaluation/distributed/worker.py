@@ -73,8 +73,8 @@ def serve(
             return
         except Exception as error:
             code = error.exit_code if isinstance(error, RobustkitError) else None
-            told = str(error) if code is not None else failure(error)
-            send(Failed(code, told, traceback.format_exc()))
+            reason = str(error) if code is not None else failure(error)
+            send(Failed(code, reason, traceback.format_exc()))
 
 
 def _open(setup: ModelSetup, device: torch.device) -> DeviceWorker:
@@ -175,7 +175,7 @@ def _unheard(_: int, __: int) -> None:
 
 @dataclass(frozen=True)
 class MessageWriter:
-    """A pen whose ledger is the driver's; the driver's clock counts."""
+    """Writes to the driver, who holds the ledger; the driver's clock counts."""
 
     send: Callable[[Note], None]
 

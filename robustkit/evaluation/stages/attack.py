@@ -29,7 +29,7 @@ def run_attack(
     entered: int = 0,
     last: bool = False,
 ) -> None:
-    """Run an attack on the open tasks of some points; `writer` gets every verdict as it falls.
+    """Run an attack on the open tasks of some points; `writer` gets every verdict as it comes.
 
     Args:
         report: called after every harvest with (tasks finished, points still robust).

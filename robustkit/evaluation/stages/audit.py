@@ -19,13 +19,13 @@ def perform(
     seed: int,
     attack: Callable[[int, Sequence[int], bool], None],
 ) -> None:
-    """Attack a sample of the survivors, and all points if too much of it falls; then the reserve.
+    """Attack a sample of the survivors, and all points if too much of it is broken; then the reserve.
 
     The sample is drawn once and kept in the ledger: a run that was killed goes on with it.
 
     Args:
-        left: tells what the search has left standing.
-        attack: runs a stage on those of some points that stand; True: no others are to come.
+        left: tells which points the search has left robust.
+        attack: runs a stage on those of some points that are still robust; True: they are the last.
     """
     audit, reserve = line.audit, range(len(line.specs) - line.reserve, len(line.specs))
     stages = range(line.audited, reserve.start)
@@ -39,7 +39,7 @@ def perform(
         attack(stage, sorted(sample.points), False)
     escalate = ledger.remembered("escalated")
     if escalate is None:  # a run that was killed goes on as it decided
-        escalate = alarming(audit, sample, fallen(ledger, sample, line), len(everything))
+        escalate = alarming(audit, sample, broken_by_audit(ledger, sample, line), len(everything))
         ledger.remember("escalated", escalate)
     for stage in stages:
         if escalate:
@@ -62,7 +62,7 @@ def unaudited(line: LineUp, ledger: Ledger) -> bool:
 
 
 def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
-    """Tell whether attacks without gradients took points: more than one, and than 0.2% of all.
+    """Tell whether attacks without gradients broke points: more than one, and than 0.2% of all.
 
     The reserve itself does not count: a run that was killed goes on as it began.
     """
@@ -78,7 +78,7 @@ def drawn(ledger: Ledger) -> Sample | None:
     return kept and Sample(tuple(kept["near"]), tuple(kept["random"]), kept["rest"])
 
 
-def fallen(ledger: Ledger, sample: Sample, line: LineUp) -> set[int]:
-    """Return which points of the sample fell to the audit."""
+def broken_by_audit(ledger: Ledger, sample: Sample, line: LineUp) -> set[int]:
+    """Return which points of the sample the audit broke."""
     falls = ledger.falls()
     return {p for p in sample.points if p in falls and falls[p].stage >= line.audited}

@@ -1,4 +1,4 @@
-"""Between engine and ledger: feeds tasks, judges candidates, writes verdicts as they fall."""
+"""Between engine and ledger: feeds tasks, judges candidates, writes verdicts as they come."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StageJudge:
     data: PointSource
     writer: VerdictWriter
     report: Report
-    falls: dict[int, BrokenPoint] = field(default_factory=dict)
+    broken: dict[int, BrokenPoint] = field(default_factory=dict)
     _new: dict[int, BrokenPoint] = field(default_factory=dict)
     _refused: dict[int, RefusedCandidate] = field(default_factory=dict)
     _checks: int = 0
@@ -73,36 +73,36 @@ class StageJudge:
         return Tasks(*(tensor.to(self.worker.device) for tensor in tasks))
 
     def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
-        """Verify candidates; the closest that stands waits for the next `settle`."""
+        """Verify candidates; the closest that is confirmed waits for the next `settle`."""
         points = [item.point for item in work]
         verdict = verify(
             self.worker.model, z, x, y, self.stage.within, attack=self.name, points=points,
             randomized=self.worker.diagnosis.randomized,
         )  # fmt: skip
         self._checks += verdict.passes
-        stands: list[bool] = verdict.broken.tolist()
-        self._flips += stands.count(False) * self._claims
+        confirmed: list[bool] = verdict.broken.tolist()
+        self._flips += confirmed.count(False) * self._claims
         inside = self.stage.threat.contains(z, x).tolist()
-        columns = zip(points, stands, inside, strict=True)
+        columns = zip(points, confirmed, inside, strict=True)
         refuted = [p for p, ok, near in columns if ok and near and p in self.points.proved]
         refuse_refuted_certificates(self.name, refuted, self.stage.threat)
-        for fall in broken_points(
+        for found in broken_points(
             verdict, self.stage.number, points, z if self.stage.keep else None
         ):
-            known = self.falls.get(fall.point)
-            if known is None or fall.distance < known.distance:
-                self.falls[fall.point] = self._new[fall.point] = fall
+            known = self.broken.get(found.point)
+            if known is None or found.distance < known.distance:
+                self.broken[found.point] = self._new[found.point] = found
         self._note_refused(verdict, points, z, y)
-        return stands
+        return confirmed
 
     def _note_refused(self, verdict: Verdict, points: Sequence[int], z: Images, y: Labels) -> None:
         """Measure what fooled a randomized model more often than anything else that was refused."""
         if verdict.seen is None:
             return
-        told = zip(points, verdict.broken.tolist(), verdict.seen.tolist(), strict=True)
+        shares = zip(points, verdict.broken.tolist(), verdict.seen.tolist(), strict=True)
         better = {
             row: share
-            for row, (point, broken, share) in enumerate(told)
+            for row, (point, broken, share) in enumerate(shares)
             if not broken
             and share > max(0.0, self._refused.get(point, RefusedCandidate(0, 0)).seen)
         }
@@ -116,7 +116,7 @@ class StageJudge:
             self._refused[points[row]] = RefusedCandidate(better[row], errors)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
-        """Write the ended tasks and the falls in one transaction."""
+        """Write the ended tasks and the broken points in one transaction."""
         spent = [item for item in outcomes if item.spent]
         closest: dict[int, float] = {}
         for work, near in ((item.work, item.closest) for item in spent):
@@ -124,7 +124,7 @@ class StageJudge:
                 closest[work.point] = max(near, closest.get(work.point, -math.inf))
         self._write([item.work for item in spent], _passes(outcomes), closest)
         self._done += len(outcomes)
-        self.report(self._done, len(self.points.ranked) - len(self.falls))
+        self.report(self._done, len(self.points.ranked) - len(self.broken))
 
     def close(self, entered: int, *, finished: bool) -> None:
         """Write what is left, and mark the stage as finished unless more points are to come."""
@@ -146,21 +146,21 @@ class StageJudge:
 def broken_points(
     verdict: Verdict, stage: int, points: Sequence[int], z: Images | None
 ) -> list[BrokenPoint]:
-    """List the candidates that stand, with their inputs `z` [b, *f] where those are kept."""
+    """List the confirmed candidates, with their inputs `z` [b, *f] where those are kept."""
     stored = None if z is None else z.cpu().numpy()
     errors = None if verdict.errors is None else verdict.errors.tolist()
-    told = zip(verdict.predicted.tolist(), verdict.distance.tolist(), strict=True)
-    stands = verdict.broken.tolist()
+    classes = zip(verdict.predicted.tolist(), verdict.distance.tolist(), strict=True)
+    confirmed = verdict.broken.tolist()
     return [
         BrokenPoint(point, stage, label, distance, None if stored is None else stored[row],
              None if errors is None else errors[row])
-        for row, (point, (label, distance)) in enumerate(zip(points, told, strict=True))
-        if stands[row]
+        for row, (point, (label, distance)) in enumerate(zip(points, classes, strict=True))
+        if confirmed[row]
     ]  # fmt: skip
 
 
 def refuse_refuted_certificates(name: str, refuted: Sequence[int], threat: Threat) -> None:
-    """Stop the run when points with a certificate fell (a RobustkitError)."""
+    """Stop the run when points with a certificate were broken (a RobustkitError)."""
     if refuted:
         raise RobustkitError(
             f"certificate refuted: {name} broke points {some(refuted)}, which were proved "

@@ -1,6 +1,6 @@
 """Adversarial inputs that earlier runs stored, tried again on another model: one pass each.
 
-What stands in a ledger is only a proposal here: it counts if it lies inside the threat model of
+What a ledger holds is only a proposal here: it counts if it lies inside the threat model of
 its point and the model of this run is fooled by it, as `verify` says.
 """
 
