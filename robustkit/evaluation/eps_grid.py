@@ -28,8 +28,8 @@ from robustkit.registry import attacks as known
 from robustkit.search.suites import LineUp, line_up
 from robustkit.verify.diagnostics.probe import Diagnosis
 
-# The suite that goes ahead in a long grid: it tells at once how far away the broken points are. In a
-# short one it costs more than it saves.
+# The suite that goes ahead in a long grid: it tells at once how far away the broken points are. In
+# a short one it costs more than it saves.
 _SCOUT, _LONG = "scout", 8
 
 

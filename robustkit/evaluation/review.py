@@ -60,7 +60,7 @@ def _broken_after(stages: Sequence[Stage], which: Sequence[bool], before: Sequen
 
 
 def _unused(stage: Stage) -> str:
-    """Say how much of its budget an attack left on the points it did not break; empty: it used it."""
+    """Say how much of its budget an attack left unused on the points it did not break, if so."""
     budget = stage.strength.get("steps", stage.strength.get("queries"))
     survivors = stage.entered - stage.broken
     if not isinstance(budget, int) or not survivors or not stage.entered:

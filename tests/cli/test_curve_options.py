@@ -129,7 +129,7 @@ class TestMinimumNorm:
     def test_distances_are_found_beyond_eps(self, room: Path, threat: str, eps: float) -> None:
         result = evaluate(*NEAR, "--threat", threat)
         assert result.exit_code == 0, result.stderr
-        assert "distance within which so many points fall" in result.stdout
+        assert "distance within which so many points are broken" in result.stdout
         assert "plain gray" not in result.stderr
         record = load(room / "out" / "models.py-net" / "record.json")
         assert record.threat.eps == eps

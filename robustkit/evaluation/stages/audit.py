@@ -19,7 +19,7 @@ def perform(
     seed: int,
     attack: Callable[[int, Sequence[int], bool], None],
 ) -> None:
-    """Attack a sample of the survivors, and all points if too much of it is broken; then the reserve.
+    """Attack a sample of the survivors, and all points if too much of it breaks; then the reserve.
 
     The sample is drawn once and kept in the ledger: a run that was killed goes on with it.
 
