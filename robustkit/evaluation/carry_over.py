@@ -17,9 +17,9 @@ class Carried(NamedTuple):
     """The verdicts that a run at a larger eps of a grid leaves to a smaller one.
 
     An adversarial input within the smaller eps counts there too, and a certificate holds in every
-    smaller ball. That a point which was robust at the larger eps is robust at the smaller one is true of
-    the model, not of the attacks: another run at the smaller eps alone may find what this one
-    missed. Those points are therefore marked as carried.
+    smaller ball. That a point which was robust at the larger eps is robust at the smaller one is
+    true of the model, not of the attacks: another run at the smaller eps alone may find what this
+    one missed. Those points are therefore marked as carried.
 
     Attributes:
         grid: all radii of the run; part of what a ledger is checked for.

@@ -137,8 +137,8 @@ def _remarks(plan: Plan) -> Iterator[str]:
         yield "quick is an upper bound, a first look: defend a claim by --suite fast or parity."
     if plan.grid:
         yield (
-            "A point that was robust at one eps is carried to the smaller ones without another attack; "
-            "records and curve.csv say which."
+            "A point that was robust at one eps is carried to the smaller ones without another "
+            "attack; records and curve.csv say which."
         )
     if plan.request.minimum_norm:
         yield "Every distance is that of a verified adversarial input: an upper bound."

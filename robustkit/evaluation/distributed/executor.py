@@ -51,18 +51,18 @@ class DistributedExecutor:
         """Classify clean points."""
         open_points = set(points)
 
-        def heard(_: Classify, note: Note) -> None:
+        def on_note(_: Classify, note: Note) -> None:
             if isinstance(note, Classified):
                 self.writer.write_clean(note.rows, note.forwards, self._lap(), note.errors)
                 open_points.difference_update(row[0] for row in note.rows)
                 report(len(note.rows), sum(y == guess for _, y, guess, _ in note.rows))
 
-        def rest(work: Classify) -> Classify | None:
+        def remaining(work: Classify) -> Classify | None:
             left = [point for point in work.points if point in open_points]
             return work._replace(points=left) if left else None
 
         parts = (Classify(piece, ranked) for piece in self._pieces(points))
-        self.scheduler.run(parts, self._load, heard, rest)
+        self.scheduler.run(parts, self._load, on_note, remaining)
 
     def prove(
         self, certifier: Certifier, points: Sequence[int], broken: set[int], report: Report
@@ -70,13 +70,13 @@ class DistributedExecutor:
         """Try a certificate."""
         open_points = set(points)
 
-        def heard(_: Prove, note: Note) -> None:
+        def on_note(_: Prove, note: Note) -> None:
             if isinstance(note, Proved):
                 self.writer.write_certified(note.rows, self._lap())
                 open_points.difference_update(point for point, _ in note.rows)
                 report(len(note.rows), sum(holds for _, holds in note.rows))
 
-        def rest(work: Prove) -> Prove | None:
+        def remaining(work: Prove) -> Prove | None:
             left = [point for point in work.points if point in open_points]
             return work._replace(points=left) if left else None
 
@@ -84,7 +84,7 @@ class DistributedExecutor:
             Prove(piece, broken & set(piece), certifier.method, self.threat)
             for piece in self._pieces(points, certifier.batch)
         )
-        self.scheduler.run(parts, self._load, heard, rest)
+        self.scheduler.run(parts, self._load, on_note, remaining)
 
     def attack(
         self,
@@ -99,7 +99,7 @@ class DistributedExecutor:
         jobs = range(len(stage.jobs(self.classes)))
         spent, broken, done = set(points.spent), set[int](), 0
 
-        def rest(work: Attack) -> Attack | None:
+        def remaining(work: Attack) -> Attack | None:
             left = [
                 point
                 for point in work.points
@@ -108,7 +108,7 @@ class DistributedExecutor:
             ]
             return Attack(stage, points.some(left, spent)) if left else None
 
-        def heard(_: Attack, note: Note) -> None:
+        def on_note(_: Attack, note: Note) -> None:
             nonlocal done
             if isinstance(note, AttackResults):
                 cost = note.cost._replace(seconds=self._lap())
@@ -121,13 +121,13 @@ class DistributedExecutor:
                 done += note.tasks
                 report(done, len(points.ranked) - len(broken))
 
-        whole = rest(Attack(stage, points))
+        whole = remaining(Attack(stage, points))
         unit = stage.attack.batch_size if isinstance(stage.attack, ExternalAttack) else 1
         parts = (
             Attack(stage, points.some(piece, spent))
             for piece in self._pieces(whole.points if whole else [], unit)
         )
-        self.scheduler.run(parts, self._load, heard, rest)
+        self.scheduler.run(parts, self._load, on_note, remaining)
         end = Cost(entered=entered, seconds=self._lap(), finished=last)
         self.writer.write(stage.number, [], [], end)
 

@@ -70,6 +70,7 @@ class LocalPool:
             self._payload = pickle.dumps(setup)
         except Exception as error:  # whatever a model's own __reduce__ may raise
             raise unsendable(setup, error) from error
+        # A forked process inherits the locks of the threads of PyTorch, and cannot use CUDA.
         self._context = multiprocessing.get_context("spawn")
         self._workers = [self._start(device) for device in self._devices]
         for _, line in self._workers:
@@ -118,7 +119,7 @@ class LocalPool:
         arguments = (theirs, device, self._threads)
         process = self._context.Process(target=_main, args=arguments, daemon=True)
         process.start()
-        theirs.close()  # so that its end is the worker's alone, and falls with it
+        theirs.close()  # the only open end is the worker's: it closes when the worker dies
         return process, ours
 
     def _brief(self, line: Connection) -> None:

@@ -77,7 +77,7 @@ class RayPool:
             kind |= {"num_gpus": 1} if self._device == "cuda" else {}
             make = self._ray.remote(**kind)(Actor).remote
             self._make: Any = lambda: make(self._device, threads)
-            self._said: dict[Any, int] = {}
+            self._pending: dict[Any, int] = {}
             self._actors = [self._start(place) for place in range(self.size)]
         except BaseException:
             self._leave()
@@ -85,12 +85,12 @@ class RayPool:
 
     def submit(self, place: int, order: Order) -> None:
         """Send an order; if the actor has just died, `wait` will tell."""
-        self._said[self._actors[place].give.remote(order)] = place
+        self._pending[self._actors[place].give.remote(order)] = place
 
     def wait(self, seconds: float) -> list[tuple[int, Note]]:
         """Return what has come, and replace the dead."""
-        ready, _ = self._ray.wait(list(self._said), num_returns=1, timeout=seconds)
-        return [note for ref in ready for note in self._hear(ref)]
+        ready, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=seconds)
+        return [note for ref in ready for note in self._receive(ref)]
 
     def close(self) -> None:
         """End all actors, and the cluster if it was started here."""
@@ -99,24 +99,26 @@ class RayPool:
                 self._ray.kill(actor)
         self._leave()
 
-    def _hear(self, ref: Any) -> list[tuple[int, Note]]:
-        place = self._said.pop(ref)
+    def _receive(self, ref: Any) -> list[tuple[int, Note]]:
+        place = self._pending.pop(ref)
         try:
             notes: list[Note] = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
             return [(place, Failed(UsageError.exit_code, _unread(error), str(error)))]
         except self._ray.exceptions.RayError as error:
-            self._said = {ref: at for ref, at in self._said.items() if at != place}
+            # The actor has died. Its other calls end with the same error: they are forgotten, and
+            # an actor is restarted in its place (Ray's own restarts would come back unprepared).
+            self._pending = {ref: at for ref, at in self._pending.items() if at != place}
             self._actors[place] = self._start(place)
             return [(place, Lost(type(error).__name__))]
         if notes:
-            self._said[self._actors[place].collect.remote()] = place
+            self._pending[self._actors[place].collect.remote()] = place
         return [(place, note) for note in notes]
 
     def _start(self, place: int) -> Any:
         actor = self._make()
-        self._said[actor.give.remote(self._setup)] = place
-        self._said[actor.collect.remote()] = place
+        self._pending[actor.give.remote(self._setup)] = place
+        self._pending[actor.collect.remote()] = place
         return actor
 
     def _leave(self) -> None:
@@ -129,6 +131,7 @@ def _connect(ray: Any, address: str | None) -> bool:
     if ray.is_initialized():
         return False
     _refuse_silence(address)
+    # 0: CUDA_VISIBLE_DEVICES stays as it is for what asks for no GPU, and Ray does not warn of it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:

@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 T = TypeVar("T")
-_PATIENCE = 300.0  # seconds without any worker
-_TRIES = 3  # deaths in a row that bring nothing
-_LOOK = 1.0
+_PATIENCE = 300.0  # seconds without any worker: a cluster that adds a node takes minutes
+# Deaths in a row that bring nothing. One can be a node that was taken away; three in a row are the
+# work itself (too little memory, a crash in the model), and more tries would only repeat it.
+_TRIES = 3
+_LOOK = 1.0  # seconds: Ctrl-C and budgets must not wait longer for a silent worker
 
 
 @dataclass
 class _Assignment(Generic[T]):
-    """A part with a worker; so many in a row have died of it before anything was heard."""
+    """A part with a worker; so many in a row have died of it before it sent a note."""
 
     part: T
     deaths: int = 0
@@ -49,7 +51,7 @@ class Scheduler:
         self._pool: Pool | None = None
         self._idle: set[int] = set()
         self._slots = 0
-        self._deaths = Counter[int]()  # of a place, since anything was heard from there
+        self._deaths = Counter[int]()  # of a place, since the last note from there
         self._told = set[str]()
 
     def __enter__(self) -> Self:
@@ -75,6 +77,7 @@ class Scheduler:
             unit: the number is a multiple of it.
         """
         pool = self._ready()
+        # Small enough that the last worker does not run on alone, large enough to fill its slots.
         size = max(1, min(2 * self._slots, math.ceil(points / (2 * pool.size))))
         return unit * math.ceil(size / unit)
 
@@ -82,15 +85,15 @@ class Scheduler:
         self,
         parts: Iterable[T],
         load: Callable[[T], Order],
-        heard: Callable[[T, Note], None],
-        rest: Callable[[T], T | None],
+        on_note: Callable[[T, Note], None],
+        remaining: Callable[[T], T | None],
     ) -> None:
         """Have every part worked on; return when all are done.
 
         Args:
             load: makes the order of a part, when a worker is free for it.
-            heard: gets every note of the work.
-            rest: what is left of a part whose worker has died, after what was heard of it.
+            on_note: gets every note of the work.
+            remaining: what is left of a part whose worker has died, after the notes it sent.
 
         Raises:
             RobustkitError: what a worker raised; also when no worker can be had, or one after the
@@ -105,24 +108,25 @@ class Scheduler:
                 pool.submit(place, load(busy[place].part))
             for place, note in self._listen(pool):
                 if isinstance(note, Lost):
-                    waiting.extendleft(self._left(busy.pop(place, None), rest, note))
+                    # First in the queue again: the end of the stage waits for the oldest part.
+                    waiting.extendleft(self._left(busy.pop(place, None), remaining, note))
                 elif isinstance(note, Done):
                     del busy[place]
                     self._idle.add(place)
                 else:
                     busy[place].deaths = self._deaths[place] = 0
-                    heard(busy[place].part, note)
+                    on_note(busy[place].part, note)
 
     def _left(
-        self, stint: _Assignment[T] | None, rest: Callable[[T], T | None], note: Lost
+        self, assignment: _Assignment[T] | None, remaining: Callable[[T], T | None], note: Lost
     ) -> list[_Assignment[T]]:
         """Return what another worker must do of what the dead one had."""
-        left = None if stint is None else rest(stint.part)
-        if stint is None or left is None:
+        left = None if assignment is None else remaining(assignment.part)
+        if assignment is None or left is None:
             return []
-        if stint.deaths + 1 >= _TRIES:
+        if assignment.deaths + 1 >= _TRIES:
             raise _hopeless(self._name, note)
-        return [_Assignment(left, stint.deaths + 1)]
+        return [_Assignment(left, assignment.deaths + 1)]
 
     def _ready(self) -> Pool:
         """Start the workers if they are not, and wait for the first."""
