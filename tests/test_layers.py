@@ -30,7 +30,9 @@ STATIONS = (
     "cli",
 )
 PACKS = {"attacks": "search", "defenses": "certify"}  # the last station that each pack may import
-MAX_FILE, MAX_FUNCTION = 300, 80
+MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 300, 80, 8
+# Their keywords are typed by users; they build a `Settings` at once.
+MANY_KEYWORDS = {"evaluate", "evaluate_grid", "assert_robust", "assert_not_regressed"}
 MARKER = re.compile(r"\b(TO" + "DO|FIX" + "ME|XX" + "X|HA" + r"CK)\b")
 UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
 
@@ -264,6 +266,17 @@ class TestTheCode:
             for node in functions(path)
             if (size := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION
         ]
+        assert not found, "\n".join(found)
+
+    def test_functions_take_few_parameters(self) -> None:
+        found = []
+        for path in LIBRARY:
+            for node in functions(path):
+                given = node.args
+                named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+                count = sum(argument.arg not in ("self", "cls") for argument in named)
+                if count > MAX_PARAMETERS and node.name not in MANY_KEYWORDS:
+                    found.append(f"{at(path, node)} {node.name} takes {count} parameters")
         assert not found, "\n".join(found)
 
     def test_the_library_does_not_print(self) -> None:
