@@ -118,7 +118,8 @@ def _attacks() -> str:
         _table(["attack", "norms", "what it is", "uses gradients", "source"], rows),
         "## Attacks of other libraries\n",
         "They run by name, such as `--attack \"torchattacks:PGD(steps=50)\"`, on the same points, "
-        "judged like ours, with passes counted inside the model:\n",
+        "judged like ours, with passes counted inside the model. `foolbox:LinfDeepFoolAttack` and "
+        "`autoattack:standard` are others:\n",
         _table(["library", "what it is", "extra"], others),
         "They keep their own defaults, which may be weak: the AutoAttack of torchattacks runs 10 "
         "steps where AutoAttack runs 100. The column `strength` says what each attack was set to. "
