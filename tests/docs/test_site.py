@@ -128,6 +128,13 @@ class TestReference:
             assert text == (ROOT / "tests" / "example_pack" / name).read_text(encoding="utf-8")
 
 
+def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
+    listed = re.findall(
+        r"^ +- .*?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
+    )
+    assert sorted(listed) == sorted(path.relative_to(SITE).as_posix() for path in PAGES)
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_asks_no_server_for_anything(tmp_path: Path) -> None:
     for package in ("mkdocs", "material", "mkdocstrings"):
