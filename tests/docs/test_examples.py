@@ -31,8 +31,6 @@ DOCUMENTS = [
     *(README, ROOT / "leaderboards" / "README.md", ROOT / "benchmarks" / "gauntlet" / "README.md"),
     *sorted(SITE.rglob("*.md")),
 ]
-GENERATED = {"attacks", "columns", "commands", "datasets", "defenses", "flags", "suites"}
-MOST_BYTES = 12_288  # of the README: what a stranger reads in one sitting
 EXTRAS = set(
     tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 )
@@ -231,27 +229,6 @@ def resolves(name: str) -> bool:
             found = getattr(found, part, None)
         return found is not None
     return False
-
-
-def test_the_readme_is_short_and_repeats_no_generated_table() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert len(text.encode()) <= MOST_BYTES, "move what is new to docs/ and link it"
-    pages = [(SITE / "reference" / f"{name}.md").read_text("utf-8") for name in GENERATED]
-    cells = {row.split("|")[1].strip() for page in pages for row in rows(page)}
-    repeated = [row for row in rows(text) if row.split("|")[1].strip() in cells]
-    assert not repeated, "link the generated page instead"
-
-
-def rows(text: str) -> list[str]:
-    """The rows of a document's tables, without heads."""
-    tables = re.findall(r"^\|.*\|\n\|[-:| ]+\|\n((?:\|.*\|\n)+)", text, re.MULTILINE)
-    return [row for found in tables for row in found.splitlines()]
-
-
-def test_the_tutorial_writes_the_attack_of_the_readme() -> None:
-    (readme,) = [b.text for b in blocks(README) if b.text.startswith("# attacks/drift.py\n")]
-    tutorial = blocks(SITE / "tutorials" / "attack.md")[0].text
-    assert readme == f"# attacks/drift.py\n{tutorial}"
 
 
 def table(page: str, heading: str) -> set[str]:
