@@ -1,46 +1,38 @@
-"""What mkdocs does before it builds: the catalogue, from the registry; pages that may be missing.
+"""Writes the reference pages that follow from the code; a test fails when they are out of date.
 
-A hook of mkdocs.yml. `pages()` returns the generated pages for the tests as well.
+python docs/_generate.py    # after a change of a registered class, a flag, a column or an option
+
+`pages()` returns the pages for the test.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from _columns import COLUMNS
 
-if TYPE_CHECKING:
-    from mkdocs.config.defaults import MkDocsConfig
-    from mkdocs.structure.files import Files
+from robustkit import registry
+from robustkit.cli.program import program
+from robustkit.core.losses import LOSSES
+from robustkit.core.threat import Threat
+from robustkit.errors import UsageError
+from robustkit.leaderboard.rows import Row
+from robustkit.models import checkpoints
+from robustkit.verify.flags import FLAGS
 
 HERE = Path(__file__).resolve().parent
-OPTIONAL = {"clusters.md": "Clusters"}  # of the how-to guides, where it has been written
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """List the pages of OPTIONAL that exist."""
-    guides: list[Any] = next(part["How to"] for part in config.nav or [] if "How to" in part)
-    guides += [page for page in OPTIONAL if (HERE / page).is_file() and page not in guides]
-    return config
-
-
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages."""
-    from mkdocs.structure.files import File
-
-    for name, text in pages().items():
-        files.append(File.generated(config, name, content=text))
-    return files
+NORMS = ("linf:0.1", "l2:1", "l1:8", "l0:10")
+MARK = "<!-- Written by docs/_generate.py: change the code, then run it. -->\n"
 
 
 def pages() -> dict[str, str]:
     """Return the generated pages: place in the site -> Markdown."""
-    return {
+    texts = {
         "reference/attacks.md": _attacks(),
         "reference/suites.md": _suites(),
         "reference/defenses.md": _defenses(),
@@ -49,11 +41,11 @@ def pages() -> dict[str, str]:
         "reference/columns.md": _columns(),
         "reference/commands.md": _commands(),
     }
+    return {name: f"{MARK}\n{text.rstrip()}\n" for name, text in texts.items()}
 
 
 def _entries(kind: str) -> list[Any]:
     """List what the distribution itself registers, not what packs of others do."""
-    registry = importlib.import_module("robustkit.registry")
     found = getattr(registry, kind).entries()
     return [entry for entry in found if entry.target.__module__.startswith("robustkit.")]
 
@@ -70,9 +62,10 @@ def _options(entry: Any) -> str:
 
 
 def _word(value: Any) -> str:
+    """Write an option as a spec has it."""
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_word, value))})"
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def _source(entry: Any) -> str:
@@ -93,63 +86,103 @@ def _prose(text: str) -> str:
     """Turn a docstring into Markdown: its section "Attributes:" becomes a list."""
     body, _, attributes = text.partition("\nAttributes:\n")
     items = re.sub(r"^ {4}(\w[\w, ]*):", r"- `\1`:", attributes, flags=re.MULTILINE)
+    items = re.sub(r"\n {5,}", "\n  ", items)
     return f"{body.strip()}\n\n{items.strip()}".strip()
+
+
+def _norms(name: str) -> str:
+    """Name the norms that an attack takes: it refuses the others when asked for its jobs."""
+    taken = []
+    for text in NORMS:
+        try:
+            registry.attacks.build(name).jobs(Threat.parse(text), 10)
+        except UsageError:
+            continue
+        taken.append(text.partition(":")[0])
+    return ", ".join(taken)
 
 
 def _attacks() -> str:
     entries, libraries = _entries("attacks"), _entries("libraries")
     rows = [
-        (f"[`{entry.name}`](#{entry.name})", entry.summary,
+        (f"[`{entry.name}`](#{entry.name})", _norms(entry.name), entry.summary,
          "yes" if entry.facts.get("white_box") else "no", _source(entry))
         for entry in entries
     ]  # fmt: skip
-    others = [(f"`{entry.name}:NAME`", entry.summary) for entry in libraries]
+    others = [(f"`{entry.name}:NAME`", entry.summary, f"`{entry.name}`") for entry in libraries]
     return "\n".join([
         "# Attacks\n",
-        "Written from the registry, as `robustkit list attacks` is. An attack is asked for by its "
-        "spec, such as `--attack \"apgd(loss=dlr, steps=50)\"`.\n",
-        _table(["attack", "what it is", "uses gradients", "source"], rows),
-        "Attacks of other libraries run by name and are judged like ours:\n",
-        _table(["library", "what it is"], others),
+        "What `robustkit list attacks` prints, and the norms. An attack is asked for by its spec, "
+        "such as `--attack \"apgd(loss=dlr, steps=50)\"`. Losses: "
+        f"{', '.join(f'`{loss}`' for loss in LOSSES)}.\n",
+        _table(["attack", "norms", "what it is", "uses gradients", "source"], rows),
+        "## Attacks of other libraries\n",
+        "They run by name, such as `--attack \"torchattacks:PGD(steps=50)\"`, on the same points, "
+        "judged like ours, with passes counted inside the model. `foolbox:LinfDeepFoolAttack` and "
+        "`autoattack:standard` are others:\n",
+        _table(["library", "what it is", "extra"], others),
+        "They keep their own defaults, which may be weak: the AutoAttack of torchattacks runs 10 "
+        "steps where AutoAttack runs 100. The column `strength` says what each attack was set to. "
+        "Batches of 100 points (`batch_size=100` in the spec) are the unit of resuming.\n",
         *_sections(entries),
     ])  # fmt: skip
 
 
 def _suites() -> str:
-    threat = importlib.import_module("robustkit.core.threat").Threat.parse("linf:0.1")
-    suites = importlib.import_module("robustkit.registry").suites
     entries = _entries("suites")
     rows = [
         (f"[`{entry.name}`](#{entry.name})", entry.summary, _source(entry)) for entry in entries
     ]
     parts = []
     for entry, section in zip(entries, _sections(entries), strict=True):
-        listed = list(suites.build(entry.name).attacks(threat, ["STAND-IN"]))
+        listed = registry.suites.build(entry.name).attacks(Threat.parse(NORMS[0]), ["NAME"])
         specs = "\n".join(f"- `{spec}`" for spec in listed)
-        parts.append(f"{section}\nAt linf, for a model with one declared stand-in:\n\n{specs}\n")
+        parts.append(
+            f"{section}\nAt linf, for a model that declares one surrogate NAME:\n\n{specs}\n"
+        )
     return "\n".join([
         "# Suites\n",
-        "A suite is a line-up of attacks with its budgets. Each attack is given what the ones "
-        "before it have left standing. Compare rows of one suite: a weaker suite flatters.\n",
+        "A suite is a list of attacks with their budgets. Each attack gets the points that the "
+        "ones before it left robust. Compare rows of one suite: a weaker suite flatters. Which one "
+        "to take: [suites explained](../explanation/suites.md).\n",
         _table(["suite", "what it is", "source"], rows),
         *parts,
     ])  # fmt: skip
 
 
 def _defenses() -> str:
-    checkpoints = importlib.import_module("robustkit.models.checkpoints")
     entries = _entries("defenses")
     rows = []
     for entry in entries:
-        weights = sorted({checkpoint.card.data for checkpoint in checkpoints.shipped(entry)})
+        cards = [checkpoint.card for checkpoint in checkpoints.shipped(entry)]
+        weights = sorted(
+            f"{card.data} at {card.measured['threat']}{_special(entry, card)}"
+            if "threat" in card.measured
+            else card.data
+            for card in cards
+        )
         rows.append((f"[`{entry.name}`](#{entry.name})", entry.summary,
                      ", ".join(weights) or "none", _source(entry)))  # fmt: skip
     return "\n".join([
         "# Defenses\n",
-        "Written from the registry, as `robustkit list defenses` is.\n",
-        _table(["defense", "what it is", "weights in the box", "source"], rows),
+        "What `robustkit list defenses` prints. Bundled weights are named with the threat model "
+        "that they were measured under, and with the spec that asks for them where it is not the "
+        "name alone. Each checkpoint has a card (`defenses/checkpoints/*.json`) with the command "
+        "that trained it, its seed and measured accuracies.\n",
+        _table(["defense", "what it is", "bundled weights", "source"], rows),
         *_sections(entries),
     ])  # fmt: skip
+
+
+def _special(entry: Any, card: Any) -> str:
+    """Name the options by which weights are asked for, where they are not the defaults."""
+    given = {
+        key: value
+        for key, value in card.options.items()
+        if _word(entry.options.get(key)) != _word(value)
+    }
+    text = ", ".join(f"{key}={_word(value)}" for key, value in given.items())
+    return f" (`{entry.name}({text})`)" if given else ""
 
 
 def _datasets() -> str:
@@ -159,75 +192,87 @@ def _datasets() -> str:
         for entry in entries
     ]
     own = [
-        ("`npz:PATH`", "`x` (uint8, or float in [0, 1]) and `y`"),
+        ("`npz:PATH`", "`x` (uint8, or float in [0, 1]; `[n, h, w]`, `[n, h, w, c]` or "
+         "`[n, c, h, w]`) and `y`"),
         ("`folder:PATH`", "one subfolder of images per class"),
         ("`module:function`", "returns `(x, y)`; `path/to/file.py:function` likewise"),
         ("`(x, y)`", "from Python: two tensors or arrays"),
-    ]
+    ]  # fmt: skip
     return "\n".join([
         "# Data sets\n",
         _table(["name", "what it is", "usual threat model"], rows),
-        "Data of your own:\n",
+        "Named sets are looked for under `--data-root` or `ROBUSTKIT_DATA`, then in the cache, and "
+        "downloaded if torchvision is installed. The bundled images (MIT license, Zalando SE) are "
+        "in the package. CIFAR-10 is also read from JPEG files, and is then called `cifar10_jpeg`. "
+        "Images stream: memory does not grow with n.\n",
+        "## Data of your own\n",
         _table(["data", "what is expected"], own),
     ])  # fmt: skip
 
 
 def _flags() -> str:
-    """Take the catalog of flags if this version has one, else what the report explains."""
-    intro = (
-        "# Flags\n\nA flag is a reason to distrust a row. The record says what was seen, the table "
-        "which flags were raised. No flag is no proof: the checks look for known faults.\n"
-    )
-    try:
-        catalog = importlib.import_module("robustkit.verify.flags").FLAGS.values()
-    except ModuleNotFoundError:
-        glossary = importlib.import_module("robustkit.leaderboard.report.glossary").GLOSSARY
-        named = [(f"`{name}`", text) for name, text in glossary if re.fullmatch(r"[a-z_]+", name)]
-        rows = [row for row in named if row[0] not in ("`rank`", "`suite`")]
-        return f"{intro}\n{_table(['flag', 'meaning'], rows)}"
-    rows = [(f"`{f.name}`", f.severity, f.raised, f.remedy) for f in catalog]
-    return f"{intro}\n{_table(['flag', 'severity', 'raised if', 'what to do'], rows)}"
+    rows = [(f"`{flag.name}`", flag.severity, flag.raised, flag.remedy) for flag in FLAGS.values()]
+    return "\n".join([
+        "# Flags\n",
+        "A flag is a reason to distrust a row. The record says what was seen, the table which "
+        "flags were raised. No flag is no proof: the checks look for known faults. When they look, "
+        "and what follows: [diagnostics](../explanation/flags.md).\n",
+        _table(["flag", "severity", "raised if", "what to do"], rows),
+    ])  # fmt: skip
 
 
 def _columns() -> str:
-    """Take the table of columns from the leaderboards' own document, in the order of the rows."""
-    document = (HERE.parent / "leaderboards" / "README.md").read_text(encoding="utf-8")
-    fields = importlib.import_module("robustkit.leaderboard").Row._fields
-    lines = [line for line in document.splitlines() if re.match(r"\| `\w+`", line)]
-    described = {
-        name: line for line in lines for name in re.findall(r"`(\w+)`", line.split("|")[1])
-    }
-    missing = [field for field in fields if field not in described]
-    if missing:
-        raise ValueError(f"leaderboards/README.md does not explain the columns {missing}")
-    listed = list(dict.fromkeys(described[field] for field in fields))
+    """Describe the columns in the order of the rows; a column without a description is an error."""
+    if set(Row._fields) != set(COLUMNS):
+        odd = sorted(set(Row._fields) ^ set(COLUMNS))
+        raise ValueError(f"docs/_columns.py: expected COLUMNS to describe all of Row, got {odd}")
     return "\n".join([
         "# Columns of a leaderboard\n",
-        "Accuracies are fractions of all n points; eps is in units of inputs in [0, 1]. How ties "
-        "are found: [how to read robust accuracy](../explanation/robust-accuracy.md#ties).\n",
-        "| column | meaning |\n| --- | --- |",
-        "\n".join(listed).replace(" (see below)", ""),
+        "Accuracies are fractions of all n points, misclassified ones included. Rows are ordered "
+        "by robust accuracy, then clean accuracy (both falling), then defense. A text that a "
+        "spreadsheet would run as a formula is written with a leading `'`.\n",
+        _table(["column", "meaning"], [(f"`{field}`", COLUMNS[field]) for field in Row._fields]),
     ])  # fmt: skip
 
 
 def _commands() -> str:
-    main = importlib.import_module("robustkit.cli").main
-    parts = ["# Commands\n", "`robustkit COMMAND --help` prints the same.\n"]
-    for name, command in sorted(main.commands.items()):
+    parts = ["# Commands\n", "What `--help` prints after a command.\n"]
+    for name, command in sorted(program.commands.items()):
         parts += _command(f"robustkit {name}", command, level=2)
     return "\n".join(parts)
 
 
 def _command(path: str, command: Any, *, level: int) -> Iterator[str]:
     yield f"{'#' * level} `{path}`\n\n{_prose(inspect.cleandoc(command.help or ''))}\n"
-    options = [p for p in command.params if isinstance(p, click.Option)]
-    context = click.Context(command, info_name=path)
-    rows = []
-    for option in options:
-        record = option.get_help_record(context)
-        if record is not None:
-            rows.append((f"`{record[0]}`", record[1]))
-    if rows:
-        yield _table(["option", "meaning"], rows)
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    if options:
+        yield _table(["option", "meaning"], map(_option, options))
     for name, inner in sorted(getattr(command, "commands", {}).items()):
         yield from _command(f"{path} {name}", inner, level=level + 1)
+
+
+def _option(option: click.Option) -> tuple[str, str]:
+    """Describe an option; not by click's own words, which change from version to version."""
+    names = " / ".join(", ".join(part) for part in (option.opts, option.secondary_opts) if part)
+    if not option.is_flag:
+        kind = option.type
+        choices = kind.choices if isinstance(kind, click.Choice) else ()
+        names += f" {option.metavar or '|'.join(map(str, choices)) or kind.name.upper()}"
+    ends = ["required"] if option.required else []
+    ends += [f"from {option.envvar}"] if option.envvar else []
+    ends += [f"at least {low}" for low in [getattr(option.type, "min", None)] if low is not None]
+    if isinstance(option.show_default, bool) and option.show_default:
+        ends.append(
+            f"default: {option.opts[0].lstrip('-') if option.default is True else option.default}"
+        )
+    return f"`{names}`", f"{option.help or ''} ({', '.join(ends)})".removesuffix(" ()").strip()
+
+
+def main() -> None:
+    """Write the pages."""
+    for name, text in pages().items():
+        (HERE / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

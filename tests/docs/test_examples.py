@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,22 +19,33 @@ from robustkit import registry
 from robustkit.cli.program import program as main
 from robustkit.models import zoo
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 SITE = ROOT / "docs"
-DOCUMENTS = [README, ROOT / "leaderboards" / "README.md", *sorted(SITE.rglob("*.md"))]
+DOCUMENTS = [
+    *(README, ROOT / "leaderboards" / "README.md", ROOT / "benchmarks" / "gauntlet" / "README.md"),
+    *sorted(SITE.rglob("*.md")),
+]
+EXTRAS = set(
+    tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+)
 SET_UP = ["pip install -e . && robustkit evaluate", 'pip install -e ".[test]" && pytest']
 SUBCOMMANDS = [
     command
     for group in main.commands.values()
     for command in getattr(group, "commands", {}).values()
 ]
-CATALOGUE = {
-    "attack": registry.attacks,
-    "library": registry.libraries,
-    "suite": registry.suites,
-    "defense": registry.defenses,
-    "data set": registry.datasets,
+CATALOGUE = {  # page of the site, heading of the table's first column
+    ("reference/attacks.md", "attack"): registry.attacks,
+    ("reference/attacks.md", "library"): registry.libraries,
+    ("reference/suites.md", "suite"): registry.suites,
+    ("reference/defenses.md", "defense"): registry.defenses,
+    ("reference/datasets.md", "name"): registry.datasets,
 }
 TOOLS = {"mkdocs", "mypy", "pytest", "ruff"}
 PLACE = re.compile(r"\.?(robustkit|attacks|defenses|tests|leaderboards|benchmarks|ci)/[\w./*-]+")
@@ -130,11 +140,11 @@ def test_a_command_can_be_typed_as_it_stands(name: str) -> None:
     elif program == "pip":
         assert words[0] == "install"
         asked = re.findall(r"\[([\w,]+)\]", " ".join(words))
-        extras = set(metadata("robustkit").get_all("Provides-Extra", []))
-        assert {extra for listed in asked for extra in listed.split(",")} <= extras
+        assert {extra for listed in asked for extra in listed.split(",")} <= EXTRAS
     elif program == "python":
         assert words[0] == "-m"
-        assert (ROOT / words[1].replace(".", "/")).with_suffix(".py").is_file()
+        place = ROOT / words[1].replace(".", "/")
+        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
     else:
         assert program in TOOLS, f"nothing here knows how to check {program!r}"
 
@@ -175,9 +185,23 @@ class TestProse:
         places = [span for span in spans(document) if PLACE.fullmatch(span)]
         missing = [place for place in places if not list(ROOT.glob(place))]
         links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
-        if SITE not in document.parents:  # mkdocs checks those, some of which it makes
-            missing += [link for link in links if not (document.parent / link).exists()]
+        missing += [link for link in links if not (document.parent / link).exists()]
         assert not missing
+
+    def test_anchors_exist(self, document: Path) -> None:
+        for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", prose(document)):
+            assert anchor in anchors(document.parent / link if link else document), (link, anchor)
+
+    def test_names_in_the_package_exist(self, document: Path) -> None:
+        for name in re.findall(r"\brobustkit(?:\.\w+)+", document.read_text(encoding="utf-8")):
+            if not name.endswith((".toml", ".sarif", ".packs", ".git")):
+                assert resolves(name), f"{name} is neither a module nor in one"
+
+    def test_an_install_from_an_index_names_this_project(self, document: Path) -> None:
+        text = document.read_text(encoding="utf-8")
+        named = re.findall(r"pip install (?:-\S+ )*[\"']?(robustkit[\w-]*)(?:\[([\w,]+)\])?", text)
+        assert {name for name, _ in named} <= {"robustkit-eval"}
+        assert {extra for _, listed in named for extra in listed.split(",") if extra} <= EXTRAS
 
     def test_every_fence_says_what_it_holds(self, document: Path) -> None:
         languages = {block.language for block in blocks(document)}
@@ -187,24 +211,47 @@ class TestProse:
         assert "@@" not in document.read_text(encoding="utf-8")
 
 
-def table(heading: str) -> set[str]:
-    """The names in the first column of the README's table with this heading."""
+def anchors(document: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    heads = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def resolves(name: str) -> bool:
+    """Tell whether a dotted name is a module, or an attribute that is reached from one."""
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False
+
+
+def table(page: str, heading: str) -> set[str]:
+    """The names in the first column of a page's table with this heading."""
     found = re.search(
-        rf"^\| {heading} \|.*\n\|[-| ]+\|\n((?:\|.*\n)+)", prose(README), re.MULTILINE
+        rf"^\| {heading} \|.*\n\|[-| ]+\|\n((?:\|.*\n)+)", prose(SITE / page), re.MULTILINE
     )
-    assert found, f"README.md has no table whose first column is {heading!r}"
+    assert found, f"docs/{page} has no table whose first column is {heading!r}"
     cells = [row.split("|")[1] for row in found[1].splitlines()]
-    return {name.split("(")[0] for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    names = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    return {name.removesuffix(":NAME") for name in names}
 
 
-@pytest.mark.parametrize("heading", CATALOGUE)
-def test_the_catalogue_names_all_that_is_registered_and_nothing_else(heading: str) -> None:
+@pytest.mark.parametrize(("page", "heading"), CATALOGUE)
+def test_the_catalogue_names_all_that_is_registered_and_nothing_else(
+    page: str, heading: str
+) -> None:
     registered = {
         entry.name
-        for entry in CATALOGUE[heading].entries()
+        for entry in CATALOGUE[page, heading].entries()
         if entry.target.__module__.startswith("robustkit.")
     }
-    assert table(heading) == registered
+    assert table(page, heading) == registered
 
 
 @pytest.mark.slow
@@ -243,4 +290,5 @@ def test_the_changelog_begins_with_this_version() -> None:
 
 
 def test_the_sources_of_models_are_all_named() -> None:
-    assert {cell.partition(":")[0] for cell in table("model")} == set(zoo.prefixes())
+    named = table("howto/models.md", "model")
+    assert {cell.partition(":")[0] for cell in named} == set(zoo.prefixes())
