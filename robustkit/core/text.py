@@ -1,9 +1,10 @@
-"""Names come from users: what keeps one from acting on the line, the cursor or the eye."""
+"""Names come from users: what keeps one from acting on the line, the eye or a spreadsheet."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 
 _MOVES = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
 
@@ -15,6 +16,19 @@ def clean(text: str) -> str:
     'a [2Jb c'
     """
     return _MOVES.sub(" ", text)
+
+
+def spreadsheet(text: str) -> str:
+    """Return `text` as a cell of a CSV file that no spreadsheet takes for a formula.
+
+    It looks behind blanks, and at full-width signs, which some spreadsheets read as the plain ones.
+
+    >>> spreadsheet("=1+1"), spreadsheet("\uff1dcmd()"), spreadsheet("a-b")
+    ("'=1+1", "'\uff1dcmd()", 'a-b')
+    """
+    text = clean(text)
+    start = unicodedata.normalize("NFKC", text).lstrip()[:1]
+    return f"'{text}" if start and start in "=+-@" else text
 
 
 def short(text: str, limit: int = 48) -> str:

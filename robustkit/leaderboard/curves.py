@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from robustkit.core import stats
+from robustkit.core.stats.intervals import clopper_pearson
 from robustkit.errors import UsageError
+from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -165,8 +166,9 @@ def _beyond(lengths: Sequence[float], radii: Sequence[float]) -> list[int]:
 
 
 def _step(record: Record, path: str, eps: float, standing: int, carried: int | None) -> Step:
-    interval = stats.clopper_pearson(standing, record.n)
     own = carried is not None  # the record is of this eps alone
+    # A minimum-norm run, whose radii these are else, cannot end early: its n was fixed beforehand.
+    interval = robust_interval(record) if own else clopper_pearson(standing, record.n)
     return Step(
         defense=record.defense,
         data=record.data.name,

@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -20,7 +19,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from robustkit.core.text import clean
+from robustkit.core.text import clean, spreadsheet
 
 SCHEMA = "robustkit/rows/1"
 _DIGITS = {
@@ -205,9 +204,7 @@ def _csv_cell(name: str, value: Any) -> str:
         return {None: "", True: "true", False: "false"}[value]
     if isinstance(value, (int, float)):
         return f"{value:{_DIGITS.get(name, '')}}"
-    text = clean(str(value))
-    start = unicodedata.normalize("NFKC", text).lstrip()[:1]  # a full-width = counts as one
-    return f"'{text}" if start and start in "=+-@" else text
+    return spreadsheet(str(value))
 
 
 def markdown_text(text: str) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from robustkit.core import stats
 from robustkit.errors import RobustkitError
-from robustkit.leaderboard.rows import robust_interval
+from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record
 
 

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustkit.core import json_files
+from robustkit.core.text import spreadsheet
 from robustkit.errors import UsageError
 from robustkit.leaderboard.formats import to_lines
 
@@ -98,7 +99,7 @@ def to_csv(rows: Sequence[Published]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(Published._fields)
     for row in rows:
-        writer.writerow(["" if v is None else _quoted(v) for v in row])
+        writer.writerow(["" if v is None else spreadsheet(str(v)) for v in row])
     return file.getvalue()
 
 
@@ -234,9 +235,3 @@ def _eps(path: Path, value: Any) -> float:
             f"{path}: expected eps as a number or fraction such as 8/255, got {value!r}."
         )
     return eps
-
-
-def _quoted(value: Any) -> str:
-    text = str(value).replace("\n", " ").replace("\r", " ")
-    formula = isinstance(value, str) and text.lstrip()[:1] in ("=", "+", "-", "@")
-    return f"'{text}" if formula else text

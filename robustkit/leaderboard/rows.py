@@ -10,13 +10,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from robustkit.core import stats
-from robustkit.data.dataset import shuffled
 from robustkit.errors import UsageError
 from robustkit.leaderboard.formats import to_csv, to_json, to_latex, to_markdown, to_rich
+from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record, load
 from robustkit.record.schema import Stage
 from robustkit.search.external import told
@@ -24,6 +23,7 @@ from robustkit.search.external import told
 __all__ = [
     "Row",
     "load_records",
+    "robust_interval",
     "row",
     "table",
     "to_csv",
@@ -73,9 +73,8 @@ class Row(NamedTuple):
 def row(record: Record, path: Path | str, rank: str = "1") -> Row:
     """Make the row of one record.
 
-    `robust_low` and `robust_high` are the 95% interval (`robust_interval`) for the accuracy on the
-    population that the points are a sample of, rounded to six digits. It does not shrink when all
-    points of a test set are used: a test set is a sample too.
+    `robust_low` and `robust_high` are the 95% interval of `robustkit.record.interval`, rounded to
+    six digits.
     """
     interval = robust_interval(record)
     return Row(
@@ -106,20 +105,6 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
         strength="; ".join(map(_strength, record.stages)),
         reliability=record.reliability,
     )
-
-
-def robust_interval(record: Record) -> stats.Interval:
-    """Return the 95% interval for the robust accuracy on the population.
-
-    Clopper–Pearson, for a number of points that was fixed beforehand. Where a run ended early the
-    number may depend on what was found: then a confidence sequence, which is right whenever one
-    stops.
-    """
-    outcomes = record.outcomes
-    if record.data.planned is None:
-        return stats.clopper_pearson(sum(outcomes.values()), record.n)
-    order = shuffled(list(outcomes), record.seed)
-    return stats.confidence_sequence(np.array([outcomes[p] for p in order], dtype=float))
 
 
 def table(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:

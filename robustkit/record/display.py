@@ -6,8 +6,8 @@ import html
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from robustkit.core import stats
 from robustkit.core.text import clean
+from robustkit.record.interval import robust_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,8 +100,7 @@ _STAGES: dict[str, Any] = {
 
 def _facts(portrait: RecordDisplay) -> list[tuple[str, str]]:
     record = cast(Any, portrait)
-    standing = sum(record.outcomes.values())
-    low, high = stats.clopper_pearson(standing, record.n)
+    low, high = robust_interval(record)
     facts = [
         ("defense", clean(record.defense)),
         ("data", clean(record.data.name)),

@@ -16,8 +16,8 @@ import pydantic
 from pydantic import Field, JsonValue
 
 from robustkit.core import json_files
-from robustkit.core.stats.intervals import mean_interval
 from robustkit.errors import UsageError
+from robustkit.record import interval
 from robustkit.record.display import RecordDisplay
 from robustkit.record.points import Points, Status
 from robustkit.record.schema import (
@@ -145,19 +145,13 @@ class Record(RecordDisplay, Part):
         The mean over points and draws; an upper bound like `robust`, which asks of each point
         whether it errs more often than not. None for other models.
         """
-        return self._expected[0] if self._expected else None
+        shares = [share for share in self.points.errors or () if share is not None]
+        return math.fsum(1 - s for s in shares) / self.n if len(shares) == self.n else None
 
     @property
     def expected_interval(self) -> tuple[float, float] | None:
         """95% interval of `expected`, over the draw of the points and of the model's noise."""
-        return self._expected[1] if self._expected else None
-
-    @property
-    def _expected(self) -> tuple[float, tuple[float, float]] | None:
-        shares = [share for share in self.points.errors or () if share is not None]
-        if len(shares) < self.n:
-            return None
-        return mean_interval([1 - share for share in shares])
+        return interval.expected_interval(self)
 
     @property
     def certified(self) -> float | None:

@@ -25,6 +25,7 @@ from robustkit.leaderboard.report.glossary import GLOSSARY
 from robustkit.leaderboard.report.images import LARGEST, data_uri
 from robustkit.leaderboard.report.optional import need
 from robustkit.leaderboard.report.view import Group, Line, arrange, curves
+from robustkit.record.interval import stopped_early
 from robustkit.record.record import Record
 
 TITLE = "Robustness report"
@@ -115,11 +116,13 @@ def _group(
 
 def _item(line: Line, gallery: Gallery) -> dict[str, Any]:
     row, record = line.row, line.record
-    standing = sum(record.outcomes.values())
+    early = stopped_early(record)
+    kind = "a confidence sequence, as the run ended early" if early else "Clopper–Pearson"
     interval = (
-        f"{standing} of {row.n} points stand. 95% interval {row.robust_low:.3f} to "
-        f"{row.robust_high:.3f} (Clopper–Pearson): what another sample of {row.n} points could "
-        "have shown. It does not cover stronger attacks: those can only lower the number."
+        f"{sum(record.outcomes.values())} of {row.n} points are robust. 95% interval "
+        f"{row.robust_low:.3f} to {row.robust_high:.3f} ({kind}): what another sample of {row.n} "
+        "points could have shown. It does not cover stronger attacks: those can only lower the "
+        "number."
     )
     if row.audit_bound is not None:
         bound = f"{row.audit_bound:.3f} (95%, by the audit)"

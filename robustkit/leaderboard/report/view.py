@@ -8,11 +8,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robustkit.core import stats
 from robustkit.core.text import clean
 from robustkit.errors import UsageError
 from robustkit.leaderboard import rows
 from robustkit.leaderboard.rows import Row
+from robustkit.record.interval import clean_interval
 from robustkit.record.record import Record
 from robustkit.verify.flags import Flag
 
@@ -188,8 +188,7 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 
 
 def _line(identity: str, label: str, row: Row, record: Record) -> Line:
-    right = record.n - record.points.status.count("misclassified")
-    low, high = stats.clopper_pearson(right, record.n)
+    low, high = clean_interval(record)
     flags = [Flag(name=clean(flag.name), message=clean(_told(flag))) for flag in record.flags]
     if record.randomized and "randomized" not in {flag.name for flag in flags}:
         told = "two passes of the same input through the model differ."
