@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from robustkit.core.text import seconds
 from robustkit.core.threat import Threat
 from robustkit.errors import RobustkitError, UsageError, unknown
-from robustkit.evaluation import budget
 from robustkit.gate.criteria import METRICS
 from robustkit.registry import suites
 
@@ -91,7 +91,7 @@ def _metric(text: str) -> str:
 
 ThreatText = Annotated[str, AfterValidator(_checked(Threat.parse))]
 SuiteText = Annotated[str, AfterValidator(_checked(_suite))]
-Time = Annotated[str, AfterValidator(_checked(budget.seconds))]
+Time = Annotated[str, AfterValidator(_checked(seconds))]
 Metric = Annotated[str, AfterValidator(_metric)]
 Number = Annotated[int, Field(ge=1)]
 

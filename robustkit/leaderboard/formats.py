@@ -19,7 +19,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from robustkit.core.text import clean, spreadsheet
+from robustkit.core.text import clean, spreadsheet, with_interval
 
 SCHEMA = "robustkit/rows/1"
 _DIGITS = {
@@ -187,7 +187,7 @@ def _shown(cells: _Cells) -> dict[str, str]:
         "rank": cells["rank"],
         "defense": clean(cells["defense"]),
         "clean": f"{cells['clean']:.3f}",
-        "robust [95%]": f"{cells['robust']:.3f} [{low:.3f}, {high:.3f}]",
+        "robust [95%]": with_interval(cells["robust"], low, high),
         "may miss": "" if cells["audit_bound"] is None else f"{cells['audit_bound']:.3f}",
         "certified": "" if cells["certified"] is None else f"{cells['certified']:.3f}",
         "worst class": f"{cells['worst_class']:.3f} {clean(cells['worst_class_name'])}",

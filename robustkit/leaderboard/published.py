@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustkit.core import json_files
-from robustkit.core.text import spreadsheet
+from robustkit.core.text import number, spreadsheet
 from robustkit.errors import UsageError
 from robustkit.leaderboard.formats import to_lines
 
@@ -225,10 +225,9 @@ def _share(path: Path, told: dict[str, Any], key: str) -> float | None:
 
 
 def _eps(path: Path, value: Any) -> float:
-    top, slash, bottom = str(value).partition("/")
     try:
-        eps = float(top) / float(bottom) if slash else float(top)
-    except (ValueError, ZeroDivisionError):
+        eps = number(str(value))
+    except ValueError:
         eps = 0.0
     if not 0 < eps < float("inf"):
         raise UsageError(

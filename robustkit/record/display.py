@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from robustkit.core.text import clean
+from robustkit.core.text import clean, with_interval
 from robustkit.record.interval import robust_interval
 
 if TYPE_CHECKING:
@@ -100,18 +100,18 @@ _STAGES: dict[str, Any] = {
 
 def _facts(portrait: RecordDisplay) -> list[tuple[str, str]]:
     record = cast(Any, portrait)
-    low, high = robust_interval(record)
     facts = [
         ("defense", clean(record.defense)),
         ("data", clean(record.data.name)),
         ("threat", _threat(record)),
         ("n", str(record.n)),
         ("clean", f"{record.clean:.4f}"),
-        ("robust", f"{record.robust:.4f} [{low:.4f}, {high:.4f}]"),
+        ("robust", with_interval(record.robust, *robust_interval(record), digits=4)),
     ]
     if record.expected is not None:
-        least, most = record.expected_interval
-        facts.append(("one pass", f"{record.expected:.4f} [{least:.4f}, {most:.4f}]"))
+        facts.append(
+            ("one pass", with_interval(record.expected, *record.expected_interval, digits=4))
+        )
     if record.certified is not None:
         facts.append(("certified", f"{record.certified:.4f}"))
     if record.flags:

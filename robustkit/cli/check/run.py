@@ -17,11 +17,10 @@ from robustkit.cli.options import use_threads
 from robustkit.cli.program import fail, told
 from robustkit.cli.progress import GateScreen
 from robustkit.core import files, json_files
-from robustkit.core.text import slug
+from robustkit.core.text import seconds, slug
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.evaluation import budget
 from robustkit.evaluation.budget import Budget
 from robustkit.evaluation.resume import source_digest
 from robustkit.gate import config as configuration
@@ -121,7 +120,7 @@ def _terms(asked: CheckRequest, setup: Config) -> Terms:
 
 def _budget(asked: CheckRequest, setup: Config) -> Budget:
     table = setup.check
-    own = budget.seconds(table.max_time) if table.max_time else None
+    own = seconds(table.max_time) if table.max_time else None
     return Budget(asked.max_time or own, asked.max_forwards or table.max_forwards)
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robustkit.core.text import with_interval
 from robustkit.gate.verdict import Finding, Verdict
 
 _STYLES = {"pass": "green", "improved": "green", "regressed": "bold red", "undecided": "yellow"}
@@ -39,7 +40,7 @@ def _cells(finding: Finding) -> list[str]:
     points = f"{finding.n} of {finding.total}"
     if finding.drop is None or finding.low is None or finding.high is None:
         return ["", "", finding.detail, points]
-    bounds = f"{finding.drop:.4f} [{finding.low:.4f}, {finding.high:.4f}]"
+    bounds = with_interval(finding.drop, finding.low, finding.high, 4)
     return [f"{finding.baseline:.4f}", f"{finding.candidate:.4f}", bounds, points]
 
 

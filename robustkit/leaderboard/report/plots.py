@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
-from robustkit.core.text import short
+from robustkit.core.text import short, with_interval
 from robustkit.leaderboard.report.optional import need
 from robustkit.leaderboard.report.view import Curve, Group, Line
 
@@ -272,8 +272,8 @@ def _hover(line: Line) -> str:
     row = line.row
     proved = "" if row.certified is None else f"<br>certified {row.certified:.3f}"
     return (
-        f"{plain(line.label)}<br>clean {row.clean:.3f}<br>robust {row.robust:.3f} "
-        f"[{row.robust_low:.3f}, {row.robust_high:.3f}]{proved}"
+        f"{plain(line.label)}<br>clean {row.clean:.3f}<br>robust "
+        f"{with_interval(row.robust, row.robust_low, row.robust_high)}{proved}"
     )
 
 
