@@ -9,7 +9,7 @@ import sys
 import click
 
 from robustkit.cli import options
-from robustkit.cli.console import result, stderr, stdout
+from robustkit.cli.console import result, stdout
 from robustkit.cli.program import debug
 
 SCHEMA = "robustkit/validate/1"
@@ -27,20 +27,19 @@ def command(pack: str, as_json: bool, quiet: bool) -> int:
     robustkit.packs, or a module. Its code runs. Exit codes: 0 every check passed, 1 one did not,
     2 there is nothing to check.
     """
-    from rich.progress import Progress
     from rich.table import Table
     from rich.text import Text
 
+    from robustkit.cli.progress import counting
     from robustkit.integrations.conformance import find, validate
 
     verdicts = []
     with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
         entries = find(pack)
-        with Progress(console=stderr(), transient=True, disable=quiet or as_json) as bar:
-            task = bar.add_task("checking", total=None)
+        with counting("checks", None, quiet=quiet or as_json) as advance:
             for verdict in validate(entries):
                 verdicts.append(verdict)
-                bar.update(task, description=f"{verdict.name}: {verdict.check}")
+                advance(f"{verdict.name}: {verdict.check}")
     sound = all(verdict.passed for verdict in verdicts)
     if as_json:
         rows = [verdict._asdict() for verdict in verdicts]

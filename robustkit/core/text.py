@@ -72,7 +72,7 @@ def seconds(text: str) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
-def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
+def with_interval(value: float, low: float, high: float, *, digits: int = 3) -> str:
     """Write a fraction with its interval.
 
     >>> with_interval(0.5, 0.25, 0.75)

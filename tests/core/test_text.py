@@ -34,4 +34,4 @@ def test_what_is_no_number_is_refused(text: str) -> None:
 
 def test_an_interval_has_the_digits_of_its_middle() -> None:
     assert with_interval(0.5, 0.25, 0.75) == "0.500 [0.250, 0.750]"
-    assert with_interval(0.12345, 0, 1, 4) == "0.1235 [0.0000, 1.0000]"
+    assert with_interval(0.12345, 0, 1, digits=4) == "0.1235 [0.0000, 1.0000]"

@@ -44,7 +44,7 @@ class TestNotebook:
         text = pictures[0]["data"]["text/plain"]
         assert "pgd_at: clean" in text
         assert "pgd_at: fgsm" in text
-        assert "of 20 standing" in text
+        assert "of 20 robust" in text
         said = [out["data"]["text/plain"] for out in cells[0] if out is not pictures[0]]
         assert len(said) == 1
         assert said[0].startswith("Record: robustkit-runs")

@@ -139,6 +139,6 @@ class TestProgress:
         out, err = capsys.readouterr()
         assert out == ""
         standing = sum(record.outcomes.values())
-        for part in ("it [2J: clean", "it [2J: fgsm", f"{standing} of 80 standing", "Record:"):
+        for part in ("it [2J: clean", "it [2J: fgsm", f"{standing} of 80 robust", "Record:"):
             assert part in err
         assert "\x1b[2J" not in err

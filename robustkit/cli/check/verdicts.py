@@ -40,7 +40,7 @@ def _cells(finding: Finding) -> list[str]:
     points = f"{finding.n} of {finding.total}"
     if finding.drop is None or finding.low is None or finding.high is None:
         return ["", "", finding.detail, points]
-    bounds = with_interval(finding.drop, finding.low, finding.high, 4)
+    bounds = with_interval(finding.drop, finding.low, finding.high, digits=4)
     return [f"{finding.baseline:.4f}", f"{finding.candidate:.4f}", bounds, points]
 
 
