@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from pathlib import Path
 
 from robustkit.errors import UsageError
 
@@ -79,6 +80,11 @@ def with_interval(value: float, low: float, high: float, *, digits: int = 3) -> 
     '0.500 [0.250, 0.750]'
     """
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def posix(path: Path | str) -> str:
+    """Return a path as it is written in tables and records, the same on any system."""
+    return path.as_posix() if isinstance(path, Path) else path
 
 
 def slug(name: str) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from robustkit.core.stats.intervals import clopper_pearson
+from robustkit.core.text import posix
 from robustkit.errors import UsageError
 from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record
@@ -79,7 +80,7 @@ def curve(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
 
     A record with distances gives a step at every distance, from the clean accuracy at 0 down.
     """
-    steps = [step for path, record in records for step in _steps(record, _posix(path))]
+    steps = [step for path, record in records for step in _steps(record, posix(path))]
     steps.sort(key=lambda step: (step.data, step.norm, step.defense, step.eps, step.record))
     return pd.DataFrame(steps, columns=list(Step._fields), dtype=object)
 
@@ -90,7 +91,7 @@ def distances(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
     Raises:
         UsageError: for a record without distances.
     """
-    rows = [_distances(record, _posix(path)) for path, record in records]
+    rows = [_distances(record, posix(path)) for path, record in records]
     rows.sort(key=lambda row: (row.data, row.norm, row.defense, row.seed, row.record))
     return pd.DataFrame(rows, columns=list(Distances._fields), dtype=object)
 
@@ -186,7 +187,3 @@ def _step(record: Record, path: str, eps: float, standing: int, carried: int | N
         seed=record.seed,
         record=path,
     )
-
-
-def _posix(path: Path | str) -> str:
-    return path.as_posix() if isinstance(path, Path) else path

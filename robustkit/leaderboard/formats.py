@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustkit.core.text import clean, spreadsheet, with_interval
+from robustkit.leaderboard import grouping
 
 SCHEMA = "robustkit/rows/1"
 _DIGITS = {
@@ -125,10 +126,10 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _tables(frame: pd.DataFrame) -> list[tuple[str, list[_Cells]]]:
-    def title(cells: _Cells) -> str:
-        return f"{cells['data']}, {cells['norm']}, eps = {cells['eps']:.6g}"
+    def heading(cells: _Cells) -> str:
+        return grouping.title(cells["data"], cells["norm"], cells["eps"])
 
-    return [(text, list(rows)) for text, rows in groupby(_rows(frame), key=title)]
+    return [(text, list(rows)) for text, rows in groupby(_rows(frame), key=heading)]
 
 
 def _read(cells: _Cells) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from robustkit.core import stats
+from robustkit.core.text import posix
 from robustkit.errors import RobustkitError
 from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record
@@ -122,7 +123,7 @@ def _entry(path: Path | str, record: Record) -> Entry:
         change=None,
         p=None,
         reason=_reason(record),
-        record=path.as_posix() if isinstance(path, Path) else path,
+        record=posix(path),
     )
 
 

@@ -27,6 +27,7 @@ from robustkit.core import json_files
 from robustkit.core.text import number, spreadsheet
 from robustkit.errors import UsageError
 from robustkit.leaderboard.formats import to_lines
+from robustkit.leaderboard.grouping import group_of, title
 
 SCHEMA = "robustkit/published/1"
 _NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
@@ -84,9 +85,9 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Published], int]:
             "expected model_info files of RobustBench (DATASET/THREAT/NAME.json with "
             f"autoattack_acc), got none in {', '.join(map(str, paths))}."
         )
-    found.sort(key=lambda row: (*_group(row), -row.best_known, -row.clean, row.model))
+    found.sort(key=lambda row: (*group_of(row), -row.best_known, -row.clean, row.model))
     ranked = []
-    for _, members in groupby(found, key=_group):
+    for _, members in groupby(found, key=group_of):
         group = list(members)
         better = [sum(other.best_known > row.best_known for other in group) for row in group]
         ranked += [row._replace(rank=n + 1) for row, n in zip(group, better, strict=True)]
@@ -110,19 +111,21 @@ def to_json(rows: Sequence[Published]) -> list[dict[str, Any]]:
 
 def to_markdown(rows: Sequence[Published]) -> str:
     """Write one table per data set, norm and eps."""
-    return "\n".join(to_lines(title, _HEADS, cells, "markdown") for title, cells in _tables(rows))
+    return "\n".join(
+        to_lines(heading, _HEADS, cells, "markdown") for heading, cells in _tables(rows)
+    )
 
 
 def to_latex(rows: Sequence[Published]) -> str:
     r"""Write one `tabular` per data set, norm and eps; needs `\usepackage{booktabs}`."""
-    return "\n".join(to_lines(title, _HEADS, cells, "latex") for title, cells in _tables(rows))
+    return "\n".join(to_lines(heading, _HEADS, cells, "latex") for heading, cells in _tables(rows))
 
 
 def to_rich(rows: Sequence[Published]) -> Group:
     """Build one table per data set, norm and eps for a terminal."""
     tables = []
-    for title, cells in _tables(rows):
-        table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for heading, cells in _tables(rows):
+        table = Table(title=Text(heading), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for head in _HEADS:
             table.add_column(head, overflow="fold", no_wrap=head in ("rank", "clean", "AutoAttack"))
         for line in cells:
@@ -134,10 +137,10 @@ def to_rich(rows: Sequence[Published]) -> Group:
 def _tables(rows: Sequence[Published]) -> list[tuple[str, list[list[str]]]]:
     return [
         (
-            f"published, not measured here: {data}, {norm}, eps = {eps:.6g}",
+            f"published, not measured here: {title(*group)}",
             [_cells(row) for row in members],
         )
-        for (data, norm, eps), members in groupby(rows, key=_group)
+        for group, members in groupby(rows, key=group_of)
     ]
 
 
@@ -153,10 +156,6 @@ def _cells(row: Published) -> list[str]:
         row.venue,
         row.source,
     ]
-
-
-def _group(row: Published) -> tuple[str, str, float]:
-    return row.data, row.norm, float(f"{row.eps:.6g}")
 
 
 def _files(places: Sequence[Path]) -> list[Path]:

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from robustkit.core import stats
+from robustkit.core.text import posix
 from robustkit.errors import UsageError
 from robustkit.leaderboard.formats import to_csv, to_json, to_latex, to_markdown, to_rich
+from robustkit.leaderboard.grouping import group_of
 from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record, load
 from robustkit.record.schema import Stage
@@ -101,7 +103,7 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
         backwards_per_point=record.backwards_per_point,
         seconds=record.seconds,
         seed=record.seed,
-        record=path.as_posix() if isinstance(path, Path) else path,
+        record=posix(path),
         strength="; ".join(map(_strength, record.stages)),
         reliability=record.reliability,
     )
@@ -114,16 +116,25 @@ def table(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
     robust accuracy falling, then clean accuracy falling, then defense; the ranks are those of
     `robustkit.core.stats.ranks.rank_ranges`. The order of `records` does not matter.
     """
+    rows = [line for group in ranked(records) for line, _ in group]
+    return pd.DataFrame(rows, columns=list(Row._fields))
+
+
+def ranked(records: Iterable[tuple[Path | str, Record]]) -> list[list[tuple[Row, Record]]]:
+    """Return the rows of `table` with their records, group by group."""
     items = sorted(((row(record, path), record) for path, record in records), key=_order)
-    rows: list[Row] = []
-    for _, members in groupby(items, key=lambda item: _group(item[0])):
+    groups = []
+    for _, members in groupby(items, key=lambda item: group_of(item[0])):
         group = list(members)
         ranges = stats.rank_ranges(
             [stats.Outcomes(record.data.digest, record.outcomes) for _, record in group]
         )
-        for (line, _), (best, worst) in zip(group, ranges, strict=True):
-            rows.append(line._replace(rank=str(best) if best == worst else f"{best}-{worst}"))
-    return pd.DataFrame(rows, columns=list(Row._fields))
+        ranks = [str(best) if best == worst else f"{best}-{worst}" for best, worst in ranges]
+        groups.append(
+            [(line._replace(rank=rank), record)
+             for (line, record), rank in zip(group, ranks, strict=True)]
+        )  # fmt: skip
+    return groups
 
 
 def load_records(paths: Iterable[Path | str]) -> list[tuple[Path, Record]]:
@@ -156,13 +167,9 @@ def _strength(stage: Stage) -> str:
     return f"{stage.attack.partition('(')[0]}: {settings}F={passes:.1f}"
 
 
-def _group(line: Row) -> tuple[str, str, float]:
-    return line.data, line.norm, float(f"{line.eps:.6g}")
-
-
 def _order(item: tuple[Row, Record]) -> tuple[Any, ...]:
     line = item[0]
-    return _group(line), -line.robust, -line.clean, line.defense, line.seed, line.record
+    return group_of(line), -line.robust, -line.clean, line.defense, line.seed, line.record
 
 
 def _files(place: Path) -> list[Path]:
