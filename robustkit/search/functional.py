@@ -1,4 +1,4 @@
-"""An attack as a plain function: what falls out of the engine when nobody keeps books."""
+"""An attack as a plain function: the engine without a ledger and without verification."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def attack(
     right = (logits.argmax(1) == y).nonzero().flatten().tolist()
     jobs = search.jobs(threat, logits.shape[1])
     ranked = logits.scatter(1, y[:, None], torch.inf).argsort(1, descending=True)
-    referee = _Plain(x, y, ranked, jobs, type(search).__name__, seed, threat)
+    judge = _Plain(x, y, ranked, jobs, type(search).__name__, seed, threat)
     queue = (Work(point, job) for job in range(len(jobs)) for point in right)
     engine = (MinimumNormEngine if nearest else Engine)(model, threat, slots)
-    engine.run(search, queue, len(right) * len(jobs), referee)
-    return referee.found
+    engine.run(search, queue, len(right) * len(jobs), judge)
+    return judge.found
 
 
 class _Plain:
-    """A referee that believes every candidate, and keeps the closest one of each point."""
+    """Confirms every candidate, and keeps the closest one of each point."""
 
     def __init__(
         self,
