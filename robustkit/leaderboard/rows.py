@@ -20,7 +20,7 @@ from robustkit.leaderboard.grouping import group_of
 from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record, load
 from robustkit.record.schema import Stage
-from robustkit.search.external import told
+from robustkit.search.external import fingerprint
 
 __all__ = [
     "Row",
@@ -163,7 +163,7 @@ def load_records(paths: Iterable[Path | str]) -> list[tuple[Path, Record]]:
 def _strength(stage: Stage) -> str:
     """Write the fingerprint of one attack: name, settings, passes per point that entered."""
     passes = stage.forwards / stage.entered if stage.entered else 0.0
-    settings = f"{told(stage.strength)}, " if stage.strength else ""
+    settings = f"{fingerprint(stage.strength)}, " if stage.strength else ""
     return f"{stage.attack.partition('(')[0]}: {settings}F={passes:.1f}"
 
 

@@ -49,7 +49,7 @@ _KINDS = (
         "randomized",
         "suspicious",
         "two passes over the same input differ",
-        "A point falls if 25 of 40 passes err. Attack with expectation over the noise (eot).",
+        "A point is broken if 25 of 40 passes err. Attack with expectation over the noise (eot).",
     ),
     Kind(
         "stateful",
@@ -89,14 +89,14 @@ _KINDS = (
         "unreliable",
         "the margin has no gradient at some inputs (zero, or not a number): attacks that follow it "
         "are blind there",
-        "Look for rounding, detach, no_grad, saturation; attack a smooth stand-in.",
+        "Look for rounding, detach, no_grad, saturation; attack a smooth surrogate.",
     ),
     Kind(
         "exploding_gradient",
         "suspicious",
         "by its gradient the margin would change a thousand times the logits' size in a step of "
         "1/255",
-        "Look for steep activations and divisions by almost zero; attack a smooth stand-in.",
+        "Look for steep activations and divisions by almost zero; attack a smooth surrogate.",
     ),
     Kind(
         "gradient_mismatch",
@@ -104,7 +104,7 @@ _KINDS = (
         "the gradient of the margin disagrees with finite differences, along its own direction or "
         "along random ones, at every step size tried, or changes from pass to pass while the "
         "outputs stay",
-        "Look for detach and custom backward passes; attack a stand-in whose gradient is true, or "
+        "Look for detach and custom backward passes; attack a surrogate whose gradient is true, or "
         "estimate the gradient from outputs.",
     ),
     Kind(
@@ -118,35 +118,35 @@ _KINDS = (
         "inner_autograd",
         "suspicious",
         "the forward pass differentiates or optimizes by itself",
-        "Attack through every inner step, or a stand-in without them; long inner loops lose the "
+        "Attack through every inner step, or a surrogate without them; long inner loops lose the "
         "gradient.",
     ),
     Kind(
         "huge_eps",
         "unreliable",
         "following the gradient of the margin for 20 steps, bounded by the box alone, changes the "
-        "class of too few inputs: with no bound every model falls",
-        "The gradient leads nowhere. Attack a smooth stand-in, or without gradients.",
+        "class of too few inputs: without a bound every model can be broken",
+        "The gradient leads nowhere. Attack a smooth surrogate, or without gradients.",
     ),
     Kind(
         "not_monotone",
         "suspicious",
         "a longer search, or one in a larger ball, changes the class of fewer inputs",
-        "The gradient misleads. Use more restarts and other losses, or attack a stand-in.",
+        "The gradient misleads. Use more restarts and other losses, or attack a surrogate.",
     ),
     Kind(
         "black_box",
         "unreliable",
-        "attacks without gradients took points that those with gradients had left: gradients are "
+        "attacks without gradients broke points that those with gradients had not: gradients are "
         "masked",
-        "Do not trust the robust accuracy; attack a smooth stand-in.",
+        "Do not trust the robust accuracy; attack a smooth surrogate.",
     ),
     Kind(
         "transfer",
         "suspicious",
-        "attacks on a stand-in took points that attacks on the gradient of the model had left",
-        "The model's own gradients are masked. Attack through more stand-ins, and from their finds "
-        "on.",
+        "attacks on a surrogate broke points that attacks on the gradient of the model had not",
+        "The model's own gradients are masked. Attack through more surrogates, and start "
+        "from what they find.",
     ),
     Kind(
         "unused_budget",
