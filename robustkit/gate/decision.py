@@ -16,12 +16,12 @@ import numpy as np
 from robustkit.core import stats
 from robustkit.gate.criteria import BY_CLASS, PLAIN, Terms
 from robustkit.gate.paired_sequence import Stream
-from robustkit.gate.verdict import Answer, Finding
+from robustkit.gate.verdict import Answer, MetricFinding
 from robustkit.record.points import Status
 from robustkit.record.record import Record
 from robustkit.verify.flags import reliability, worse
 
-_STANDS: dict[str, tuple[Status, ...]] = {
+_COUNTS: dict[str, tuple[Status, ...]] = {
     "clean": ("broken", "robust", "certified"),
     "robust": ("robust", "certified"),
     "certified": ("certified",),
@@ -29,7 +29,7 @@ _STANDS: dict[str, tuple[Status, ...]] = {
 
 
 @dataclass(frozen=True)
-class Judge:
+class GateJudge:
     """Knows the baseline and what is demanded; judges any first part of the random order."""
 
     baseline: Record
@@ -42,7 +42,7 @@ class Judge:
         flags: Collection[str],
         *,
         fixed: bool = False,
-    ) -> list[Finding]:
+    ) -> list[MetricFinding]:
         """Judge the candidate on the points `order`, the head of the random order.
 
         Args:
@@ -98,9 +98,9 @@ class Judge:
         """The probability of a false alarm is shared out: any metric can raise one."""
         return self._alpha / self.terms.counted
 
-    def _plain(self, metric: str, flags: Collection[str], n: int) -> Finding:
+    def _plain(self, metric: str, flags: Collection[str], n: int) -> MetricFinding:
         objection = self._objection(metric, flags)
-        return Finding(
+        return MetricFinding(
             metric=metric,
             answer="regressed" if objection else "pass",
             tolerance=0.0,
@@ -111,7 +111,7 @@ class Judge:
         )
 
     def _stream(self, metric: str, order: Sequence[int], status: Mapping[int, Status]) -> Stream:
-        points, wanted = self.baseline.points, _STANDS[metric]
+        points, wanted = self.baseline.points, _COUNTS[metric]
         before = {p: s in wanted for p, s in zip(points.index, points.status, strict=True)}
         now = {point: status[point] in wanted for point in order}
         return Stream(before, order, now, finite=self.terms.claim == "points")
@@ -123,18 +123,18 @@ class Judge:
         order: Sequence[int],
         status: Mapping[int, Status],
         fixed: bool,
-    ) -> Finding:
+    ) -> MetricFinding:
         stream = self._stream(metric, order, status)
         answer = stream.answer(tolerance, self._fail, self._alpha)
         if answer == "pass" and stream.better(self._alpha):
             answer = "improved"
         low, high = stream.bounds(self._fail, self._alpha)
-        return Finding(
+        return MetricFinding(
             metric=metric,
             answer=answer,
             tolerance=tolerance,
-            baseline=stream.standing,
-            candidate=stream.standing - stream.drop,
+            baseline=stream.baseline_rate,
+            candidate=stream.baseline_rate - stream.drop,
             low=low,
             high=high,
             lost=stream.lost,
@@ -148,7 +148,7 @@ class Judge:
 
     def _by_class(
         self, metric: str, tolerance: float, order: Sequence[int], status: Mapping[int, Status]
-    ) -> Finding:
+    ) -> MetricFinding:
         """Bound every class by itself; the metric is a mean over the lowest m.
 
         It is above the mean of the m lowest lower bounds unless one of m fixed classes errs, and
@@ -174,7 +174,7 @@ class Judge:
             answer = "regressed"
         elif high <= tolerance + 1e-9:
             answer = "pass"
-        return Finding(
+        return MetricFinding(
             metric=metric,
             answer=answer,
             tolerance=tolerance,
@@ -195,7 +195,7 @@ class Judge:
         order: Sequence[int],
         status: Mapping[int, Status],
     ) -> Stream:
-        points, wanted = self.baseline.points, _STANDS["robust"]
+        points, wanted = self.baseline.points, _COUNTS["robust"]
         pairs = zip(points.index, points.status, strict=True)
         before = {p: s in wanted for p, s in pairs if label[p] == one}
         mine = [point for point in order if label[point] == one]

@@ -109,7 +109,7 @@ def assert_not_regressed(
     device: str = "auto",
     name: str | None = None,
     folder: Path | None = None,
-) -> gate.Verdict:
+) -> gate.GateVerdict:
     """Assert that the model is not less robust than its baseline, as `robustkit check` does.
 
     Args:

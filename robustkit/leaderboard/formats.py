@@ -71,7 +71,7 @@ def to_csv(frame: pd.DataFrame) -> str:
 def to_json(frame: pd.DataFrame, **more: pd.DataFrame) -> str:
     """Write the object of `robustkit evaluate --json`: numbers unrounded, null for what is not.
 
-    More tables stand beside `rows`, under the names given.
+    More tables follow `rows`, under the names given.
     """
     rows = [{name: cells[name] for name in _CONTRACT} for cells in _rows(frame)]
     for cells in rows:

@@ -1,4 +1,4 @@
-"""Which rows are ranked together, and stand in one table: those of one data set, norm and eps."""
+"""Which rows are ranked together, in one table: those of one data set, norm and eps."""
 
 from __future__ import annotations
 

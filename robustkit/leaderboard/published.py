@@ -1,8 +1,8 @@
 """Results that others have published: RobustBench's `model_info` files as rows of their own.
 
 They were not measured here and have no verdicts per point, so that nothing can be computed from
-them: they are ranked among themselves, labeled `published` with their source, and never stand in
-one table with measured rows.
+them: they are ranked among themselves, labeled `published` with their source, and never share
+a table with measured rows.
 
 A file is `DATASET/THREAT/NAME.json`; its fields are strings of percentages (`clean_acc`,
 `autoattack_acc`, `external`) and `eps` ("8/255"). `external` is a stronger, adaptive result, where

@@ -112,7 +112,7 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
 def table(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
     """Make a table of records and the paths they lie at; the columns are those of `Row`.
 
-    Rows of one data set, norm and eps (to six digits) stand together and are ranked together:
+    Rows of one data set, norm and eps (to six digits) form one table and are ranked together:
     robust accuracy falling, then clean accuracy falling, then defense; the ranks are those of
     `robustkit.core.stats.ranks.rank_ranges`. The order of `records` does not matter.
     """

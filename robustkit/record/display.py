@@ -21,7 +21,7 @@ class RecordDisplay:
         """Return one row per evaluated point, indexed by its position in the data set.
 
         Columns: label and predicted (class numbers), label_name, status (misclassified, broken,
-        robust or certified), attack (the one that took the point, else None) and distance (from
+        robust or certified), attack (the one that broke the point, else None) and distance (from
         the clean to the adversarial input, in the norm of the threat model, else NaN); of a
         randomized model also errors (the share of passes that err at the input the point is judged
         by). `attrs` holds defense, data, threat and seed.
@@ -93,13 +93,13 @@ class RecordDisplay:
 
 
 _STAGES: dict[str, Any] = {
-    **{"attack": "left", "points given": "right", "points taken": "right"},
+    **{"attack": "left", "points attacked": "right", "points broken": "right"},
     **{"forwards": "right", "backwards": "right", "seconds": "right"},
 }
 
 
-def _facts(portrait: RecordDisplay) -> list[tuple[str, str]]:
-    record = cast(Any, portrait)
+def _facts(shown: RecordDisplay) -> list[tuple[str, str]]:
+    record = cast(Any, shown)
     facts = [
         ("defense", clean(record.defense)),
         ("data", clean(record.data.name)),

@@ -5,7 +5,7 @@ test set are used: a test set is a sample too.
 
 A number of points that was fixed beforehand has the interval of Clopper and Pearson, or Student's
 for a mean. Where a run ended early, the number may depend on what was found, and both are too
-narrow: there it is a confidence sequence over the order in which the points were taken, which is
+narrow: there it is a confidence sequence over the order in which the points were drawn, which is
 right whenever one stops.
 """
 

@@ -1,4 +1,4 @@
-"""The run's store: one SQLite file per model, written as verdicts fall.
+"""The run's store: one SQLite file per model, written as verdicts are reached.
 
 Every harvest of the engine is one transaction, so that `kill -9` loses at most the tasks that were
 in flight. SQLite holds the file exclusively for as long as it is open; a second run is refused. A
@@ -197,19 +197,19 @@ class Ledger:
         self,
         stage: int,
         spent: Iterable[tuple[int, int]],
-        falls: Iterable[BrokenPoint],
+        broken: Iterable[BrokenPoint],
         cost: Cost,
         closest: Mapping[int, float] | None = None,
         refused: Mapping[int, RefusedCandidate] | None = None,
     ) -> None:
-        """Store in one transaction what a harvest brought; of each point the closest fall.
+        """Store in one transaction what a harvest brought; of each point the closest input.
 
         Args:
             spent: (point, job) pairs whose budget is used up.
-            closest: how near these points came to falling; the highest number is kept.
+            closest: how near these points came to being broken; the highest number is kept.
             refused: inputs that fooled a randomized model too seldom; the most often seen is kept.
         """
-        falls = list(falls)
+        broken = list(broken)
         with self.transaction():
             self._db.executemany(
                 "INSERT INTO closest VALUES (?, ?) ON CONFLICT (point) DO UPDATE SET value = "
@@ -223,14 +223,14 @@ class Ledger:
                 "INSERT INTO broken VALUES (?, ?, ?, ?, ?) ON CONFLICT (point) DO UPDATE SET "
                 "(stage, predicted, distance, example) = (excluded.stage, excluded.predicted, "
                 "excluded.distance, excluded.example) WHERE excluded.distance < distance",
-                ((*fall[:4], _pack(fall.example)) for fall in falls),
+                ((*point[:4], _pack(point.example)) for point in broken),
             )
             self._db.executemany(
                 "INSERT INTO refused VALUES (?, ?, ?) ON CONFLICT (point) DO UPDATE SET "
                 "(seen, errors) = (excluded.seen, excluded.errors) WHERE excluded.seen > seen",
-                ((point, *told) for point, told in (refused or {}).items()),
+                ((point, *found) for point, found in (refused or {}).items()),
             )
-            self._judge((f.point, stage, f.errors) for f in falls if f.errors is not None)
+            self._judge((p.point, stage, p.errors) for p in broken if p.errors is not None)
             self._spend(stage, cost)
 
     def _judge(self, rows: Iterable[tuple[int, int, float]]) -> None:
@@ -269,7 +269,7 @@ class Ledger:
             return set(self._db.execute("SELECT point, job FROM spent WHERE stage = ?", (stage,)))
 
     def closest(self) -> dict[int, float]:
-        """Return how near points came to falling, as far as searches could tell."""
+        """Return how near points came to being broken, as far as searches could tell."""
         with self._errors():
             return dict(self._db.execute("SELECT point, value FROM closest"))
 

@@ -115,14 +115,14 @@ class Record(RecordDisplay, Part):
         if self.certify is None and "certified" in points.status:
             raise ValueError("points are certified, but no certificate was asked for")
         if strangers := {a for a in points.attack if a} - {REPLAY, *self.attacks}:
-            raise ValueError(f"points were taken by {sorted(strangers)}, not among the attacks")
+            raise ValueError(f"points were broken by {sorted(strangers)}, not among the attacks")
         if smaller := [eps for eps in points.carried or () if eps and eps <= self.threat.eps]:
             raise ValueError(f"points are carried from {smaller[0]}, which is not a larger eps")
         pairs = zip(points.status, points.nearest or points.distance, strict=True)
         if near := [
             d for s, d in pairs if d is not None and d <= self.threat.eps and s != "broken"
         ]:
-            raise ValueError(f"a point stands, yet an adversarial input lies at {near[0]}")
+            raise ValueError(f"a point is not broken, yet an adversarial input lies at {near[0]}")
         return self
 
     @property
@@ -135,7 +135,7 @@ class Record(RecordDisplay, Part):
 
     @property
     def robust(self) -> float:
-        """Robust accuracy: no attack of the suite took the point. An upper bound on the truth."""
+        """Robust accuracy: no attack of the suite broke the point. An upper bound on the truth."""
         return sum(self.outcomes.values()) / self.n
 
     @property
@@ -165,7 +165,7 @@ class Record(RecordDisplay, Part):
 
     @property
     def outcomes(self) -> dict[int, bool]:
-        """Whether each point stands, by its position in the data set, in ascending order."""
+        """Whether each point is robust, by its position in the data set, in ascending order."""
         pairs = sorted(zip(self.points.index, self.points.status, strict=True))
         return {index: status in ("robust", "certified") for index, status in pairs}
 
@@ -174,8 +174,8 @@ class Record(RecordDisplay, Part):
         """Robust accuracy of each class that has points, by label."""
         size, outcomes = Counter(self.points.label), self.outcomes
         pairs = zip(self.points.index, self.points.label, strict=True)
-        standing = Counter(label for index, label in pairs if outcomes[index])
-        return {label: standing[label] / size[label] for label in sorted(size)}
+        robust = Counter(label for index, label in pairs if outcomes[index])
+        return {label: robust[label] / size[label] for label in sorted(size)}
 
     @property
     def worst_class(self) -> ClassAccuracy:
@@ -196,9 +196,9 @@ class Record(RecordDisplay, Part):
 
     @property
     def strongest_attack(self) -> str | None:
-        """The attack that took the most points; of equals, the earlier one; None: none took any."""
-        taken = Counter(attack for attack in self.points.attack if attack is not None)
-        return max([REPLAY, *self.attacks], key=lambda a: taken[a]) if taken else None
+        """The attack that broke most points; of equals, the earlier one; None: none broke any."""
+        broken = Counter(attack for attack in self.points.attack if attack is not None)
+        return max([REPLAY, *self.attacks], key=lambda a: broken[a]) if broken else None
 
     @property
     def reliability(self) -> Reliability:

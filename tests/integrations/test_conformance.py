@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from robustkit import registry
 from robustkit.cli.program import program as main
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.integrations.conformance import Verdict, find, validate
+from robustkit.integrations.conformance import CheckResult, find, validate
 
 PACK = Path(__file__).parents[1] / "example_pack"
 DRIFT = (PACK / "robustkit_example" / "drift.py").read_text()
@@ -32,7 +32,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def check(folder: Path, source: str) -> dict[str, Verdict]:
+def check(folder: Path, source: str) -> dict[str, CheckResult]:
     """Validate a file; return what did not pass, by check without the norm."""
     path = folder / "pack.py"
     path.write_text(source)

@@ -31,7 +31,7 @@ from robustkit.gate.criteria import Terms, tolerances
 from robustkit.gate.formats.junit import to_junit
 from robustkit.gate.formats.markdown import to_markdown
 from robustkit.gate.formats.sarif import to_sarif
-from robustkit.gate.verdict import Failure, Verdict, exit_code
+from robustkit.gate.verdict import Failure, GateVerdict, exit_code
 from robustkit.models.load import Subject, load_model
 from robustkit.record.provenance import weights_digest
 
@@ -88,7 +88,7 @@ def run(asked: CheckRequest, *, debug: bool) -> int:
         UsageError: when the request is refused; no model was run then.
     """
     use_threads(asked.threads)
-    verdicts: list[Verdict] = []
+    verdicts: list[GateVerdict] = []
     failures: list[Failure] = []
     with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
         setup = configuration.load(asked.config or configuration.find(Path.cwd()))
@@ -223,7 +223,7 @@ def _code(baseline: Baseline, subject: Subject, replay: bool) -> str:
 
 def _one(
     gate: _Gate, asked: CheckRequest, setup: Config, terms: Terms, screen: GateScreen
-) -> Verdict:
+) -> GateVerdict:
     if gate.record is not None:
         return compare(gate.baseline, gate.record, terms)
     assert gate.data is not None
@@ -246,7 +246,7 @@ def _one(
 
 def _report(
     asked: CheckRequest,
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[GateVerdict],
     failures: Sequence[Failure],
     undecided: str,
     code: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robustkit.gate.verdict import Failure, Finding, Verdict
+from robustkit.gate.verdict import Failure, GateVerdict, MetricFinding
 from robustkit.leaderboard.formats import markdown_text
 
 _MARKS = {"pass": "✅ pass", "improved": "✅ improved", "regressed": "❌ regressed",
@@ -14,7 +14,7 @@ _HEADS = ("model", "metric", "verdict", "baseline", "candidate", "drop", "bounds
 MARKER = "<!-- robustkit check -->"
 
 
-def to_markdown(verdicts: Sequence[Verdict], failures: Sequence[Failure] = ()) -> str:
+def to_markdown(verdicts: Sequence[GateVerdict], failures: Sequence[Failure] = ()) -> str:
     """Write a heading, a table with a row for each metric, and a sentence for each that fails.
 
     A model that could not be evaluated has a row and a sentence too.
@@ -39,7 +39,7 @@ def to_markdown(verdicts: Sequence[Verdict], failures: Sequence[Failure] = ()) -
     return "\n".join(lines) + "\n"
 
 
-def _headline(verdicts: Sequence[Verdict], unfinished: int) -> str:
+def _headline(verdicts: Sequence[GateVerdict], unfinished: int) -> str:
     answers = [verdict.answer for verdict in verdicts]
     told = [
         f"{answers.count(answer)} {answer}"
@@ -50,7 +50,7 @@ def _headline(verdicts: Sequence[Verdict], unfinished: int) -> str:
     return ", ".join(told).replace("pass", "passed")
 
 
-def _cells(verdict: Verdict, finding: Finding) -> list[str]:
+def _cells(verdict: GateVerdict, finding: MetricFinding) -> list[str]:
     cells = [markdown_text(verdict.candidate), finding.metric, _MARKS[finding.answer]]
     if finding.drop is None or finding.low is None or finding.high is None:
         return [*cells, "", "", "", markdown_text(finding.detail), f"{finding.n}"]

@@ -83,7 +83,7 @@ def _figures(groups: Sequence[Group], album: Album, limit: int) -> Iterator[tupl
         name = _file(f"{group.data}-{group.threat}", used)
         yield f"bracket-{name}", _bracket(group)
         yield f"tradeoff-{name}", _tradeoff(group)
-        yield f"attacks-{name}", _fates(group)
+        yield f"attacks-{name}", _outcomes(group)
         yield f"cost-{name}", _costs(group)
         for line in group.lines:
             own = _file(f"{name}-{line.label}", used)
@@ -99,7 +99,7 @@ def _figures(groups: Sequence[Group], album: Album, limit: int) -> Iterator[tupl
 def _bracket(group: Group) -> Any:
     handles = [
         _patch("certified", BLUE),
-        _patch("standing, not proved", SKY),
+        _patch("robust, not proved", SKY),
         _patch("broken", "white", "////", VERMILLION),
     ]
     figure, axes, columns = _rows(group, [handle.get_label() for handle in handles])
@@ -175,17 +175,22 @@ def _security(found: Sequence[Curve]) -> Any:
     return figure
 
 
-def _fates(group: Group) -> Any:
+def _outcomes(group: Group) -> Any:
     attacks = plots.attacks_of(group.lines)
     colors = (VERMILLION, ORANGE, PURPLE)
     parts = [
         ("certified", BLUE, "", [line.row.certified or 0.0 for line in group.lines]),
-        ("standing", SKY, "", [ln.row.robust - (ln.row.certified or 0.0) for ln in group.lines]),
+        (
+            "robust, not proved",
+            SKY,
+            "",
+            [ln.row.robust - (ln.row.certified or 0.0) for ln in group.lines],
+        ),
     ]
     for number, names in enumerate(attacks):
-        taken = [plots.taken(line, names) for line in group.lines]
+        broken = [plots.broken_by(line, names) for line in group.lines]
         hatch = _HATCHES[number % len(_HATCHES)]
-        parts.append((plots.title(names), colors[number % len(colors)], hatch, taken))
+        parts.append((plots.title(names), colors[number % len(colors)], hatch, broken))
     parts.append(("misclassified", GRAY, "", [1 - line.row.clean for line in group.lines]))
     figure, axes = _stack(group, parts)
     axes.set(xlim=(0, 1), xlabel="share of the points")
@@ -195,7 +200,7 @@ def _fates(group: Group) -> Any:
 def _costs(group: Group) -> Any:
     parts = []
     for number, names in enumerate(plots.attacks_of(group.lines)):
-        spent = [plots.spent(line, names) for line in group.lines]
+        spent = [plots.passes_of(line, names) for line in group.lines]
         hatch = "" if number == 0 else _HATCHES[number % len(_HATCHES)]
         parts.append((plots.title(names), CYCLE[number % len(CYCLE)], hatch, spent))
     other = [sum(line.rest) / line.record.n for line in group.lines]

@@ -100,7 +100,7 @@ def _group(
     shown: list[Shown],
     advance: Callable[[str], None],
 ) -> dict[str, Any]:
-    names = {kind: f"{group.id}-{kind}" for kind in ("tradeoff", "fates", "costs")}
+    names = {kind: f"{group.id}-{kind}" for kind in ("tradeoff", "outcomes", "costs")}
     for kind, name in names.items():
         drawn[name] = getattr(plots, kind)(group)
     items = []

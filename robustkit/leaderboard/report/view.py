@@ -27,11 +27,11 @@ class ClassBar(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One attack of one record, over the points that were still standing."""
+    """One attack of one record, over the points that were still robust."""
 
     attack: str
     entered: int
-    taken: int
+    broken: int
     forwards: int
     backwards: int
     seconds: float
@@ -118,7 +118,7 @@ class Curve(NamedTuple):
 
     @property
     def rises(self) -> list[Line]:
-        """Lines with more points standing than at a smaller eps: the attack missed some there."""
+        """Lines with more robust points than at a smaller eps: the attack missed some there."""
         pairs = zip(self.lines, self.lines[1:], strict=False)
         return [after for before, after in pairs if after.row.robust > before.row.robust]
 
