@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from robustkit.core.files import make_folder
-from robustkit.core.types import Images
 from robustkit.errors import RobustkitError, UsageError
+from robustkit.record.ledger_reader import LedgerReader
 from robustkit.record.ledger_schema import (
     CERTIFY,
     CLEAN,
@@ -34,7 +33,7 @@ from robustkit.record.ledger_schema import (
 _CHANGED = {"source": "the model's file has changed", "weights": "the weights have changed"}
 
 
-class Ledger:
+class Ledger(LedgerReader):
     """The verdicts of one model under one configuration.
 
     Args:
@@ -151,12 +150,6 @@ class Ledger:
         with self.transaction():
             self._db.execute("INSERT OR REPLACE INTO memo VALUES (?, ?)", (key, json.dumps(value)))
 
-    def remembered(self, key: str) -> Any:
-        """Return what was remembered under `key`, or None."""
-        with self._errors():
-            row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
-
     def write_clean(
         self,
         rows: Iterable[tuple[int, int, int, list[int]]],
@@ -175,23 +168,11 @@ class Ledger:
             self._judge((p, CLEAN, share) for p, share in (errors or {}).items())
             self._spend(CLEAN, Cost(forwards=forwards, seconds=seconds))
 
-    def clean(self) -> dict[int, tuple[int, int, list[int]]]:
-        """Return point to (label, predicted, classes by falling logit)."""
-        with self._errors():
-            rows = self._db.execute("SELECT point, label, predicted, ranked FROM clean").fetchall()
-        return {p: (y, k, json.loads(ranked)) for p, y, k, ranked in rows}
-
     def write_certified(self, rows: Iterable[tuple[int, bool]], seconds: float) -> None:
         """Store for some points whether the certificate holds."""
         with self.transaction():
             self._db.executemany("INSERT OR REPLACE INTO certified VALUES (?, ?)", rows)
             self._spend(CERTIFY, Cost(seconds=seconds))
-
-    def certified(self) -> dict[int, bool]:
-        """Return the points that the certificate was tried on, and whether it holds."""
-        with self._errors():
-            rows = self._db.execute("SELECT point, proved FROM certified").fetchall()
-        return {point: bool(proved) for point, proved in rows}
 
     def write(
         self,
@@ -236,18 +217,6 @@ class Ledger:
     def _judge(self, rows: Iterable[tuple[int, int, float]]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO judged VALUES (?, ?, ?)", rows)
 
-    def errors(self) -> dict[tuple[int, int], float]:
-        """Return by (point, stage) which share of fresh passes erred, of randomized models."""
-        with self._errors():
-            rows = self._db.execute("SELECT point, stage, errors FROM judged").fetchall()
-        return {(point, stage): share for point, stage, share in rows}
-
-    def refused(self) -> dict[int, RefusedCandidate]:
-        """Return what fooled a randomized model most often without breaking the point."""
-        with self._errors():
-            rows = self._db.execute("SELECT point, seen, errors FROM refused").fetchall()
-        return {point: RefusedCandidate(seen, errors) for point, seen, errors in rows}
-
     def _spend(self, stage: int, cost: Cost) -> None:
         self._db.execute("INSERT OR IGNORE INTO cost (stage) VALUES (?)", (stage,))
         self._db.execute(
@@ -256,44 +225,6 @@ class Ledger:
             "WHERE stage = ?",
             (*cost, stage),
         )
-
-    def falls(self) -> dict[int, BrokenPoint]:
-        """Return the broken points, without their examples."""
-        query = "SELECT point, stage, predicted, distance FROM broken"
-        with self._errors():
-            return {row[0]: BrokenPoint(*row) for row in self._db.execute(query)}
-
-    def spent(self, stage: int) -> set[tuple[int, int]]:
-        """Return the (point, job) pairs of a stage whose budget is used up."""
-        with self._errors():
-            return set(self._db.execute("SELECT point, job FROM spent WHERE stage = ?", (stage,)))
-
-    def closest(self) -> dict[int, float]:
-        """Return how near points came to being broken, as far as searches could tell."""
-        with self._errors():
-            return dict(self._db.execute("SELECT point, value FROM closest"))
-
-    def costs(self) -> dict[int, Cost]:
-        """Return the cost of every stage that has begun; `CLEAN` is the clean pass."""
-        with self._errors():
-            rows = self._db.execute(
-                "SELECT stage, entered, forwards, backwards, seconds, flips, finished FROM cost"
-            ).fetchall()
-        return {row[0]: Cost(*row[1:])._replace(finished=bool(row[6])) for row in rows}
-
-    def examples(
-        self, shape: tuple[int, ...], points: Iterable[int] | None = None
-    ) -> dict[int, Images]:
-        """Return the stored adversarial inputs, of `points` or all, as float32 of `shape`."""
-        wanted = None if points is None else json.dumps(list(points))
-        query = (
-            "SELECT point, example FROM broken WHERE example IS NOT NULL "
-            "AND (?1 IS NULL OR point IN (SELECT value FROM json_each(?1)))"
-        )
-        with self._errors():
-            rows = self._db.execute(query, (wanted,)).fetchall()
-        arrays = ((p, np.frombuffer(zlib.decompress(blob), dtype="<f4")) for p, blob in rows)
-        return {p: torch.from_numpy(array.reshape(shape).copy()) for p, array in arrays}
 
 
 def _pack(example: np.ndarray[Any, Any] | None) -> bytes | None:

@@ -7,7 +7,6 @@ both are shown only if they are provably those of the record.
 from __future__ import annotations
 
 import re
-import zlib
 from collections import defaultdict
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -22,7 +21,7 @@ from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError
 from robustkit.leaderboard.report.images import Pixels, magnified, pixels
 from robustkit.leaderboard.report.view import class_name
-from robustkit.record.ledger import Ledger
+from robustkit.record.ledger_reader import open_readonly
 from robustkit.record.ledger_schema import BrokenPoint
 from robustkit.record.record import Record
 
@@ -150,31 +149,31 @@ def _found(
 ) -> dict[int, tuple[BrokenPoint, NDArray[Any]]] | str:
     """Return the adversarial inputs of the chosen points, or why there are none."""
     try:
-        with Ledger(path, None) as ledger:
-            falls = ledger.falls()
+        with open_readonly(path) as ledger:
+            broken = ledger.falls()
             images = ledger.examples(tuple(record.data.shape), chosen)
-    except (RobustkitError, ValueError, zlib.error) as error:
+    except RobustkitError as error:
         return f"The ledger beside the record cannot be read: {clean(str(error))}"
     columns = record.points.index, record.points.status, record.points.distance
     told = {i: distance for i, status, distance in zip(*columns, strict=True) if status == "broken"}
-    if {point: fall.distance for point, fall in falls.items()} != told:
+    if {point: found.distance for point, found in broken.items()} != told:
         return "The ledger beside the record is not that of the record: their verdicts differ."
     if not images:
         return "The run did not store its adversarial inputs (--no-save-adversarial)."
-    return {point: (falls[point], image.numpy()) for point, image in images.items()}
+    return {point: (broken[point], image.numpy()) for point, image in images.items()}
 
 
 def _picture(
-    record: Record, before: NDArray[Any], fall: BrokenPoint, after: NDArray[Any]
+    record: Record, before: NDArray[Any], broken: BrokenPoint, after: NDArray[Any]
 ) -> Picture:
-    row = record.points.index.index(fall.point)
+    row = record.points.index.index(broken.point)
     change, factor = magnified(before, after)
     return Picture(
-        point=fall.point,
+        point=broken.point,
         label=class_name(record, record.points.label[row]),
-        fooled=class_name(record, fall.predicted),
+        fooled=class_name(record, broken.predicted),
         attack=clean(str(record.points.attack[row])),
-        distance=fall.distance,
+        distance=broken.distance,
         factor=factor,
         images=(pixels(before), pixels(after), pixels(change)),
     )
