@@ -9,7 +9,7 @@ import sys
 import click
 
 from robustkit.cli import options
-from robustkit.cli.console import result, stdout
+from robustkit.cli.console import open_table, result, stdout
 from robustkit.cli.program import debug
 
 SCHEMA = "robustkit/validate/1"
@@ -27,7 +27,6 @@ def command(pack: str, as_json: bool, quiet: bool) -> int:
     robustkit.packs, or a module. Its code runs. Exit codes: 0 every check passed, 1 one did not,
     2 there is nothing to check.
     """
-    from rich.table import Table
     from rich.text import Text
 
     from robustkit.cli.progress import counting
@@ -45,7 +44,7 @@ def command(pack: str, as_json: bool, quiet: bool) -> int:
         rows = [found._asdict() for found in results]
         result(json.dumps({"schema": SCHEMA, "sound": sound, "checks": rows}, indent=2))
         return 0 if sound else 1
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table = open_table()
     for kind, name, check, passed, detail in results:
         mark = Text("passed", "green") if passed else Text("failed", "bold red")
         told = f"{check}: {detail}" if detail else check

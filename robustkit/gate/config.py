@@ -147,6 +147,20 @@ class Config(_Table):
     check: CheckTable = CheckTable()
     path: Annotated[Path | None, Field(exclude=True)] = None
 
+    @property
+    def root(self) -> Path | None:
+        """Where the data sets lie, if that is configured."""
+        return self.place(self.data_root) if self.data_root else None
+
+    def entry(self, model: str) -> ModelEntry:
+        """Return what is configured for a model."""
+        known = {entry.model: entry for entry in self.models}
+        return known.get(model, ModelEntry(model=model))
+
+    def weights(self, entry: ModelEntry) -> Path | None:
+        """Return where the weights of a model lie, if that is configured."""
+        return self.place(entry.weights) if entry.weights else None
+
     def place(self, text: str) -> Path:
         """Return a path of the configuration, which is relative to its file."""
         path = Path(text).expanduser()

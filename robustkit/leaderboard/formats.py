@@ -82,24 +82,14 @@ def to_json(frame: pd.DataFrame, **more: pd.DataFrame) -> str:
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """Write one table per data set, norm and eps, with the columns that are read by people."""
-    blocks = []
-    for title, rows in _tables(frame):
-        marks = ["---" if side == "l" else "---:" for side in _READ.values()]
-        lines = [f"**{markdown_text(title)}**", "", _piped(_READ), _piped(marks)]
-        lines += [_piped(map(markdown_text, _read(cells))) for cells in rows]
-        blocks.append("\n".join(lines) + "\n")
-    return "\n".join(blocks)
+    return "\n".join(
+        _markdown_table(title, _READ, map(_read, rows)) for title, rows in _tables(frame)
+    )
 
 
 def to_latex(frame: pd.DataFrame) -> str:
     r"""Write one `tabular` per data set, norm and eps; needs `\usepackage{booktabs}`."""
-    blocks = []
-    for title, rows in _tables(frame):
-        lines = [f"% {_latex(title)}", rf"\begin{{tabular}}{{{''.join(_READ.values())}}}"]
-        lines += [r"\toprule", _aligned(_READ), r"\midrule"]
-        lines += [_aligned(_read(cells)) for cells in rows]
-        blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
-    return "\n".join(blocks)
+    return "\n".join(_latex_table(title, _READ, map(_read, rows)) for title, rows in _tables(frame))
 
 
 def to_rich(frame: pd.DataFrame) -> Group:
@@ -109,10 +99,19 @@ def to_rich(frame: pd.DataFrame) -> Group:
 
 def to_lines(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], layout: str) -> str:
     """Write a table of texts, under headings, as `markdown` or `latex`."""
-    if layout == "markdown":
-        lines = [f"**{markdown_text(title)}**", "", _piped(heads), _piped(["---"] * len(heads))]
-        return "\n".join([*lines, *(_piped(map(markdown_text, cells)) for cells in rows)]) + "\n"
-    lines = [f"% {_latex(title)}", rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule"]
+    write = {"markdown": _markdown_table, "latex": _latex_table}[layout]
+    return write(title, dict.fromkeys(heads, "l"), rows)
+
+
+def _markdown_table(title: str, heads: Mapping[str, str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table under headings, each with its alignment, l or r."""
+    marks = ["---" if side == "l" else "---:" for side in heads.values()]
+    lines = [f"**{markdown_text(title)}**", "", piped(heads), piped(marks)]
+    return "\n".join([*lines, *(piped(map(markdown_text, cells)) for cells in rows)]) + "\n"
+
+
+def _latex_table(title: str, heads: Mapping[str, str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"% {_latex(title)}", rf"\begin{{tabular}}{{{''.join(heads.values())}}}", r"\toprule"]
     lines += [_aligned(heads), r"\midrule", *map(_aligned, rows)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -220,7 +219,8 @@ def _latex(text: str) -> str:
     return clean(text).translate(_LATEX)
 
 
-def _piped(cells: Iterable[str]) -> str:
+def piped(cells: Iterable[str]) -> str:
+    """Write one line of a table in Markdown."""
     return f"| {' | '.join(cells)} |"
 
 

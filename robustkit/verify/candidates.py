@@ -64,6 +64,8 @@ class Answer(NamedTuple):
 
 def predict(model: Model, x: Images, draws: int = 1) -> Answer:
     """Ask for float32 logits `draws` times; ties go to the lower label."""
+    # A GPU may round products to TF32, 10 bits of mantissa. Candidates lie just across the decision
+    # boundary, where that is enough to change the class.
     with torch.no_grad(), full_precision():
         answers = torch.stack([model(x).float() for _ in range(draws)])
     votes = torch.nn.functional.one_hot(answers.argmax(2), answers.shape[2]).sum(0)
@@ -92,6 +94,8 @@ def verify(
         RobustkitError: when a candidate lies outside the threat model or is not finite, or when
             the model's answer to it is not.
     """
+    # A candidate outside is no near miss but an error of the search, whose other claims are not to
+    # be trusted either: raise, where a model that is not fooled would merely refuse it.
     distance = threat.distance(z, x)
     outside = ~(threat.contains(z, x) & z.isfinite().flatten(1).all(1))
     if bool(outside.any()):

@@ -140,8 +140,7 @@ def _entries(asked: CheckRequest, setup: Config) -> list[ModelEntry]:
     if (asked.weights or asked.mean or asked.std) and len(asked.models) != 1:
         raise UsageError("--weights, --mean and --std go with exactly one MODEL.")
     if asked.models:
-        known = {entry.model: entry for entry in setup.models}
-        return [known.get(name, ModelEntry(model=name)) for name in asked.models]
+        return [setup.entry(name) for name in asked.models]
     if setup.models:
         return list(setup.models)
     place = asked.baseline or setup.place(setup.baseline)
@@ -162,12 +161,11 @@ def _gate(entry: ModelEntry, asked: CheckRequest, setup: Config) -> _Gate:
     wanted = {} if asked.baseline else _wanted(entry, setup)
     name = entry.model if ":" in entry.model else ""
     first = choose(known, name or _canonical(entry.model), **wanted)
-    data = open_points(first, asked.data, asked.data_root or _root(setup))
-    weights = asked.weights or (setup.place(entry.weights) if entry.weights else None)
+    data = open_points(first, asked.data, asked.data_root or setup.root)
     subject = load_model(
         entry.model,
         data=data,
-        weights=weights,
+        weights=asked.weights or setup.weights(entry),
         mean=asked.mean or entry.mean,
         std=asked.std or entry.std,
     )
@@ -204,10 +202,6 @@ def _wanted(entry: ModelEntry, setup: Config) -> dict[str, Any]:
         "threat": Threat.parse(threat) if threat else None,
         "suite": entry.suite or setup.suite,
     }
-
-
-def _root(setup: Config) -> Path | None:
-    return setup.place(setup.data_root) if setup.data_root else None
 
 
 def _file(text: str) -> str:

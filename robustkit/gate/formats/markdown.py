@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from robustkit.gate.verdict import Failure, GateVerdict, MetricFinding
-from robustkit.leaderboard.formats import markdown_text
+from robustkit.leaderboard.formats import markdown_text, piped
 
 _MARKS = {"pass": "✅ pass", "improved": "✅ improved", "regressed": "❌ regressed",
           "undecided": "⚠️ undecided"}  # fmt: skip
@@ -22,9 +22,9 @@ def to_markdown(verdicts: Sequence[GateVerdict], failures: Sequence[Failure] = (
     The first line is an invisible marker: by it a bot finds the comment that it has to replace.
     """
     lines = [MARKER, f"### Robustness: {_headline(verdicts, len(failures))}", ""]
-    lines += [_row(_HEADS), _row(["---"] * 3 + ["---:"] * 5)]
-    lines += [_row(_cells(v, finding)) for v in verdicts for finding in v.findings]
-    lines += [_row([markdown_text(f.candidate), "", _UNFINISHED, *[""] * 5]) for f in failures]
+    lines += [piped(_HEADS), piped(["---"] * 3 + ["---:"] * 5)]
+    lines += [piped(_cells(v, finding)) for v in verdicts for finding in v.findings]
+    lines += [piped([markdown_text(f.candidate), "", _UNFINISHED, *[""] * 5]) for f in failures]
     lines += [line for f in failures for line in ("", markdown_text(f"{f.candidate}: {f.message}"))]
     for verdict in verdicts:
         if verdict.answer in ("regressed", "undecided"):
@@ -62,7 +62,3 @@ def _cells(verdict: GateVerdict, finding: MetricFinding) -> list[str]:
         f"{finding.low:.4f} to {finding.high:.4f}",
         f"{finding.n} of {finding.total}",
     ]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
