@@ -129,21 +129,17 @@ class Ledger(LedgerReader):
                     self._db.execute("ROLLBACK")
                 raise
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            if "locked" in str(error):
-                raise UsageError(
-                    f"{self.path.parent} is in use by another run. Wait for it, or choose another "
-                    "--out."
-                ) from None
-            raise RobustkitError(
-                f"cannot use the ledger {self.path}: {error}. Nothing was overwritten. "
-                "If the disk is full, make room and run the same command again; if the file is "
-                "damaged, move it away or start over with --fresh."
-            ) from error
+    def _refusal(self, error: sqlite3.DatabaseError) -> RobustkitError:
+        if "locked" in str(error):
+            return UsageError(
+                f"{self.path.parent} is in use by another run. Wait for it, or choose another "
+                "--out."
+            )
+        return RobustkitError(
+            f"cannot use the ledger {self.path}: {error}. Nothing was overwritten. "
+            "If the disk is full, make room and run the same command again; if the file is "
+            "damaged, move it away or start over with --fresh."
+        )
 
     def remember(self, key: str, value: Any) -> None:
         """Store a JSON value that belongs to the run but not to its identity."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from robustkit.core.types import Images
-from robustkit.errors import UsageError
+from robustkit.errors import RobustkitError, UsageError
 from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
 
 
@@ -39,13 +39,15 @@ class LedgerReader:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            if "locked" in str(error):
-                raise UsageError(
-                    f"{self.path.parent} is in use by another run. Wait for it."
-                ) from None
-            raise UsageError(
-                f"{self.path} cannot be read ({error}): it is damaged, or no ledger of robustkit."
-            ) from None
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: sqlite3.DatabaseError) -> RobustkitError:
+        """Say what SQLite's error means here."""
+        if "locked" in str(error):
+            return UsageError(f"{self.path.parent} is in use by another run. Wait for it.")
+        return UsageError(
+            f"{self.path} cannot be read ({error}): it is damaged, or no ledger of robustkit."
+        )
 
     def identity(self, key: str) -> Any:
         """Return one of the things that the verdicts depend on, or None."""
