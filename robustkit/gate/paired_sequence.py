@@ -13,7 +13,7 @@ from robustkit.gate.verdict import Answer
 _EXACT = 1e-9  # drops are multiples of 1 / total; a float is not
 
 
-class Stream:
+class PairedSequence:
     """Outcomes z = baseline − candidate in {−1, 0, 1}, of which the drop is the mean.
 
     Args:

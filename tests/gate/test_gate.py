@@ -25,7 +25,7 @@ from robustkit.gate.baseline import Baseline, attacks_of, choose, load_baselines
 from robustkit.gate.comparison import Candidate, check, compare
 from robustkit.gate.criteria import Terms, tolerances
 from robustkit.gate.decision import GateJudge
-from robustkit.gate.paired_sequence import Stream
+from robustkit.gate.paired_sequence import PairedSequence
 from robustkit.gate.verdict import GateVerdict, MetricFinding, exit_code
 from robustkit.record.points import Status
 from robustkit.record.record import Record, load, save
@@ -398,7 +398,7 @@ class TestStream:
         # 10 points, the baseline stands on 6; seen: 4 that stood, of which 3 were lost.
         before = {p: p < 6 for p in range(10)}
         now = {0: False, 1: False, 2: False, 3: True}
-        stream = Stream(before, [0, 1, 2, 3], now, finite=True)
+        stream = PairedSequence(before, [0, 1, 2, 3], now, finite=True)
         # 2 more can be lost and 4 gained: the drop ends between (3 − 4) / 10 and (3 + 2) / 10.
         assert (stream.least, stream.most) == (-0.1, 0.5)
         assert stream.answer(0.6, 0.05, 0.05) == "pass"
@@ -409,13 +409,13 @@ class TestStream:
         before = {p: True for p in range(100)}
         for lost, answer in ((7, "pass"), (8, "regressed")):
             now = {p: p >= lost for p in range(100)}
-            stream = Stream(before, list(range(100)), now, finite=True)
+            stream = PairedSequence(before, list(range(100)), now, finite=True)
             assert stream.answer(0.07, 0.05, 0.05) == answer
 
     def test_a_population_stays_open_where_the_points_are_known(self) -> None:
         before = {p: True for p in range(100)}
         now = {p: p >= 8 for p in range(100)}
-        stream = Stream(before, shuffled(range(100), 0), now, finite=False)
+        stream = PairedSequence(before, shuffled(range(100), 0), now, finite=False)
         assert stream.answer(0.07, 0.05, 0.05) == "undecided"
         assert (stream.more(0.07, 0.05) or 0) > 100
 

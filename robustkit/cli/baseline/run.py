@@ -29,7 +29,7 @@ LOG = "log.jsonl"
 
 
 @dataclass(frozen=True)
-class Update:
+class BaselineRequest:
     """What was asked for; None: not at all."""
 
     reason: str
@@ -53,7 +53,7 @@ class Update:
     quiet: bool = False
 
 
-def run(asked: Update) -> None:
+def run(asked: BaselineRequest) -> None:
     """Evaluate each model and put its record where `check` looks for baselines.
 
     Raises:
@@ -104,7 +104,7 @@ def show(place: Path | None) -> None:
     stdout().print(table)
 
 
-def _request(entry: ModelEntry, asked: Update, setup: Config) -> Request:
+def _request(entry: ModelEntry, asked: BaselineRequest, setup: Config) -> Request:
     mean, std = asked.mean or entry.mean, asked.std or entry.std
     return Request(
         models=(entry.model,),
@@ -124,7 +124,7 @@ def _request(entry: ModelEntry, asked: Update, setup: Config) -> Request:
     )
 
 
-def _put(record: Record, folder: Path, place: Path, asked: Update) -> Path:
+def _put(record: Record, folder: Path, place: Path, asked: BaselineRequest) -> Path:
     """Write the record, with its reason, over the one before; remember both in the log."""
     threat = f"{record.threat.norm}-{record.threat.eps:g}"
     name = slug(f"{record.defense}-{record.data.name}-{threat}-{record.suite}")

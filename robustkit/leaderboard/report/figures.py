@@ -13,7 +13,7 @@ from robustkit.errors import UsageError, unknown
 from robustkit.leaderboard import rows
 from robustkit.leaderboard.formats import to_latex
 from robustkit.leaderboard.report import plots
-from robustkit.leaderboard.report.gallery import Album, Picture
+from robustkit.leaderboard.report.gallery import GalleryMaker, Picture
 from robustkit.leaderboard.report.optional import need
 from robustkit.leaderboard.report.plots import (
     BLUE,
@@ -69,7 +69,7 @@ def write_figures(
     written = [folder / "leaderboard.tex"]
     files.write(to_latex(rows.table(records)).encode(), written[0])
     with styled():
-        for name, figure in _figures(groups, Album(data_root, data), pictures):
+        for name, figure in _figures(groups, GalleryMaker(data_root, data), pictures):
             for kind in formats:
                 written.append(folder / f"{name}.{kind}")
                 save(figure, written[-1], kind)
@@ -77,7 +77,7 @@ def write_figures(
     return written
 
 
-def _figures(groups: Sequence[Group], album: Album, limit: int) -> Iterator[tuple[str, Any]]:
+def _figures(groups: Sequence[Group], maker: GalleryMaker, limit: int) -> Iterator[tuple[str, Any]]:
     used: set[str] = set()
     for group in groups:
         name = _file(f"{group.data}-{group.threat}", used)
@@ -88,7 +88,7 @@ def _figures(groups: Sequence[Group], album: Album, limit: int) -> Iterator[tupl
         for line in group.lines:
             own = _file(f"{name}-{line.label}", used)
             yield f"classes-{own}", _classes(line)
-            found = album.gallery(line.record, line.row.record, limit).pictures
+            found = maker.gallery(line.record, line.row.record, limit).pictures
             if found:
                 yield f"gallery-{own}", _gallery(found)
     found_curves = curves(groups)

@@ -48,7 +48,7 @@ class Gallery(NamedTuple):
     reason: str = ""
 
 
-class Album:
+class GalleryMaker:
     """Opens each data set once for all records that name it.
 
     Args:
@@ -62,7 +62,7 @@ class Album:
         self._same: dict[tuple[str, str], bool] = {}
 
     def gallery(self, record: Record, path: Path | str, limit: int) -> Gallery:
-        """Show up to `limit` broken points, dealt evenly over the classes."""
+        """Show up to `limit` broken points, chosen evenly over the classes."""
         if limit < 1:
             return Gallery([], "No pictures were asked for.")
         if not any(status == "broken" for status in record.points.status):
@@ -76,7 +76,7 @@ class Album:
         data = self._dataset(record)
         if isinstance(data, str):
             return Gallery([], data)
-        chosen = _deal(record, limit)
+        chosen = _choose(record, limit)
         found = _found(record, ledger, chosen)
         if isinstance(found, str):
             return Gallery([], found)
@@ -132,16 +132,16 @@ def _is_code(name: str) -> bool:
     return not (name.startswith(("npz:", "folder:")) or re.fullmatch(r"\w+(\([^()]*\))?", name))
 
 
-def _deal(record: Record, limit: int) -> list[int]:
+def _choose(record: Record, limit: int) -> list[int]:
     """Take broken points class by class, each class in the order of the data set."""
-    hands: dict[int, list[int]] = defaultdict(list)
+    of_class: dict[int, list[int]] = defaultdict(list)
     columns = record.points.index, record.points.label, record.points.status
     for index, label, status in sorted(zip(*columns, strict=True)):
         if status == "broken":
-            hands[label].append(index)
-    turns = zip_longest(*(hands[label] for label in sorted(hands)))
-    dealt = [point for point in chain.from_iterable(turns) if point is not None]
-    return dealt[:limit]
+            of_class[label].append(index)
+    turns = zip_longest(*(of_class[label] for label in sorted(of_class)))
+    chosen = [point for point in chain.from_iterable(turns) if point is not None]
+    return chosen[:limit]
 
 
 def _found(

@@ -20,7 +20,7 @@ from robustkit.core import files
 from robustkit.core.text import clean
 from robustkit.leaderboard import formats, rows
 from robustkit.leaderboard.report import plots
-from robustkit.leaderboard.report.gallery import Album, Gallery
+from robustkit.leaderboard.report.gallery import Gallery, GalleryMaker
 from robustkit.leaderboard.report.glossary import GLOSSARY
 from robustkit.leaderboard.report.images import LARGEST, data_uri
 from robustkit.leaderboard.report.optional import need
@@ -54,7 +54,7 @@ def write_page(
     """Write the report of `records`, each with the path it lies at, to the HTML file `path`.
 
     Args:
-        data_root, data: where the clean images of the galleries are; see `Album`.
+        data_root, data: where the clean images of the galleries are; see `GalleryMaker`.
         pictures: broken points shown for each record.
         advance: hears the defense of each record when it has been laid out.
 
@@ -64,17 +64,19 @@ def write_page(
     """
     jinja2 = need("jinja2")
     records = list(records)
-    groups, album = arrange(records), Album(data_root, data)
+    groups, maker = arrange(records), GalleryMaker(data_root, data)
     drawn: dict[str, plots.Plot] = {}
     shown: list[Shown] = []
-    laid_out = [_group(group, album, pictures, drawn, shown, advance) for group in groups]
+    laid_out = [_group(group, maker, pictures, drawn, shown, advance) for group in groups]
     loader = jinja2.PackageLoader("robustkit.leaderboard.report")
-    room = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    room.undefined = jinja2.StrictUndefined
-    room.filters.update(share="{:.3f}".format, percent=lambda share: f"{100 * share:.2f}%")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.undefined = jinja2.StrictUndefined
+    environment.filters.update(share="{:.3f}".format, percent=lambda share: f"{100 * share:.2f}%")
     script = (_ASSETS / "page.js").read_text("utf-8")
     markup = need("markupsafe").Markup
-    text = room.get_template("page.html").render(
+    text = environment.get_template("page.html").render(
         title=clean(title),
         version=version("robustkit"),
         count=len(records),
@@ -94,7 +96,7 @@ def write_page(
 
 def _group(
     group: Group,
-    album: Album,
+    maker: GalleryMaker,
     pictures: int,
     drawn: dict[str, plots.Plot],
     shown: list[Shown],
@@ -105,7 +107,7 @@ def _group(
         drawn[name] = getattr(plots, kind)(group)
     items = []
     for line in group.lines:
-        gallery = album.gallery(line.record, line.row.record, pictures)
+        gallery = maker.gallery(line.record, line.row.record, pictures)
         shown.append(Shown(line.name, line.row.record, len(gallery.pictures), gallery.reason))
         drawn[f"{line.id}-classes"] = plots.classes(line)
         items.append(_item(line, gallery))
