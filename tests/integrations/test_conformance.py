@@ -67,7 +67,7 @@ class TestFaults:
             ("query=threat.project(ahead, state.x)", "query=ahead + 9 * threat.eps",
              "stays inside the threat model", "lie outside"),
             ("threat.steepest(reply.gradient)", "0 * reply.gradient",
-             "breaks most points at a larger radius", "still stand"),
+             "breaks most points at a larger radius", "still robust"),
             ("threat.sample(tasks.x, tasks.keys)", "tasks.x + 1e-3 * torch.rand_like(tasks.x)",
              "follows its seed", "two different starts"),
             ("threat.steepest(reply.gradient)", "threat.steepest(reply.gradient.mean(0, True))",
