@@ -38,13 +38,13 @@ from robustkit.models.load import Subject, load_model
 from robustkit.models.tuning import AUTOMATIC, tune
 from robustkit.registry import attacks
 from robustkit.search.engine import Engine, SlotPool
-from robustkit.search.functional import _Plain
+from robustkit.search.functional import TrustingJudge
 from robustkit.search.tasks import Work
 
 _SEARCHES = ("apgd", "relay", "fab(targets=9)", "square")
 
 
-class _Doubter(_Plain):
+class _Doubter(TrustingJudge):
     """Confirms nothing, so that every slot stays occupied."""
 
     def confirm(self, work: Any, z: Tensor, x: Tensor, y: Tensor) -> list[bool]:
@@ -63,15 +63,15 @@ def overhead(
         logits = model(x)
     right = (logits.argmax(1) == y).nonzero().flatten().tolist()[:slots]
     ranked = logits.argsort(1, descending=True)
-    referee = _Doubter(x, y, ranked, search.jobs(threat, logits.shape[1]), spec, 0, threat)
+    judge = _Doubter(x, y, ranked, search.jobs(threat, logits.shape[1]), spec, 0, threat)
     engine = Engine(tuned.model, threat, slots)
-    floor = SlotPool(engine, search, iter([Work(point, 0) for point in right]), referee, slots)
-    floor.refill()
-    bare = _bare(tuned.model, floor.state.query, gradient=search.uses_gradient)
+    pool = SlotPool(engine, search, iter([Work(point, 0) for point in right]), judge, slots)
+    pool.refill()
+    bare = _bare(tuned.model, pool.state.query, gradient=search.uses_gradient)
 
     def step() -> None:
-        floor.advance()
-        floor.harvest()
+        pool.advance()
+        pool.harvest()
 
     for warm in (step, bare):
         warm()
@@ -83,7 +83,7 @@ def overhead(
         ratios.append(times[step] / times[bare])
     return {
         "attack": spec,
-        "slots": len(floor.work),
+        "slots": len(pool.work),
         "step / bare pass": statistics.median(ratios),
         "host syncs per step": _syncs(step, target),
     }
@@ -123,7 +123,7 @@ def _syncs(step: Callable[[], None], device: torch.device) -> float | None:
     return float(sum(e.count for e in profile.key_averages() if e.key in reads)) / 10
 
 
-class _Books(_Plain):
+class _Books(TrustingJudge):
     """Adds up the passes of tasks that ended."""
 
     forwards = 0

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from robustkit.cli import options
-from robustkit.cli.console import result, stdout
+from robustkit.cli.console import open_table, result, stdout
 from robustkit.cli.program import debug
+from robustkit.core.text import with_interval
 
 
 @click.command("history", short_help="Show robust accuracy by commit.")
@@ -43,15 +44,15 @@ def command(
 
 
 def _table(frame: Any) -> Any:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in ("started", "commit", "defense", "data", "threat", "suite", "n", "robust [95%]",
-                 "change", "p", "reason"):  # fmt: skip
-        table.add_column(head, overflow="fold", no_wrap=head in ("started", "commit"))
+    table = open_table(
+        *("started", "commit", "defense", "data", "threat", "suite", "n", "robust [95%]"),
+        *("change", "p", "reason"),
+        whole=("started", "commit"),
+    )
     for line in frame.itertuples():
-        interval = f"{line.robust:.3f} [{line.robust_low:.3f}, {line.robust_high:.3f}]"
+        interval = with_interval(line.robust, line.robust_low, line.robust_high)
         change = "" if line.change != line.change or line.change is None else f"{line.change:+.4f}"
         p = "" if line.p != line.p or line.p is None else f"{line.p:.3g}"
         cells = (

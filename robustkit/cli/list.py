@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustkit.cli import options
-from robustkit.cli.console import result, stdout
+from robustkit.cli.console import open_table, result, stdout
 from robustkit.cli.program import debug
 
 if TYPE_CHECKING:
@@ -52,14 +52,11 @@ def _row(entry: Entry, *, weights: bool) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     columns = ["name", "summary", "options", "source"]
     columns += ["weights"] if rows and "weights" in rows[0] else []
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("name", "source"))
+    table = open_table(*columns, whole=("name", "source"))
     for row in rows:
         given = ", ".join(f"{key}={_word(value)}" for key, value in row["options"].items())
         cells = {**row, "options": given, "weights": ", ".join(row.get("weights", ()))}

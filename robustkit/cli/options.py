@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
+from robustkit.core.text import number, seconds
+from robustkit.errors import UsageError
+
 
 def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
     """Read `0.5` or `0.49,0.48,0.45`; a fraction such as 1/4 is a number."""
     try:
-        return None if value is None else tuple(_number(part) for part in value.split(","))
-    except (ValueError, ZeroDivisionError):
+        return None if value is None else tuple(number(part) for part in value.split(","))
+    except ValueError:
         given = getattr(param, "metavar", None) or ""
         example = given if any(letter.isdigit() for letter in given) else "0.49,0.48,0.45"
         raise click.BadParameter(
@@ -34,14 +36,10 @@ def batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 
 def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """Read `90`, `30s`, `5m` or `1h` as seconds."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h)?", value.strip().lower())
-    if not found or not float(found[1]):
-        raise click.BadParameter(
-            f"expected a time such as 90, 30s, 5m or 1h, got {value!r}.", ctx, param
-        )
-    return float(found[1]) * {"m": 60, "min": 60, "h": 3600}.get(found[2] or "s", 1)
+    try:
+        return None if value is None else seconds(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
 
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -94,8 +92,3 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _number(text: str) -> float:
-    top, slash, bottom = text.partition("/")
-    return float(top) / float(bottom) if slash else float(text)

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from robustkit.cli import options
-from robustkit.cli.console import result, stdout
+from robustkit.cli.console import open_table, result, stdout
 from robustkit.cli.program import debug
 
 SCHEMA = "robustkit/plan/1"
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What was typed; None: not at all."""
+
+    effect: float
+    power: float
+    confidence: float
+    tolerance: float
+    discordance: float | None
+    like: tuple[Path, Path] | None
+    accuracy: float | None
+    total: int
+    as_json: bool
 
 
 @click.command("plan", short_help="Say how many points a claim or a gate needs.")
@@ -41,17 +58,7 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
               metavar="N", help="Points of the baseline, for the sequential gate.")  # fmt: skip
 @options.as_json
 @debug
-def command(
-    effect: float,
-    power: float,
-    confidence: float,
-    tolerance: float,
-    discordance: float | None,
-    like: tuple[Path, Path] | None,
-    accuracy: float | None,
-    total: int,
-    as_json: bool,
-) -> None:
+def command(**given: Any) -> None:
     """Say how many points it takes to find a difference, or to gate on it.
 
     Paired tests see the same points twice and need far fewer. The rows of the sequential gate are
@@ -60,32 +67,31 @@ def command(
     """
     from robustkit.core.stats.power import needs
 
-    if like:
-        seen = _look(*like)
+    asked = PlanRequest(**given)
+    effect, discordance, accuracy = asked.effect, asked.discordance, asked.accuracy
+    if asked.like:
+        seen = _look(*asked.like)
         discordance = discordance or max(seen[0], effect)
         accuracy = accuracy or max(seen[1], effect)
     found = needs(
         effect,
-        power=power,
-        confidence=confidence,
-        tolerance=tolerance,
+        power=asked.power,
+        confidence=asked.confidence,
+        tolerance=asked.tolerance,
         discordance=discordance,
         accuracy=accuracy or max(0.5, effect),
-        total=total,
+        total=asked.total,
     )
-    if as_json:
+    if asked.as_json:
         rows = [need._asdict() for need in found]
         result(json.dumps({"schema": SCHEMA, "effect": effect, "needs": rows}, indent=2))
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in ("purpose", "test", "points"):
-        table.add_column(head, justify="right" if head == "points" else "left")
+    table = open_table("purpose", "test")
+    table.add_column("points", justify="right")
     for need in found:
         points = "out of reach" if need.points is None else f"{need.points:,}"
         if need.usual:
-            points = f"{need.usual[0]:,} – {need.usual[1]:,} of {total:,}"
+            points = f"{need.usual[0]:,} – {need.usual[1]:,} of {asked.total:,}"
         table.add_row(need.purpose, need.test, points)
     stdout().print(table)
 

@@ -25,7 +25,7 @@ _RESUMES = {
 }
 
 
-class Program(click.Group):
+class CommandGroup(click.Group):
     """A group of commands that answer with an exit code and fail with one clear sentence."""
 
     def invoke(self, ctx: click.Context) -> NoReturn:
@@ -105,7 +105,7 @@ def debug(command: Any) -> Any:
     )(command)
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="robustkit", prog_name="robustkit")
 @debug
 def program() -> None:

@@ -8,41 +8,30 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID, TimeRemainingColumn
 from rich.text import Text
 
 from robustkit.cli.console import say, stderr
-from robustkit.evaluation.watcher import Watcher
+from robustkit.evaluation.progress import StageBars, columns
 from robustkit.models.training import Progress as Report
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Screen(Watcher):
+class Screen(StageBars):
     """Shows one bar for the models and one for the stage; silent when `quiet`."""
 
     def __init__(self, models: int, *, quiet: bool) -> None:
         self._console, self._quiet, self._models = stderr(), quiet, models
-        silent = quiet or not self._console.is_terminal
-        self._bars = _bars(self._console, "standing", disable=silent)
+        super().__init__(_bars(self._console, disable=quiet or not self._console.is_terminal))
         self._all: TaskID | None = None
-        self._bar: TaskID | None = None
-        self._name = self._stage = self._standing = ""
         self._begun = 0
 
     def __enter__(self) -> Self:
         self._bars.start()
         if self._models > 1:
-            self._all = self._bars.add_task("models", total=self._models, standing="")
+            self._all = self._bars.add_task("models", total=self._models, told="")
         return self
 
     def __exit__(
@@ -52,43 +41,30 @@ class Screen(Watcher):
         trace: TracebackType | None,
     ) -> None:
         if error is None:
-            self._close_stage()
+            self.end_stage()
         self._bars.stop()
 
     def model(self, name: str, points: int) -> None:
         """A model begins."""
-        self._close_stage()
+        self.end_stage()
         if self._all is not None:
             self._bars.update(self._all, completed=self._begun)
-        self._name, self._standing = name, f"{points} points"
+        super().model(name, points)
         self._begun += 1
-
-    def stage(self, name: str, tasks: int) -> None:
-        """An attack begins; `tasks` is an upper bound."""
-        self._close_stage()
-        self._stage = name
-        self._bar = self._bars.add_task(
-            f"{self._name}: {name}", total=tasks, standing=self._standing
-        )
-
-    def advance(self, done: int, robust: int, points: int) -> None:
-        """Some tasks have ended."""
-        self._standing = f"{robust} of {points} standing"
-        if self._bar is not None:
-            self._bars.update(self._bar, completed=done, standing=self._standing)
 
     def note(self, message: str) -> None:
         """Something the person should know."""
         if not self._quiet:
             say(self._console, "warning", message, "bold yellow")
 
-    def _close_stage(self) -> None:
+    def end_stage(self) -> None:
+        """Take the bar of the stage away; where there are no bars, leave a line."""
         if self._bar is None:
             return
         self._bars.remove_task(self._bar)
         self._bar = None
         if self._bars.disable and not self._quiet:
-            _line(self._console, f"{self._name}: {self._stage}: {self._standing}")
+            _line(self._console, f"{self._name}: {self._stage}: {self._robust}")
 
 
 class GateScreen(Screen):
@@ -103,14 +79,15 @@ class GateScreen(Screen):
         super().model(name, points)
         if self._points is not None:
             self._bars.remove_task(self._points)
-        self._points = self._bars.add_task(f"{name}: points", total=points, standing="")
+        self._points = self._bars.add_task(f"{name}: points", total=points, told="")
 
     def part(self, done: int, points: int) -> None:
         """Some points are finished."""
         if self._points is not None:
             self._bars.update(self._points, completed=done)
 
-    def _close_stage(self) -> None:
+    def end_stage(self) -> None:
+        """Take the bar of the stage away."""
         if self._bar is not None:
             self._bars.remove_task(self._bar)
             self._bar = None
@@ -120,11 +97,11 @@ def training_progress(reports: Iterator[Report], name: str, *, quiet: bool) -> N
     """Run a training to its end, showing where it stands: a bar, or a line per epoch."""
     console, loss, epoch = stderr(), 0.0, 0
     silent = quiet or not console.is_terminal
-    with _bars(console, "loss", disable=silent) as bars:
-        bar = bars.add_task(name, total=None, loss="")
+    with _bars(console, disable=silent) as bars:
+        bar = bars.add_task(name, total=None, told="")
         for step, steps, current, value in reports:
             loss = value if loss == 0.0 else 0.98 * loss + 0.02 * value
-            bars.update(bar, completed=step, total=steps, loss=f"epoch {current}, loss {loss:.3f}")
+            bars.update(bar, completed=step, total=steps, told=f"epoch {current}, loss {loss:.3f}")
             if silent and not quiet and current > epoch > 0:
                 _line(console, f"{name}: epoch {epoch} done, loss {loss:.3f}")
             epoch = current
@@ -134,23 +111,14 @@ def training_progress(reports: Iterator[Report], name: str, *, quiet: bool) -> N
 def counting(name: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[str], None]]:
     """Show one bar; what it yields is called with the name of each thing that is done."""
     console = stderr()
-    with _bars(console, "last", disable=quiet or not console.is_terminal) as bars:
-        bar = bars.add_task(name, total=total, last="")
-        yield lambda last: bars.update(bar, advance=1, last=last)
+    with _bars(console, disable=quiet or not console.is_terminal) as bars:
+        bar = bars.add_task(name, total=total, told="")
+        yield lambda last: bars.update(bar, advance=1, told=last)
 
 
-def _bars(console: Console, field: str, *, disable: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{{task.fields[{field}]}}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=disable,
-    )
+def _bars(console: Console, *, disable: bool) -> Progress:
+    shown = (*columns(), TimeRemainingColumn())
+    return Progress(*shown, console=console, transient=True, disable=disable)
 
 
 def _line(console: Console, text: str) -> None:

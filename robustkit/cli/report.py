@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,7 +14,26 @@ from robustkit.cli import options
 from robustkit.cli.console import result, stdout
 from robustkit.cli.program import debug
 
+if TYPE_CHECKING:
+    from robustkit.leaderboard.report.html import Shown
+
 SCHEMA = "robustkit/report/1"
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """What was typed; None: not at all."""
+
+    paths: tuple[Path, ...]
+    out: Path
+    title: str
+    figures: Path | None
+    formats: tuple[str, ...]
+    pictures: int
+    data: str | None
+    data_root: Path | None
+    as_json: bool
+    quiet: bool
 
 
 @click.command("report", short_help="Write records as a page to read, and as figures.")
@@ -50,18 +72,7 @@ SCHEMA = "robustkit/report/1"
 @options.as_json
 @options.quiet
 @debug
-def command(
-    paths: tuple[Path, ...],
-    out: Path,
-    title: str,
-    figures: Path | None,
-    formats: tuple[str, ...],
-    pictures: int,
-    data: str | None,
-    data_root: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def command(**given: Any) -> None:
     """Write the records in PATHS (files, or folders that are searched for them) as one HTML page.
 
     It holds the leaderboard, plots, pictures and provenance, and needs no network. Pictures need
@@ -72,37 +83,41 @@ def command(
     from robustkit.leaderboard.report.html import write_page
     from robustkit.leaderboard.rows import load_records
 
-    if formats and figures is None:
+    asked = ReportRequest(**given)
+    if asked.formats and asked.figures is None:
         raise click.UsageError("--format goes with --figures: name the folder that they go to.")
-    records = load_records(paths)
-    with counting("page", len(records), quiet=quiet or as_json) as advance:
-        shown = write_page(
-            records, out, title=title, data_root=data_root, data=data, pictures=pictures,
-            advance=advance,
-        )  # fmt: skip
+    records, silent = load_records(asked.paths), asked.quiet or asked.as_json
+    images: dict[str, Any] = {
+        "data_root": asked.data_root, "data": asked.data, "pictures": asked.pictures
+    }  # fmt: skip
+    with counting("page", len(records), quiet=silent) as advance:
+        shown = write_page(records, asked.out, title=asked.title, advance=advance, **images)
     drawn: list[Path] = []
-    if figures is not None:
-        with counting("figures", None, quiet=quiet or as_json) as advance:
-            drawn = write_figures(
-                records, figures, formats=formats or ("pdf",), data_root=data_root, data=data,
-                pictures=pictures, advance=advance,
-            )  # fmt: skip
-    if as_json:
+    if asked.figures is not None:
+        with counting("figures", None, quiet=silent) as advance:
+            kinds = asked.formats or ("pdf",)
+            drawn = write_figures(records, asked.figures, formats=kinds, advance=advance, **images)
+    if asked.as_json:
         told = {
             "schema": SCHEMA,
-            "page": out.as_posix(),
-            "bytes": out.stat().st_size,
+            "page": asked.out.as_posix(),
+            "bytes": asked.out.stat().st_size,
             "figures": [path.as_posix() for path in drawn],
             "rows": [row._asdict() for row in shown],
         }
         result(json.dumps(told, indent=2))
-    elif not quiet:
-        console = stdout()
-        console.out(f"page: {out} ({out.stat().st_size / 2**20:.1f} MiB)", highlight=False)
-        for reason in dict.fromkeys(row.reason for row in shown if row.reason):
-            names = [row.defense for row in shown if row.reason == reason]
-            many = f" ({len(names)} records)" if len(names) > 1 else ""
-            listed = ", ".join(dict.fromkeys(names))
-            console.out(f"no pictures of {listed}{many}: {reason}", highlight=False)
-        if figures is not None:
-            console.out(f"figures: {figures} ({len(drawn)} files)", highlight=False)
+    elif not asked.quiet:
+        _tell(asked, shown, len(drawn))
+
+
+def _tell(asked: ReportRequest, shown: Sequence[Shown], figures: int) -> None:
+    console = stdout()
+    size = asked.out.stat().st_size / 2**20
+    console.out(f"page: {asked.out} ({size:.1f} MiB)", highlight=False)
+    for reason in dict.fromkeys(row.reason for row in shown if row.reason):
+        names = [row.defense for row in shown if row.reason == reason]
+        many = f" ({len(names)} records)" if len(names) > 1 else ""
+        listed = ", ".join(dict.fromkeys(names))
+        console.out(f"no pictures of {listed}{many}: {reason}", highlight=False)
+    if asked.figures is not None:
+        console.out(f"figures: {asked.figures} ({figures} files)", highlight=False)

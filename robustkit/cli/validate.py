@@ -9,7 +9,7 @@ import sys
 import click
 
 from robustkit.cli import options
-from robustkit.cli.console import result, stderr, stdout
+from robustkit.cli.console import open_table, result, stdout
 from robustkit.cli.program import debug
 
 SCHEMA = "robustkit/validate/1"
@@ -27,32 +27,30 @@ def command(pack: str, as_json: bool, quiet: bool) -> int:
     robustkit.packs, or a module. Its code runs. Exit codes: 0 every check passed, 1 one did not,
     2 there is nothing to check.
     """
-    from rich.progress import Progress
-    from rich.table import Table
     from rich.text import Text
 
+    from robustkit.cli.progress import counting
     from robustkit.integrations.conformance import find, validate
 
-    verdicts = []
+    results = []
     with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
         entries = find(pack)
-        with Progress(console=stderr(), transient=True, disable=quiet or as_json) as bar:
-            task = bar.add_task("checking", total=None)
-            for verdict in validate(entries):
-                verdicts.append(verdict)
-                bar.update(task, description=f"{verdict.name}: {verdict.check}")
-    sound = all(verdict.passed for verdict in verdicts)
+        with counting("checks", None, quiet=quiet or as_json) as advance:
+            for found in validate(entries):
+                results.append(found)
+                advance(f"{found.name}: {found.check}")
+    sound = all(found.passed for found in results)
     if as_json:
-        rows = [verdict._asdict() for verdict in verdicts]
+        rows = [found._asdict() for found in results]
         result(json.dumps({"schema": SCHEMA, "sound": sound, "checks": rows}, indent=2))
         return 0 if sound else 1
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for kind, name, check, passed, detail in verdicts:
+    table = open_table()
+    for kind, name, check, passed, detail in results:
         mark = Text("passed", "green") if passed else Text("failed", "bold red")
         told = f"{check}: {detail}" if detail else check
         table.add_row(mark, Text(f"{kind} {name}"), Text(told))
     if not quiet or not sound:
         stdout().print(table)
-        passed_count = sum(verdict.passed for verdict in verdicts)
-        stdout().print(f"{passed_count} of {len(verdicts)} checks passed", highlight=False)
+        passed_count = sum(found.passed for found in results)
+        stdout().print(f"{passed_count} of {len(results)} checks passed", highlight=False)
     return 0 if sound else 1

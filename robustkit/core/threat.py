@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustkit.core.rng import Keys, normal, uniform
+from robustkit.core.text import number
 from robustkit.core.types import Images, Labels, Mask, Scalars, per_point
 from robustkit.errors import UsageError, unknown
 
@@ -57,10 +58,9 @@ class Threat:
             UsageError: for another form, an unknown norm or an eps that is not positive.
         """
         norm, _, radius = text.partition(":")
-        top, slash, bottom = radius.partition("/")
         try:
-            eps = float(top) / float(bottom) if slash else float(top)
-        except (ValueError, ZeroDivisionError):
+            eps = number(radius)
+        except ValueError:
             raise UsageError(
                 "expected a threat model such as 'linf:8/255', 'l2:0.5', 'l1:12' or 'l0:10', "
                 f"got {text!r}"

@@ -6,17 +6,15 @@ when a run stops is a random sample of the points, fixed by the seed.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from robustkit.errors import RobustkitError, UsageError
+from robustkit.errors import RobustkitError
 from robustkit.record.points import Status
 
-_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _LATE = "the time is up"
 _FIRST, _MOST = 16, 128  # points in a part
 
@@ -115,18 +113,6 @@ def nothing_done(budget: Budget) -> RobustkitError:
         "nothing to report. What was found is kept; the same command goes on from there, and a "
         "larger --max-time or --max-forwards, or a lighter suite, ends in a result."
     )
-
-
-def seconds(text: str) -> float:
-    """Read a time such as "90", "30s", "5m" or "1.5h" as seconds.
-
-    Raises:
-        UsageError: for anything else, and for zero.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    if not found or found[2] not in _UNITS or float(found[1]) == 0:
-        raise UsageError(f"expected a time such as 90, 30s, 5m or 1h, got {text!r}.")
-    return float(found[1]) * _UNITS[found[2]]
 
 
 def _told(budget: Budget) -> str:

@@ -1,4 +1,7 @@
-"""Progress for callers from Python: bars in a terminal or a notebook, silence unless asked for."""
+"""Progress bars, and who gets them: callers from Python only where they ask for them.
+
+The bars of the command line (robustkit.cli.progress) are made here too.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robustkit.core.text import clean
 from robustkit.errors import UsageError
 from robustkit.evaluation.watcher import Watcher
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn, TaskID
 
 _PAUSE = 0.2  # seconds between two pictures of a notebook
 
@@ -46,8 +52,50 @@ def _show(what: Any, **how: Any) -> Any:
     return importlib.import_module("IPython.display").display(what, **how)
 
 
-class Display(Watcher):
-    """A bar for the stage that runs, with the points that are still robust; notes stay visible.
+def columns() -> list[ProgressColumn]:
+    """Return what every bar shows: a name, how far it is, its field `told`, the time."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+    return [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}", markup=False),
+        TimeElapsedColumn(),
+    ]
+
+
+class StageBars(Watcher):
+    """A bar for the stage that runs, with the points that are still robust."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._name = self._stage = self._robust = ""
+        self._bar: TaskID | None = None
+
+    def model(self, name: str, points: int) -> None:
+        """An evaluation begins."""
+        self._name, self._robust = clean(name), f"{points} points"
+
+    def stage(self, name: str, tasks: int) -> None:
+        """A stage begins; `tasks` is an upper bound. The one before has ended."""
+        self.end_stage()
+        self._stage = clean(name)
+        description = f"{self._name}: {self._stage}"
+        self._bar = self._bars.add_task(description, total=tasks, told=self._robust)
+
+    def advance(self, done: int, robust: int, points: int) -> None:
+        """Some tasks have ended."""
+        self._robust = f"{robust} of {points} robust"
+        if self._bar is not None:
+            self._bars.update(self._bar, completed=done, told=self._robust)
+
+    def end_stage(self) -> None:
+        """A stage has ended, if one has begun."""
+
+
+class Display(StageBars):
+    """The bars of a run from Python, which stay, as notes do.
 
     A notebook needs no widgets: the cell's output is replaced as the run goes on, and the last
     picture is what stays in the saved file.
@@ -55,25 +103,10 @@ class Display(Watcher):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
+        from rich.progress import Progress
 
+        super().__init__(Progress(*columns(), console=Console(stderr=True)))
         self._notebook = in_notebook()
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[robust]}", markup=False),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-        )
-        self._name = self._robust = ""
-        self._bar: Any = None
         self._cell: Any = None
         self._drawn = 0.0
 
@@ -88,27 +121,19 @@ class Display(Watcher):
         self._draw(last=True)
         self._bars.stop()
 
-    def model(self, name: str, points: int) -> None:
-        """An evaluation begins."""
-        self._name, self._robust = clean(name), f"{points} points"
-
     def stage(self, name: str, tasks: int) -> None:
-        """A stage begins; the one before has ended, whatever its bound was."""
-        self._end()
-        description = clean(f"{self._name}: {name}")
-        self._bar = self._bars.add_task(description, total=tasks, robust=self._robust)
+        """A stage begins."""
+        super().stage(name, tasks)
         self._draw()
 
     def advance(self, done: int, robust: int, points: int) -> None:
         """Some tasks have ended."""
-        self._robust = f"{robust} of {points} robust"
-        if self._bar is not None:
-            self._bars.update(self._bar, completed=done, robust=self._robust)
+        super().advance(done, robust, points)
         self._draw()
 
     def kept(self, path: Path) -> None:
         """An evaluation has ended."""
-        self._end()
+        self.end_stage()
         self._bar = None
         self._say(f"Record: {path}")
 
@@ -116,8 +141,8 @@ class Display(Watcher):
         """Something the person should know."""
         self._say(message)
 
-    def _end(self) -> None:
-        """Fill the bar of a stage: an attack that breaks a point early leaves tasks undone."""
+    def end_stage(self) -> None:
+        """Fill the bar of the stage: an attack that breaks a point early leaves tasks undone."""
         if self._bar is not None:
             done = self._bars.tasks[-1].completed
             self._bars.update(self._bar, total=done or 1, completed=done or 1)

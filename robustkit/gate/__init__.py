@@ -1,7 +1,7 @@
 """The gate: a candidate beside its baseline, point by point, and a verdict that CI can trust.
 
 Enters: a baseline record and a candidate, or two records.
-Leaves: a `Verdict` (passed, regressed, undecided), as text, JUnit, SARIF or Markdown.
+Leaves: a `GateVerdict` (passed, regressed, undecided), as text, JUnit, SARIF or Markdown.
 Read first: comparison.py, then decision.py and paired_sequence.py.
 """
 
@@ -10,16 +10,16 @@ from __future__ import annotations
 from robustkit.gate.baseline import Baseline, choose, load_baselines, open_points
 from robustkit.gate.comparison import Candidate, check, compare
 from robustkit.gate.criteria import METRICS, Terms
-from robustkit.gate.verdict import Failure, Finding, Verdict, exit_code
+from robustkit.gate.verdict import Failure, GateVerdict, MetricFinding, exit_code
 
 __all__ = [
     "METRICS",
     "Baseline",
     "Candidate",
     "Failure",
-    "Finding",
+    "GateVerdict",
+    "MetricFinding",
     "Terms",
-    "Verdict",
     "check",
     "choose",
     "compare",

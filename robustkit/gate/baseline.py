@@ -163,7 +163,7 @@ def attacks_of(
 
 
 def searched(baseline: Baseline) -> Record:
-    """Return a record of what the search did: points that the suite's audit took stand again.
+    """Return a record of what the search did: what only the audit broke counts as robust.
 
     An audit attacks a sample, or everything once that alarms. A gate that stops early has none: it
     compares one search with another.
@@ -172,20 +172,20 @@ def searched(baseline: Baseline) -> Record:
         UsageError: when the record does not say which attacks were the audit's.
     """
     record = baseline.record
-    taken = audit_only(baseline)
-    if not taken:
+    audited = audit_only(baseline)
+    if not audited:
         return record
     points = record.points
     rows = list(zip(points.index, points.status, points.attack, points.distance, strict=True))
-    status: list[Status] = ["robust" if p in taken else s for p, s, _, _ in rows]
-    attack = [None if p in taken else a for p, _, a, _ in rows]
-    distance = [None if p in taken else d for p, _, _, d in rows]
+    status: list[Status] = ["robust" if p in audited else s for p, s, _, _ in rows]
+    attack = [None if p in audited else a for p, _, a, _ in rows]
+    distance = [None if p in audited else d for p, _, _, d in rows]
     changed = {"status": status, "attack": attack, "distance": distance}
     return record.model_copy(update={"points": points.model_copy(update=changed)})
 
 
 def audit_only(baseline: Baseline) -> set[int]:
-    """Return the points that only the audit of the suite took; see `searched`."""
+    """Return the points that only the audit of the suite broke; see `searched`."""
     record = baseline.record
     if record.audit is None:
         return set()

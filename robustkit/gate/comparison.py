@@ -17,8 +17,8 @@ from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.watcher import Watcher
 from robustkit.gate.baseline import Baseline, attacks_of, audit_only, searched, stored_examples
 from robustkit.gate.criteria import Terms
-from robustkit.gate.decision import Judge
-from robustkit.gate.verdict import Verdict, overall
+from robustkit.gate.decision import GateJudge
+from robustkit.gate.verdict import GateVerdict, overall
 from robustkit.record.record import REPLAY, Record
 from robustkit.verify.flags import OUTCOME
 
@@ -46,7 +46,7 @@ class Candidate:
 class _StopWhenDecided(StoppingRule):
     """Ends a run as soon as every metric is decided, or one has regressed."""
 
-    judge: Judge | None = None
+    judge: GateJudge | None = None
 
     def enough(self, progress: Interim) -> str | None:
         """Ask the judge."""
@@ -70,7 +70,7 @@ def check(
     replay: bool = True,
     watcher: Watcher | None = None,
     **how: Any,
-) -> Verdict:
+) -> GateVerdict:
     """Evaluate the candidate under the baseline's threat model, attacks and seed, and compare.
 
     Points are taken in a random order fixed by the seed. After each part of them the gate asks
@@ -95,7 +95,7 @@ def check(
     if note:
         watcher.note(note)
     spared = audit_only(baseline)
-    judge = Judge(searched(baseline), terms)
+    judge = GateJudge(searched(baseline), terms)
     rule = _StopWhenDecided(budget or Budget(), audits=False, judge=judge)
     if record.audit is not None:
         watcher.note(
@@ -126,7 +126,7 @@ def check(
 
 def compare(
     baseline: Baseline, candidate: Baseline, terms: Terms | None = None, file: str = ""
-) -> Verdict:
+) -> GateVerdict:
     """Compare two records on the same points, without a run.
 
     What only the audit of a suite broke counts as robust, unless both audits went on to every
@@ -159,7 +159,7 @@ def compare(
     reason = None if b.n == a.n else "the candidate's run ended early"
     if not all(r.audit is not None and r.audit.escalated for r in (a, b)):
         a, b = searched(baseline), searched(candidate)
-    return _verdict(Judge(a, terms), baseline, b, subject, candidate.path, reason)
+    return _verdict(GateJudge(a, terms), baseline, b, subject, candidate.path, reason)
 
 
 def _refuse_carried(found: Baseline) -> None:
@@ -189,13 +189,13 @@ def _plain(record: Record) -> list[str]:
 
 
 def _verdict(
-    judge: Judge,
+    judge: GateJudge,
     baseline: Baseline,
     found: Record,
     candidate: Candidate,
     path: Path,
     reason: str | None,
-) -> Verdict:
+) -> GateVerdict:
     before, terms = baseline.record, judge.terms
     order = [p for p in shuffled(before.points.index, before.seed) if p in found.outcomes]
     status = dict(zip(found.points.index, found.points.status, strict=True))
@@ -205,7 +205,7 @@ def _verdict(
     findings = judge.findings(order, status, flags, fixed=found.n == before.n)
     weakest = [(found.class_name(c.label), c.accuracy) for c in found.tail[:3]]
     commit = before.commit
-    return Verdict(
+    return GateVerdict(
         answer=overall(findings),
         candidate=candidate.name,
         baseline=before.defense,

@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from robustkit.core.text import seconds
 from robustkit.core.threat import Threat
 from robustkit.errors import RobustkitError, UsageError, unknown
-from robustkit.evaluation import budget
 from robustkit.gate.criteria import METRICS
 from robustkit.registry import suites
 
@@ -91,7 +91,7 @@ def _metric(text: str) -> str:
 
 ThreatText = Annotated[str, AfterValidator(_checked(Threat.parse))]
 SuiteText = Annotated[str, AfterValidator(_checked(_suite))]
-Time = Annotated[str, AfterValidator(_checked(budget.seconds))]
+Time = Annotated[str, AfterValidator(_checked(seconds))]
 Metric = Annotated[str, AfterValidator(_metric)]
 Number = Annotated[int, Field(ge=1)]
 
@@ -146,6 +146,20 @@ class Config(_Table):
     models: list[ModelEntry] = []
     check: CheckTable = CheckTable()
     path: Annotated[Path | None, Field(exclude=True)] = None
+
+    @property
+    def root(self) -> Path | None:
+        """Where the data sets lie, if that is configured."""
+        return self.place(self.data_root) if self.data_root else None
+
+    def entry(self, model: str) -> ModelEntry:
+        """Return what is configured for a model."""
+        known = {entry.model: entry for entry in self.models}
+        return known.get(model, ModelEntry(model=model))
+
+    def weights(self, entry: ModelEntry) -> Path | None:
+        """Return where the weights of a model lie, if that is configured."""
+        return self.place(entry.weights) if entry.weights else None
 
     def place(self, text: str) -> Path:
         """Return a path of the configuration, which is relative to its file."""

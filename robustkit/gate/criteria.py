@@ -10,7 +10,7 @@ from robustkit.errors import UsageError, unknown
 
 Claim: TypeAlias = Literal["points", "population"]
 METRICS = {
-    "robust": "points that no attack took",
+    "robust": "points that no attack broke",
     "clean": "points classified correctly without an attack",
     "certified": "points proved robust",
     "worst-class": "robust accuracy of the weakest class",

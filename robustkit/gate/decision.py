@@ -15,13 +15,13 @@ import numpy as np
 
 from robustkit.core import stats
 from robustkit.gate.criteria import BY_CLASS, PLAIN, Terms
-from robustkit.gate.paired_sequence import Stream
-from robustkit.gate.verdict import Answer, Finding
+from robustkit.gate.paired_sequence import PairedSequence
+from robustkit.gate.verdict import Answer, MetricFinding
 from robustkit.record.points import Status
 from robustkit.record.record import Record
 from robustkit.verify.flags import reliability, worse
 
-_STANDS: dict[str, tuple[Status, ...]] = {
+_COUNTS: dict[str, tuple[Status, ...]] = {
     "clean": ("broken", "robust", "certified"),
     "robust": ("robust", "certified"),
     "certified": ("certified",),
@@ -29,7 +29,7 @@ _STANDS: dict[str, tuple[Status, ...]] = {
 
 
 @dataclass(frozen=True)
-class Judge:
+class GateJudge:
     """Knows the baseline and what is demanded; judges any first part of the random order."""
 
     baseline: Record
@@ -42,7 +42,7 @@ class Judge:
         flags: Collection[str],
         *,
         fixed: bool = False,
-    ) -> list[Finding]:
+    ) -> list[MetricFinding]:
         """Judge the candidate on the points `order`, the head of the random order.
 
         Args:
@@ -65,8 +65,8 @@ class Judge:
             if metric in BY_CLASS:
                 found.append(self._by_class(metric, tolerance, order, status).answer)
             elif metric not in PLAIN:
-                stream = self._stream(metric, order, status)
-                found.append(stream.answer(tolerance, self._fail, self._alpha))
+                sequence = self._sequence(metric, order, status)
+                found.append(sequence.answer(tolerance, self._fail, self._alpha))
         return found
 
     def new_flags(self, flags: Collection[str]) -> list[str]:
@@ -98,9 +98,9 @@ class Judge:
         """The probability of a false alarm is shared out: any metric can raise one."""
         return self._alpha / self.terms.counted
 
-    def _plain(self, metric: str, flags: Collection[str], n: int) -> Finding:
+    def _plain(self, metric: str, flags: Collection[str], n: int) -> MetricFinding:
         objection = self._objection(metric, flags)
-        return Finding(
+        return MetricFinding(
             metric=metric,
             answer="regressed" if objection else "pass",
             tolerance=0.0,
@@ -110,11 +110,13 @@ class Judge:
             claim=self.terms.claim,
         )
 
-    def _stream(self, metric: str, order: Sequence[int], status: Mapping[int, Status]) -> Stream:
-        points, wanted = self.baseline.points, _STANDS[metric]
+    def _sequence(
+        self, metric: str, order: Sequence[int], status: Mapping[int, Status]
+    ) -> PairedSequence:
+        points, wanted = self.baseline.points, _COUNTS[metric]
         before = {p: s in wanted for p, s in zip(points.index, points.status, strict=True)}
         now = {point: status[point] in wanted for point in order}
-        return Stream(before, order, now, finite=self.terms.claim == "points")
+        return PairedSequence(before, order, now, finite=self.terms.claim == "points")
 
     def _rate(
         self,
@@ -123,32 +125,32 @@ class Judge:
         order: Sequence[int],
         status: Mapping[int, Status],
         fixed: bool,
-    ) -> Finding:
-        stream = self._stream(metric, order, status)
-        answer = stream.answer(tolerance, self._fail, self._alpha)
-        if answer == "pass" and stream.better(self._alpha):
+    ) -> MetricFinding:
+        sequence = self._sequence(metric, order, status)
+        answer = sequence.answer(tolerance, self._fail, self._alpha)
+        if answer == "pass" and sequence.better(self._alpha):
             answer = "improved"
-        low, high = stream.bounds(self._fail, self._alpha)
-        return Finding(
+        low, high = sequence.bounds(self._fail, self._alpha)
+        return MetricFinding(
             metric=metric,
             answer=answer,
             tolerance=tolerance,
-            baseline=stream.standing,
-            candidate=stream.standing - stream.drop,
+            baseline=sequence.baseline_rate,
+            candidate=sequence.baseline_rate - sequence.drop,
             low=low,
             high=high,
-            lost=stream.lost,
-            gained=stream.gained,
-            n=stream.n,
-            total=stream.total,
-            p=stats.mcnemar(stream.lost, stream.gained) if fixed else None,
-            more=stream.more(tolerance, self._fail) if answer == "undecided" else None,
+            lost=sequence.lost,
+            gained=sequence.gained,
+            n=sequence.n,
+            total=sequence.total,
+            p=stats.mcnemar(sequence.lost, sequence.gained) if fixed else None,
+            more=sequence.more(tolerance, self._fail) if answer == "undecided" else None,
             claim=self.terms.claim,
         )
 
     def _by_class(
         self, metric: str, tolerance: float, order: Sequence[int], status: Mapping[int, Status]
-    ) -> Finding:
+    ) -> MetricFinding:
         """Bound every class by itself; the metric is a mean over the lowest m.
 
         It is above the mean of the m lowest lower bounds unless one of m fixed classes errs, and
@@ -160,11 +162,11 @@ class Judge:
         m = 1 if metric == "worst-class" else -(-3 * len(classes) // 10)
         was, now, lows, highs = [], [], [], []
         for one in classes:
-            stream = self._of_class(label, one, order, status)
-            low, high = stream.bounds(self._fail / len(classes), self._alpha / m)
+            sequence = self._of_class(label, one, order, status)
+            low, high = sequence.bounds(self._fail / len(classes), self._alpha / m)
             accuracy = self.baseline.per_class[one]
             was.append(accuracy)
-            now.append(accuracy - stream.drop)
+            now.append(accuracy - sequence.drop)
             lows.append(accuracy - high)
             highs.append(accuracy - low)
         base, weakest = _lowest(was, m), classes[int(np.argmin(now))]
@@ -174,7 +176,7 @@ class Judge:
             answer = "regressed"
         elif high <= tolerance + 1e-9:
             answer = "pass"
-        return Finding(
+        return MetricFinding(
             metric=metric,
             answer=answer,
             tolerance=tolerance,
@@ -194,12 +196,12 @@ class Judge:
         one: int,
         order: Sequence[int],
         status: Mapping[int, Status],
-    ) -> Stream:
-        points, wanted = self.baseline.points, _STANDS["robust"]
+    ) -> PairedSequence:
+        points, wanted = self.baseline.points, _COUNTS["robust"]
         pairs = zip(points.index, points.status, strict=True)
         before = {p: s in wanted for p, s in pairs if label[p] == one}
         mine = [point for point in order if label[point] == one]
-        return Stream(before, mine, {p: status[p] in wanted for p in mine}, finite=True)
+        return PairedSequence(before, mine, {p: status[p] in wanted for p in mine}, finite=True)
 
 
 def _lowest(values: Sequence[float], m: int) -> float:

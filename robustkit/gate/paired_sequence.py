@@ -13,13 +13,13 @@ from robustkit.gate.verdict import Answer
 _EXACT = 1e-9  # drops are multiples of 1 / total; a float is not
 
 
-class Stream:
+class PairedSequence:
     """Outcomes z = baseline − candidate in {−1, 0, 1}, of which the drop is the mean.
 
     Args:
-        before: whether the baseline stands, for every point of the claim.
+        before: whether the baseline is right, for every point of the claim.
         order: the points seen so far, in random order.
-        now: whether the candidate stands, for each of them.
+        now: whether the candidate is right, for each of them.
         finite: whether the claim is about the points of `before`, or about what they are a sample
             of.
     """
@@ -36,9 +36,9 @@ class Stream:
         self.y, self.n, self.total = (1 + z) / 2, len(order), len(before)
         self.size = self.total if finite else None
         self.lost, self.gained = int((z > 0).sum()), int((z < 0).sum())
-        standing = sum(before[point] for point in order)
-        self.standing = standing / self.n if self.n else 0.0
-        can_lose = sum(before.values()) - standing
+        right = sum(before[point] for point in order)
+        self.baseline_rate = right / self.n if self.n else 0.0
+        can_lose = sum(before.values()) - right
         can_gain = self.total - self.n - can_lose
         net = self.lost - self.gained
         self.least = (net - can_gain) / self.total if finite else -1.0

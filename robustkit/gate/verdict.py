@@ -12,7 +12,7 @@ Answer: TypeAlias = Literal["pass", "improved", "regressed", "undecided"]
 SCHEMA = "robustkit/check/1"
 
 
-class Finding(NamedTuple):
+class MetricFinding(NamedTuple):
     """What became of one metric.
 
     Attributes:
@@ -21,7 +21,7 @@ class Finding(NamedTuple):
         low, high: bounds of the drop, baseline − candidate, on what the claim is about: all points
             of the baseline, or the population. Each errs with the stated probability, whenever one
             stops. What is known of the points left can keep them below or above the drop so far.
-        lost, gained: points where only the baseline, only the candidate stands.
+        lost, gained: points where only the baseline, only the candidate is right.
         n, total: points evaluated, of those of the baseline.
         p: exact McNemar test, two-sided; None where the number of points was not fixed beforehand.
         more: how many points more a decision is likely to take; None: decided, or out of reach.
@@ -89,14 +89,14 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """The answer of a gate about one candidate.
 
     Attributes:
         answer: "regressed" if any metric has, "undecided" if any is, else "improved" or "pass".
         ended: why the evaluation ended where it did.
         weakest: name and robust accuracy of the candidate's weakest classes, worst first.
-        replayed: points that fell to inputs stored with the baseline.
+        replayed: points broken by inputs stored with the baseline.
     """
 
     answer: Answer
@@ -107,7 +107,7 @@ class Verdict:
     suite: str
     confidence: float
     claim: str
-    findings: tuple[Finding, ...]
+    findings: tuple[MetricFinding, ...]
     n: int
     total: int
     ended: str
@@ -121,7 +121,7 @@ class Verdict:
     model_file: str = ""
 
     @property
-    def deciding(self) -> list[Finding]:
+    def deciding(self) -> list[MetricFinding]:
         """The findings that the answer rests on, unless it is a pass."""
         return [finding for finding in self.findings if finding.answer == self.answer]
 
@@ -171,7 +171,7 @@ class Verdict:
         return {"schema": SCHEMA, **facts, "sentence": self.sentence()}
 
 
-def overall(findings: Sequence[Finding]) -> Answer:
+def overall(findings: Sequence[MetricFinding]) -> Answer:
     """Return the answer that follows from those of the metrics."""
     answers = [finding.answer for finding in findings]
     for answer in ("regressed", "undecided", "improved"):

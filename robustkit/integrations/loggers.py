@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from robustkit.errors import UsageError
-from robustkit.leaderboard.rows import robust_interval
+from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record
 
 PREFIX = "robustness"

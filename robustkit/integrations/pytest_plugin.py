@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from robustkit.gate.verdict import Verdict
+    from robustkit.gate.verdict import GateVerdict
     from robustkit.record.record import Record
 
 _OPTIONS = (
@@ -51,7 +51,7 @@ class Robustness:
         self._node.user_properties.append(("robust", f"{record.robust:.4f} of {record.n}"))
         return record
 
-    def assert_not_regressed(self, model: Any, baseline: Path | str, **options: Any) -> Verdict:
+    def assert_not_regressed(self, model: Any, baseline: Path | str, **options: Any) -> GateVerdict:
         """Fail when the model is less robust than its baseline; see `integrations/testing.py`."""
         __tracebackhide__ = True
         from robustkit.integrations.testing import assert_not_regressed

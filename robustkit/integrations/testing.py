@@ -22,11 +22,12 @@ from torch import nn
 from robustkit import gate
 from robustkit.core import stats
 from robustkit.core.stats.sequential import peak
+from robustkit.core.text import seconds
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset, shuffled
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
-from robustkit.evaluation.budget import Budget, Interim, StoppingRule, seconds
+from robustkit.evaluation.budget import Budget, Interim, StoppingRule
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.settings import named_model
 from robustkit.gate.criteria import Claim, tolerances
@@ -108,7 +109,7 @@ def assert_not_regressed(
     device: str = "auto",
     name: str | None = None,
     folder: Path | None = None,
-) -> gate.Verdict:
+) -> gate.GateVerdict:
     """Assert that the model is not less robust than its baseline, as `robustkit check` does.
 
     Args:

@@ -13,14 +13,16 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from robustkit.core import stats
+from robustkit.core.stats.intervals import clopper_pearson
+from robustkit.core.text import posix
 from robustkit.errors import UsageError
+from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
-class Step(NamedTuple):
+class CurvePoint(NamedTuple):
     """One point of a security curve. Accuracies are fractions of all n points.
 
     `carried`: points whose verdict was reached at a larger eps. `forwards_per_point`: passes that
@@ -74,13 +76,13 @@ class Distances(NamedTuple):
 
 
 def curve(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
-    """Return the curves of records and the paths they lie at, eps rising; columns as in `Step`.
+    """Return the curves of records and their paths, eps rising; columns as in `CurvePoint`.
 
-    A record with distances gives a step at every distance, from the clean accuracy at 0 down.
+    A record with distances gives a point at every distance, from the clean accuracy at 0 down.
     """
-    steps = [step for path, record in records for step in _steps(record, _posix(path))]
-    steps.sort(key=lambda step: (step.data, step.norm, step.defense, step.eps, step.record))
-    return pd.DataFrame(steps, columns=list(Step._fields), dtype=object)
+    points = [point for path, record in records for point in _curve_points(record, posix(path))]
+    points.sort(key=lambda point: (point.data, point.norm, point.defense, point.eps, point.record))
+    return pd.DataFrame(points, columns=list(CurvePoint._fields), dtype=object)
 
 
 def distances(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
@@ -89,7 +91,7 @@ def distances(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
     Raises:
         UsageError: for a record without distances.
     """
-    rows = [_distances(record, _posix(path)) for path, record in records]
+    rows = [_distances(record, posix(path)) for path, record in records]
     rows.sort(key=lambda row: (row.data, row.norm, row.defense, row.seed, row.record))
     return pd.DataFrame(rows, columns=list(Distances._fields), dtype=object)
 
@@ -144,14 +146,16 @@ def _distances(record: Record, path: str) -> Distances:
     )
 
 
-def _steps(record: Record, path: str) -> list[Step]:
+def _curve_points(record: Record, path: str) -> list[CurvePoint]:
     if record.points.nearest is None:
         carried = sum(eps is not None for eps in record.points.carried or ())
-        return [_step(record, path, record.threat.eps, sum(record.outcomes.values()), carried)]
+        return [
+            _curve_point(record, path, record.threat.eps, sum(record.outcomes.values()), carried)
+        ]
     lengths = _lengths(record)
     radii = sorted({0.0, *(length for length in lengths if math.isfinite(length))})
     beyond = _beyond(lengths, radii)
-    return [_step(record, path, *step, None) for step in zip(radii, beyond, strict=True)]
+    return [_curve_point(record, path, *point, None) for point in zip(radii, beyond, strict=True)]
 
 
 def _beyond(lengths: Sequence[float], radii: Sequence[float]) -> list[int]:
@@ -164,17 +168,20 @@ def _beyond(lengths: Sequence[float], radii: Sequence[float]) -> list[int]:
     return counts
 
 
-def _step(record: Record, path: str, eps: float, standing: int, carried: int | None) -> Step:
-    interval = stats.clopper_pearson(standing, record.n)
+def _curve_point(
+    record: Record, path: str, eps: float, robust: int, carried: int | None
+) -> CurvePoint:
     own = carried is not None  # the record is of this eps alone
-    return Step(
+    # A minimum-norm run, whose radii these are else, cannot end early: its n was fixed beforehand.
+    interval = robust_interval(record) if own else clopper_pearson(robust, record.n)
+    return CurvePoint(
         defense=record.defense,
         data=record.data.name,
         norm=record.threat.norm,
         eps=eps,
         n=record.n,
         clean=record.clean,
-        robust=standing / record.n,
+        robust=robust / record.n,
         robust_low=round(interval.low, 6),
         robust_high=round(interval.high, 6),
         certified=record.certified if own else None,
@@ -184,7 +191,3 @@ def _step(record: Record, path: str, eps: float, standing: int, carried: int | N
         seed=record.seed,
         record=path,
     )
-
-
-def _posix(path: Path | str) -> str:
-    return path.as_posix() if isinstance(path, Path) else path

@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -20,7 +19,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from robustkit.core.text import clean
+from robustkit.core.text import clean, spreadsheet, with_interval
+from robustkit.leaderboard import grouping
 
 SCHEMA = "robustkit/rows/1"
 _DIGITS = {
@@ -71,7 +71,7 @@ def to_csv(frame: pd.DataFrame) -> str:
 def to_json(frame: pd.DataFrame, **more: pd.DataFrame) -> str:
     """Write the object of `robustkit evaluate --json`: numbers unrounded, null for what is not.
 
-    More tables stand beside `rows`, under the names given.
+    More tables follow `rows`, under the names given.
     """
     rows = [{name: cells[name] for name in _CONTRACT} for cells in _rows(frame)]
     for cells in rows:
@@ -82,24 +82,14 @@ def to_json(frame: pd.DataFrame, **more: pd.DataFrame) -> str:
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """Write one table per data set, norm and eps, with the columns that are read by people."""
-    blocks = []
-    for title, rows in _tables(frame):
-        marks = ["---" if side == "l" else "---:" for side in _READ.values()]
-        lines = [f"**{markdown_text(title)}**", "", _piped(_READ), _piped(marks)]
-        lines += [_piped(map(markdown_text, _read(cells))) for cells in rows]
-        blocks.append("\n".join(lines) + "\n")
-    return "\n".join(blocks)
+    return "\n".join(
+        _markdown_table(title, _READ, map(_read, rows)) for title, rows in _tables(frame)
+    )
 
 
 def to_latex(frame: pd.DataFrame) -> str:
     r"""Write one `tabular` per data set, norm and eps; needs `\usepackage{booktabs}`."""
-    blocks = []
-    for title, rows in _tables(frame):
-        lines = [f"% {_latex(title)}", rf"\begin{{tabular}}{{{''.join(_READ.values())}}}"]
-        lines += [r"\toprule", _aligned(_READ), r"\midrule"]
-        lines += [_aligned(_read(cells)) for cells in rows]
-        blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
-    return "\n".join(blocks)
+    return "\n".join(_latex_table(title, _READ, map(_read, rows)) for title, rows in _tables(frame))
 
 
 def to_rich(frame: pd.DataFrame) -> Group:
@@ -109,10 +99,19 @@ def to_rich(frame: pd.DataFrame) -> Group:
 
 def to_lines(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], layout: str) -> str:
     """Write a table of texts, under headings, as `markdown` or `latex`."""
-    if layout == "markdown":
-        lines = [f"**{markdown_text(title)}**", "", _piped(heads), _piped(["---"] * len(heads))]
-        return "\n".join([*lines, *(_piped(map(markdown_text, cells)) for cells in rows)]) + "\n"
-    lines = [f"% {_latex(title)}", rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule"]
+    write = {"markdown": _markdown_table, "latex": _latex_table}[layout]
+    return write(title, dict.fromkeys(heads, "l"), rows)
+
+
+def _markdown_table(title: str, heads: Mapping[str, str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table under headings, each with its alignment, l or r."""
+    marks = ["---" if side == "l" else "---:" for side in heads.values()]
+    lines = [f"**{markdown_text(title)}**", "", piped(heads), piped(marks)]
+    return "\n".join([*lines, *(piped(map(markdown_text, cells)) for cells in rows)]) + "\n"
+
+
+def _latex_table(title: str, heads: Mapping[str, str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"% {_latex(title)}", rf"\begin{{tabular}}{{{''.join(heads.values())}}}", r"\toprule"]
     lines += [_aligned(heads), r"\midrule", *map(_aligned, rows)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -126,10 +125,10 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _tables(frame: pd.DataFrame) -> list[tuple[str, list[_Cells]]]:
-    def title(cells: _Cells) -> str:
-        return f"{cells['data']}, {cells['norm']}, eps = {cells['eps']:.6g}"
+    def heading(cells: _Cells) -> str:
+        return grouping.title(cells["data"], cells["norm"], cells["eps"])
 
-    return [(text, list(rows)) for text, rows in groupby(_rows(frame), key=title)]
+    return [(text, list(rows)) for text, rows in groupby(_rows(frame), key=heading)]
 
 
 def _read(cells: _Cells) -> list[str]:
@@ -188,7 +187,7 @@ def _shown(cells: _Cells) -> dict[str, str]:
         "rank": cells["rank"],
         "defense": clean(cells["defense"]),
         "clean": f"{cells['clean']:.3f}",
-        "robust [95%]": f"{cells['robust']:.3f} [{low:.3f}, {high:.3f}]",
+        "robust [95%]": with_interval(cells["robust"], low, high),
         "may miss": "" if cells["audit_bound"] is None else f"{cells['audit_bound']:.3f}",
         "certified": "" if cells["certified"] is None else f"{cells['certified']:.3f}",
         "worst class": f"{cells['worst_class']:.3f} {clean(cells['worst_class_name'])}",
@@ -205,9 +204,7 @@ def _csv_cell(name: str, value: Any) -> str:
         return {None: "", True: "true", False: "false"}[value]
     if isinstance(value, (int, float)):
         return f"{value:{_DIGITS.get(name, '')}}"
-    text = clean(str(value))
-    start = unicodedata.normalize("NFKC", text).lstrip()[:1]  # a full-width = counts as one
-    return f"'{text}" if start and start in "=+-@" else text
+    return spreadsheet(str(value))
 
 
 def markdown_text(text: str) -> str:
@@ -222,7 +219,8 @@ def _latex(text: str) -> str:
     return clean(text).translate(_LATEX)
 
 
-def _piped(cells: Iterable[str]) -> str:
+def piped(cells: Iterable[str]) -> str:
+    """Write one line of a table in Markdown."""
     return f"| {' | '.join(cells)} |"
 
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from robustkit.core import stats
+from robustkit.core.text import posix
 from robustkit.errors import RobustkitError
-from robustkit.leaderboard.rows import robust_interval
+from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record
 
 
-class Entry(NamedTuple):
+class HistoryRow(NamedTuple):
     """One record as one line of a history; the fields are the columns, in order.
 
     `change` is that of the robust accuracy against the entry before it of the same defense, data,
@@ -40,7 +41,7 @@ class Entry(NamedTuple):
 
 
 def history(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
-    """Make a table of records and the paths they lie at, oldest first; columns as in `Entry`.
+    """Make a table of records and the paths they lie at, oldest first; columns as in `HistoryRow`.
 
     A run and the baseline that was recorded from it are one line: the baseline, which has a reason.
     """
@@ -54,7 +55,7 @@ def history(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
             line = line._replace(change=record.robust - before.robust, p=_paired(before, record))
         last[key] = record
         rows.append(line)
-    return pd.DataFrame(rows, columns=list(Entry._fields))
+    return pd.DataFrame(rows, columns=list(HistoryRow._fields))
 
 
 def _distinct(records: Iterable[tuple[Path | str, Record]]) -> list[tuple[Path | str, Record]]:
@@ -104,10 +105,10 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
         raise RobustkitError(f"{path}: could not be drawn ({error}).") from None
 
 
-def _entry(path: Path | str, record: Record) -> Entry:
+def _entry(path: Path | str, record: Record) -> HistoryRow:
     low, high = robust_interval(record)
     dirty = "-dirty" if record.commit and record.commit.dirty else ""
-    return Entry(
+    return HistoryRow(
         started=record.started,
         commit=record.commit.hash[:12] + dirty if record.commit else "",
         defense=record.defense,
@@ -122,7 +123,7 @@ def _entry(path: Path | str, record: Record) -> Entry:
         change=None,
         p=None,
         reason=_reason(record),
-        record=path.as_posix() if isinstance(path, Path) else path,
+        record=posix(path),
     )
 
 

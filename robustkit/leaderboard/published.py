@@ -1,8 +1,8 @@
 """Results that others have published: RobustBench's `model_info` files as rows of their own.
 
 They were not measured here and have no verdicts per point, so that nothing can be computed from
-them: they are ranked among themselves, labeled `published` with their source, and never stand in
-one table with measured rows.
+them: they are ranked among themselves, labeled `published` with their source, and never share
+a table with measured rows.
 
 A file is `DATASET/THREAT/NAME.json`; its fields are strings of percentages (`clean_acc`,
 `autoattack_acc`, `external`) and `eps` ("8/255"). `external` is a stronger, adaptive result, where
@@ -24,8 +24,10 @@ from rich.table import Table
 from rich.text import Text
 
 from robustkit.core import json_files
+from robustkit.core.text import number, spreadsheet
 from robustkit.errors import UsageError
 from robustkit.leaderboard.formats import to_lines
+from robustkit.leaderboard.grouping import group_of, title
 
 SCHEMA = "robustkit/published/1"
 _NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
@@ -83,9 +85,9 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Published], int]:
             "expected model_info files of RobustBench (DATASET/THREAT/NAME.json with "
             f"autoattack_acc), got none in {', '.join(map(str, paths))}."
         )
-    found.sort(key=lambda row: (*_group(row), -row.best_known, -row.clean, row.model))
+    found.sort(key=lambda row: (*group_of(row), -row.best_known, -row.clean, row.model))
     ranked = []
-    for _, members in groupby(found, key=_group):
+    for _, members in groupby(found, key=group_of):
         group = list(members)
         better = [sum(other.best_known > row.best_known for other in group) for row in group]
         ranked += [row._replace(rank=n + 1) for row, n in zip(group, better, strict=True)]
@@ -98,7 +100,7 @@ def to_csv(rows: Sequence[Published]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(Published._fields)
     for row in rows:
-        writer.writerow(["" if v is None else _quoted(v) for v in row])
+        writer.writerow(["" if v is None else spreadsheet(str(v)) for v in row])
     return file.getvalue()
 
 
@@ -109,19 +111,21 @@ def to_json(rows: Sequence[Published]) -> list[dict[str, Any]]:
 
 def to_markdown(rows: Sequence[Published]) -> str:
     """Write one table per data set, norm and eps."""
-    return "\n".join(to_lines(title, _HEADS, cells, "markdown") for title, cells in _tables(rows))
+    return "\n".join(
+        to_lines(heading, _HEADS, cells, "markdown") for heading, cells in _tables(rows)
+    )
 
 
 def to_latex(rows: Sequence[Published]) -> str:
     r"""Write one `tabular` per data set, norm and eps; needs `\usepackage{booktabs}`."""
-    return "\n".join(to_lines(title, _HEADS, cells, "latex") for title, cells in _tables(rows))
+    return "\n".join(to_lines(heading, _HEADS, cells, "latex") for heading, cells in _tables(rows))
 
 
 def to_rich(rows: Sequence[Published]) -> Group:
     """Build one table per data set, norm and eps for a terminal."""
     tables = []
-    for title, cells in _tables(rows):
-        table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for heading, cells in _tables(rows):
+        table = Table(title=Text(heading), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for head in _HEADS:
             table.add_column(head, overflow="fold", no_wrap=head in ("rank", "clean", "AutoAttack"))
         for line in cells:
@@ -133,10 +137,10 @@ def to_rich(rows: Sequence[Published]) -> Group:
 def _tables(rows: Sequence[Published]) -> list[tuple[str, list[list[str]]]]:
     return [
         (
-            f"published, not measured here: {data}, {norm}, eps = {eps:.6g}",
+            f"published, not measured here: {title(*group)}",
             [_cells(row) for row in members],
         )
-        for (data, norm, eps), members in groupby(rows, key=_group)
+        for group, members in groupby(rows, key=group_of)
     ]
 
 
@@ -152,10 +156,6 @@ def _cells(row: Published) -> list[str]:
         row.venue,
         row.source,
     ]
-
-
-def _group(row: Published) -> tuple[str, str, float]:
-    return row.data, row.norm, float(f"{row.eps:.6g}")
 
 
 def _files(places: Sequence[Path]) -> list[Path]:
@@ -224,19 +224,12 @@ def _share(path: Path, told: dict[str, Any], key: str) -> float | None:
 
 
 def _eps(path: Path, value: Any) -> float:
-    top, slash, bottom = str(value).partition("/")
     try:
-        eps = float(top) / float(bottom) if slash else float(top)
-    except (ValueError, ZeroDivisionError):
+        eps = number(str(value))
+    except ValueError:
         eps = 0.0
     if not 0 < eps < float("inf"):
         raise UsageError(
             f"{path}: expected eps as a number or fraction such as 8/255, got {value!r}."
         )
     return eps
-
-
-def _quoted(value: Any) -> str:
-    text = str(value).replace("\n", " ").replace("\r", " ")
-    formula = isinstance(value, str) and text.lstrip()[:1] in ("=", "+", "-", "@")
-    return f"'{text}" if formula else text

@@ -10,20 +10,22 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from robustkit.core import stats
-from robustkit.data.dataset import shuffled
+from robustkit.core.text import posix
 from robustkit.errors import UsageError
 from robustkit.leaderboard.formats import to_csv, to_json, to_latex, to_markdown, to_rich
+from robustkit.leaderboard.grouping import group_of
+from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record, load
 from robustkit.record.schema import Stage
-from robustkit.search.external import told
+from robustkit.search.external import fingerprint
 
 __all__ = [
     "Row",
     "load_records",
+    "robust_interval",
     "row",
     "table",
     "to_csv",
@@ -73,9 +75,8 @@ class Row(NamedTuple):
 def row(record: Record, path: Path | str, rank: str = "1") -> Row:
     """Make the row of one record.
 
-    `robust_low` and `robust_high` are the 95% interval (`robust_interval`) for the accuracy on the
-    population that the points are a sample of, rounded to six digits. It does not shrink when all
-    points of a test set are used: a test set is a sample too.
+    `robust_low` and `robust_high` are the 95% interval of `robustkit.record.interval`, rounded to
+    six digits.
     """
     interval = robust_interval(record)
     return Row(
@@ -102,43 +103,38 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
         backwards_per_point=record.backwards_per_point,
         seconds=record.seconds,
         seed=record.seed,
-        record=path.as_posix() if isinstance(path, Path) else path,
+        record=posix(path),
         strength="; ".join(map(_strength, record.stages)),
         reliability=record.reliability,
     )
 
 
-def robust_interval(record: Record) -> stats.Interval:
-    """Return the 95% interval for the robust accuracy on the population.
-
-    Clopper–Pearson, for a number of points that was fixed beforehand. Where a run ended early the
-    number may depend on what was found: then a confidence sequence, which is right whenever one
-    stops.
-    """
-    outcomes = record.outcomes
-    if record.data.planned is None:
-        return stats.clopper_pearson(sum(outcomes.values()), record.n)
-    order = shuffled(list(outcomes), record.seed)
-    return stats.confidence_sequence(np.array([outcomes[p] for p in order], dtype=float))
-
-
 def table(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
     """Make a table of records and the paths they lie at; the columns are those of `Row`.
 
-    Rows of one data set, norm and eps (to six digits) stand together and are ranked together:
+    Rows of one data set, norm and eps (to six digits) form one table and are ranked together:
     robust accuracy falling, then clean accuracy falling, then defense; the ranks are those of
     `robustkit.core.stats.ranks.rank_ranges`. The order of `records` does not matter.
     """
+    rows = [line for group in ranked(records) for line, _ in group]
+    return pd.DataFrame(rows, columns=list(Row._fields))
+
+
+def ranked(records: Iterable[tuple[Path | str, Record]]) -> list[list[tuple[Row, Record]]]:
+    """Return the rows of `table` with their records, group by group."""
     items = sorted(((row(record, path), record) for path, record in records), key=_order)
-    rows: list[Row] = []
-    for _, members in groupby(items, key=lambda item: _group(item[0])):
+    groups = []
+    for _, members in groupby(items, key=lambda item: group_of(item[0])):
         group = list(members)
         ranges = stats.rank_ranges(
             [stats.Outcomes(record.data.digest, record.outcomes) for _, record in group]
         )
-        for (line, _), (best, worst) in zip(group, ranges, strict=True):
-            rows.append(line._replace(rank=str(best) if best == worst else f"{best}-{worst}"))
-    return pd.DataFrame(rows, columns=list(Row._fields))
+        ranks = [str(best) if best == worst else f"{best}-{worst}" for best, worst in ranges]
+        groups.append(
+            [(line._replace(rank=rank), record)
+             for (line, record), rank in zip(group, ranks, strict=True)]
+        )  # fmt: skip
+    return groups
 
 
 def load_records(paths: Iterable[Path | str]) -> list[tuple[Path, Record]]:
@@ -167,17 +163,13 @@ def load_records(paths: Iterable[Path | str]) -> list[tuple[Path, Record]]:
 def _strength(stage: Stage) -> str:
     """Write the fingerprint of one attack: name, settings, passes per point that entered."""
     passes = stage.forwards / stage.entered if stage.entered else 0.0
-    settings = f"{told(stage.strength)}, " if stage.strength else ""
+    settings = f"{fingerprint(stage.strength)}, " if stage.strength else ""
     return f"{stage.attack.partition('(')[0]}: {settings}F={passes:.1f}"
-
-
-def _group(line: Row) -> tuple[str, str, float]:
-    return line.data, line.norm, float(f"{line.eps:.6g}")
 
 
 def _order(item: tuple[Row, Record]) -> tuple[Any, ...]:
     line = item[0]
-    return _group(line), -line.robust, -line.clean, line.defense, line.seed, line.record
+    return group_of(line), -line.robust, -line.clean, line.defense, line.seed, line.record
 
 
 def _files(place: Path) -> list[Path]:

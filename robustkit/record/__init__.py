@@ -1,6 +1,6 @@
 """The evidence: the ledger that a run writes as it goes, and the record it ends in.
 
-Enters: verdicts, as they fall.
+Enters: verdicts, as they are reached.
 Leaves: ledger.sqlite and record.json; adversarial inputs to read back.
 Read first: record.py, then ledger.py.
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from robustkit.core.types import Images
 from robustkit.errors import UsageError
-from robustkit.record.ledger import Ledger
+from robustkit.record.ledger_reader import open_readonly
 
 
 def adversarial_inputs(folder: Path | str) -> dict[int, Images]:
@@ -21,5 +21,6 @@ def adversarial_inputs(folder: Path | str) -> dict[int, Images]:
     path = Path(folder) / "ledger.sqlite"
     if not path.exists():
         raise UsageError(f"{folder} holds no ledger.sqlite: name the folder of one model's run.")
-    with Ledger(path, None) as ledger:
-        return ledger.examples(tuple(ledger.remembered("shape")))
+    with open_readonly(path) as ledger:
+        shape = ledger.shape()
+        return {} if shape is None else ledger.examples(shape)

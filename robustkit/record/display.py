@@ -6,8 +6,8 @@ import html
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from robustkit.core import stats
-from robustkit.core.text import clean
+from robustkit.core.text import clean, with_interval
+from robustkit.record.interval import robust_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,7 @@ class RecordDisplay:
         """Return one row per evaluated point, indexed by its position in the data set.
 
         Columns: label and predicted (class numbers), label_name, status (misclassified, broken,
-        robust or certified), attack (the one that took the point, else None) and distance (from
+        robust or certified), attack (the one that broke the point, else None) and distance (from
         the clean to the adversarial input, in the norm of the threat model, else NaN); of a
         randomized model also errors (the share of passes that err at the input the point is judged
         by). `attrs` holds defense, data, threat and seed.
@@ -93,26 +93,25 @@ class RecordDisplay:
 
 
 _STAGES: dict[str, Any] = {
-    **{"attack": "left", "points given": "right", "points taken": "right"},
+    **{"attack": "left", "points attacked": "right", "points broken": "right"},
     **{"forwards": "right", "backwards": "right", "seconds": "right"},
 }
 
 
-def _facts(portrait: RecordDisplay) -> list[tuple[str, str]]:
-    record = cast(Any, portrait)
-    standing = sum(record.outcomes.values())
-    low, high = stats.clopper_pearson(standing, record.n)
+def _facts(shown: RecordDisplay) -> list[tuple[str, str]]:
+    record = cast(Any, shown)
     facts = [
         ("defense", clean(record.defense)),
         ("data", clean(record.data.name)),
         ("threat", _threat(record)),
         ("n", str(record.n)),
         ("clean", f"{record.clean:.4f}"),
-        ("robust", f"{record.robust:.4f} [{low:.4f}, {high:.4f}]"),
+        ("robust", with_interval(record.robust, *robust_interval(record), digits=4)),
     ]
     if record.expected is not None:
-        least, most = record.expected_interval
-        facts.append(("one pass", f"{record.expected:.4f} [{least:.4f}, {most:.4f}]"))
+        facts.append(
+            ("one pass", with_interval(record.expected, *record.expected_interval, digits=4))
+        )
     if record.certified is not None:
         facts.append(("certified", f"{record.certified:.4f}"))
     if record.flags:

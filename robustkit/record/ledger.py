@@ -1,4 +1,4 @@
-"""The run's store: one SQLite file per model, written as verdicts fall.
+"""The run's store: one SQLite file per model, written as verdicts are reached.
 
 Every harvest of the engine is one transaction, so that `kill -9` loses at most the tasks that were
 in flight. SQLite holds the file exclusively for as long as it is open; a second run is refused. A
@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from robustkit.core.files import make_folder
-from robustkit.core.types import Images
 from robustkit.errors import RobustkitError, UsageError
+from robustkit.record.ledger_reader import LedgerReader
 from robustkit.record.ledger_schema import (
     CERTIFY,
     CLEAN,
@@ -34,7 +33,7 @@ from robustkit.record.ledger_schema import (
 _CHANGED = {"source": "the model's file has changed", "weights": "the weights have changed"}
 
 
-class Ledger:
+class Ledger(LedgerReader):
     """The verdicts of one model under one configuration.
 
     Args:
@@ -130,32 +129,22 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            if "locked" in str(error):
-                raise UsageError(
-                    f"{self.path.parent} is in use by another run. Wait for it, or choose another "
-                    "--out."
-                ) from None
-            raise RobustkitError(
-                f"cannot use the ledger {self.path}: {error}. Nothing was overwritten. "
-                "If the disk is full, make room and run the same command again; if the file is "
-                "damaged, move it away or start over with --fresh."
-            ) from error
+    def _refusal(self, error: sqlite3.DatabaseError) -> RobustkitError:
+        if "locked" in str(error):
+            return UsageError(
+                f"{self.path.parent} is in use by another run. Wait for it, or choose another "
+                "--out."
+            )
+        return RobustkitError(
+            f"cannot use the ledger {self.path}: {error}. Nothing was overwritten. "
+            "If the disk is full, make room and run the same command again; if the file is "
+            "damaged, move it away or start over with --fresh."
+        )
 
     def remember(self, key: str, value: Any) -> None:
         """Store a JSON value that belongs to the run but not to its identity."""
         with self.transaction():
             self._db.execute("INSERT OR REPLACE INTO memo VALUES (?, ?)", (key, json.dumps(value)))
-
-    def remembered(self, key: str) -> Any:
-        """Return what was remembered under `key`, or None."""
-        with self._errors():
-            row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
 
     def write_clean(
         self,
@@ -175,41 +164,29 @@ class Ledger:
             self._judge((p, CLEAN, share) for p, share in (errors or {}).items())
             self._spend(CLEAN, Cost(forwards=forwards, seconds=seconds))
 
-    def clean(self) -> dict[int, tuple[int, int, list[int]]]:
-        """Return point to (label, predicted, classes by falling logit)."""
-        with self._errors():
-            rows = self._db.execute("SELECT point, label, predicted, ranked FROM clean").fetchall()
-        return {p: (y, k, json.loads(ranked)) for p, y, k, ranked in rows}
-
     def write_certified(self, rows: Iterable[tuple[int, bool]], seconds: float) -> None:
         """Store for some points whether the certificate holds."""
         with self.transaction():
             self._db.executemany("INSERT OR REPLACE INTO certified VALUES (?, ?)", rows)
             self._spend(CERTIFY, Cost(seconds=seconds))
 
-    def certified(self) -> dict[int, bool]:
-        """Return the points that the certificate was tried on, and whether it holds."""
-        with self._errors():
-            rows = self._db.execute("SELECT point, proved FROM certified").fetchall()
-        return {point: bool(proved) for point, proved in rows}
-
     def write(
         self,
         stage: int,
         spent: Iterable[tuple[int, int]],
-        falls: Iterable[BrokenPoint],
+        broken: Iterable[BrokenPoint],
         cost: Cost,
         closest: Mapping[int, float] | None = None,
         refused: Mapping[int, RefusedCandidate] | None = None,
     ) -> None:
-        """Store in one transaction what a harvest brought; of each point the closest fall.
+        """Store in one transaction what a harvest brought; of each point the closest input.
 
         Args:
             spent: (point, job) pairs whose budget is used up.
-            closest: how near these points came to falling; the highest number is kept.
+            closest: how near these points came to being broken; the highest number is kept.
             refused: inputs that fooled a randomized model too seldom; the most often seen is kept.
         """
-        falls = list(falls)
+        broken = list(broken)
         with self.transaction():
             self._db.executemany(
                 "INSERT INTO closest VALUES (?, ?) ON CONFLICT (point) DO UPDATE SET value = "
@@ -223,30 +200,18 @@ class Ledger:
                 "INSERT INTO broken VALUES (?, ?, ?, ?, ?) ON CONFLICT (point) DO UPDATE SET "
                 "(stage, predicted, distance, example) = (excluded.stage, excluded.predicted, "
                 "excluded.distance, excluded.example) WHERE excluded.distance < distance",
-                ((*fall[:4], _pack(fall.example)) for fall in falls),
+                ((*point[:4], _pack(point.example)) for point in broken),
             )
             self._db.executemany(
                 "INSERT INTO refused VALUES (?, ?, ?) ON CONFLICT (point) DO UPDATE SET "
                 "(seen, errors) = (excluded.seen, excluded.errors) WHERE excluded.seen > seen",
-                ((point, *told) for point, told in (refused or {}).items()),
+                ((point, *found) for point, found in (refused or {}).items()),
             )
-            self._judge((f.point, stage, f.errors) for f in falls if f.errors is not None)
+            self._judge((p.point, stage, p.errors) for p in broken if p.errors is not None)
             self._spend(stage, cost)
 
     def _judge(self, rows: Iterable[tuple[int, int, float]]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO judged VALUES (?, ?, ?)", rows)
-
-    def errors(self) -> dict[tuple[int, int], float]:
-        """Return by (point, stage) which share of fresh passes erred, of randomized models."""
-        with self._errors():
-            rows = self._db.execute("SELECT point, stage, errors FROM judged").fetchall()
-        return {(point, stage): share for point, stage, share in rows}
-
-    def refused(self) -> dict[int, RefusedCandidate]:
-        """Return what fooled a randomized model most often without breaking the point."""
-        with self._errors():
-            rows = self._db.execute("SELECT point, seen, errors FROM refused").fetchall()
-        return {point: RefusedCandidate(seen, errors) for point, seen, errors in rows}
 
     def _spend(self, stage: int, cost: Cost) -> None:
         self._db.execute("INSERT OR IGNORE INTO cost (stage) VALUES (?)", (stage,))
@@ -256,44 +221,6 @@ class Ledger:
             "WHERE stage = ?",
             (*cost, stage),
         )
-
-    def falls(self) -> dict[int, BrokenPoint]:
-        """Return the broken points, without their examples."""
-        query = "SELECT point, stage, predicted, distance FROM broken"
-        with self._errors():
-            return {row[0]: BrokenPoint(*row) for row in self._db.execute(query)}
-
-    def spent(self, stage: int) -> set[tuple[int, int]]:
-        """Return the (point, job) pairs of a stage whose budget is used up."""
-        with self._errors():
-            return set(self._db.execute("SELECT point, job FROM spent WHERE stage = ?", (stage,)))
-
-    def closest(self) -> dict[int, float]:
-        """Return how near points came to falling, as far as searches could tell."""
-        with self._errors():
-            return dict(self._db.execute("SELECT point, value FROM closest"))
-
-    def costs(self) -> dict[int, Cost]:
-        """Return the cost of every stage that has begun; `CLEAN` is the clean pass."""
-        with self._errors():
-            rows = self._db.execute(
-                "SELECT stage, entered, forwards, backwards, seconds, flips, finished FROM cost"
-            ).fetchall()
-        return {row[0]: Cost(*row[1:])._replace(finished=bool(row[6])) for row in rows}
-
-    def examples(
-        self, shape: tuple[int, ...], points: Iterable[int] | None = None
-    ) -> dict[int, Images]:
-        """Return the stored adversarial inputs, of `points` or all, as float32 of `shape`."""
-        wanted = None if points is None else json.dumps(list(points))
-        query = (
-            "SELECT point, example FROM broken WHERE example IS NOT NULL "
-            "AND (?1 IS NULL OR point IN (SELECT value FROM json_each(?1)))"
-        )
-        with self._errors():
-            rows = self._db.execute(query, (wanted,)).fetchall()
-        arrays = ((p, np.frombuffer(zlib.decompress(blob), dtype="<f4")) for p, blob in rows)
-        return {p: torch.from_numpy(array.reshape(shape).copy()) for p, array in arrays}
 
 
 def _pack(example: np.ndarray[Any, Any] | None) -> bytes | None:

@@ -52,7 +52,7 @@ class RefusedCandidate(NamedTuple):
     """The input that fooled a randomized model most often without breaking its point.
 
     `seen`: how many passes erred while it was judged, by which it was chosen (see
-    `robustkit.verify.candidates.Verdict`); `errors`: the share of fresh ones that did.
+    `robustkit.verify.candidates.CandidateVerdicts`); `errors`: the share of fresh ones that did.
     """
 
     seen: float

@@ -21,7 +21,7 @@ class Points(Part):
     """On the clean input; differs from `label` exactly where the point is misclassified."""
     status: list[Status]
     attack: list[str | None]
-    """The attack that took the point; None unless it is broken."""
+    """The attack that broke the point; None unless it is broken."""
     distance: list[float | None]
     """From the clean to the adversarial input, in the norm of the threat model; else None."""
     nearest: list[float | None] | None = None
@@ -30,7 +30,7 @@ class Points(Part):
     None where none was found, and for misclassified points, which need none.
     """
     carried: list[float | None] | None = None
-    """In a run over several eps, the larger eps at which the point stood; None: decided here."""
+    """In a run over several eps, the larger eps at which it was robust; None: decided here."""
 
     errors: list[float | None] | None = None
     """Of a randomized model, the share of passes that err, by chance of its own draws.

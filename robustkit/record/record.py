@@ -16,8 +16,8 @@ import pydantic
 from pydantic import Field, JsonValue
 
 from robustkit.core import json_files
-from robustkit.core.stats.intervals import mean_interval
 from robustkit.errors import UsageError
+from robustkit.record import interval
 from robustkit.record.display import RecordDisplay
 from robustkit.record.points import Points, Status
 from robustkit.record.schema import (
@@ -115,14 +115,14 @@ class Record(RecordDisplay, Part):
         if self.certify is None and "certified" in points.status:
             raise ValueError("points are certified, but no certificate was asked for")
         if strangers := {a for a in points.attack if a} - {REPLAY, *self.attacks}:
-            raise ValueError(f"points were taken by {sorted(strangers)}, not among the attacks")
+            raise ValueError(f"points were broken by {sorted(strangers)}, not among the attacks")
         if smaller := [eps for eps in points.carried or () if eps and eps <= self.threat.eps]:
             raise ValueError(f"points are carried from {smaller[0]}, which is not a larger eps")
         pairs = zip(points.status, points.nearest or points.distance, strict=True)
         if near := [
             d for s, d in pairs if d is not None and d <= self.threat.eps and s != "broken"
         ]:
-            raise ValueError(f"a point stands, yet an adversarial input lies at {near[0]}")
+            raise ValueError(f"a point is not broken, yet an adversarial input lies at {near[0]}")
         return self
 
     @property
@@ -135,7 +135,7 @@ class Record(RecordDisplay, Part):
 
     @property
     def robust(self) -> float:
-        """Robust accuracy: no attack of the suite took the point. An upper bound on the truth."""
+        """Robust accuracy: no attack of the suite broke the point. An upper bound on the truth."""
         return sum(self.outcomes.values()) / self.n
 
     @property
@@ -145,19 +145,13 @@ class Record(RecordDisplay, Part):
         The mean over points and draws; an upper bound like `robust`, which asks of each point
         whether it errs more often than not. None for other models.
         """
-        return self._expected[0] if self._expected else None
+        shares = [share for share in self.points.errors or () if share is not None]
+        return math.fsum(1 - s for s in shares) / self.n if len(shares) == self.n else None
 
     @property
     def expected_interval(self) -> tuple[float, float] | None:
         """95% interval of `expected`, over the draw of the points and of the model's noise."""
-        return self._expected[1] if self._expected else None
-
-    @property
-    def _expected(self) -> tuple[float, tuple[float, float]] | None:
-        shares = [share for share in self.points.errors or () if share is not None]
-        if len(shares) < self.n:
-            return None
-        return mean_interval([1 - share for share in shares])
+        return interval.expected_interval(self)
 
     @property
     def certified(self) -> float | None:
@@ -171,7 +165,7 @@ class Record(RecordDisplay, Part):
 
     @property
     def outcomes(self) -> dict[int, bool]:
-        """Whether each point stands, by its position in the data set, in ascending order."""
+        """Whether each point is robust, by its position in the data set, in ascending order."""
         pairs = sorted(zip(self.points.index, self.points.status, strict=True))
         return {index: status in ("robust", "certified") for index, status in pairs}
 
@@ -180,8 +174,8 @@ class Record(RecordDisplay, Part):
         """Robust accuracy of each class that has points, by label."""
         size, outcomes = Counter(self.points.label), self.outcomes
         pairs = zip(self.points.index, self.points.label, strict=True)
-        standing = Counter(label for index, label in pairs if outcomes[index])
-        return {label: standing[label] / size[label] for label in sorted(size)}
+        robust = Counter(label for index, label in pairs if outcomes[index])
+        return {label: robust[label] / size[label] for label in sorted(size)}
 
     @property
     def worst_class(self) -> ClassAccuracy:
@@ -202,9 +196,9 @@ class Record(RecordDisplay, Part):
 
     @property
     def strongest_attack(self) -> str | None:
-        """The attack that took the most points; of equals, the earlier one; None: none took any."""
-        taken = Counter(attack for attack in self.points.attack if attack is not None)
-        return max([REPLAY, *self.attacks], key=lambda a: taken[a]) if taken else None
+        """The attack that broke most points; of equals, the earlier one; None: none broke any."""
+        broken = Counter(attack for attack in self.points.attack if attack is not None)
+        return max([REPLAY, *self.attacks], key=lambda a: broken[a]) if broken else None
 
     @property
     def reliability(self) -> Reliability:

@@ -24,7 +24,7 @@ class ClassAccuracy(NamedTuple):
 
 
 class Stage(Part):
-    """One attack of the suite, over the points that were still standing when it began."""
+    """One attack of the suite, over the points that were still robust when it began."""
 
     attack: str
     """Canonical spec, such as `apgd(loss=dlr, steps=50)`."""
@@ -33,7 +33,7 @@ class Stage(Part):
     entered: Count
     """Points that the attack was given."""
     broken: Count
-    """Points that it took, after verification."""
+    """Points that it broke, after verification."""
     forwards: Count
     """Inputs passed forward through the model, counted one by one; `backwards` likewise."""
     backwards: Count
@@ -46,16 +46,16 @@ class AuditInfo(Part):
     """What the full line-up did to a sample of the survivors of a faster one."""
 
     near: Count
-    """Audited points of those that came nearest to falling."""
+    """Audited points of those that came nearest to being broken."""
     near_broken: Count
     random: Count
     """Audited points drawn from the `rest`."""
     random_broken: Count
     rest: Count
     escalated: bool
-    """Too much of the sample fell, so that the full line-up ran on every survivor."""
+    """Too much of the sample was broken, so that the full line-up ran on every survivor."""
     missed: Count
-    """Upper bound, at `confidence`, on the points never audited that the line-up would take."""
+    """Upper bound, at `confidence`, on the points never audited that the line-up would break."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
     attacks: list[str] = []
     """Those of the record's attacks that are the audit's; empty: written before this was told."""

@@ -15,12 +15,12 @@ def statuses(ledger: Ledger, points: Sequence[int], limit: float = math.inf) -> 
     Args:
         limit: the distance up to which a success counts; a minimum-norm run looks farther.
     """
-    clean, falls, proved = ledger.clean(), ledger.falls(), ledger.certified()
+    clean, broken, proved = ledger.clean(), ledger.falls(), ledger.certified()
     found: dict[int, Status] = {}
     for p in points:
         if clean[p][0] != clean[p][1]:
             found[p] = "misclassified"
-        elif p in falls and falls[p].distance <= limit:
+        elif p in broken and broken[p].distance <= limit:
             found[p] = "broken"
         else:
             found[p] = "certified" if proved.get(p) else "robust"

@@ -1,9 +1,9 @@
 """What a cheap search may have missed: the full line-up on a sample of its survivors.
 
-The sample has two strata: the survivors that came nearest to falling, all of them up to a number,
-and a random part of the rest. When more of it falls than the threshold allows, everything is
-attacked. Else the random part bounds how many of the points that nobody audited would fall to the
-same line-up.
+The sample has two strata: the survivors that came nearest to being broken, all of them up to a
+number, and a random part of the rest. When more of it is broken than the threshold allows,
+everything is attacked. Else the random part bounds how many of the points that nobody audited the
+same line-up would break.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Audit:
         random: how many of the others, likewise.
         least: the least size of both strata.
         threshold: share of all n points from which on the whole line-up runs on every survivor; of
-            the others, what falls in the random part is scaled up. 0.2%: AutoAttack's own flag.
+            the others, what is broken in the random part is scaled up. 0.2%: AutoAttack's own flag.
     """
 
     attacks: Sequence[str]
@@ -55,48 +55,48 @@ class Sample:
         return {*self.near, *self.random}
 
 
-def draw(audit: Audit, closest: Mapping[int, float], standing: Sequence[int], seed: int) -> Sample:
-    """Choose the sample among the points `standing`.
+def draw(audit: Audit, closest: Mapping[int, float], robust: Sequence[int], seed: int) -> Sample:
+    """Choose the sample among the points that are still `robust`.
 
     Args:
-        closest: how near each point came to falling, higher is nearer; points without a number
+        closest: how near each point came to being broken, higher is nearer; points without a number
             count as far.
         seed: the random part is a function of it and of the points alone.
     """
-    by_need = sorted(standing, key=lambda point: (-closest.get(point, -np.inf), point))
-    size = max(audit.least, round(audit.near * len(standing)))
+    by_need = sorted(robust, key=lambda point: (-closest.get(point, -np.inf), point))
+    size = max(audit.least, round(audit.near * len(robust)))
     near, rest = by_need[:size], by_need[size:]
     points = torch.tensor(rest, dtype=torch.long)
     keys = Keys(torch.full_like(points, seed), points, torch.full_like(points, task_key("audit")))
     lots = uniform(keys, 1, 0).flatten().tolist()
     drawn = sorted(zip(lots, rest, strict=True))[
-        : max(audit.least, round(audit.random * len(standing)))
+        : max(audit.least, round(audit.random * len(robust)))
     ]
     return Sample(tuple(sorted(near)), tuple(sorted(p for _, p in drawn)), len(rest))
 
 
 def alarming(audit: Audit, sample: Sample, broken: set[int], n: int) -> bool:
-    """Say whether more of the sample fell than the threshold allows, of `n` points in all."""
+    """Say whether more of the sample was broken than the threshold allows, of `n` points in all."""
     return _estimate(sample, broken) > audit.threshold * n
 
 
-def many(taken: int, n: int) -> bool:
-    """Say whether so many points of `n`, taken where none was expected, are no accident.
+def many(broken: int, n: int) -> bool:
+    """Say whether so many points of `n`, broken where none was expected, are no accident.
 
     More than one, and more than 0.2%: AutoAttack's own flag.
     """
-    return taken > max(1.0, 0.002 * n)
+    return broken > max(1.0, 0.002 * n)
 
 
 def _estimate(sample: Sample, broken: set[int]) -> float:
-    """Survivors that would have fallen, by the sample: those near, and the random ones scaled."""
-    taken = len(broken & set(sample.random))
-    scaled = taken * sample.rest / len(sample.random) if sample.random else 0.0
+    """Survivors that would be broken, by the sample: those near, and the random ones scaled up."""
+    found = len(broken & set(sample.random))
+    scaled = found * sample.rest / len(sample.random) if sample.random else 0.0
     return len(broken & set(sample.near)) + scaled
 
 
 def missed(sample: Sample, broken: set[int], confidence: float = CONFIDENCE) -> int:
-    """Bound how many points that were not audited would fall to the audit's line-up.
+    """Bound how many points that were not audited the audit's line-up would break.
 
     The exact upper bound of the hypergeometric distribution: the largest number of bad points among
     the `rest`, less those found, under which a random part with so few of them still has
@@ -104,11 +104,11 @@ def missed(sample: Sample, broken: set[int], confidence: float = CONFIDENCE) -> 
     """
     if not 0 < confidence < 1:
         raise UsageError(f"expected 0 < confidence < 1, got {confidence}")
-    size, taken = len(sample.random), len(broken & set(sample.random))
+    size, found = len(sample.random), len(broken & set(sample.random))
     if size == sample.rest:
         return 0
     if not size:
         return sample.rest
-    bad = np.arange(taken, sample.rest - size + taken + 1)
-    possible = bad[hypergeom.cdf(taken, sample.rest, bad, size) > 1 - confidence]
-    return int(possible.max()) - taken
+    bad = np.arange(found, sample.rest - size + found + 1)
+    possible = bad[hypergeom.cdf(found, sample.rest, bad, size) > 1 - confidence]
+    return int(possible.max()) - found

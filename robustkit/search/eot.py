@@ -22,7 +22,7 @@ def draws_needed(models: Sequence[Model], x: Images) -> tuple[int, int, int]:
     With signal s² = ‖E g‖² and noise σ² = E‖g − E g‖², both of the gradient g of the margin, the
     mean of k draws has the squared cosine s² / (s² + σ²/k) with E g. It reaches c² for
     k = (σ²/s²) c² / (1 − c²), here with c = 0.8. s² and σ² are estimated without bias from `DRAWS`
-    draws; k is the median over the inputs, the largest over `models` (the model and the stand-ins
+    draws; k is the median over the inputs, the largest over `models` (the model and the surrogates
     that are attacked), at least `LEAST` and at most `MOST`.
 
     Returns:

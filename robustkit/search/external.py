@@ -30,7 +30,7 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 class Batch(NamedTuple):
-    """Points that still stand, with what an attack on them may depend on.
+    """Points that are still robust, with what an attack on them may depend on.
 
     Attributes:
         x, y: inputs and labels, which the model gets right.
@@ -51,8 +51,8 @@ class ExternalAttack(ABC):
     Attributes:
         name: what the library calls it.
         options: those given, for the library.
-        batch_size: points that are attacked at once. Their fates may hang together: the size is
-            part of the spec.
+        batch_size: points that are attacked at once. Their results may depend on each other: the
+            size is part of the spec.
     """
 
     name: str = ""
@@ -170,10 +170,10 @@ def strength(attack: Any, threat: Threat, classes: int) -> dict[str, Any]:
     return {**power(attack), "targets": targets, "restarts": restarts}
 
 
-def told(strength: Mapping[str, Any]) -> str:
+def fingerprint(strength: Mapping[str, Any]) -> str:
     """Write a fingerprint on one line: `steps=10, restarts=1`."""
     return ", ".join(
-        f"{key}=[{told(value)}]"
+        f"{key}=[{fingerprint(value)}]"
         if isinstance(value, Mapping)
         else f"{key}={value:.6g}"
         if isinstance(value, float)

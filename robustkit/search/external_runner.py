@@ -1,6 +1,6 @@
 """The small path beside the engine: an attack of another library, batch by batch.
 
-Batches are cut from the standing points in order, and each is written in one transaction: a run
+Batches are cut from the open points in order, and each is written in one transaction: a run
 that was killed goes on at the next batch, and its verdicts are those of an uninterrupted one.
 """
 
@@ -18,37 +18,37 @@ from robustkit.search.tasks import Outcome, QueuedJudge, Work
 
 
 def run_external(
-    attack: ExternalAttack, model: Model, threat: Threat, classes: int, referee: QueuedJudge
+    attack: ExternalAttack, model: Model, threat: Threat, classes: int, judge: QueuedJudge
 ) -> None:
-    """Attack every open point; `referee` judges the candidates and keeps the books.
+    """Attack every open point; `judge` decides what the candidates are worth.
 
     Passes are counted inside the model: inputs forward, and inputs that a gradient reached.
 
     Raises:
-        RobustkitError: when the library fails, or a point with a certificate falls.
+        RobustkitError: when the library fails, or a point with a certificate is broken.
     """
-    queue = referee.queue()
+    queue = judge.queue()
     counted = PassCounter(model).eval()
     while work := list(islice(queue, attack.batch_size)):
         before = counted.forwards, counted.backwards
-        tasks = referee.tasks(work)
-        seed = task_key(f"{referee.name}/{referee.seed}/{work[0].point}")
+        tasks = judge.tasks(work)
+        seed = task_key(f"{judge.name}/{judge.seed}/{work[0].point}")
         batch = Batch(tasks.x, tasks.y, seed, classes)
-        found = candidates(attack, counted, batch, threat, referee.name)
+        found = candidates(attack, counted, batch, threat, judge.name)
         moved = (found != tasks.x).flatten(1).any(1)
         rows = (moved & threat.contains(found, tasks.x)).nonzero().flatten()
         claims = [work[row] for row in rows.tolist()]
-        fell = set()
+        broken = set()
         if claims:
-            stands = referee.confirm(claims, found[rows], tasks.x[rows], tasks.y[rows])
-            fell = {item.point for item, ok in zip(claims, stands, strict=True) if ok}
+            confirmed = judge.confirm(claims, found[rows], tasks.x[rows], tasks.y[rows])
+            broken = {item.point for item, ok in zip(claims, confirmed, strict=True) if ok}
         passes = counted.forwards - before[0], counted.backwards - before[1]
-        referee.settle(_outcomes(work, fell, passes))
+        judge.settle(_outcomes(work, broken, passes))
 
 
-def _outcomes(work: Sequence[Work], fell: set[int], passes: tuple[int, int]) -> list[Outcome]:
+def _outcomes(work: Sequence[Work], broken: set[int], passes: tuple[int, int]) -> list[Outcome]:
     """Close the tasks of a batch. Its passes cannot be told apart: the first task carries them."""
     return [
-        Outcome(item, item.point not in fell, *(passes if row == 0 else (0, 0)))
+        Outcome(item, item.point not in broken, *(passes if row == 0 else (0, 0)))
         for row, item in enumerate(work)
     ]

@@ -13,11 +13,11 @@ class Findings:
 
     Attributes:
         flags: names of the flags raised (`robustkit.verify.flags`).
-        offered: the built-in surrogates that lead somewhere (`robustkit.models.surrogates`).
-        lent: other models of the same data whose adversarial inputs may transfer.
+        offered: the built-in surrogates that help (`robustkit.models.surrogates`).
+        lent: transfer sources, other models of the same data.
         eot: passes to average per query, for the noise that was measured; 1 without noise.
-        noisy: the stand-ins, declared or offered, whose answers are random too.
-        true: of those offered with the decisions of the model, the ones whose own gradient stands
+        noisy: the surrogates, declared or built in, whose answers are random too.
+        true: of the built-in ones with the decisions of the model, those whose own gradient passes
             the probes.
     """
 
@@ -43,7 +43,7 @@ class Remedies:
     Attributes:
         line: on all points, after the suite's own attacks.
         audit: on the audited sample, before the audit's own attacks.
-        reserve: on every survivor, if attacks without gradients took points.
+        reserve: on every survivor, if attacks without gradients broke points.
         answers: flags that the line answers, if its audit finds nothing more.
     """
 

@@ -1,4 +1,4 @@
-"""An attack as a plain function: what falls out of the engine when nobody keeps books."""
+"""An attack as a plain function: the engine without a ledger and without verification."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def attack(
     right = (logits.argmax(1) == y).nonzero().flatten().tolist()
     jobs = search.jobs(threat, logits.shape[1])
     ranked = logits.scatter(1, y[:, None], torch.inf).argsort(1, descending=True)
-    referee = _Plain(x, y, ranked, jobs, type(search).__name__, seed, threat)
+    judge = TrustingJudge(x, y, ranked, jobs, type(search).__name__, seed, threat)
     queue = (Work(point, job) for job in range(len(jobs)) for point in right)
     engine = (MinimumNormEngine if nearest else Engine)(model, threat, slots)
-    engine.run(search, queue, len(right) * len(jobs), referee)
-    return referee.found
+    engine.run(search, queue, len(right) * len(jobs), judge)
+    return judge.found
 
 
-class _Plain:
-    """A referee that believes every candidate, and keeps the closest one of each point."""
+class TrustingJudge:
+    """Confirms every candidate, and keeps the closest one of each point."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class _Plain:
     ) -> None:
         self.x, self.y, self.ranked, self.jobs = x, y, ranked, jobs
         self.name, self.seed, self.threat, self.found = name, seed, threat, x.clone()
-        self.away = [float("inf")] * len(x)
+        self.distance = [float("inf")] * len(x)
 
     def tasks(self, work: Sequence[Work]) -> Tasks:
         index = torch.tensor([item.point for item in work], device=self.x.device)
@@ -85,10 +85,10 @@ class _Plain:
         )
 
     def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
-        away = self.threat.distance(z, x).tolist()
-        for row, (item, length) in enumerate(zip(work, away, strict=True)):
-            if length < self.away[item.point]:
-                self.away[item.point], self.found[item.point] = length, z[row]
+        distance = self.threat.distance(z, x).tolist()
+        for row, (item, length) in enumerate(zip(work, distance, strict=True)):
+            if length < self.distance[item.point]:
+                self.distance[item.point], self.found[item.point] = length, z[row]
         return [True] * len(work)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:

@@ -14,16 +14,18 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Mask, per_point
 from robustkit.search.engine import Engine, SlotPool
 
-# A candidate is verified when it undercuts the last verified one by this share, and the closest
-# one at the end: what the referee refuses then has cost a slot no more than that.
+# A candidate is judged when it is closer than the last confirmed one by this share, and the closest
+# one at the end. A minimum-norm search may come closer at every step, and a judgment is a pass of
+# its own: at 2%, each halving of the distance costs at most ln 2 / -ln 0.98 = 34 of them. What the
+# judge refuses at the end has cost a slot no more than this share.
 _STEP = 0.02
 
 
 @dataclass
 class MinimumNormEngine(Engine):
-    """An engine whose referee hears of closer and closer candidates of the same task.
+    """An engine whose judge is shown closer and closer candidates of the same task.
 
-    The referee must keep the closest one. What a task finds depends on that task alone.
+    The judge must keep the closest one. What a task finds depends on that task alone.
     """
 
     @classmethod
@@ -33,7 +35,7 @@ class MinimumNormEngine(Engine):
         return cls(**{**settings, "threat": threat})
 
     @property
-    def floor(self) -> type[SlotPool]:
+    def slot_pool(self) -> type[SlotPool]:
         """Slots that go on after a success."""
         return MinimumNormSlotPool
 
@@ -41,28 +43,31 @@ class MinimumNormEngine(Engine):
 class MinimumNormSlotPool(SlotPool):
     """Slots that keep the closest candidate and run to the end of their budget."""
 
-    def _catch(self, wrong: Mask) -> None:
+    def _keep_candidates(self, wrong: Mask) -> None:
         """Keep the queries that are misclassified, in the threat model and closer than before."""
         if self.engine.stride == 1 and not bool(wrong.any()):
             return
-        query, x, threat = self.state.query, self.tasks.x, self.engine.threat
+        slots, threat = self.slot_state, self.engine.threat
+        query, x = self.state.query, self.tasks.x
         distance = threat.distance(query, x)
-        hit = wrong & threat.contains(query, x) & (distance < self.books.reach)
-        kept = torch.where(per_point(hit, query), query, self.books.candidate)
-        self.books.candidate.copy_(kept)
-        self.books.reach.copy_(torch.where(hit, distance, self.books.reach))
+        hit = wrong & threat.contains(query, x) & (distance < slots.distance)
+        slots.candidate.copy_(torch.where(per_point(hit, query), query, slots.candidate))
+        slots.distance.copy_(torch.where(hit, distance, slots.distance))
 
-    def _judge(self) -> None:
-        """Ask the referee about the candidates that are much closer, or the last of their task."""
-        books = self.books
-        due = books.live & torch.where(
-            self.state.done, books.reach < books.sure, books.reach < (1 - _STEP) * books.sure
+    def _judge_candidates(self) -> None:
+        """Ask the judge about the candidates that are much closer, or the last of their task."""
+        slots = self.slot_state
+        before = slots.confirmed_distance
+        due = slots.live & torch.where(
+            self.state.done, slots.distance < before, slots.distance < (1 - _STEP) * before
         )
         rows = due.nonzero().flatten()
         if not len(rows):
             return
         work = [self.work[row] for row in rows.tolist()]
-        x, y, z = self.tasks.x[rows], self.tasks.y[rows], books.candidate[rows]
-        stands = torch.tensor(self.referee.confirm(work, z, x, y), device=rows.device)
-        books.sure[rows] = torch.where(stands, books.reach[rows], books.sure[rows])
-        books.reach[rows] = books.sure[rows]  # what does not stand is forgotten
+        x, y, z = self.tasks.x[rows], self.tasks.y[rows], slots.candidate[rows]
+        confirmed = torch.tensor(self.judge.confirm(work, z, x, y), device=rows.device)
+        slots.confirmed_distance[rows] = torch.where(confirmed, slots.distance[rows], before[rows])
+        # What is refused is dropped, so that the next closer candidate is judged and not this one
+        # again. `has_candidate` stays False: a success does not end the slot.
+        slots.distance[rows] = slots.confirmed_distance[rows]

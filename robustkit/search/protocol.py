@@ -115,7 +115,7 @@ Rows = TypeVar("Rows")
 class Search(Protocol[S]):
     """One attack. Implementations are frozen dataclasses whose fields are the options.
 
-    Two options mean something to the engine: `surrogate` (str) names a stand-in that the model
+    Two options mean something to the engine: `surrogate` (str) names a surrogate that the model
     declares, `eot` (int) the passes that are averaged at every query. A search that chooses its
     targets itself says by `aims` (int) how many classes it may choose from; a state that knows how
     near it came to a success says so by `closest` (one number per slot, higher is nearer); one with

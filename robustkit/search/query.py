@@ -17,9 +17,9 @@ CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core
 def ask(model: Model, search: Search[Any], state: Any, *, half: bool = False) -> Reply:
     """Evaluate the model at `state.query`, with the gradient of the search's objective.
 
-    A search with the option `surrogate` climbs on that stand-in of the model, one with `eot` > 1
-    on the mean of so many draws; the logits of a reply are always the model's own. Where a state
-    says which slots are `climbing`, the others are asked without a gradient, of the model itself.
+    A search with the option `surrogate` follows the gradient of that surrogate, one with `eot` > 1
+    the mean gradient of so many draws; the logits of a reply are always the model's own. Where a
+    state says which slots are `climbing`, the others get no gradient, and logits of the model.
 
     Args:
         half: the model computes in 16 bits, so that small gradients vanish unless they are scaled.
@@ -27,6 +27,8 @@ def ask(model: Model, search: Search[Any], state: Any, *, half: bool = False) ->
     climbing = _climbing(search, state)
     if search.uses_gradient and climbing is None:
         logits, value, gradient = _mean(model, search, state, half)
+        # Only the gradient is the surrogate's: a candidate is what fools the model itself, at the
+        # price of one more forward pass.
         if surrogate_of(search):
             with torch.no_grad():
                 logits = model(state.query).float()
@@ -66,6 +68,8 @@ def _mean(
     """Return logits, objective and gradient of what the search climbs on, averaged over draws."""
     climbed, eot = source(model, surrogate_of(search)), draws(search)
     query = state.query.detach().requires_grad_(True)
+    # EOT (Athalye et al. 2018): the gradient of the mean objective is the mean of the gradients.
+    # One draw after the other, so that memory is that of a single pass.
     logits, value, gradient = _climb(climbed, search, state, query, half)
     for _ in range(eot - 1):
         more = _climb(climbed, search, state, query, half)
@@ -84,19 +88,23 @@ def _climb(
         if value.requires_grad:
             differentiate = _scaled if half and logits.requires_grad else _plain
             gradient = differentiate(value, logits, query)
-    # A gradient that is not a number points nowhere: the search must go on without it.
+    # An objective that does not depend on the input (None), and a gradient that is not a number,
+    # point nowhere: the search goes on without them, and the flag `no_gradient` tells of it.
     gradient = torch.zeros_like(query) if gradient is None else gradient.nan_to_num()
     return logits.detach(), value.detach(), gradient
 
 
 def _plain(value: Tensor, _: Tensor, query: Tensor) -> Tensor | None:
+    # Rows are independent, so that the sum over slots has each slot's own gradient. Asking for the
+    # query's alone leaves out that of the weights: 2 forward passes' worth of FLOPs in all, not 3.
     return torch.autograd.grad(value.sum(), query, allow_unused=True)[0]
 
 
 def _scaled(value: Tensor, logits: Tensor, query: Tensor) -> Tensor | None:
     """Start each point's way back at a size that suits 16 bits, and divide it out in float32.
 
-    The factor is a power of two: nothing is rounded by it.
+    float16 has nothing between 0 and 6e-8, and a nearly saturated objective has such gradients. The
+    factor is a power of two: nothing is rounded by it.
     """
     (first,) = torch.autograd.grad(value.sum(), logits)
     exponent = -first.abs().amax(1, keepdim=True).clamp_min(2.0**-100).log2().ceil()

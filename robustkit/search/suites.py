@@ -24,18 +24,18 @@ class Suite(Protocol):
     """A line-up with its budgets.
 
     One that leaves out attacks for speed may have a method `audit(threat)` too, which returns how
-    to audit what it leaves standing (`robustkit.search.audit`).
+    to audit what it does not break (`robustkit.search.audit`).
 
     One that acts on what is found about a model has a method `remedies(threat, surrogates,
     findings)`, which returns what to add (`robustkit.search.findings`), and may have
-    `transfer_sources()`: names of registered models from which adversarial inputs may transfer.
+    `transfer_sources()`: names of registered models that may serve as transfer sources.
     """
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
-        """List attack specs in the order in which they run; each gets what the last one left.
+        """List attack specs in order; each is given the points that the ones before did not break.
 
         Args:
-            surrogates: the stand-ins that the model declares.
+            surrogates: the surrogates that the model declares.
         """
         ...
 

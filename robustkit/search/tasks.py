@@ -1,4 +1,4 @@
-"""What the engine of slots and its referee say to each other, and the engine's books per slot."""
+"""What the engine of slots and the judge of its candidates say to each other; a slot's state."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ FREE = Work(-1, -1)
 class Outcome(NamedTuple):
     """How a task ended, and what it cost in passes of one point through the model.
 
-    `spent`: the budget was used up without success. Otherwise the point fell, to this task or to
-    a sibling. `closest`: how near it came, where the search can tell; higher is nearer.
+    `spent`: the budget was used up without success. Otherwise the point was broken, by this task or
+    another. `closest`: how near it came, where the search can tell; higher is nearer.
     """
 
     work: Work
@@ -36,18 +36,18 @@ class Outcome(NamedTuple):
 
 
 class CandidateJudge(Protocol):
-    """Decides what a candidate is worth and keeps the books."""
+    """Decides whether a candidate breaks its point, and writes down how tasks ended."""
 
     def tasks(self, work: Sequence[Work]) -> Tasks:
         """Return the inputs of fresh slots, on the engine's device."""
         ...
 
     def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
-        """Say which candidates stand; the others are forgotten and their search goes on."""
+        """Say which candidates are confirmed; the others are dropped, and their search goes on."""
         ...
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
-        """Write down the tasks that ended, and with them the candidates that stood."""
+        """Write down the tasks that ended, and with them the candidates that were confirmed."""
         ...
 
 
@@ -72,25 +72,25 @@ class SlotState(NamedTuple):
 
     Attributes:
         live: the slot holds a task.
-        caught: `candidate` fools the search's model and lies in the threat model.
-        broken: the model answered with NaN or infinite logits.
+        has_candidate: `candidate` fools the search's model and lies in the threat model.
+        undefined: the model answered with NaN or infinite logits inside the threat model.
         forwards, backwards: passes spent on the task.
-        reach, sure: distance of `candidate`, and of the closest one that the referee confirmed;
-            kept where the nearest success is sought.
+        distance, confirmed_distance: of `candidate`, and of the closest one that the judge
+            confirmed; kept where the nearest success is sought.
     """
 
     candidate: Images
     live: Mask
-    caught: Mask
-    broken: Mask
+    has_candidate: Mask
+    undefined: Mask
     forwards: Integers
     backwards: Integers
-    reach: Scalars
-    sure: Scalars
+    distance: Scalars
+    confirmed_distance: Scalars
 
     @classmethod
     def open(cls, x: Images) -> SlotState:
-        """Return fresh books for slots at the clean points `x`."""
+        """Return the state of fresh slots at the clean points `x`."""
         no = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         zero = torch.zeros(len(x), dtype=torch.long, device=x.device)
         far = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)

@@ -1,10 +1,10 @@
-"""The last word: what a search claims is true only if this file says so.
+"""Candidates judged: what a search claims is true only if this file says so.
 
 A point counts as broken after a fresh float32 forward pass of the original model on the stored
 input, with the distance checked in float64 and the box checked exactly.
 
 A model whose answers are random must err in 25 of 40 fresh passes on the stored input: a search
-offers dozens of candidates, and one lucky draw among them must not count. An input that fools one
+proposes dozens of candidates, and one lucky draw among them must not count. An input that fools one
 pass in three gets through with probability 1e-4, one that fools half of them with 0.06, three in
 four with 0.83. How often the input fools the model is then measured on 20 passes that took no part
 in choosing it.
@@ -26,18 +26,21 @@ CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core
 
 DRAWS = 10  # passes behind the clean prediction of a randomized model
 TRIALS, NEEDED = 40, 25  # passes on a candidate, and how many must err
-FIRST = 3  # of which one may be right: most candidates that will not stand cost two or three
-FRESH = 20  # passes on an input that stands, to measure how often it fools
+# Of the first three passes one may be right. A candidate that never fools the model then costs 2
+# passes in place of 16, one that fools it once in three 8.5 in place of 24 (simulated); searches
+# propose such by the dozen. The price: three in four gets through with 0.83 in place of 0.97.
+FIRST = 3
+FRESH = 20  # passes on a confirmed input, to measure how often it fools
 
 
-class Verdict(NamedTuple):
+class CandidateVerdicts(NamedTuple):
     """What became of candidates [b].
 
     Attributes:
-        broken: whether each stands.
+        broken: whether each breaks its point.
         predicted: the class, of a randomized model the most frequent.
-        errors: of a randomized model, the share of fresh passes that err where one stands, NaN
-            where it does not; else None.
+        errors: of a randomized model, the share of fresh passes that err on a confirmed candidate,
+            NaN on a refused one; else None.
         seen: of a randomized model, the passes that erred until the verdict, as a share of `FIRST`
             more than were made, so that few say little; else None.
         passes: forward passes spent on all of them together.
@@ -61,6 +64,8 @@ class Answer(NamedTuple):
 
 def predict(model: Model, x: Images, draws: int = 1) -> Answer:
     """Ask for float32 logits `draws` times; ties go to the lower label."""
+    # A GPU may round products to TF32, 10 bits of mantissa. Candidates lie just across the decision
+    # boundary, where that is enough to change the class.
     with torch.no_grad(), full_precision():
         answers = torch.stack([model(x).float() for _ in range(draws)])
     votes = torch.nn.functional.one_hot(answers.argmax(2), answers.shape[2]).sum(0)
@@ -77,7 +82,7 @@ def verify(
     attack: str,
     points: Sequence[int],
     randomized: bool = False,
-) -> Verdict:
+) -> CandidateVerdicts:
     """Judge candidates `z` [b, *f] for the clean points `x`, as they will be stored.
 
     Args:
@@ -89,6 +94,8 @@ def verify(
         RobustkitError: when a candidate lies outside the threat model or is not finite, or when
             the model's answer to it is not.
     """
+    # A candidate outside is no near miss but an error of the search, whose other claims are not to
+    # be trusted either: raise, where a model that is not fooled would merely refuse it.
     distance = threat.distance(z, x)
     outside = ~(threat.contains(z, x) & z.isfinite().flatten(1).all(1))
     if bool(outside.any()):
@@ -107,7 +114,9 @@ def verify(
             f"{some([points[row] for row in rows])}. A verdict on such points is not defined; "
             "mend the model."
         )
-    return Verdict(told.broken, told.predicted, distance, told.errors, told.seen, told.passes)
+    return CandidateVerdicts(
+        told.broken, told.predicted, distance, told.errors, told.seen, told.passes
+    )
 
 
 def measure(model: Model, z: Images, y: Labels) -> Scalars:
@@ -116,7 +125,7 @@ def measure(model: Model, z: Images, y: Labels) -> Scalars:
     return 1 - right.float() / FRESH
 
 
-class _Told(NamedTuple):
+class _Votes(NamedTuple):
     broken: Mask
     predicted: Labels
     undefined: Mask
@@ -125,12 +134,12 @@ class _Told(NamedTuple):
     passes: int
 
 
-def _once(model: Model, z: Images, y: Labels) -> _Told:
+def _once(model: Model, z: Images, y: Labels) -> _Votes:
     predicted, logits, _ = predict(model, z)
-    return _Told(predicted != y, predicted, ~logits.isfinite().all(1), None, None, len(z))
+    return _Votes(predicted != y, predicted, ~logits.isfinite().all(1), None, None, len(z))
 
 
-def _repeat(model: Model, z: Images, y: Labels) -> _Told:
+def _repeat(model: Model, z: Images, y: Labels) -> _Votes:
     """Ask until enough passes were right to give up, or `NEEDED` erred; then measure."""
     errors, seen = z.new_full((len(z),), torch.nan), z.new_zeros(len(z))
     predicted, undefined = y.clone(), torch.zeros_like(y, dtype=torch.bool)
@@ -152,4 +161,4 @@ def _repeat(model: Model, z: Images, y: Labels) -> _Told:
         predicted[rows] = votes.argmax(1)
         errors[rows] = measure(model, z[rows], y[rows]).to(errors.dtype)
         passes += FRESH * len(rows)
-    return _Told(~errors.isnan(), predicted, undefined, errors, seen, passes)
+    return _Votes(~errors.isnan(), predicted, undefined, errors, seen, passes)

@@ -22,7 +22,7 @@ class Flag(BaseModel):
     """How the attacks answered it, so that it weighs a step less in the verdict; else None."""
 
 
-class Kind(NamedTuple):
+class FlagKind(NamedTuple):
     """One kind of flag.
 
     Attributes:
@@ -39,129 +39,129 @@ class Kind(NamedTuple):
 
 
 _KINDS = (
-    Kind(
+    FlagKind(
         "untrained",
         "unreliable",
         "the weights are random, as was asked for",
         "Ask for pretrained weights, or give them with --weights.",
     ),
-    Kind(
+    FlagKind(
         "randomized",
         "suspicious",
         "two passes over the same input differ",
-        "A point falls if 25 of 40 passes err. Attack with expectation over the noise (eot).",
+        "A point is broken if 25 of 40 passes err. Attack with expectation over the noise (eot).",
     ),
-    Kind(
+    FlagKind(
         "stateful",
         "unreliable",
         "repeated passes agree, but an input is answered otherwise after other inputs, or a pass "
         "changes the buffers of the model",
         "Make the answer depend on the input alone: no caches, counters or running statistics.",
     ),
-    Kind(
+    FlagKind(
         "probabilities",
         "suspicious",
         "the outputs are probabilities, which saturate and hide their gradients",
         "Return the layer before the softmax.",
     ),
-    Kind(
+    FlagKind(
         "one_hot",
         "unreliable",
         "the outputs tell the class and nothing else",
         "Return the scores that the class is chosen by; failing that, attack by decisions.",
     ),
-    Kind(
+    FlagKind(
         "saturated",
         "suspicious",
         "at a quarter of the inputs or more the softmax of the outputs is one-hot in float32, so "
         "that the gradient of a cross-entropy vanishes",
         "Attack with losses that do not depend on the scale (margin, dlr), or rescale the logits.",
     ),
-    Kind(
+    FlagKind(
         "scaled_logits",
         "note",
         "the logits are so large that the softmax of half of the inputs rounds to one-hot, or they "
         "differ by less than 0.01",
         "Attack with losses that do not depend on the scale (margin, dlr), or rescale the logits.",
     ),
-    Kind(
+    FlagKind(
         "no_gradient",
         "unreliable",
         "the margin has no gradient at some inputs (zero, or not a number): attacks that follow it "
         "are blind there",
-        "Look for rounding, detach, no_grad, saturation; attack a smooth stand-in.",
+        "Look for rounding, detach, no_grad, saturation; attack a smooth surrogate.",
     ),
-    Kind(
+    FlagKind(
         "exploding_gradient",
         "suspicious",
         "by its gradient the margin would change a thousand times the logits' size in a step of "
         "1/255",
-        "Look for steep activations and divisions by almost zero; attack a smooth stand-in.",
+        "Look for steep activations and divisions by almost zero; attack a smooth surrogate.",
     ),
-    Kind(
+    FlagKind(
         "gradient_mismatch",
         "unreliable",
         "the gradient of the margin disagrees with finite differences, along its own direction or "
         "along random ones, at every step size tried, or changes from pass to pass while the "
         "outputs stay",
-        "Look for detach and custom backward passes; attack a stand-in whose gradient is true, or "
+        "Look for detach and custom backward passes; attack a surrogate whose gradient is true, or "
         "estimate the gradient from outputs.",
     ),
-    Kind(
+    FlagKind(
         "piecewise_constant",
         "suspicious",
         "the outputs do not change at all in a small step that does not follow from their gradient",
         "Look for rounding, quantization, thresholds and 16-bit arithmetic; attack through them as "
         "if they were the identity (BPDA).",
     ),
-    Kind(
+    FlagKind(
         "inner_autograd",
         "suspicious",
         "the forward pass differentiates or optimizes by itself",
-        "Attack through every inner step, or a stand-in without them; long inner loops lose the "
+        "Attack through every inner step, or a surrogate without them; long inner loops lose the "
         "gradient.",
     ),
-    Kind(
+    FlagKind(
         "huge_eps",
         "unreliable",
         "following the gradient of the margin for 20 steps, bounded by the box alone, changes the "
-        "class of too few inputs: with no bound every model falls",
-        "The gradient leads nowhere. Attack a smooth stand-in, or without gradients.",
+        "class of too few inputs: without a bound every model can be broken",
+        "The gradient leads nowhere. Attack a smooth surrogate, or without gradients.",
     ),
-    Kind(
+    FlagKind(
         "not_monotone",
         "suspicious",
         "a longer search, or one in a larger ball, changes the class of fewer inputs",
-        "The gradient misleads. Use more restarts and other losses, or attack a stand-in.",
+        "The gradient misleads. Use more restarts and other losses, or attack a surrogate.",
     ),
-    Kind(
+    FlagKind(
         "black_box",
         "unreliable",
-        "attacks without gradients took points that those with gradients had left: gradients are "
+        "attacks without gradients broke points that those with gradients had not: gradients are "
         "masked",
-        "Do not trust the robust accuracy; attack a smooth stand-in.",
+        "Do not trust the robust accuracy; attack a smooth surrogate.",
     ),
-    Kind(
+    FlagKind(
         "transfer",
         "suspicious",
-        "attacks on a stand-in took points that attacks on the gradient of the model had left",
-        "The model's own gradients are masked. Attack through more stand-ins, and from their finds "
-        "on.",
+        "attacks on a surrogate broke points that attacks on the gradient of the model had not",
+        "The model's own gradients are masked. Attack through more surrogates, and start "
+        "from what they find.",
     ),
-    Kind(
+    FlagKind(
         "unused_budget",
         "suspicious",
         "an attack made less than half of the passes that its steps ask for on the points it left",
         "Find out why it stopped; give it the budget, or leave it out.",
     ),
-    Kind(
+    FlagKind(
         "chance",
         "unreliable",
         "the clean accuracy cannot be told from guessing (5% level)",
         "Look at preprocessing (--mean, --std), channel order and labels.",
     ),
 )
-FLAGS: dict[str, Kind] = {kind.name: kind for kind in _KINDS}
+FLAGS: dict[str, FlagKind] = {kind.name: kind for kind in _KINDS}
 # What is judged by the outcome on all points: on a few of them chance alone can raise these.
 OUTCOME = ("black_box", "transfer", "unused_budget", "chance")
 _ORDER: tuple[str, ...] = get_args(Reliability)

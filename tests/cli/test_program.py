@@ -85,8 +85,8 @@ class TestEvaluate:
         assert result.exit_code == 0, result.stderr
         assert "models.py:net" in result.stdout
         assert "CSV: out/leaderboard.csv" in result.stdout
-        assert "of 12 standing" in result.stderr
-        assert "standing" not in result.stdout
+        assert "of 12 robust" in result.stderr
+        assert "of 12 robust" not in result.stdout
         assert (room / "out" / "leaderboard.csv").read_text().startswith("rank,")
         assert (room / "out" / "models.py-net" / "record.json").is_file()
 

@@ -208,19 +208,6 @@ def test_points_that_are_not_there_are_refused(
     assert not (tmp_path / "part").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("90", 90), ("30s", 30), ("5m", 300), ("1.5h", 5400), (" 2 min ", 120)]
-)
-def test_times_are_read(text: str, value: float) -> None:
-    assert budget.seconds(text) == value
-
-
-@pytest.mark.parametrize("text", ["", "soon", "5 parsecs", "0", "-3s"])
-def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="expected a time such as"):
-        budget.seconds(text)
-
-
 def test_a_random_model_is_judged_in_parts_too(blobs: Dataset, tmp_path: Path) -> None:
     class Noisy(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

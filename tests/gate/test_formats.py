@@ -15,16 +15,16 @@ from robustkit.gate.criteria import METRICS
 from robustkit.gate.formats.junit import to_junit
 from robustkit.gate.formats.markdown import MARKER, to_markdown
 from robustkit.gate.formats.sarif import to_sarif
-from robustkit.gate.verdict import Finding, Verdict
+from robustkit.gate.verdict import GateVerdict, MetricFinding
 
-GOOD = Finding("robust", "pass", 0.01, 0.8, 0.8, -0.009, 0.009, 0, 0, 300, 1000)
-BAD = Finding("robust", "regressed", 0.01, 0.8, 0.7, 0.02, 0.2, 11, 1, 100, 1000)
-OPEN = Finding("clean", "undecided", 0.01, 0.9, 0.89, -0.1, 0.1, 1, 0, 100, 1000, more=900)
-FLAG = Finding("flags", "regressed", 0.0, n=100, total=1000, detail="chance, which is new")
+GOOD = MetricFinding("robust", "pass", 0.01, 0.8, 0.8, -0.009, 0.009, 0, 0, 300, 1000)
+BAD = MetricFinding("robust", "regressed", 0.01, 0.8, 0.7, 0.02, 0.2, 11, 1, 100, 1000)
+OPEN = MetricFinding("clean", "undecided", 0.01, 0.9, 0.89, -0.1, 0.1, 1, 0, 100, 1000, more=900)
+FLAG = MetricFinding("flags", "regressed", 0.0, n=100, total=1000, detail="chance, which is new")
 NASTY = 'a<b> & "c" | `d` \x00\x1b[31m\n:e'
 
 
-def verdict(answer: Any, *findings: Finding, **more: Any) -> Verdict:
+def verdict(answer: Any, *findings: MetricFinding, **more: Any) -> GateVerdict:
     facts = {
         "candidate": "net.py:make",
         "baseline": "pgd_at",
@@ -44,7 +44,7 @@ def verdict(answer: Any, *findings: Finding, **more: Any) -> Verdict:
         "model_file": "net.py",
         **more,
     }
-    return Verdict(answer=answer, findings=findings, **facts)
+    return GateVerdict(answer=answer, findings=findings, **facts)
 
 
 VERDICTS = [

@@ -24,9 +24,9 @@ from robustkit.evaluation.evaluate import evaluate
 from robustkit.gate.baseline import Baseline, attacks_of, choose, load_baselines, open_points
 from robustkit.gate.comparison import Candidate, check, compare
 from robustkit.gate.criteria import Terms, tolerances
-from robustkit.gate.decision import Judge
-from robustkit.gate.paired_sequence import Stream
-from robustkit.gate.verdict import Finding, Verdict, exit_code
+from robustkit.gate.decision import GateJudge
+from robustkit.gate.paired_sequence import PairedSequence
+from robustkit.gate.verdict import GateVerdict, MetricFinding, exit_code
 from robustkit.record.points import Status
 from robustkit.record.record import Record, load, save
 from robustkit.registry import suites
@@ -60,14 +60,14 @@ def baseline(nearest: nn.Module, blobs: Dataset, tmp_path: Path) -> Baseline:
     return found
 
 
-Gate = Callable[..., Verdict]
+Gate = Callable[..., GateVerdict]
 
 
 @pytest.fixture
 def gate(baseline: Baseline, blobs: Dataset, tmp_path: Path) -> Gate:
     """Check a model against the baseline."""
 
-    def run_check(model: nn.Module, terms: Terms | None = None, **more: object) -> Verdict:
+    def run_check(model: nn.Module, terms: Terms | None = None, **more: object) -> GateVerdict:
         given = {"folder": tmp_path / "candidate", "device": "cpu", **more}
         return check(Candidate("new", model), baseline, blobs, terms=terms, **given)  # type: ignore[arg-type]
 
@@ -398,7 +398,7 @@ class TestStream:
         # 10 points, the baseline stands on 6; seen: 4 that stood, of which 3 were lost.
         before = {p: p < 6 for p in range(10)}
         now = {0: False, 1: False, 2: False, 3: True}
-        stream = Stream(before, [0, 1, 2, 3], now, finite=True)
+        stream = PairedSequence(before, [0, 1, 2, 3], now, finite=True)
         # 2 more can be lost and 4 gained: the drop ends between (3 − 4) / 10 and (3 + 2) / 10.
         assert (stream.least, stream.most) == (-0.1, 0.5)
         assert stream.answer(0.6, 0.05, 0.05) == "pass"
@@ -409,23 +409,23 @@ class TestStream:
         before = {p: True for p in range(100)}
         for lost, answer in ((7, "pass"), (8, "regressed")):
             now = {p: p >= lost for p in range(100)}
-            stream = Stream(before, list(range(100)), now, finite=True)
+            stream = PairedSequence(before, list(range(100)), now, finite=True)
             assert stream.answer(0.07, 0.05, 0.05) == answer
 
     def test_a_population_stays_open_where_the_points_are_known(self) -> None:
         before = {p: True for p in range(100)}
         now = {p: p >= 8 for p in range(100)}
-        stream = Stream(before, shuffled(range(100), 0), now, finite=False)
+        stream = PairedSequence(before, shuffled(range(100), 0), now, finite=False)
         assert stream.answer(0.07, 0.05, 0.05) == "undecided"
         assert (stream.more(0.07, 0.05) or 0) > 100
 
 
 class TestJudge:
     @pytest.fixture
-    def judge(self, baseline: Baseline) -> Callable[..., Judge]:
+    def judge(self, baseline: Baseline) -> Callable[..., GateJudge]:
         """A judge of a baseline of 400 points in 4 classes."""
 
-        def make(standing: list[bool], **terms: float) -> Judge:
+        def make(standing: list[bool], **terms: float) -> GateJudge:
             n = len(standing)
             status = list(outcome(standing).values())
             points = {
@@ -439,12 +439,12 @@ class TestJudge:
             plain = baseline.record.model_dump(by_alias=True)
             plain["data"] |= {"n": n, "total": n}
             named = {key.replace("_", "-"): value for key, value in terms.items()}
-            return Judge(Record.model_validate({**plain, "points": points}), Terms(named))
+            return GateJudge(Record.model_validate({**plain, "points": points}), Terms(named))
 
         return make
 
     def test_worst_class_and_tail_are_exact_with_all_points(
-        self, judge: Callable[..., Judge]
+        self, judge: Callable[..., GateJudge]
     ) -> None:
         # Class 3 falls from 1 to 0.9, the others stay: the mean of the lowest 2 from 1 to 0.95.
         now = [not (p % 4 == 3 and p < 40) for p in range(400)]
@@ -457,7 +457,7 @@ class TestJudge:
         assert "weakest class" in worst.detail
 
     def test_bounds_of_a_class_metric_hold_at_every_moment(
-        self, judge: Callable[..., Judge]
+        self, judge: Callable[..., GateJudge]
     ) -> None:
         """The drop of the worst class is 0.2; alarms at a tolerance of 0.2 are false."""
         alarms = runs = 0
@@ -469,7 +469,7 @@ class TestJudge:
             alarms, runs = alarms + ("regressed" in answers), runs + 1
         assert clopper_pearson(alarms, runs, 0.99).low <= 0.05
 
-    def test_false_alarms_are_shared_between_metrics(self, judge: Callable[..., Judge]) -> None:
+    def test_false_alarms_are_shared_between_metrics(self, judge: Callable[..., GateJudge]) -> None:
         alone = judge([True] * 400, robust=0.1)
         both = judge([True] * 400, robust=0.1, clean=0.1)
         order, now = list(range(30)), outcome([p % 2 == 0 for p in range(30)])
@@ -481,7 +481,7 @@ class TestJudge:
         flagged = baseline.record.model_copy(
             update={"flags": [Flag(name="randomized", message="as it says")]}
         )
-        judge = Judge(flagged, Terms({"flags": 0}))
+        judge = GateJudge(flagged, Terms({"flags": 0}))
         assert judge.findings([0], {0: "robust"}, ("randomized",))[0].answer == "pass"
         assert judge.findings([0], {0: "robust"}, ("chance",))[0].answer == "regressed"
 
@@ -492,14 +492,14 @@ class TestJudge:
         flag = Flag(name="huge_eps", message="as it says", answered="through bpda")
         answered = baseline.record.model_copy(update={"flags": [flag]})
         assert answered.reliability == "suspicious"
-        judge = Judge(answered, Terms({"reliability": 0}))
+        judge = GateJudge(answered, Terms({"reliability": 0}))
         assert judge.findings([0], {0: "robust"}, ("huge_eps",))[0].answer == "pass"
 
     def test_a_graver_verdict_regresses(self, baseline: Baseline) -> None:
         shaky = baseline.record.model_copy(
             update={"flags": [Flag(name="randomized", message="as it says")]}
         )
-        judge = Judge(shaky, Terms({"reliability": 0}))
+        judge = GateJudge(shaky, Terms({"reliability": 0}))
         for flags, answer in (
             ((), "pass"),
             (("inner_autograd",), "pass"),  # as suspicious as the baseline
@@ -510,17 +510,17 @@ class TestJudge:
             assert bool(judge.objections(flags)) == (answer == "regressed")
         (finding,) = judge.findings([0], {0: "robust"}, ("huge_eps",))
         assert finding.sentence() == "reliability: suspicious → unreliable: huge_eps"
-        sound = Judge(baseline.record, Terms({"reliability": 0}))
+        sound = GateJudge(baseline.record, Terms({"reliability": 0}))
         assert sound.findings([0], {0: "robust"}, ("inner_autograd",))[0].answer == "regressed"
         assert sound.findings([0], {0: "robust"}, ("scaled_logits",))[0].answer == "pass"
 
     def test_notes_are_no_reason_for_distrust(self, baseline: Baseline) -> None:
-        judge = Judge(baseline.record, Terms({"flags": 0}))
+        judge = GateJudge(baseline.record, Terms({"flags": 0}))
         assert judge.new_flags(("scaled_logits", "chance")) == ["chance"]
 
 
 def test_a_finding_reads_like_a_sentence() -> None:
-    finding = Finding("robust", "regressed", 0.01, 0.8, 0.75, 0.02, 0.08, 6, 1, 100, 1000)
+    finding = MetricFinding("robust", "regressed", 0.01, 0.8, 0.75, 0.02, 0.08, 6, 1, 100, 1000)
     told = "robust 0.800 → 0.750: a drop of 0.0500, between 0.0200 and 0.0800, tolerance 0.01"
     sampled = finding._replace(claim="population")
     assert sampled.sentence() == f"{told}, 6 points lost and 1 gained"

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from robustkit import registry
 from robustkit.cli.program import program as main
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.integrations.conformance import Verdict, find, validate
+from robustkit.integrations.conformance import CheckResult, find, validate
 
 PACK = Path(__file__).parents[1] / "example_pack"
 DRIFT = (PACK / "robustkit_example" / "drift.py").read_text()
@@ -32,7 +32,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def check(folder: Path, source: str) -> dict[str, Verdict]:
+def check(folder: Path, source: str) -> dict[str, CheckResult]:
     """Validate a file; return what did not pass, by check without the norm."""
     path = folder / "pack.py"
     path.write_text(source)
@@ -67,7 +67,7 @@ class TestFaults:
             ("query=threat.project(ahead, state.x)", "query=ahead + 9 * threat.eps",
              "stays inside the threat model", "lie outside"),
             ("threat.steepest(reply.gradient)", "0 * reply.gradient",
-             "breaks most points at a larger radius", "still stand"),
+             "breaks most points at a larger radius", "still robust"),
             ("threat.sample(tasks.x, tasks.keys)", "tasks.x + 1e-3 * torch.rand_like(tasks.x)",
              "follows its seed", "two different starts"),
             ("threat.steepest(reply.gradient)", "threat.steepest(reply.gradient.mean(0, True))",

@@ -108,7 +108,7 @@ def test_tables_without_records_have_their_columns() -> None:
         ({"nearest": [0.3, 0.1, 0.1, 0.5, None, 0.1, 0.2, 0.4]}, "point 1 is misclassified, yet"),
         ({"nearest": [0.3, None, 0.05, 0.5, None, 0.1, 0.2, 0.4]}, "point 2 is broken, yet its"),
         ({"nearest": [0.3, None, None, 0.5, None, 0.1, 0.2, 0.4]}, "point 2 is broken, yet its"),
-        ({"nearest": [0.2, None, 0.1, 0.5, None, 0.1, 0.2, 0.4]}, "a point stands, yet an"),
+        ({"nearest": [0.2, None, 0.1, 0.5, None, 0.1, 0.2, 0.4]}, "a point is not broken, yet an"),
         ({"nearest": [0.3]}, "columns of equal length expected"),
         ({"carried": [None, 0.5, *[None] * 6]}, "point 1 is misclassified, yet it is carried"),
         ({"carried": [None, None, 0.5, *[None] * 5]}, "point 2 is broken, yet it is carried"),

@@ -152,3 +152,13 @@ class TestCommand:
 
     def test_something_must_be_named(self) -> None:
         assert ask().exit_code == 2
+
+
+@pytest.mark.parametrize("footnote", ["＝cmd()", " ＋1", "\x00=cmd()", "\x85@x"])  # noqa: RUF001
+def test_no_cell_of_what_others_published_is_a_formula(footnote: str, tmp_path: Path) -> None:
+    path = tmp_path / "Linf" / "MadeUp.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(MADE_UP | {"footnote": footnote}))
+    (row,) = csv.DictReader(published.to_csv(published.load([path])[0]).splitlines())
+    assert row["footnote"].startswith("'")
+    assert row["footnote"].isprintable()

@@ -151,7 +151,7 @@ class TestTheLeaderboard:
         assert all(b["aria-describedby"] == b["popovertarget"] for b in buttons)
         # shaky: 7 of 10; the ends are the beta quantiles B(.025; 7, 4) and B(.975; 8, 3).
         assert any(
-            "7 of 10 points stand. 95% interval 0.348 to 0.933" in text
+            "7 of 10 points are robust. 95% interval 0.348 to 0.933" in text
             for text in balloons.values()
         )
         assert "blind attacks took 4 points: gradients are masked." in balloons.values()
@@ -162,12 +162,10 @@ class TestTheLeaderboard:
         assert len(drawn) == 8  # each record in the table and under its own heading
         said = "certified 0.300, robust 0.600, between 0.262 and 0.878; clean 0.900"
         assert said in [svg["aria-label"] for svg in drawn]
-        bars = [
-            r for r in page.all("rect") if r.get("class") in ("broken", "standing", "certified")
-        ]
+        bars = [r for r in page.all("rect") if r.get("class") in ("broken", "robust", "certified")]
         mine = [(b["class"], b["x"], b["width"]) for b in bars if "x" in b]
         assert ("broken", "60.00%", "30.00%") in mine
-        assert ("standing", "30.00%", "30.00%") in mine
+        assert ("robust", "30.00%", "30.00%") in mine
         assert ("certified", "0", "30.00%") in mine
 
     def test_can_be_taken_along_as_csv_and_latex(

@@ -17,7 +17,7 @@ from torch import nn
 
 from robustkit import Record, Threat, adversarial_inputs, evaluate, open_dataset
 from robustkit.data.dataset import Dataset
-from robustkit.leaderboard.report.gallery import Album
+from robustkit.leaderboard.report.gallery import GalleryMaker
 from robustkit.leaderboard.report.images import LARGEST, data_uri, magnified, pixels
 from robustkit.record.record import load
 
@@ -56,7 +56,7 @@ def evaluated(model: nn.Module, images: Path, folder: Path, **changes: Any) -> D
 
 
 def test_shows_both_images_both_predictions_and_the_change(run: Done, nearest: nn.Module) -> None:
-    found, reason = Album().gallery(run.record, run.path, 8)
+    found, reason = GalleryMaker().gallery(run.record, run.path, 8)
     assert reason == ""
     assert len(found) == 8
     points, stored = run.record.points, adversarial_inputs(run.folder)
@@ -77,7 +77,7 @@ def test_shows_both_images_both_predictions_and_the_change(run: Done, nearest: n
 
 
 def test_a_smaller_gallery_is_the_start_of_a_larger_one(run: Done) -> None:
-    few, many = (Album().gallery(run.record, run.path, n).pictures for n in (3, 6))
+    few, many = (GalleryMaker().gallery(run.record, run.path, n).pictures for n in (3, 6))
     assert [p.point for p in few] == [p.point for p in many[:3]]
 
 
@@ -89,7 +89,7 @@ def test_the_data_are_opened_and_checked_once(run: Done, monkeypatch: pytest.Mon
         return open_dataset(name, **options)
 
     monkeypatch.setattr("robustkit.leaderboard.report.gallery.open_dataset", counting)
-    album = Album()
+    album = GalleryMaker()
     assert album.gallery(run.record, run.path, 2) is not None
     assert len(album.gallery(run.record, run.path, 2).pictures) == 2
     assert opened == [f"npz:{run.images}"]
@@ -97,7 +97,7 @@ def test_the_data_are_opened_and_checked_once(run: Done, monkeypatch: pytest.Mon
 
 class TestWithoutPicturesItSaysWhy:
     def reason(self, record: Record, path: Path, **album: Any) -> str:
-        pictures, reason = Album(**album).gallery(record, path, 4)
+        pictures, reason = GalleryMaker(**album).gallery(record, path, 4)
         assert pictures == []
         return reason
 
@@ -109,7 +109,7 @@ class TestWithoutPicturesItSaysWhy:
         self, run: Done, make_record: Callable[..., Record]
     ) -> None:
         assert self.reason(make_record("x", "rrm"), run.path) == "No point was broken."
-        assert "asked for" in Album().gallery(run.record, run.path, 0).reason
+        assert "asked for" in GalleryMaker().gallery(run.record, run.path, 0).reason
 
     def test_images_that_were_not_evaluated(self, run: Done) -> None:
         x, y = open_dataset(f"npz:{run.images}").fetch(np.arange(80))
@@ -133,7 +133,7 @@ class TestWithoutPicturesItSaysWhy:
     def test_a_record_that_names_nothing(self, run: Done) -> None:
         nameless = run.record.model_copy(update={"arguments": {}})
         assert "--data" in self.reason(nameless, run.path)
-        found = Album(data=f"npz:{run.images}").gallery(nameless, run.path, 4)
+        found = GalleryMaker(data=f"npz:{run.images}").gallery(nameless, run.path, 4)
         assert len(found.pictures) == 4
 
     def test_inputs_that_were_not_stored(self, run: Done, nearest: nn.Module) -> None:

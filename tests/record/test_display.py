@@ -6,11 +6,17 @@ import io
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from rich.console import Console
 from rich.pretty import pretty_repr
 
 from robustkit import Record
+from robustkit.core.stats.intervals import clopper_pearson
+from robustkit.core.stats.sequential import confidence_sequence
+from robustkit.data.dataset import shuffled
+from robustkit.leaderboard.rows import row
+from robustkit.record.interval import clean_interval
 from robustkit.record.schema import Stage
 from robustkit.verify.flags import Flag
 
@@ -63,3 +69,37 @@ def test_a_notebook_gets_tables_without_the_markup_of_names(record: Record) -> N
     assert "&lt;b&gt;[red]x[/red]" in text
     assert "<b>" not in text
     assert "<td>1,234</td>" in text
+
+
+def test_a_run_that_stopped_early_shows_the_interval_of_the_table(
+    make_record: Callable[..., Record],
+) -> None:
+    whole = make_record("toy", "rrrb" * 15)
+    data = whole.data.model_copy(update={"planned": 90})
+    early = whole.model_copy(update={"data": data})
+    order = shuffled(early.points.index, early.seed)
+    low, high = confidence_sequence(np.array([early.outcomes[p] for p in order], dtype=float))
+    told = f"robust 0.7500 [{low:.4f}, {high:.4f}]"
+    assert told in repr(early)
+    assert told.removeprefix("robust ") in early._repr_html_()
+    line = row(early, "r")
+    assert (line.robust_low, line.robust_high) == (round(low, 6), round(high, 6))
+    fixed = clopper_pearson(45, 60)
+    assert f"[{fixed.low:.4f}, {fixed.high:.4f}]" in repr(whole)
+    assert low < fixed.low < fixed.high < high
+    clean = clean_interval(early)
+    assert clean == confidence_sequence(np.ones(60))
+    assert clean.low < clean_interval(whole).low
+
+
+def test_the_accuracy_of_one_pass_has_a_valid_interval_too(
+    make_record: Callable[..., Record],
+) -> None:
+    made = make_record("toy", "rrrb" * 15)
+    points = made.points.model_copy(update={"errors": [0.0, 0.1, 0.25, 0.75] * 15})
+    whole = made.model_copy(update={"points": points})
+    early = whole.model_copy(update={"data": made.data.model_copy(update={"planned": 90})})
+    assert whole.expected == early.expected == pytest.approx(0.725)
+    assert whole.expected_interval is not None and early.expected_interval is not None
+    (low, high), (wide_low, wide_high) = whole.expected_interval, early.expected_interval
+    assert wide_low < low < 0.725 < high < wide_high

@@ -167,7 +167,7 @@ def test_contradictory_records_are_refused() -> None:
     data = a_record().data
     for changes, sentence in (
         ({"certify": None}, "no certificate was asked for"),
-        ({"attacks": ["square"]}, r"taken by \['pgd\(steps=10\)'\], not among the attacks"),
+        ({"attacks": ["square"]}, r"broken by \['pgd\(steps=10\)'\], not among the attacks"),
         ({"data": data.model_copy(update={"n": 7})}, r"7 points expected \(data.n\), got 6"),
         ({"data": data.model_copy(update={"classes": 2})}, "label 2 of 2 classes"),
         ({"data": data.model_copy(update={"class_names": ["a"]})}, "3 class names expected, got 1"),

@@ -1,4 +1,4 @@
-"""Continuous batching, watched through a scripted search, model and referee."""
+"""Continuous batching, watched through a scripted search, model and judge."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_queries_outside_are_no_candidates_of_a_search_that_wanders() -> None:
     assert judge.asked == [(Work(1, 0), 0.0)]
 
 
-def test_queries_of_a_search_that_stays_inside_go_to_the_referee() -> None:
+def test_queries_of_a_search_that_stays_inside_go_to_the_judge() -> None:
     near = Threat("linf", 2.5, lower=-1e9, upper=1e9)
     judge, _ = play(line(3), slots=2, threat=near)
     assert judge.asked == [(Work(0, 0), 0.0)]
@@ -329,7 +329,7 @@ def test_a_value_that_does_not_depend_on_the_input_has_gradient_zero() -> None:
 
 
 class Plain:
-    """A referee for real searches that keeps the outcomes."""
+    """A judge for real searches that keeps the outcomes."""
 
     def __init__(self, model: nn.Module, x: Tensor, jobs: Sequence[Job]) -> None:
         self.x, self.jobs, self.outcomes = x, jobs, list[Outcome]()
@@ -370,10 +370,10 @@ def test_a_point_that_survives_costs_what_the_attack_says(
         return logits
 
     jobs = search.jobs(threat, 4)
-    referee = Plain(nearest, prototypes, jobs)
+    judge = Plain(nearest, prototypes, jobs)
     queue = [Work(point, job) for job in range(len(jobs)) for point in range(4)]
-    Engine(model, threat, 64).run(search, iter(queue), len(queue), referee)
-    assert [outcome[1:4] for outcome in referee.outcomes] == [(True, *passes)] * len(queue)
+    Engine(model, threat, 64).run(search, iter(queue), len(queue), judge)
+    assert [outcome[1:4] for outcome in judge.outcomes] == [(True, *passes)] * len(queue)
     assert rows[0] == passes[0] * len(queue)
 
 

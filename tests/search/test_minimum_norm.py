@@ -124,7 +124,7 @@ def test_the_constants_of_the_paper_work_too(norm: Norm) -> None:
 
 
 class Judge:
-    """A referee that hears everything and refuses what lies within `refused`."""
+    """A judge that sees every candidate and refuses what lies within `refused`."""
 
     def __init__(self, x: Tensor, y: Tensor, jobs: Sequence[Job], refused: float = 0.0) -> None:
         self.x, self.y, self.jobs, self.refused = x, y, jobs, refused

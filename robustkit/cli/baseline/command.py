@@ -49,9 +49,9 @@ def update(**given: Any) -> None:
 
     Without MODEL, those of the configuration. The reason stands in the record and in log.jsonl.
     """
-    from robustkit.cli.baseline.run import Update, run
+    from robustkit.cli.baseline.run import BaselineRequest, run
 
-    run(Update(**given))
+    run(BaselineRequest(**given))
 
 
 @command.command("list")

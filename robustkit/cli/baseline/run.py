@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
-from robustkit.cli.console import say, stderr, stdout
+from robustkit.cli.console import open_table, say, stderr, stdout
 from robustkit.cli.evaluate.plan import Request, claim, make
 from robustkit.cli.evaluate.run import evaluate_one
 from robustkit.cli.options import use_threads
@@ -30,7 +29,7 @@ LOG = "log.jsonl"
 
 
 @dataclass(frozen=True)
-class Update:
+class BaselineRequest:
     """What was asked for; None: not at all."""
 
     reason: str
@@ -54,7 +53,7 @@ class Update:
     quiet: bool = False
 
 
-def run(asked: Update) -> None:
+def run(asked: BaselineRequest) -> None:
     """Evaluate each model and put its record where `check` looks for baselines.
 
     Raises:
@@ -64,7 +63,7 @@ def run(asked: Update) -> None:
     if not asked.reason.strip():
         raise UsageError("--reason: expected why the old baseline no longer holds, got nothing.")
     setup = configuration.load(asked.config or configuration.find(Path.cwd()))
-    entries = [_entry(name, setup) for name in asked.models] or setup.models
+    entries = [setup.entry(name) for name in asked.models] or setup.models
     if not entries:
         raise UsageError(
             "no model is named: give a MODEL, or list some in robustkit.toml (`robustkit init`)."
@@ -90,9 +89,9 @@ def run(asked: Update) -> None:
 def show(place: Path | None) -> None:
     """Print the baselines in a folder, by default that of the configuration."""
     setup = configuration.load(configuration.find(Path.cwd()))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in ("model", "data", "threat", "suite", "n", "robust", "started", "commit", "reason"):
-        table.add_column(head, overflow="fold")
+    table = open_table(
+        *("model", "data", "threat", "suite", "n", "robust", "started", "commit", "reason")
+    )
     for baseline in load_baselines(place or setup.place(setup.baseline)):
         record = baseline.record
         cells = (
@@ -105,26 +104,19 @@ def show(place: Path | None) -> None:
     stdout().print(table)
 
 
-def _entry(name: str, setup: Config) -> ModelEntry:
-    known = {entry.model: entry for entry in setup.models}
-    return known.get(name, ModelEntry(model=name))
-
-
-def _request(entry: ModelEntry, asked: Update, setup: Config) -> Request:
-    root = asked.data_root or (setup.place(setup.data_root) if setup.data_root else None)
-    weights = asked.weights or (setup.place(entry.weights) if entry.weights else None)
+def _request(entry: ModelEntry, asked: BaselineRequest, setup: Config) -> Request:
     mean, std = asked.mean or entry.mean, asked.std or entry.std
     return Request(
         models=(entry.model,),
         data=asked.data or entry.data or setup.data or "bundled",
-        data_root=root,
+        data_root=asked.data_root or setup.root,
         threat=asked.threat or entry.threat or setup.threat,
         suite=asked.suite or entry.suite or setup.suite,
         certify=asked.certify or setup.certify,
         n=asked.n or entry.n or setup.n,
         seed=setup.seed if asked.seed is None else asked.seed,
         device=asked.device if asked.device != "auto" else setup.device,
-        weights=weights,
+        weights=asked.weights or setup.weights(entry),
         mean=tuple(mean) if mean else None,
         std=tuple(std) if std else None,
         fresh=asked.fresh,
@@ -132,7 +124,7 @@ def _request(entry: ModelEntry, asked: Update, setup: Config) -> Request:
     )
 
 
-def _put(record: Record, folder: Path, place: Path, asked: Update) -> Path:
+def _put(record: Record, folder: Path, place: Path, asked: BaselineRequest) -> Path:
     """Write the record, with its reason, over the one before; remember both in the log."""
     threat = f"{record.threat.norm}-{record.threat.eps:g}"
     name = slug(f"{record.defense}-{record.data.name}-{threat}-{record.suite}")

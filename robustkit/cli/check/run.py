@@ -17,11 +17,10 @@ from robustkit.cli.options import use_threads
 from robustkit.cli.program import fail, told
 from robustkit.cli.progress import GateScreen
 from robustkit.core import files, json_files
-from robustkit.core.text import slug
+from robustkit.core.text import seconds, slug
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.evaluation import budget
 from robustkit.evaluation.budget import Budget
 from robustkit.evaluation.identity import source_digest
 from robustkit.gate import config as configuration
@@ -32,7 +31,7 @@ from robustkit.gate.criteria import Terms, tolerances
 from robustkit.gate.formats.junit import to_junit
 from robustkit.gate.formats.markdown import to_markdown
 from robustkit.gate.formats.sarif import to_sarif
-from robustkit.gate.verdict import Failure, Verdict, exit_code
+from robustkit.gate.verdict import Failure, GateVerdict, exit_code
 from robustkit.models.load import Subject, load_model
 from robustkit.record.provenance import weights_digest
 
@@ -89,7 +88,7 @@ def run(asked: CheckRequest, *, debug: bool) -> int:
         UsageError: when the request is refused; no model was run then.
     """
     use_threads(asked.threads)
-    verdicts: list[Verdict] = []
+    verdicts: list[GateVerdict] = []
     failures: list[Failure] = []
     with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
         setup = configuration.load(asked.config or configuration.find(Path.cwd()))
@@ -121,7 +120,7 @@ def _terms(asked: CheckRequest, setup: Config) -> Terms:
 
 def _budget(asked: CheckRequest, setup: Config) -> Budget:
     table = setup.check
-    own = budget.seconds(table.max_time) if table.max_time else None
+    own = seconds(table.max_time) if table.max_time else None
     return Budget(asked.max_time or own, asked.max_forwards or table.max_forwards)
 
 
@@ -141,8 +140,7 @@ def _entries(asked: CheckRequest, setup: Config) -> list[ModelEntry]:
     if (asked.weights or asked.mean or asked.std) and len(asked.models) != 1:
         raise UsageError("--weights, --mean and --std go with exactly one MODEL.")
     if asked.models:
-        known = {entry.model: entry for entry in setup.models}
-        return [known.get(name, ModelEntry(model=name)) for name in asked.models]
+        return [setup.entry(name) for name in asked.models]
     if setup.models:
         return list(setup.models)
     place = asked.baseline or setup.place(setup.baseline)
@@ -163,12 +161,11 @@ def _gate(entry: ModelEntry, asked: CheckRequest, setup: Config) -> _Gate:
     wanted = {} if asked.baseline else _wanted(entry, setup)
     name = entry.model if ":" in entry.model else ""
     first = choose(known, name or _canonical(entry.model), **wanted)
-    data = open_points(first, asked.data, asked.data_root or _root(setup))
-    weights = asked.weights or (setup.place(entry.weights) if entry.weights else None)
+    data = open_points(first, asked.data, asked.data_root or setup.root)
     subject = load_model(
         entry.model,
         data=data,
-        weights=weights,
+        weights=asked.weights or setup.weights(entry),
         mean=asked.mean or entry.mean,
         std=asked.std or entry.std,
     )
@@ -207,10 +204,6 @@ def _wanted(entry: ModelEntry, setup: Config) -> dict[str, Any]:
     }
 
 
-def _root(setup: Config) -> Path | None:
-    return setup.place(setup.data_root) if setup.data_root else None
-
-
 def _file(text: str) -> str:
     file = text.rpartition(":")[0]
     return file if file.endswith(".py") else ""
@@ -224,7 +217,7 @@ def _code(baseline: Baseline, subject: Subject, replay: bool) -> str:
 
 def _one(
     gate: _Gate, asked: CheckRequest, setup: Config, terms: Terms, screen: GateScreen
-) -> Verdict:
+) -> GateVerdict:
     if gate.record is not None:
         return compare(gate.baseline, gate.record, terms)
     assert gate.data is not None
@@ -247,7 +240,7 @@ def _one(
 
 def _report(
     asked: CheckRequest,
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[GateVerdict],
     failures: Sequence[Failure],
     undecided: str,
     code: int,

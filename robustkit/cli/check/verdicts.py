@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robustkit.gate.verdict import Finding, Verdict
+from robustkit.core.text import with_interval
+from robustkit.gate.verdict import GateVerdict, MetricFinding
 
 _STYLES = {"pass": "green", "improved": "green", "regressed": "bold red", "undecided": "yellow"}
 
 
-def show(verdicts: Sequence[Verdict], console: Console) -> None:
+def show(verdicts: Sequence[GateVerdict], console: Console) -> None:
     """Print a table with a row for each metric, and a sentence for each model."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for head in ("model", "metric", "verdict", "baseline", "candidate", "drop", "points"):
@@ -35,15 +36,15 @@ def show(verdicts: Sequence[Verdict], console: Console) -> None:
         console.print(Text(_cost(verdict)), soft_wrap=True, highlight=False)
 
 
-def _cells(finding: Finding) -> list[str]:
+def _cells(finding: MetricFinding) -> list[str]:
     points = f"{finding.n} of {finding.total}"
     if finding.drop is None or finding.low is None or finding.high is None:
         return ["", "", finding.detail, points]
-    bounds = f"{finding.drop:.4f} [{finding.low:.4f}, {finding.high:.4f}]"
+    bounds = with_interval(finding.drop, finding.low, finding.high, digits=4)
     return [f"{finding.baseline:.4f}", f"{finding.candidate:.4f}", bounds, points]
 
 
-def _cost(verdict: Verdict) -> str:
+def _cost(verdict: GateVerdict) -> str:
     told = f"{verdict.ended}; {verdict.seconds:.1f} s, {verdict.forwards:,} forward passes"
-    replayed = f", {verdict.replayed} points fell to stored inputs" if verdict.replayed else ""
+    replayed = f", {verdict.replayed} points broken by stored inputs" if verdict.replayed else ""
     return f"{told}{replayed}. Record: {verdict.record}"

@@ -38,6 +38,6 @@ def command(**given: Any) -> None:
 
     The same command again resumes, step for step. DIR then holds model.safetensors and card.json.
     """
-    from robustkit.cli.train.run import Training, run
+    from robustkit.cli.train.run import TrainRequest, run
 
-    run(Training(**given))
+    run(TrainRequest(**given))

@@ -36,7 +36,7 @@ _TESTED, _BATCH, _PGD = 1000, 250, "pgd(steps=20)"
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainRequest:
     """What was asked for."""
 
     name: str
@@ -53,10 +53,10 @@ class Training:
 
 
 @dataclass(frozen=True)
-class _Course:
+class _TrainPlan:
     """A checked request."""
 
-    asked: Training
+    asked: TrainRequest
     defense: Trainable
     name: str
     options: dict[str, Any]
@@ -118,28 +118,28 @@ class _Learns(Protocol):
     def objective(self, model: Any, x: Tensor, y: Tensor, step: Step) -> Tensor: ...
 
 
-def run(asked: Training) -> None:
+def run(asked: TrainRequest) -> None:
     """Train, or finish a training that was interrupted.
 
     Raises:
         UsageError: when the request is refused, such as a folder that holds another training.
     """
     use_threads(asked.threads)
-    course = _prepare(asked)
+    plan = _prepare(asked)
     if asked.fresh:
         for file in ("state.pt", "model.safetensors", "card.json"):
-            (course.folder / file).unlink(missing_ok=True)
-    if isinstance(course.defense, _Fits):
-        _calibrate(course, course.defense)
+            (plan.folder / file).unlink(missing_ok=True)
+    if isinstance(plan.defense, _Fits):
+        _calibrate(plan, plan.defense)
     else:
-        training_progress(_fit(course), course.name, quiet=asked.quiet)
-    card = _card(course, _measure(course))
-    json_files.write(card.plain(), course.folder / "card.json")
+        training_progress(_fit(plan), plan.name, quiet=asked.quiet)
+    card = _card(plan, _measure(plan))
+    json_files.write(card.plain(), plan.folder / "card.json")
     if not asked.quiet:
-        _report(course, card)
+        _report(plan, card)
 
 
-def _prepare(asked: Training) -> _Course:
+def _prepare(asked: TrainRequest) -> _TrainPlan:
     device, spec = pick_device(asked.device), Spec.parse(asked.name)
     entry, defense = defenses.entry(spec.name), defenses.build(spec)
     if not isinstance(defense, (_Learns, _Fits)) or not getattr(defense, "trained", True):
@@ -156,31 +156,31 @@ def _prepare(asked: Training) -> _Course:
         )
     options = {key: getattr(defense, key) for key in entry.options}
     folder = asked.out or Path("robustkit-models") / slug(f"{name}-{data.family}")
-    return _Course(asked, trainable, name, options, usual, recipe, data, folder, device)
+    return _TrainPlan(asked, trainable, name, options, usual, recipe, data, folder, device)
 
 
-def _calibrate(course: _Course, defense: _Fits) -> None:
+def _calibrate(plan: _TrainPlan, defense: _Fits) -> None:
     """Fit a defense on a seeded subset of its training data; it takes a minute or less.
 
     Raises:
         UsageError: when the folder holds another training.
     """
-    _refuse_another(course)
-    model = assemble(cast(Any, defense), course.data).to(course.device).eval()
-    points = select(course.data, min(_TESTED, len(course.data)), course.asked.seed)
-    x, y = (part.to(course.device) for part in course.data.fetch(points))
-    defense.calibrate(model, x, y, generator(course.asked.seed, 4, 0))
+    _refuse_another(plan)
+    model = assemble(cast(Any, defense), plan.data).to(plan.device).eval()
+    points = select(plan.data, min(_TESTED, len(plan.data)), plan.asked.seed)
+    x, y = (part.to(plan.device) for part in plan.data.fetch(points))
+    defense.calibrate(model, x, y, generator(plan.asked.seed, 4, 0))
     part = learned(defense, model)
     if part is not None:
-        course.folder.mkdir(parents=True, exist_ok=True)
-        save_weights(part, course.weights)
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        save_weights(part, plan.weights)
 
 
-def _refuse_another(course: _Course) -> None:
+def _refuse_another(plan: _TrainPlan) -> None:
     """Refuse to write over weights that are not those of this training (a UsageError)."""
-    if not course.weights.exists():
+    if not plan.weights.exists():
         return
-    card, asked = beside(course.weights), course.identity
+    card, asked = beside(plan.weights), plan.identity
     if card is None:
         told = "its weights have no card, or one of other weights"
     else:
@@ -194,38 +194,38 @@ def _refuse_another(course: _Course) -> None:
             return
         told = "; ".join(changes)
     raise UsageError(
-        f"{course.folder} holds another training: {told}. Choose another --out, or start over with "
+        f"{plan.folder} holds another training: {told}. Choose another --out, or start over with "
         "--fresh."
     )
 
 
-def _fit(course: _Course) -> Iterator[Any]:
+def _fit(plan: _TrainPlan) -> Iterator[Any]:
     return fit(
-        course.defense,
-        course.data,
-        course.folder,
-        recipe=course.recipe,
-        seed=course.asked.seed,
-        device=course.device,
-        identity=course.identity,
+        plan.defense,
+        plan.data,
+        plan.folder,
+        recipe=plan.recipe,
+        seed=plan.asked.seed,
+        device=plan.device,
+        identity=plan.identity,
     )
 
 
-def _measure(course: _Course) -> dict[str, Any]:
+def _measure(plan: _TrainPlan) -> dict[str, Any]:
     """Return clean and PGD-20 accuracy on up to 1,000 test points, as fractions."""
-    asked = course.asked
+    asked = plan.asked
     if asked.data.partition("(")[0].strip() not in datasets:
         say(stderr(), "warning", f"{asked.data} has no test split; nothing was measured.", "yellow")
         return {}
     data = open_dataset(asked.data, root=asked.data_root, split="test")
-    model = assemble(cast(Any, course.defense), data)
-    put(read_weights(course.weights), learned(course.defense, model) or model, str(course.weights))
-    model = model.to(course.device).eval().requires_grad_(False)
-    threat, search = _threat(course), attacks.build(_PGD)
+    model = assemble(cast(Any, plan.defense), data)
+    put(read_weights(plan.weights), learned(plan.defense, model) or model, str(plan.weights))
+    model = model.to(plan.device).eval().requires_grad_(False)
+    threat, search = _threat(plan), attacks.build(_PGD)
     points = select(data, min(_TESTED, len(data)), 0)
     clean = robust = 0
     for start in range(0, len(points), _BATCH):
-        x, y = (part.to(course.device) for part in data.fetch(points[start : start + _BATCH]))
+        x, y = (part.to(plan.device) for part in data.fetch(points[start : start + _BATCH]))
         z = attack(model, x, y, search, threat, seed=asked.seed, slots=_BATCH)
         with torch.no_grad():
             clean += int((model(x).argmax(1) == y).sum())
@@ -234,38 +234,38 @@ def _measure(course: _Course) -> dict[str, Any]:
     return {"clean": clean / n, "pgd20": robust / n, "n": n, "threat": str(threat)}
 
 
-def _threat(course: _Course) -> Threat:
+def _threat(plan: _TrainPlan) -> Threat:
     """Return the threat model that was trained for, else the usual one of the data."""
-    eps = course.options.get("eps")
+    eps = plan.options.get("eps")
     if isinstance(eps, float) and eps > 0:  # 0: trained without an adversary
         return Threat("linf", eps)
-    return Threat.parse(usual_threat(course.asked.data) or "linf:0.1")
+    return Threat.parse(usual_threat(plan.asked.data) or "linf:0.1")
 
 
-def _card(course: _Course, measured: dict[str, Any]) -> Card:
+def _card(plan: _TrainPlan, measured: dict[str, Any]) -> Card:
     return Card(
-        defense=Spec.parse(course.name).name,
-        options=course.options,
-        data=course.data.family,
-        shape=course.data.shape,
-        classes=course.data.classes,
-        command=course.command,
-        seed=course.asked.seed,
-        epochs=course.recipe.epochs,
+        defense=Spec.parse(plan.name).name,
+        options=plan.options,
+        data=plan.data.family,
+        shape=plan.data.shape,
+        classes=plan.data.classes,
+        command=plan.command,
+        seed=plan.asked.seed,
+        epochs=plan.recipe.epochs,
         measured=measured,
-        sha256=digest(course.weights),
+        sha256=digest(plan.weights),
         robustkit=version("robustkit"),
     )
 
 
-def _report(course: _Course, card: Card) -> None:
+def _report(plan: _TrainPlan, card: Card) -> None:
     console, found = stdout(), card.measured
     if found:
         console.out(
-            f"{course.name} on {found['n']} test points: clean {found['clean']:.4f}, "
+            f"{plan.name} on {found['n']} test points: clean {found['clean']:.4f}, "
             f"PGD-20 ({found['threat']}) {found['pgd20']:.4f}",
             highlight=False,
         )
-    console.out(f"weights: {course.weights}", highlight=False)
-    console.out(f"card: {course.folder / 'card.json'}", highlight=False)
-    console.out(f"next: {course.next_command}", highlight=False)
+    console.out(f"weights: {plan.weights}", highlight=False)
+    console.out(f"card: {plan.folder / 'card.json'}", highlight=False)
+    console.out(f"next: {plan.next_command}", highlight=False)

@@ -25,7 +25,7 @@ from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
 from robustkit.search.external import ExternalAttack
 from robustkit.search.protocol import Tasks
 from robustkit.search.tasks import Outcome, Work, fresh_tasks
-from robustkit.verify.candidates import FRESH, Verdict, measure, verify
+from robustkit.verify.candidates import FRESH, CandidateVerdicts, measure, verify
 
 
 @dataclass
@@ -95,7 +95,9 @@ class StageJudge:
         self._note_refused(verdict, points, z, y)
         return confirmed
 
-    def _note_refused(self, verdict: Verdict, points: Sequence[int], z: Images, y: Labels) -> None:
+    def _note_refused(
+        self, verdict: CandidateVerdicts, points: Sequence[int], z: Images, y: Labels
+    ) -> None:
         """Measure what fooled a randomized model more often than anything else that was refused."""
         if verdict.seen is None:
             return
@@ -144,7 +146,7 @@ class StageJudge:
 
 
 def broken_points(
-    verdict: Verdict, stage: int, points: Sequence[int], z: Images | None
+    verdict: CandidateVerdicts, stage: int, points: Sequence[int], z: Images | None
 ) -> list[BrokenPoint]:
     """List the confirmed candidates, with their inputs `z` [b, *f] where those are kept."""
     stored = None if z is None else z.cpu().numpy()

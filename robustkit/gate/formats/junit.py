@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from robustkit.gate.verdict import Failure, Finding, Verdict
+from robustkit.gate.verdict import Failure, GateVerdict, MetricFinding
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_junit(
-    verdicts: Sequence[Verdict], undecided: str = "error", failures: Sequence[Failure] = ()
+    verdicts: Sequence[GateVerdict], undecided: str = "error", failures: Sequence[Failure] = ()
 ) -> str:
     """Write the verdicts as JUnit XML.
 
@@ -46,7 +46,7 @@ def to_junit(
 
 
 def _case(
-    suite: ElementTree.Element, verdict: Verdict, finding: Finding, undecided: str
+    suite: ElementTree.Element, verdict: GateVerdict, finding: MetricFinding, undecided: str
 ) -> str | None:
     seconds = verdict.seconds / len(verdict.findings)
     case = ElementTree.SubElement(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robustkit.gate.verdict import Failure, Finding, Verdict
-from robustkit.leaderboard.formats import markdown_text
+from robustkit.gate.verdict import Failure, GateVerdict, MetricFinding
+from robustkit.leaderboard.formats import markdown_text, piped
 
 _MARKS = {"pass": "✅ pass", "improved": "✅ improved", "regressed": "❌ regressed",
           "undecided": "⚠️ undecided"}  # fmt: skip
@@ -14,7 +14,7 @@ _HEADS = ("model", "metric", "verdict", "baseline", "candidate", "drop", "bounds
 MARKER = "<!-- robustkit check -->"
 
 
-def to_markdown(verdicts: Sequence[Verdict], failures: Sequence[Failure] = ()) -> str:
+def to_markdown(verdicts: Sequence[GateVerdict], failures: Sequence[Failure] = ()) -> str:
     """Write a heading, a table with a row for each metric, and a sentence for each that fails.
 
     A model that could not be evaluated has a row and a sentence too.
@@ -22,9 +22,9 @@ def to_markdown(verdicts: Sequence[Verdict], failures: Sequence[Failure] = ()) -
     The first line is an invisible marker: by it a bot finds the comment that it has to replace.
     """
     lines = [MARKER, f"### Robustness: {_headline(verdicts, len(failures))}", ""]
-    lines += [_row(_HEADS), _row(["---"] * 3 + ["---:"] * 5)]
-    lines += [_row(_cells(v, finding)) for v in verdicts for finding in v.findings]
-    lines += [_row([markdown_text(f.candidate), "", _UNFINISHED, *[""] * 5]) for f in failures]
+    lines += [piped(_HEADS), piped(["---"] * 3 + ["---:"] * 5)]
+    lines += [piped(_cells(v, finding)) for v in verdicts for finding in v.findings]
+    lines += [piped([markdown_text(f.candidate), "", _UNFINISHED, *[""] * 5]) for f in failures]
     lines += [line for f in failures for line in ("", markdown_text(f"{f.candidate}: {f.message}"))]
     for verdict in verdicts:
         if verdict.answer in ("regressed", "undecided"):
@@ -39,7 +39,7 @@ def to_markdown(verdicts: Sequence[Verdict], failures: Sequence[Failure] = ()) -
     return "\n".join(lines) + "\n"
 
 
-def _headline(verdicts: Sequence[Verdict], unfinished: int) -> str:
+def _headline(verdicts: Sequence[GateVerdict], unfinished: int) -> str:
     answers = [verdict.answer for verdict in verdicts]
     told = [
         f"{answers.count(answer)} {answer}"
@@ -50,7 +50,7 @@ def _headline(verdicts: Sequence[Verdict], unfinished: int) -> str:
     return ", ".join(told).replace("pass", "passed")
 
 
-def _cells(verdict: Verdict, finding: Finding) -> list[str]:
+def _cells(verdict: GateVerdict, finding: MetricFinding) -> list[str]:
     cells = [markdown_text(verdict.candidate), finding.metric, _MARKS[finding.answer]]
     if finding.drop is None or finding.low is None or finding.high is None:
         return [*cells, "", "", "", markdown_text(finding.detail), f"{finding.n}"]
@@ -62,7 +62,3 @@ def _cells(verdict: Verdict, finding: Finding) -> list[str]:
         f"{finding.low:.4f} to {finding.high:.4f}",
         f"{finding.n} of {finding.total}",
     ]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

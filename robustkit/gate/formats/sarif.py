@@ -10,12 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 from robustkit.gate.criteria import METRICS
-from robustkit.gate.verdict import Failure, Finding, Verdict
+from robustkit.gate.verdict import Failure, GateVerdict, MetricFinding
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def to_sarif(verdicts: Sequence[Verdict], failures: Sequence[Failure] = ()) -> str:
+def to_sarif(verdicts: Sequence[GateVerdict], failures: Sequence[Failure] = ()) -> str:
     """Write the verdicts as a SARIF 2.1.0 log.
 
     A result points to the file of the model, or to the baseline's record for a model that has no
@@ -43,7 +43,7 @@ def to_sarif(verdicts: Sequence[Verdict], failures: Sequence[Failure] = ()) -> s
     return json.dumps(log, indent=2) + "\n"
 
 
-def _result(verdict: Verdict, finding: Finding) -> dict[str, Any]:
+def _result(verdict: GateVerdict, finding: MetricFinding) -> dict[str, Any]:
     place = verdict.model_file or verdict.baseline_record
     return {
         "ruleId": finding.metric,

@@ -18,7 +18,7 @@ from robustkit.integrations.conformance import attacks, datasets_and_suites, def
 from robustkit.integrations.conformance.fixtures import Unmet, documented
 from robustkit.registry import Entry
 
-__all__ = ["Verdict", "find", "validate"]
+__all__ = ["CheckResult", "find", "validate"]
 
 _KINDS = {
     "attack": registry.attacks,
@@ -36,7 +36,7 @@ _CHECKS: dict[str, Callable[[Entry], Iterator[tuple[str, Callable[[], None]]]]] 
 }
 
 
-class Verdict(NamedTuple):
+class CheckResult(NamedTuple):
     """What came of one check: `detail` is empty where it passed."""
 
     kind: str
@@ -93,12 +93,12 @@ def _is_file(module: str, path: str) -> bool:
     return Path(file).resolve() == Path(path).expanduser().resolve()
 
 
-def validate(entries: Sequence[tuple[str, Entry]]) -> Iterator[Verdict]:
-    """Run every check of its kind on each entry; what a check raises is its verdict."""
+def validate(entries: Sequence[tuple[str, Entry]]) -> Iterator[CheckResult]:
+    """Run every check of its kind on each entry; what a check raises is its result."""
     for kind, entry in entries:
         first: tuple[str, Callable[[], None]] = ("is documented", partial(documented, entry))
         for check, run in [first, *_CHECKS[kind](entry)]:
-            yield Verdict(kind, entry.name, check, *_outcome(run))
+            yield CheckResult(kind, entry.name, check, *_outcome(run))
 
 
 def _outcome(run: Callable[[], Any]) -> tuple[bool, str]:

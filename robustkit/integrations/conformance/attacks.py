@@ -85,10 +85,10 @@ def _inside(entry: Entry, threat: Threat) -> None:
     outside = int((~threat.contains(z, x)).sum())
     need(outside == 0, f"{outside} of 8 results lie outside {threat}")
     with torch.no_grad():
-        right, stands = model(x).argmax(1) == y, model(z).argmax(1) == y
+        right, robust = model(x).argmax(1) == y, model(z).argmax(1) == y
     changed = (z != x).flatten(1).any(1)
     need(
-        torch.equal(changed, right & ~stands),
+        torch.equal(changed, right & ~robust),
         "expected a changed input exactly where the model was right and now errs",
     )
 
@@ -99,7 +99,7 @@ def _works(entry: Entry, threat: Threat) -> None:
     z = attack(model, x, y, small(entry), wide)
     with torch.no_grad():
         before, after = (int((model(images).argmax(1) == y).sum()) for images in (x, z))
-    need(after <= before / 3, f"{after} of {before} points still stand at {wide}")
+    need(after <= before / 3, f"{after} of {before} points are still robust at {wide}")
 
 
 def _seeded(entry: Entry, threat: Threat) -> None:
@@ -149,8 +149,8 @@ def _independent(entry: Entry, threat: Threat) -> None:
     whole = attack(model, x, y, search, threat, slots=64)
     for slots in (1, 7):
         z = attack(model, x, y, search, threat, slots=slots)
-        fell, fell_here = ((images != x).flatten(1).any(1) for images in (whole, z))
-        need(torch.equal(fell, fell_here), f"with {slots} slots other points fall than with 64")
+        broken, here = ((images != x).flatten(1).any(1) for images in (whole, z))
+        need(torch.equal(broken, here), f"with {slots} slots other points are broken than with 64")
         same = not one_job or torch.equal(whole, z)
         need(same, f"with {slots} slots other inputs are found than with 64: rows look at others")
 
@@ -173,5 +173,5 @@ def _few_classes(entry: Entry, threat: Threat) -> None:
         z = attack(few, x, y, search, Threat(threat.norm, 4 * threat.eps))
         need(bool(z.isfinite().all()), f"with {classes} classes the result is not finite")
         with torch.no_grad():
-            fell = int((few(z).argmax(1) != y).sum())
-        need(fell > 0, f"with {classes} classes no point falls at four times {threat}")
+            broken = int((few(z).argmax(1) != y).sum())
+        need(broken > 0, f"with {classes} classes no point is broken at four times {threat}")

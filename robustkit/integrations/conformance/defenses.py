@@ -77,11 +77,11 @@ def _answers(entry: Entry, shape: tuple[int, int, int]) -> None:
 
 def _examined(model: nn.Module, x: Tensor, classes: int) -> None:
     """Expect logits, without coupling in the batch; randomness only where it is declared."""
-    health = examine(model, x, classes, "the model")
+    diagnosis = examine(model, x, classes, "the model")
     declares = bool(getattr(model, "randomized", False))
     need(
-        health.randomized == declares,
-        f"two passes {'differ' if health.randomized else 'agree'}, yet the model says "
+        diagnosis.randomized == declares,
+        f"two passes {'differ' if diagnosis.randomized else 'agree'}, yet the model says "
         f"randomized = {declares}",
     )
 

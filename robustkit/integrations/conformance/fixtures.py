@@ -1,4 +1,4 @@
-"""What the checks stand on: one small model whose rows are bitwise independent, and its points."""
+"""What the checks use: one small model whose rows are bitwise independent, and its points."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from robustkit.errors import UsageError, unknown
 from robustkit.leaderboard import rows
 from robustkit.leaderboard.formats import to_latex
 from robustkit.leaderboard.report import plots
-from robustkit.leaderboard.report.gallery import Album, Picture
+from robustkit.leaderboard.report.gallery import GalleryMaker, Picture
 from robustkit.leaderboard.report.optional import need
 from robustkit.leaderboard.report.plots import (
     BLUE,
@@ -69,7 +69,7 @@ def write_figures(
     written = [folder / "leaderboard.tex"]
     files.write(to_latex(rows.table(records)).encode(), written[0])
     with styled():
-        for name, figure in _figures(groups, Album(data_root, data), pictures):
+        for name, figure in _figures(groups, GalleryMaker(data_root, data), pictures):
             for kind in formats:
                 written.append(folder / f"{name}.{kind}")
                 save(figure, written[-1], kind)
@@ -77,18 +77,18 @@ def write_figures(
     return written
 
 
-def _figures(groups: Sequence[Group], album: Album, limit: int) -> Iterator[tuple[str, Any]]:
+def _figures(groups: Sequence[Group], maker: GalleryMaker, limit: int) -> Iterator[tuple[str, Any]]:
     used: set[str] = set()
     for group in groups:
         name = _file(f"{group.data}-{group.threat}", used)
         yield f"bracket-{name}", _bracket(group)
         yield f"tradeoff-{name}", _tradeoff(group)
-        yield f"attacks-{name}", _fates(group)
+        yield f"attacks-{name}", _outcomes(group)
         yield f"cost-{name}", _costs(group)
         for line in group.lines:
             own = _file(f"{name}-{line.label}", used)
             yield f"classes-{own}", _classes(line)
-            found = album.gallery(line.record, line.row.record, limit).pictures
+            found = maker.gallery(line.record, line.row.record, limit).pictures
             if found:
                 yield f"gallery-{own}", _gallery(found)
     found_curves = curves(groups)
@@ -99,7 +99,7 @@ def _figures(groups: Sequence[Group], album: Album, limit: int) -> Iterator[tupl
 def _bracket(group: Group) -> Any:
     handles = [
         _patch("certified", BLUE),
-        _patch("standing, not proved", SKY),
+        _patch("robust, not proved", SKY),
         _patch("broken", "white", "////", VERMILLION),
     ]
     figure, axes, columns = _rows(group, [handle.get_label() for handle in handles])
@@ -175,17 +175,22 @@ def _security(found: Sequence[Curve]) -> Any:
     return figure
 
 
-def _fates(group: Group) -> Any:
+def _outcomes(group: Group) -> Any:
     attacks = plots.attacks_of(group.lines)
     colors = (VERMILLION, ORANGE, PURPLE)
     parts = [
         ("certified", BLUE, "", [line.row.certified or 0.0 for line in group.lines]),
-        ("standing", SKY, "", [ln.row.robust - (ln.row.certified or 0.0) for ln in group.lines]),
+        (
+            "robust, not proved",
+            SKY,
+            "",
+            [ln.row.robust - (ln.row.certified or 0.0) for ln in group.lines],
+        ),
     ]
     for number, names in enumerate(attacks):
-        taken = [plots.taken(line, names) for line in group.lines]
+        broken = [plots.broken_by(line, names) for line in group.lines]
         hatch = _HATCHES[number % len(_HATCHES)]
-        parts.append((plots.title(names), colors[number % len(colors)], hatch, taken))
+        parts.append((plots.title(names), colors[number % len(colors)], hatch, broken))
     parts.append(("misclassified", GRAY, "", [1 - line.row.clean for line in group.lines]))
     figure, axes = _stack(group, parts)
     axes.set(xlim=(0, 1), xlabel="share of the points")
@@ -195,7 +200,7 @@ def _fates(group: Group) -> Any:
 def _costs(group: Group) -> Any:
     parts = []
     for number, names in enumerate(plots.attacks_of(group.lines)):
-        spent = [plots.spent(line, names) for line in group.lines]
+        spent = [plots.passes_of(line, names) for line in group.lines]
         hatch = "" if number == 0 else _HATCHES[number % len(_HATCHES)]
         parts.append((plots.title(names), CYCLE[number % len(CYCLE)], hatch, spent))
     other = [sum(line.rest) / line.record.n for line in group.lines]

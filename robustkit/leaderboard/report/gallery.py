@@ -7,7 +7,6 @@ both are shown only if they are provably those of the record.
 from __future__ import annotations
 
 import re
-import zlib
 from collections import defaultdict
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -22,7 +21,7 @@ from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError
 from robustkit.leaderboard.report.images import Pixels, magnified, pixels
 from robustkit.leaderboard.report.view import class_name
-from robustkit.record.ledger import Ledger
+from robustkit.record.ledger_reader import open_readonly
 from robustkit.record.ledger_schema import BrokenPoint
 from robustkit.record.record import Record
 
@@ -49,7 +48,7 @@ class Gallery(NamedTuple):
     reason: str = ""
 
 
-class Album:
+class GalleryMaker:
     """Opens each data set once for all records that name it.
 
     Args:
@@ -63,7 +62,7 @@ class Album:
         self._same: dict[tuple[str, str], bool] = {}
 
     def gallery(self, record: Record, path: Path | str, limit: int) -> Gallery:
-        """Show up to `limit` broken points, dealt evenly over the classes."""
+        """Show up to `limit` broken points, chosen evenly over the classes."""
         if limit < 1:
             return Gallery([], "No pictures were asked for.")
         if not any(status == "broken" for status in record.points.status):
@@ -77,7 +76,7 @@ class Album:
         data = self._dataset(record)
         if isinstance(data, str):
             return Gallery([], data)
-        chosen = _deal(record, limit)
+        chosen = _choose(record, limit)
         found = _found(record, ledger, chosen)
         if isinstance(found, str):
             return Gallery([], found)
@@ -133,16 +132,16 @@ def _is_code(name: str) -> bool:
     return not (name.startswith(("npz:", "folder:")) or re.fullmatch(r"\w+(\([^()]*\))?", name))
 
 
-def _deal(record: Record, limit: int) -> list[int]:
+def _choose(record: Record, limit: int) -> list[int]:
     """Take broken points class by class, each class in the order of the data set."""
-    hands: dict[int, list[int]] = defaultdict(list)
+    of_class: dict[int, list[int]] = defaultdict(list)
     columns = record.points.index, record.points.label, record.points.status
     for index, label, status in sorted(zip(*columns, strict=True)):
         if status == "broken":
-            hands[label].append(index)
-    turns = zip_longest(*(hands[label] for label in sorted(hands)))
-    dealt = [point for point in chain.from_iterable(turns) if point is not None]
-    return dealt[:limit]
+            of_class[label].append(index)
+    turns = zip_longest(*(of_class[label] for label in sorted(of_class)))
+    chosen = [point for point in chain.from_iterable(turns) if point is not None]
+    return chosen[:limit]
 
 
 def _found(
@@ -150,31 +149,31 @@ def _found(
 ) -> dict[int, tuple[BrokenPoint, NDArray[Any]]] | str:
     """Return the adversarial inputs of the chosen points, or why there are none."""
     try:
-        with Ledger(path, None) as ledger:
-            falls = ledger.falls()
+        with open_readonly(path) as ledger:
+            broken = ledger.falls()
             images = ledger.examples(tuple(record.data.shape), chosen)
-    except (RobustkitError, ValueError, zlib.error) as error:
+    except RobustkitError as error:
         return f"The ledger beside the record cannot be read: {clean(str(error))}"
     columns = record.points.index, record.points.status, record.points.distance
     told = {i: distance for i, status, distance in zip(*columns, strict=True) if status == "broken"}
-    if {point: fall.distance for point, fall in falls.items()} != told:
+    if {point: found.distance for point, found in broken.items()} != told:
         return "The ledger beside the record is not that of the record: their verdicts differ."
     if not images:
         return "The run did not store its adversarial inputs (--no-save-adversarial)."
-    return {point: (falls[point], image.numpy()) for point, image in images.items()}
+    return {point: (broken[point], image.numpy()) for point, image in images.items()}
 
 
 def _picture(
-    record: Record, before: NDArray[Any], fall: BrokenPoint, after: NDArray[Any]
+    record: Record, before: NDArray[Any], broken: BrokenPoint, after: NDArray[Any]
 ) -> Picture:
-    row = record.points.index.index(fall.point)
+    row = record.points.index.index(broken.point)
     change, factor = magnified(before, after)
     return Picture(
-        point=fall.point,
+        point=broken.point,
         label=class_name(record, record.points.label[row]),
-        fooled=class_name(record, fall.predicted),
+        fooled=class_name(record, broken.predicted),
         attack=clean(str(record.points.attack[row])),
-        distance=fall.distance,
+        distance=broken.distance,
         factor=factor,
         images=(pixels(before), pixels(after), pixels(change)),
     )

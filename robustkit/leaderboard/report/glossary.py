@@ -8,14 +8,15 @@ GLOSSARY = (
     (
         "certified, robust, clean",
         "Shares of all n points. Certified points are proved robust: a lower bound, whatever the "
-        "attack. Robust points are classified correctly and stood against every attack that ran: "
+        "attack. Robust points are classified correctly and no attack that ran broke them: "
         "an upper bound, which a stronger attack can lower. Clean points are classified correctly "
         "without an attack. The truth lies between certified and robust.",
     ),
     (
         "95% interval",
-        "Clopper–Pearson: how far another sample of n points could have moved the robust accuracy. "
-        "It covers the sampling of points, not the strength of the attacks, the randomness of "
+        "How far another sample of n points could have moved the robust accuracy: Clopper–Pearson, "
+        "or, where the run ended early, a confidence sequence, which holds whenever one stops. It "
+        "covers the sampling of points, not the strength of the attacks, the randomness of "
         "training or of the model.",
     ),
     (

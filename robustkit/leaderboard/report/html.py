@@ -20,11 +20,12 @@ from robustkit.core import files
 from robustkit.core.text import clean
 from robustkit.leaderboard import formats, rows
 from robustkit.leaderboard.report import plots
-from robustkit.leaderboard.report.gallery import Album, Gallery
+from robustkit.leaderboard.report.gallery import Gallery, GalleryMaker
 from robustkit.leaderboard.report.glossary import GLOSSARY
 from robustkit.leaderboard.report.images import LARGEST, data_uri
 from robustkit.leaderboard.report.optional import need
 from robustkit.leaderboard.report.view import Group, Line, arrange, curves
+from robustkit.record.interval import stopped_early
 from robustkit.record.record import Record
 
 TITLE = "Robustness report"
@@ -53,7 +54,7 @@ def write_page(
     """Write the report of `records`, each with the path it lies at, to the HTML file `path`.
 
     Args:
-        data_root, data: where the clean images of the galleries are; see `Album`.
+        data_root, data: where the clean images of the galleries are; see `GalleryMaker`.
         pictures: broken points shown for each record.
         advance: hears the defense of each record when it has been laid out.
 
@@ -63,17 +64,19 @@ def write_page(
     """
     jinja2 = need("jinja2")
     records = list(records)
-    groups, album = arrange(records), Album(data_root, data)
+    groups, maker = arrange(records), GalleryMaker(data_root, data)
     drawn: dict[str, plots.Plot] = {}
     shown: list[Shown] = []
-    laid_out = [_group(group, album, pictures, drawn, shown, advance) for group in groups]
+    laid_out = [_group(group, maker, pictures, drawn, shown, advance) for group in groups]
     loader = jinja2.PackageLoader("robustkit.leaderboard.report")
-    room = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    room.undefined = jinja2.StrictUndefined
-    room.filters.update(share="{:.3f}".format, percent=lambda share: f"{100 * share:.2f}%")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.undefined = jinja2.StrictUndefined
+    environment.filters.update(share="{:.3f}".format, percent=lambda share: f"{100 * share:.2f}%")
     script = (_ASSETS / "page.js").read_text("utf-8")
     markup = need("markupsafe").Markup
-    text = room.get_template("page.html").render(
+    text = environment.get_template("page.html").render(
         title=clean(title),
         version=version("robustkit"),
         count=len(records),
@@ -93,18 +96,18 @@ def write_page(
 
 def _group(
     group: Group,
-    album: Album,
+    maker: GalleryMaker,
     pictures: int,
     drawn: dict[str, plots.Plot],
     shown: list[Shown],
     advance: Callable[[str], None],
 ) -> dict[str, Any]:
-    names = {kind: f"{group.id}-{kind}" for kind in ("tradeoff", "fates", "costs")}
+    names = {kind: f"{group.id}-{kind}" for kind in ("tradeoff", "outcomes", "costs")}
     for kind, name in names.items():
         drawn[name] = getattr(plots, kind)(group)
     items = []
     for line in group.lines:
-        gallery = album.gallery(line.record, line.row.record, pictures)
+        gallery = maker.gallery(line.record, line.row.record, pictures)
         shown.append(Shown(line.name, line.row.record, len(gallery.pictures), gallery.reason))
         drawn[f"{line.id}-classes"] = plots.classes(line)
         items.append(_item(line, gallery))
@@ -115,11 +118,13 @@ def _group(
 
 def _item(line: Line, gallery: Gallery) -> dict[str, Any]:
     row, record = line.row, line.record
-    standing = sum(record.outcomes.values())
+    early = stopped_early(record)
+    kind = "a confidence sequence, as the run ended early" if early else "Clopper–Pearson"
     interval = (
-        f"{standing} of {row.n} points stand. 95% interval {row.robust_low:.3f} to "
-        f"{row.robust_high:.3f} (Clopper–Pearson): what another sample of {row.n} points could "
-        "have shown. It does not cover stronger attacks: those can only lower the number."
+        f"{sum(record.outcomes.values())} of {row.n} points are robust. 95% interval "
+        f"{row.robust_low:.3f} to {row.robust_high:.3f} ({kind}): what another sample of {row.n} "
+        "points could have shown. It does not cover stronger attacks: those can only lower the "
+        "number."
     )
     if row.audit_bound is not None:
         bound = f"{row.audit_bound:.3f} (95%, by the audit)"

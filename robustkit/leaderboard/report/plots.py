@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
-from robustkit.core.text import short
+from robustkit.core.text import short, with_interval
 from robustkit.leaderboard.report.optional import need
 from robustkit.leaderboard.report.view import Curve, Group, Line
 
@@ -104,18 +104,22 @@ def security(found: Sequence[Curve]) -> Plot:
     return _plot(figure)
 
 
-def fates(group: Group) -> Plot:
-    """Draw for each record, as one bar, what became of its points: proved, standing, taken."""
+def outcomes(group: Group) -> Plot:
+    """Draw for each record, as one bar, what became of its points, by attack."""
     go = need("plotly.graph_objects")
     attacks = attacks_of(group.lines)
     figure = go.Figure(layout=_layout("share of the points", ""))
     parts = [
         ("certified", BLUE, [line.row.certified or 0 for line in group.lines]),
-        ("standing", SKY, [line.row.robust - (line.row.certified or 0) for line in group.lines]),
+        (
+            "robust, not proved",
+            SKY,
+            [line.row.robust - (line.row.certified or 0) for line in group.lines],
+        ),
     ]
     colors = (VERMILLION, ORANGE, PURPLE)
     for number, names in enumerate(attacks):
-        lost = [taken(line, names) for line in group.lines]
+        lost = [broken_by(line, names) for line in group.lines]
         parts.append((title(names), colors[number % len(colors)], lost))
     parts.append(("misclassified", GRAY, [1 - line.row.clean for line in group.lines]))
     for number, (name, color, shares) in enumerate(parts):
@@ -131,7 +135,7 @@ def costs(group: Group) -> Plot:
     go = need("plotly.graph_objects")
     figure = go.Figure(layout=_layout("passes per point, forward + backward", ""))
     for number, names in enumerate(attacks_of(group.lines)):
-        passes = [spent(line, names) for line in group.lines]
+        passes = [passes_of(line, names) for line in group.lines]
         color = CYCLE[number % len(CYCLE)]
         figure.add_bar(**_stacked(group, title(names), color, number, passes, _UNIT, ",.1f"))
     other = [sum(line.rest) / line.record.n for line in group.lines]
@@ -183,19 +187,19 @@ def spread(lines: Sequence[Line], apart: float = 0.065) -> list[tuple[Line, floa
 
 
 def attacks_of(lines: Iterable[Line]) -> list[tuple[str, ...]]:
-    """List the attacks in the order they ran; those beyond `MANY` stand together at the end."""
+    """List the attacks in the order they ran; those beyond `MANY` are one, at the end."""
     names = list(dict.fromkeys(bar.attack for line in lines for bar in line.bars))
     if len(names) <= MANY:
         return [(name,) for name in names]
     return [*((name,) for name in names[: MANY - 1]), tuple(names[MANY - 1 :])]
 
 
-def taken(line: Line, names: tuple[str, ...]) -> float:
-    """Return the share of the points of a record that these attacks took."""
-    return sum(bar.taken for bar in line.bars if bar.attack in names) / line.record.n
+def broken_by(line: Line, names: tuple[str, ...]) -> float:
+    """Return the share of the points of a record that these attacks broke."""
+    return sum(bar.broken for bar in line.bars if bar.attack in names) / line.record.n
 
 
-def spent(line: Line, names: tuple[str, ...]) -> float:
+def passes_of(line: Line, names: tuple[str, ...]) -> float:
     """Return the passes per point, forward and backward, that these attacks used."""
     mine = [bar.forwards + bar.backwards for bar in line.bars if bar.attack in names]
     return sum(mine) / line.record.n
@@ -272,8 +276,8 @@ def _hover(line: Line) -> str:
     row = line.row
     proved = "" if row.certified is None else f"<br>certified {row.certified:.3f}"
     return (
-        f"{plain(line.label)}<br>clean {row.clean:.3f}<br>robust {row.robust:.3f} "
-        f"[{row.robust_low:.3f}, {row.robust_high:.3f}]{proved}"
+        f"{plain(line.label)}<br>clean {row.clean:.3f}<br>robust "
+        f"{with_interval(row.robust, row.robust_low, row.robust_high)}{proved}"
     )
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robustkit.core import stats
-from robustkit.core.text import clean
+from robustkit.core.text import clean, posix
 from robustkit.errors import UsageError
-from robustkit.leaderboard import rows
-from robustkit.leaderboard.rows import Row
+from robustkit.leaderboard.rows import Row, ranked
+from robustkit.record.interval import clean_interval
 from robustkit.record.record import Record
 from robustkit.verify.flags import Flag
 
@@ -28,11 +27,11 @@ class ClassBar(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One attack of one record, over the points that were still standing."""
+    """One attack of one record, over the points that were still robust."""
 
     attack: str
     entered: int
-    taken: int
+    broken: int
     forwards: int
     backwards: int
     seconds: float
@@ -119,7 +118,7 @@ class Curve(NamedTuple):
 
     @property
     def rises(self) -> list[Line]:
-        """Lines with more points standing than at a smaller eps: the attack missed some there."""
+        """Lines with more robust points than at a smaller eps: the attack missed some there."""
         pairs = zip(self.lines, self.lines[1:], strict=False)
         return [after for before, after in pairs if after.row.robust > before.row.robust]
 
@@ -132,23 +131,22 @@ def arrange(records: Iterable[tuple[Path | str, Record]]) -> list[Group]:
     """
     found: dict[str, Record] = {}
     for path, record in records:
-        place = path.as_posix() if isinstance(path, Path) else path
+        place = posix(path)
         if place in found:
             raise UsageError(f"expected one record a path, got two for {place!r}.")
         found[place] = record
     if not found:
         raise UsageError("expected at least one record, got none.")
-    rows = [Row(**_plain(cells)) for cells in _cells(found)]
-    numbered = list(enumerate(rows, 1))
-    groups = []
-    for number, (key, grouped) in enumerate(groupby(numbered, key=_key), 1):
-        members = list(grouped)
-        labels = _labels([row for _, row in members])
+    groups, ids = [], count(1)
+    for number, members in enumerate(ranked(found.items()), 1):
+        labels = _labels([row for row, _ in members])
         lines = [
-            _line(f"record-{i}", label, row, found[row.record])
-            for (i, row), label in zip(members, labels, strict=True)
+            _line(f"record-{next(ids)}", label, row, record)
+            for (row, record), label in zip(members, labels, strict=True)
         ]
-        groups.append(Group(f"group-{number}", clean(key[0]), f"{key[1]}, eps = {key[2]}", lines))
+        first = lines[0].row
+        threat = f"{first.norm}, eps = {first.eps:.6g}"
+        groups.append(Group(f"group-{number}", clean(first.data), threat, lines))
     return groups
 
 
@@ -188,28 +186,12 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 
 
 def _line(identity: str, label: str, row: Row, record: Record) -> Line:
-    right = record.n - record.points.status.count("misclassified")
-    low, high = stats.clopper_pearson(right, record.n)
+    low, high = clean_interval(record)
     flags = [Flag(name=clean(flag.name), message=clean(_told(flag))) for flag in record.flags]
     if record.randomized and "randomized" not in {flag.name for flag in flags}:
         told = "two passes of the same input through the model differ."
         flags.insert(0, Flag(name="randomized", message=told))
     return Line(identity, label, row, record, low, high, flags)
-
-
-def _cells(found: dict[str, Record]) -> list[dict[str, Any]]:
-    frame = rows.table(found.items())
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
-
-
-def _plain(cells: dict[str, Any]) -> dict[str, Any]:
-    """Undo what pandas has put in the place of None."""
-    return {name: None if value != value else value for name, value in cells.items()}
-
-
-def _key(item: tuple[int, Row]) -> tuple[str, str, str]:
-    row = item[1]
-    return row.data, row.norm, f"{row.eps:.6g}"
 
 
 def _told(flag: Flag) -> str:

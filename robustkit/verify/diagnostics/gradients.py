@@ -39,14 +39,14 @@ class _Base(NamedTuple):
 
 
 def of_gradients(
-    asked: CountedModel, x: Images, first: Logits, box: tuple[float, float], *, randomized: bool
+    counted: CountedModel, x: Images, first: Logits, box: tuple[float, float], *, randomized: bool
 ) -> list[Flag]:
     """Look at the gradient of the margin at `x` [b, *f], whose logits are `first`.
 
-    Of a randomized model whose draws `asked` does not repeat, it is only seen whether the gradient
-    is there and of a usable size.
+    Of a randomized model whose draws are not repeated, it is only seen whether the gradient is
+    there and of a usable size.
     """
-    logits, gradient = asked.gradient(x, _leading(first))
+    logits, gradient = counted.gradient(x, _leading(first))
     flags, n = list[Flag](), len(x)
     size = torch.zeros(n) if gradient is None else gradient.flatten(1).abs().amax(1)
     usable = (size > 0) & size.isfinite()
@@ -62,9 +62,9 @@ def of_gradients(
             flags.append(flag("exploding_gradient", f"{seen}size of the logits"))
     if randomized:
         return flags
-    base, side = _interior(asked, x, box), box[1] - box[0]
-    steps = _constant(asked, base, side)
-    lies = _wavering(asked, base) or _mismatch(asked, base, side, 0 if steps else _RANDOM)
+    base, side = _interior(counted, x, box), box[1] - box[0]
+    steps = _constant(counted, base, side)
+    lies = _wavering(counted, base) or _mismatch(counted, base, side, 0 if steps else _RANDOM)
     return flags + lies + steps
 
 
@@ -79,12 +79,12 @@ def _leading(logits: Logits) -> Callable[[Logits], Scalars]:
     return margin
 
 
-def _interior(asked: CountedModel, x: Images, box: tuple[float, float]) -> _Base:
+def _interior(counted: CountedModel, x: Images, box: tuple[float, float]) -> _Base:
     side = box[1] - box[0]
     noise = _draw(x, 0) * _JITTER * side
     inside = box[0] + _INSIDE * side + (1 - 2 * _INSIDE) * (x - box[0]) + noise
-    margin = _leading(asked.logits(inside))
-    logits, gradient = asked.gradient(inside, margin)
+    margin = _leading(counted.logits(inside))
+    logits, gradient = counted.gradient(inside, margin)
     gradient = torch.zeros_like(x) if gradient is None else gradient
     return _Base(inside, logits, gradient, margin)
 
@@ -95,9 +95,9 @@ def _draw(x: Images, number: int) -> Images:
     return (2 * draws - 1).to(x)
 
 
-def _wavering(asked: CountedModel, base: _Base) -> list[Flag]:
+def _wavering(counted: CountedModel, base: _Base) -> list[Flag]:
     """Ask for the gradient again, of a model whose outputs are always the same."""
-    again = asked.gradient(base.x, base.margin)[1]
+    again = counted.gradient(base.x, base.margin)[1]
     if again is None:
         return []
     before, now = base.gradient.flatten(1), again.flatten(1)
@@ -109,7 +109,7 @@ def _wavering(asked: CountedModel, base: _Base) -> list[Flag]:
     return [flag("gradient_mismatch", f"{seen}, and the same outputs")]
 
 
-def _mismatch(asked: CountedModel, base: _Base, side: float, random: int) -> list[Flag]:
+def _mismatch(counted: CountedModel, base: _Base, side: float, random: int) -> list[Flag]:
     """Compare with central differences along the gradient's sign and along `random` random signs.
 
     Of outputs that change by jumps the first says whether the gradient leads up, which is all that
@@ -125,7 +125,7 @@ def _mismatch(asked: CountedModel, base: _Base, side: float, random: int) -> lis
     others = [_draw(base.x, 1 + i).sign() for i in range(random)]
     wrong = asking.clone()
     for step in _STEPS:
-        errors = _off(asked, base, [own], others, step * side, wrong)
+        errors = _off(counted, base, [own], others, step * side, wrong)
         wrong[wrong.clone()] = errors > _WRONG
         if not bool(wrong.any()):
             break
@@ -137,7 +137,7 @@ def _mismatch(asked: CountedModel, base: _Base, side: float, random: int) -> lis
 
 
 def _off(
-    asked: CountedModel,
+    counted: CountedModel,
     base: _Base,
     own: list[Images],
     others: list[Images],
@@ -153,7 +153,7 @@ def _off(
         seen, told = list[Tensor](), list[Tensor]()
         for direction in directions:
             up, down = x + step * direction[index], x - step * direction[index]
-            margins = [_margins(asked, base, z, index).double() for z in (up, down)]
+            margins = [_margins(counted, base, z, index).double() for z in (up, down)]
             seen.append(margins[0] - margins[1])
             told.append((gradient * (up.double() - down.double()).flatten(1)).sum(1))
         change, promise = torch.stack(seen, 1), torch.stack(told, 1)
@@ -177,17 +177,17 @@ def _grain(logits: Logits) -> float:
     return 8 * torch.finfo(torch.float32).eps
 
 
-def _margins(asked: CountedModel, base: _Base, z: Images, index: Tensor) -> Scalars:
+def _margins(counted: CountedModel, base: _Base, z: Images, index: Tensor) -> Scalars:
     """Return the margins of inputs `z` [r, *f] near the rows `index` of the base."""
     whole = base.logits.clone()
-    if asked.seed is None:
-        whole[index] = asked.logits(z)
+    if counted.seed is None:
+        whole[index] = counted.logits(z)
     else:  # draws are the same in batches of the same rows alone
-        whole = asked.logits(base.x.index_copy(0, index, z))
+        whole = counted.logits(base.x.index_copy(0, index, z))
     return base.margin(whole)[index]
 
 
-def _constant(asked: CountedModel, base: _Base, side: float) -> list[Flag]:
+def _constant(counted: CountedModel, base: _Base, side: float) -> list[Flag]:
     """Move few pixels a little, to either side: what is smooth answers, if faintly.
 
     Moved is the pixel with the largest gradient. Where there is none, a few drawn ones are.
@@ -199,7 +199,7 @@ def _constant(asked: CountedModel, base: _Base, side: float) -> list[Flag]:
     pixels = torch.where(size.amax(1, keepdim=True) > 0, one, few).view_as(base.x)
     still = torch.zeros(len(size), dtype=torch.bool, device=size.device)
     for move in (_TINY, -_TINY):
-        still |= (asked.logits(base.x + move * side * pixels) == base.logits).all(1)
+        still |= (counted.logits(base.x + move * side * pixels) == base.logits).all(1)
     varies = bool((base.logits != base.logits[0]).any())
     if not varies or 2 * int(still.sum()) < len(still):
         return []

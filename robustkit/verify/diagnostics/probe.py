@@ -74,9 +74,9 @@ def examine(
             other.
     """
     x = _two(x)
-    asked, buffers = CountedModel(model, name), Buffers(model)
-    first = asked.strictly(x, classes)
-    repeats = torch.stack([asked.strictly(x, classes) for _ in range(4)])
+    counted, buffers = CountedModel(model, name), Buffers(model)
+    first = counted.strictly(x, classes)
+    repeats = torch.stack([counted.strictly(x, classes) for _ in range(4)])
     noise = max(difference(first, other) for other in repeats)
     randomized = noise > _SAME or bool((repeats.argmax(2) != first.argmax(1)).any())
     flags, tied = list[Flag](), None
@@ -86,20 +86,20 @@ def examine(
     if randomized:
         seen = f"two passes over one input differ (by {noise:.2g} of the logits' length)"
         flags.append(flag("randomized", seen))
-        tied = _tied(asked, x, classes)
+        tied = _tied(counted, x, classes)
     steady, answers = not randomized or tied is not None, first
     first = answers if tied is None else tied
     if steady:
-        moved = _moved(asked, x, first, classes, sum(box))
+        moved = _moved(counted, x, first, classes, sum(box))
         if moved is None and not randomized:
-            _refuse_coupling(asked, x, first, classes)
+            _refuse_coupling(counted, x, first, classes)
         elif moved is not None:
             flags.append(flag("stateful", moved))
     if probing:
-        flags += _probe(asked, x, first, box, randomized=not steady)
+        flags += _probe(counted, x, first, box, randomized=not steady)
         if steady and "stateful" not in {found.name for found in flags}:
-            seen = f"after {asked.forwards} passes an input is answered otherwise than before"
-            changed = difference(first, asked.strictly(x, classes)) > _SAME
+            seen = f"after {counted.forwards} passes an input is answered otherwise than before"
+            changed = difference(first, counted.strictly(x, classes)) > _SAME
             if told := buffers.changed() or (seen if changed else ""):
                 flags.append(flag("stateful", told))
     return Diagnosis(
@@ -107,8 +107,8 @@ def examine(
         first.shape[1],
         tuple(flags),
         answers,
-        asked.forwards,
-        asked.backwards,
+        counted.forwards,
+        counted.backwards,
         x,
     )
 
@@ -127,55 +127,57 @@ class GradientProbe(NamedTuple):
 
 
 def look(model: Model, name: str, x: Images, box: tuple[float, float]) -> GradientProbe:
-    """Probe the gradient of a stand-in at inputs `x` [b, *f], with the same draws in every pass."""
+    """Probe a surrogate's gradient at inputs `x` [b, *f], with the same draws in every pass."""
     x = _two(x)
-    asked = CountedModel(model, name, seed=_SEED)
-    first, again = asked.logits(x), asked.logits(x)
+    counted = CountedModel(model, name, seed=_SEED)
+    first, again = counted.logits(x), counted.logits(x)
     steady = difference(first, again) <= _SAME
-    flags = of_gradients(asked, x, first, box, randomized=not steady) + of_reach(
-        asked, x, first, box
+    flags = of_gradients(counted, x, first, box, randomized=not steady) + of_reach(
+        counted, x, first, box
     )
-    return GradientProbe(frozenset(f.name for f in flags), asked.forwards, asked.backwards)
+    return GradientProbe(frozenset(f.name for f in flags), counted.forwards, counted.backwards)
 
 
-def recheck(model: Model, health: Diagnosis) -> str:
+def recheck(model: Model, before: Diagnosis) -> str:
     """Ask about the inputs of the first look once more; say so if they are answered otherwise.
 
     It takes one pass of each; none where the model is randomized, whose answers differ anyway.
     """
-    if health.randomized:
+    if before.randomized:
         return ""
     with torch.no_grad():
-        now = model(health.sample).float()
-    if now.shape == health.answers.shape and difference(health.answers, now) <= _SAME:
+        now = model(before.sample).float()
+    if now.shape == before.answers.shape and difference(before.answers, now) <= _SAME:
         return ""
     return "after the attacks the model answers otherwise to the same inputs than before"
 
 
-def _tied(asked: CountedModel, x: Images, classes: int) -> Logits | None:
+def _tied(counted: CountedModel, x: Images, classes: int) -> Logits | None:
     """Repeat the draws from now on, and return the answers, if they are always the same then."""
-    asked.seed = _SEED
-    once, again = (asked.strictly(x, classes) for _ in range(2))
+    counted.seed = _SEED
+    once, again = (counted.strictly(x, classes) for _ in range(2))
     if difference(once, again) <= _SAME:
         return once
-    asked.seed = None  # random by other means
+    counted.seed = None  # random by other means
     return None
 
 
 def _probe(
-    asked: CountedModel, x: Images, first: Logits, box: tuple[float, float], *, randomized: bool
+    counted: CountedModel, x: Images, first: Logits, box: tuple[float, float], *, randomized: bool
 ) -> list[Flag]:
     flags = of_answers(first)
-    flags += of_gradients(asked, x, first, box, randomized=randomized)
-    if differentiates(asked, x[:2]):
+    flags += of_gradients(counted, x, first, box, randomized=randomized)
+    if differentiates(counted, x[:2]):
         flags.append(flag("inner_autograd", "the forward pass computes gradients of its own"))
-    return flags + of_reach(asked, x, first, box)
+    return flags + of_reach(counted, x, first, box)
 
 
-def _moved(asked: CountedModel, x: Images, first: Logits, classes: int, ends: float) -> str | None:
+def _moved(
+    counted: CountedModel, x: Images, first: Logits, classes: int, ends: float
+) -> str | None:
     """Ask about other inputs in between, the negatives; say so if the answer is another then."""
-    asked.logits(ends - x.flip(0))
-    change = difference(first, asked.strictly(x, classes))
+    counted.logits(ends - x.flip(0))
+    change = difference(first, counted.strictly(x, classes))
     if change <= _SAME:
         return None
     return (
@@ -184,12 +186,12 @@ def _moved(asked: CountedModel, x: Images, first: Logits, classes: int, ends: fl
     )
 
 
-def _refuse_coupling(asked: CountedModel, x: Images, first: Logits, classes: int) -> None:
-    alone = torch.cat([asked.strictly(x[i : i + 1], classes) for i in range(len(x))])
+def _refuse_coupling(counted: CountedModel, x: Images, first: Logits, classes: int) -> None:
+    alone = torch.cat([counted.strictly(x[i : i + 1], classes) for i in range(len(x))])
     change = difference(first, alone)
     if change > _TOLERANCE:
         raise UsageError(
-            f"{asked.name} answers differently to a point alone and in a batch (by {change:.2g} of "
-            "the logits' length), so that a verdict would depend on the other points. Is it in "
+            f"{counted.name} answers differently to a point alone and in a batch (by {change:.2g} "
+            "of the logits' length), so that a verdict would depend on the other points. Is it in "
             "training mode, or is batch normalization without running statistics? Call .eval()."
         )

@@ -59,7 +59,7 @@ class _Listening(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def differentiates(asked: CountedModel, x: Images) -> bool:
+def differentiates(counted: CountedModel, x: Images) -> bool:
     """Whether a pass over `x` goes backward by itself.
 
     Two ears: a mode hears `torch.autograd.grad` and `Tensor.backward`, and a hook on saved tensors
@@ -76,10 +76,10 @@ def differentiates(asked: CountedModel, x: Images) -> bool:
         try:
             with torch.no_grad(), listening:
                 if hooks is None:
-                    asked.logits(x)
+                    counted.logits(x)
                 else:
                     with hooks:
-                        asked.logits(x)
+                        counted.logits(x)
             break
         except RuntimeError:  # torch.func refuses the hooks; the mode hears it
             continue

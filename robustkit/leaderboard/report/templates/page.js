@@ -1,5 +1,5 @@
 "use strict";
-// Draws what stands in the page: the table is the one in the HTML, the plots are those of #data-plots.
+// Draws what is in the page: the table is the one in the HTML, the plots are those of #data-plots.
 const night = matchMedia("(prefers-color-scheme: dark)");
 const part = (id) => document.getElementById(id).textContent;
 
@@ -122,7 +122,7 @@ balloons();
 const jobs = await Promise.allSettled([leaderboard(), plots()]);
 for (const { reason } of jobs.filter((job) => job.status === "rejected")) {
   const trouble = document.getElementById("trouble");
-  trouble.textContent = `This browser cannot run a part of the page (${reason}); every number stands in a table.`;
+  trouble.textContent = `This browser cannot run a part of the page (${reason}); every number is in a table.`;
   trouble.hidden = false;
 }
 document.documentElement.dataset.ready = "yes";

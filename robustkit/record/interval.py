@@ -1,0 +1,66 @@
+"""How far the accuracies of a record can be trusted: one 95% interval, wherever one is shown.
+
+It is for the population that the points are a sample of, and does not shrink when all points of a
+test set are used: a test set is a sample too.
+
+A number of points that was fixed beforehand has the interval of Clopper and Pearson, or Student's
+for a mean. Where a run ended early, the number may depend on what was found, and both are too
+narrow: there it is a confidence sequence over the order in which the points were drawn, which is
+right whenever one stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from robustkit.core.stats.intervals import Interval, clopper_pearson, mean_interval
+from robustkit.core.stats.sequential import confidence_sequence
+
+if TYPE_CHECKING:
+    from robustkit.record.record import Record
+
+
+def stopped_early(record: Record) -> bool:
+    """Whether the run ended before all points that were asked for."""
+    return record.data.planned is not None
+
+
+def robust_interval(record: Record) -> Interval:
+    """Return the 95% interval of the robust accuracy."""
+    return _of_outcomes(record, record.outcomes)
+
+
+def clean_interval(record: Record) -> Interval:
+    """Return the 95% interval of the clean accuracy."""
+    pairs = zip(record.points.index, record.points.status, strict=True)
+    return _of_outcomes(record, {point: status != "misclassified" for point, status in pairs})
+
+
+def expected_interval(record: Record) -> Interval | None:
+    """Return the 95% interval of the accuracy of one pass; None unless the model is randomized.
+
+    It covers the draw of the points and of the model's noise.
+    """
+    pairs = zip(record.points.index, record.points.errors or (), strict=False)
+    right = {point: 1 - share for point, share in pairs if share is not None}
+    if len(right) < record.n:
+        return None
+    if stopped_early(record):
+        return _sequence(record, right)
+    return Interval(*mean_interval(list(right.values()))[1])
+
+
+def _of_outcomes(record: Record, outcomes: Mapping[int, bool]) -> Interval:
+    if stopped_early(record):
+        return _sequence(record, outcomes)
+    return clopper_pearson(sum(outcomes.values()), record.n)
+
+
+def _sequence(record: Record, values: Mapping[int, float]) -> Interval:
+    from robustkit.data.dataset import shuffled  # needs PyTorch; a record is read without it
+
+    order = shuffled(list(values), record.seed)
+    return confidence_sequence(np.array([values[point] for point in order], dtype=float))

@@ -1,0 +1,182 @@
+"""A run's store, read: what it holds of points, stages and adversarial inputs.
+
+`open_readonly` reads a file without taking hold of it or changing anything beside it, for whoever
+did not write it: a replay, a gallery, a gate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustkit.core.types import Images
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
+
+
+class LedgerReader:
+    """The verdicts of one model under one configuration, as far as they are known.
+
+    Args:
+        path: where the file lies, for messages.
+        database: an open connection to it.
+    """
+
+    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
+        self.path, self._db = path, database
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: sqlite3.DatabaseError) -> RobustkitError:
+        """Say what SQLite's error means here."""
+        if "locked" in str(error):
+            return UsageError(f"{self.path.parent} is in use by another run. Wait for it.")
+        return UsageError(
+            f"{self.path} cannot be read ({error}): it is damaged, or no ledger of robustkit."
+        )
+
+    def identity(self, key: str) -> Any:
+        """Return one of the things that the verdicts depend on, or None."""
+        with self._errors():
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def remembered(self, key: str) -> Any:
+        """Return what was remembered under `key`, or None."""
+        with self._errors():
+            row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def clean(self) -> dict[int, tuple[int, int, list[int]]]:
+        """Return point to (label, predicted, classes by falling logit)."""
+        with self._errors():
+            rows = self._db.execute("SELECT point, label, predicted, ranked FROM clean").fetchall()
+        return {p: (y, k, json.loads(ranked)) for p, y, k, ranked in rows}
+
+    def certified(self) -> dict[int, bool]:
+        """Return the points that the certificate was tried on, and whether it holds."""
+        with self._errors():
+            rows = self._db.execute("SELECT point, proved FROM certified").fetchall()
+        return {point: bool(proved) for point, proved in rows}
+
+    def errors(self) -> dict[tuple[int, int], float]:
+        """Return by (point, stage) which share of fresh passes erred, of randomized models."""
+        with self._errors():
+            rows = self._db.execute("SELECT point, stage, errors FROM judged").fetchall()
+        return {(point, stage): share for point, stage, share in rows}
+
+    def refused(self) -> dict[int, RefusedCandidate]:
+        """Return what fooled a randomized model most often without breaking the point."""
+        with self._errors():
+            rows = self._db.execute("SELECT point, seen, errors FROM refused").fetchall()
+        return {point: RefusedCandidate(seen, errors) for point, seen, errors in rows}
+
+    def falls(self) -> dict[int, BrokenPoint]:
+        """Return the broken points, without their examples."""
+        query = "SELECT point, stage, predicted, distance FROM broken"
+        with self._errors():
+            return {row[0]: BrokenPoint(*row) for row in self._db.execute(query)}
+
+    def spent(self, stage: int) -> set[tuple[int, int]]:
+        """Return the (point, job) pairs of a stage whose budget is used up."""
+        with self._errors():
+            return set(self._db.execute("SELECT point, job FROM spent WHERE stage = ?", (stage,)))
+
+    def closest(self) -> dict[int, float]:
+        """Return how near points came to being broken, as far as searches could tell."""
+        with self._errors():
+            return dict(self._db.execute("SELECT point, value FROM closest"))
+
+    def costs(self) -> dict[int, Cost]:
+        """Return the cost of every stage that has begun; `CLEAN` is the clean pass."""
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT stage, entered, forwards, backwards, seconds, flips, finished FROM cost"
+            ).fetchall()
+        return {row[0]: Cost(*row[1:])._replace(finished=bool(row[6])) for row in rows}
+
+    def examples(
+        self, shape: tuple[int, ...], points: Iterable[int] | None = None
+    ) -> dict[int, Images]:
+        """Return the stored adversarial inputs, of `points` or all, as float32 of `shape`."""
+        wanted = None if points is None else json.dumps(list(points))
+        query = (
+            "SELECT point, example FROM broken WHERE example IS NOT NULL "
+            "AND (?1 IS NULL OR point IN (SELECT value FROM json_each(?1)))"
+        )
+        with self._errors():
+            rows = self._db.execute(query, (wanted,)).fetchall()
+        try:
+            arrays = ((p, np.frombuffer(zlib.decompress(blob), dtype="<f4")) for p, blob in rows)
+            return {p: torch.from_numpy(array.reshape(shape).copy()) for p, array in arrays}
+        except (zlib.error, ValueError) as error:
+            raise UsageError(
+                f"{self.path}: expected adversarial inputs of shape {list(shape)}, got others or "
+                f"damaged ones ({error})."
+            ) from None
+
+    def stored(self) -> set[int]:
+        """Return the points whose adversarial inputs are stored."""
+        query = "SELECT point FROM broken WHERE example IS NOT NULL"
+        with self._errors():
+            return {row[0] for row in self._db.execute(query)}
+
+    def shape(self) -> tuple[int, ...] | None:
+        """Return the shape of one input; None where the run has not got so far."""
+        found = self.remembered("shape")
+        return None if found is None else tuple(found)
+
+    def packed(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the stored adversarial inputs as they lie in the file, in order of the points."""
+        query = "SELECT point, example FROM broken WHERE example IS NOT NULL ORDER BY point"
+        with self._errors():
+            yield from self._db.execute(query)
+
+
+@contextmanager
+def open_readonly(path: Path) -> Iterator[LedgerReader]:
+    """Read from a ledger without taking hold of it or changing its folder's files.
+
+    Raises:
+        UsageError: when a run is using it, or it cannot be read.
+    """
+    # Without a write-ahead log nobody is writing, and a folder without write access will do.
+    log = path.with_name(f"{path.name}-wal")
+    still = not log.exists() or not log.stat().st_size
+    address = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
+    try:
+        database = sqlite3.connect(address, uri=True, timeout=0)
+    except sqlite3.DatabaseError as error:
+        raise UsageError(f"{path} cannot be read ({error}).") from None
+    try:
+        yield LedgerReader(path, database)
+    finally:
+        database.close()
+
+
+def digest_of_stored(paths: Sequence[Path]) -> str:
+    """Return the SHA-256 of all adversarial inputs in some ledgers.
+
+    Raises:
+        UsageError: as `open_readonly`.
+    """
+    state = hashlib.sha256()
+    for path in paths:
+        with open_readonly(path) as ledger:
+            for point, blob in ledger.packed():
+                state.update(f"{point}:".encode() + blob)
+    return state.hexdigest()
