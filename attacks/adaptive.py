@@ -82,10 +82,10 @@ class Adaptive:
         audit: list[str] = []
         for name in ["", *surrogates] if findings.eot > 1 else []:
             line += _climb(threat, findings, name)
-        for name in findings.offered:
+        for name in findings.surrogates:
             called = masked or name in _FAITHFUL
             (line if called else audit).extend(_climb(threat, findings, name))
-        for name in findings.lent:
+        for name in findings.transfer:
             (line if masked else audit).extend(_climb(threat, findings, name))
         line += _climb(threat, findings, "student") if masked else []
         guide = _guide(surrogates, findings) if masked else ""
@@ -132,7 +132,7 @@ _FIRST = {
 def _guide(surrogates: Sequence[str], findings: Findings) -> str:
     """Name what the authors declare, what is not squashed, what stood the probes, or any other."""
     logits = [name for name in findings.true if name == "logits"]
-    return [*surrogates, *logits, *findings.true, *findings.offered, "student"][0]
+    return [*surrogates, *logits, *findings.true, *findings.surrogates, "student"][0]
 
 
 def _first_of(suite: str, threat: Threat) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from robustkit.errors import UsageError
 from robustkit.evaluation.identity import source_digest
 from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.settings import Settings
-from robustkit.evaluation.stages.replay import peek
 from robustkit.models.load import load_model
 from robustkit.models.surrogates.distillation import FILE, distill
 from robustkit.models.surrogates.resolve import SAME_DECISIONS, WithSurrogates, declared, offered
+from robustkit.record.ledger_reader import open_readonly
 from robustkit.registry import defenses, suites
 from robustkit.search.eot import draws_needed
 from robustkit.search.findings import Findings
@@ -48,7 +47,7 @@ def adapt_line_up(settings: Settings, prepared: Prepared) -> tuple[Prepared, Lin
     if findings is None:
         prepared, findings = _find(settings, prepared, tuple(others), x)
     else:
-        others = {name: model for name, model in others.items() if name in findings.lent}
+        others = {name: model for name, model in others.items() if name in findings.transfer}
     # The student is made once it is known that it is asked for.
     listed = line_up(suite, (), threat, None, findings)
     wanted = {surrogate_of(search) for search in listed.searches}
@@ -72,10 +71,11 @@ def _kept(path: Path) -> Findings | None:
     if not path.is_file():
         return None
     try:
-        rows = peek(path, "SELECT value FROM meta WHERE key = 'findings'")
+        with open_readonly(path) as ledger:
+            kept = ledger.identity("findings")
     except UsageError:  # whoever opens it next says what is wrong
         return None
-    return Findings.read(json.loads(rows[0][0])) if rows else None
+    return Findings.read(kept) if kept else None
 
 
 def _find(

@@ -153,7 +153,7 @@ def _audit(run: Run) -> AuditInfo | None:
 
 
 def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
-    costs, falls, status = run.ledger.costs(), run.ledger.falls(), run.statuses(finished)
+    costs, falls, status = run.ledger.costs(), run.ledger.broken(), run.statuses(finished)
     spared = (
         set()
         if run.settings.attack_certified
@@ -194,7 +194,7 @@ def _replayed(run: Run, finished: Sequence[int]) -> list[Stage]:
     if run.replay is None:
         return []
     cost, among = run.ledger.costs().get(REPLAYED, Cost()), set(finished)
-    falls = run.ledger.falls().values()
+    falls = run.ledger.broken().values()
     broken = sum(fall.stage == REPLAYED and fall.point in among for fall in falls)
     tried = sum(point in among for point, _ in run.ledger.spent(REPLAYED)) + broken
     correct = sum(s != "misclassified" for s in run.statuses(finished).values())
@@ -224,7 +224,7 @@ def _answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
 
 
 def _points(run: Run, finished: Sequence[int]) -> Points:
-    clean, found, index = run.ledger.clean(), run.ledger.falls(), list(finished)
+    clean, found, index = run.ledger.clean(), run.ledger.broken(), list(finished)
     before = _carried(run)
     # A minimum-norm run looks beyond the radius at which its verdicts are read.
     falls = {p: fall for p, fall in found.items() if fall.distance <= run.limit}
@@ -266,7 +266,7 @@ def _carried(run: Run) -> dict[int, str]:
     """Return the points broken at a larger eps by a distance that counts here, and by what."""
     return {
         point: run.carried["attacks"][point]
-        for point, fall in run.ledger.falls().items()
+        for point, fall in run.ledger.broken().items()
         if fall.stage == CARRIED
     }
 

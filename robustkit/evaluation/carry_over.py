@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.record.ledger import Ledger
+from robustkit.record.ledger_reader import LedgerReader, open_readonly
 from robustkit.record.ledger_schema import CARRIED, CLEAN, BrokenPoint, Cost
 
 
@@ -54,7 +55,7 @@ class Carried(NamedTuple):
         ledger.remember("carried", note)
 
 
-def settled(ledger: Ledger) -> dict[str, dict[int, Any]]:
+def settled(ledger: LedgerReader) -> dict[str, dict[int, Any]]:
     """Return what was settled in a ledger, each by point; empty where nothing was.
 
     `survived` and `proved` say at which eps, `attacks` by which attack a point was broken.
@@ -71,9 +72,10 @@ def collect(
     Args:
         specs: the line-up of that run.
     """
-    with Ledger(folder / "ledger.sqlite", None) as ledger:
-        shape = tuple(ledger.remembered("shape"))
-        clean, falls, certified = ledger.clean(), ledger.falls(), ledger.certified()
+    with open_readonly(folder / "ledger.sqlite") as ledger:
+        shape = ledger.shape()
+        assert shape is not None, "a run that has finished has told its shape"
+        clean, falls, certified = ledger.clean(), ledger.broken(), ledger.certified()
         examples, shares = ledger.examples(shape), ledger.errors()
         before = settled(ledger) or {"survived": {}, "proved": {}, "attacks": {}}
     limit = smaller.limit(prod(shape))

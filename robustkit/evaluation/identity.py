@@ -92,7 +92,7 @@ def identity(
     if line.audit:
         facts["audit"] = asdict(line.audit)
     if line.findings is not None:
-        facts["findings"] = asdict(line.findings)
+        facts["findings"] = line.findings.stored()
     if prover:
         facts |= {"certify": prover.name, "attack_certified": settings.attack_certified}
     if examples:

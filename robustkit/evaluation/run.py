@@ -185,7 +185,7 @@ class Run:
         Args:
             number: a search that keeps the closest success is given what it has broken again.
         """
-        broken, clean = self.ledger.falls(), self.ledger.clean()
+        broken, clean = self.ledger.broken(), self.ledger.clean()
         proved = {point for point, holds in self.ledger.certified().items() if holds}
         again = number is not None and number < self.line.scouts
         out = {p for p, found in broken.items() if not (again and found.stage == number)}
@@ -229,7 +229,7 @@ class Run:
         if not (self.settings.attack_certified or self.settings.minimum_norm):
             robust = {p: order for p, order in robust.items() if p not in proved}
         others -= len(robust)
-        broken = self.ledger.falls().items()
+        broken = self.ledger.broken().items()
         taken = sum(found.stage == number and p not in robust for p, found in broken)
 
         def report(done: int, left: int) -> None:

@@ -85,7 +85,7 @@ class LedgerReader:
             rows = self._db.execute("SELECT point, seen, errors FROM refused").fetchall()
         return {point: RefusedCandidate(seen, errors) for point, seen, errors in rows}
 
-    def falls(self) -> dict[int, BrokenPoint]:
+    def broken(self) -> dict[int, BrokenPoint]:
         """Return the broken points, without their examples."""
         query = "SELECT point, stage, predicted, distance FROM broken"
         with self._errors():

@@ -15,7 +15,7 @@ def statuses(ledger: Ledger, points: Sequence[int], limit: float = math.inf) -> 
     Args:
         limit: the distance up to which a success counts; a minimum-norm run looks farther.
     """
-    clean, broken, proved = ledger.clean(), ledger.falls(), ledger.certified()
+    clean, broken, proved = ledger.clean(), ledger.broken(), ledger.certified()
     found: dict[int, Status] = {}
     for p in points:
         if clean[p][0] != clean[p][1]:

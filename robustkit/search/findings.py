@@ -6,6 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# Field -> its name in ledgers, which stays as it was.
+_STORED = {
+    "flags": "flags",
+    "surrogates": "offered",
+    "transfer": "lent",
+    "noisy": "noisy",
+    "true": "true",
+}
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -13,8 +22,8 @@ class Findings:
 
     Attributes:
         flags: names of the flags raised (`robustkit.verify.flags`).
-        offered: the built-in surrogates that help (`robustkit.models.surrogates`).
-        lent: transfer sources, other models of the same data.
+        surrogates: the built-in ones that help (`robustkit.models.surrogates`).
+        transfer: other models of the same data, from which adversarial inputs are tried.
         eot: passes to average per query, for the noise that was measured; 1 without noise.
         noisy: the surrogates, declared or built in, whose answers are random too.
         true: of the built-in ones with the decisions of the model, those whose own gradient passes
@@ -22,8 +31,8 @@ class Findings:
     """
 
     flags: tuple[str, ...] = ()
-    offered: tuple[str, ...] = ()
-    lent: tuple[str, ...] = ()
+    surrogates: tuple[str, ...] = ()
+    transfer: tuple[str, ...] = ()
     eot: int = 1
     noisy: tuple[str, ...] = ()
     true: tuple[str, ...] = ()
@@ -31,9 +40,12 @@ class Findings:
     @classmethod
     def read(cls, kept: dict[str, Any]) -> Findings:
         """Return findings from what a ledger holds of them."""
-        names = ("flags", "offered", "lent", "noisy", "true")
-        listed = {key: tuple(kept.get(key, ())) for key in names}
+        listed = {name: tuple(kept.get(key, ())) for name, key in _STORED.items()}
         return cls(**listed, eot=int(kept["eot"]))
+
+    def stored(self) -> dict[str, Any]:
+        """Return what a ledger keeps of them."""
+        return {"eot": self.eot} | {key: list(getattr(self, name)) for name, key in _STORED.items()}
 
 
 @dataclass(frozen=True)

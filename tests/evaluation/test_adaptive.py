@@ -48,14 +48,14 @@ PARITY = ["apgd", "apgd(loss=targeted_dlr, targets=9)", "fab(targets=9)", "squar
 
 
 def test_nothing_found_is_fast_with_transfer_in_its_audit() -> None:
-    line, audit, reserve = parts(lined(Findings(lent=("undefended",))))
+    line, audit, reserve = parts(lined(Findings(transfer=("undefended",))))
     assert line == ["relay"]
     assert audit == ["relay(surrogate=undefended)", *PARITY]
     assert [text.partition("(")[0] for text in reserve] == ["spsa", "square"]
 
 
 def test_stand_ins_that_nothing_calls_for_are_audited() -> None:
-    line, audit, _ = parts(lined(Findings(offered=("smooth", "part.net.0"))))
+    line, audit, _ = parts(lined(Findings(surrogates=("smooth", "part.net.0"))))
     assert line == ["relay"]
     assert audit[:2] == ["relay(surrogate=smooth)", "relay(surrogate='part.net.0')"]
 
@@ -74,7 +74,7 @@ def test_a_flag_promotes_stand_ins_transfer_and_a_student() -> None:
 
 
 def test_that_bpda_leads_elsewhere_is_a_finding_itself() -> None:
-    line, _, _ = parts(lined(Findings(offered=("bpda", "smooth"))))
+    line, _, _ = parts(lined(Findings(surrogates=("bpda", "smooth"))))
     assert line == ["relay", "relay(surrogate=bpda)"]
 
 
@@ -236,7 +236,7 @@ def test_a_lender_is_compared_with_outputs_of_any_type(
     _, line = adapt.adapt_line_up(settings, prepare(settings))
     assert line.findings is not None
     # A lender that knows fewer classes cannot say which of the others is next.
-    assert line.findings.lent == (() if how == "more" else ("undefended",))
+    assert line.findings.transfer == (() if how == "more" else ("undefended",))
 
 
 def test_a_lender_that_nobody_knows_is_refused(
@@ -270,7 +270,7 @@ def test_a_stand_in_with_a_bent_gradient_answers_nothing(
     _, line = adapt.adapt_line_up(settings, prepare(settings))
     assert line.findings is not None
     assert "gradient_mismatch" in line.findings.flags
-    assert "bpda" in line.findings.offered and not line.findings.true
+    assert "bpda" in line.findings.surrogates and not line.findings.true
     assert not line.answers
     assert any(spec.name == "spsa" for spec in line.specs[: line.audited])
 
@@ -374,6 +374,6 @@ def test_the_reserve_runs_where_attacks_without_gradients_took_points(
 
 def test_the_student_and_lenders_are_lent_not_declared(few: Dataset, tmp_path: Path) -> None:
     line = line_up("adaptive", (), THREAT, WithSurrogates(nn.Identity(), {"a": torch.relu}),
-                   Findings(lent=("a",)))  # fmt: skip
+                   Findings(transfer=("a",)))  # fmt: skip
     assert parts(line)[0] == ["relay"]
     assert parts(line)[1][0] == "relay(surrogate=a)"

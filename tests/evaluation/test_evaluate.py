@@ -535,7 +535,7 @@ def test_adversarial_inputs_are_stored_unless_told_not_to(
 ) -> None:
     run(attacks=["fgsm"], save_adversarial=False)
     with Ledger(tmp_path / "out" / "ledger.sqlite", _identity(tmp_path)) as ledger:
-        assert ledger.falls()
+        assert ledger.broken()
         assert ledger.examples((1, 6, 6)) == {}
 
 
@@ -589,7 +589,7 @@ def test_an_attack_that_leaves_the_threat_model_is_an_error(
         "escape left the threat model linf:0.06 (box [0, 1]) on points "
     )
     with Ledger(tmp_path / "out" / "ledger.sqlite", _identity(tmp_path)) as ledger:
-        assert {fall.stage for fall in ledger.falls().values()} == {0}
+        assert {fall.stage for fall in ledger.broken().values()} == {0}
 
 
 def test_l2_and_l1(run: Callable[..., Record]) -> None:

@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def content(ledger: Ledger) -> tuple[Any, ...]:
-    return ledger.clean(), ledger.falls(), ledger.spent(0), ledger.spent(1), ledger.costs()
+    return ledger.clean(), ledger.broken(), ledger.spent(0), ledger.spent(1), ledger.costs()
 
 
 def fill(ledger: Ledger) -> None:
@@ -65,7 +65,7 @@ def test_the_closest_fall_of_a_point_is_kept(path: Path) -> None:
         as_close = BrokenPoint(9, 2, 4, 0.1, images[2])  # the earlier one stays
         ledger.write(2, [], [as_close], Cost())
         ledger.write(0, [(1, 0)], [], Cost())
-        assert ledger.falls() == {9: BrokenPoint(9, 1, 5, 0.1)}
+        assert ledger.broken() == {9: BrokenPoint(9, 1, 5, 0.1)}
         assert np.array_equal(ledger.examples((1, 2, 2))[9].numpy(), images[1])
         assert ledger.spent(0) == {(1, 0)}
 
@@ -81,7 +81,7 @@ def test_examples_come_back_bit_for_bit(path: Path) -> None:
         ledger.write(0, [], falls, Cost())
     with Ledger(path, IDENTITY) as ledger:
         found = ledger.examples((3, 4, 5))
-        assert ledger.falls()[2].example is None
+        assert ledger.broken()[2].example is None
     assert found.keys() == {2, 8}
     assert all(found[point].dtype == torch.float32 for point in found)
     np.testing.assert_array_equal(found[2].numpy(), images[0])
@@ -191,9 +191,9 @@ def test_fresh_moves_a_damaged_file_aside(path: Path) -> None:
     path.write_bytes(garbage)
     with Ledger(path, IDENTITY, fresh=True) as ledger:
         fill(ledger)
-        assert ledger.falls()
+        assert ledger.broken()
     with Ledger(path, IDENTITY) as ledger:
-        assert ledger.falls()
+        assert ledger.broken()
     assert path.with_name("ledger.sqlite.damaged").read_bytes() == garbage
 
 
@@ -229,9 +229,9 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(path: Path) -> None:
         assert content(ledger) == before
         ledger._db.execute("PRAGMA max_page_count=1000000")
         ledger.write(0, [(50, 0)], falls, Cost(forwards=9))
-        assert len(ledger.falls()) == 11
+        assert len(ledger.broken()) == 11
     with Ledger(path, IDENTITY) as ledger:
-        assert len(ledger.falls()) == 11
+        assert len(ledger.broken()) == 11
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_what_others_need_is_read(path: Path) -> None:
         assert ledger.shape() == (1, 2, 2)
         assert ledger.identity("findings") == {"eot": 3}
         assert ledger.identity("nothing") is None
-        assert ledger.falls().keys() == {1, 3, 5}
+        assert ledger.broken().keys() == {1, 3, 5}
         assert ledger.spent(0) == {(7, 0)}
         (only,) = ledger.examples((1, 2, 2), [3]).items()
     assert only[0] == 3

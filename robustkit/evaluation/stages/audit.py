@@ -68,7 +68,7 @@ def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
     """
     before = line.searches[: len(line.searches) - line.reserve]
     blind = [not getattr(search, "uses_gradient", True) for search in before]
-    taken = sum(0 <= f.stage < len(blind) and blind[f.stage] for f in ledger.falls().values())
+    taken = sum(0 <= f.stage < len(blind) and blind[f.stage] for f in ledger.broken().values())
     return many(taken, n)
 
 
@@ -80,5 +80,5 @@ def drawn(ledger: Ledger) -> Sample | None:
 
 def broken_by_audit(ledger: Ledger, sample: Sample, line: LineUp) -> set[int]:
     """Return which points of the sample the audit broke."""
-    falls = ledger.falls()
+    falls = ledger.broken()
     return {p for p in sample.points if p in falls and falls[p].stage >= line.audited}

@@ -6,16 +6,11 @@ its point and the model of this run is fooled by it, as `verify` says.
 
 from __future__ import annotations
 
-import hashlib
-import sqlite3
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from robustkit.core.threat import Threat
@@ -25,11 +20,12 @@ from robustkit.errors import UsageError
 from robustkit.evaluation.stages.judge import broken_points, refuse_refuted_certificates
 from robustkit.evaluation.stages.stage import DeviceWorker, Report
 from robustkit.record.ledger import Ledger
+from robustkit.record.ledger_reader import digest_of_stored, open_readonly
 from robustkit.record.ledger_schema import REPLAYED, BrokenPoint, Cost
 from robustkit.record.record import REPLAY
 from robustkit.verify.candidates import verify
 
-_MOST = 500  # points in a batch: SQLite takes at least 999 numbers in a query
+_MOST = 500  # points in a batch
 
 
 @dataclass(frozen=True)
@@ -40,25 +36,18 @@ class Examples:
 
     def digest(self) -> str:
         """SHA-256 of all of them: what is replayed decides verdicts."""
-        state = hashlib.sha256()
-        for path in self.ledgers:
-            for point, blob in peek(path, "SELECT point, example FROM broken WHERE example IS "
-                                            "NOT NULL ORDER BY point"):  # fmt: skip
-                state.update(f"{point}:".encode() + bytes(blob))
-        return state.hexdigest()
+        return digest_of_stored(self.ledgers)
 
     def points(self, number: int) -> set[int]:
         """Return the points of which one ledger has an example."""
-        query = "SELECT point FROM broken WHERE example IS NOT NULL"
-        return {row[0] for row in peek(self.ledgers[number], query)}
+        with open_readonly(self.ledgers[number]) as ledger:
+            return ledger.stored()
 
     def fetch(self, number: int, points: Sequence[int], shape: tuple[int, ...]) -> Images:
         """Return the examples [b, *shape] of one ledger at some of its points."""
-        marks = ", ".join("?" * len(points))
-        query = f"SELECT point, example FROM broken WHERE point IN ({marks})"
-        found = dict(peek(self.ledgers[number], query, points))
-        flat = [np.frombuffer(zlib.decompress(found[p]), dtype="<f4") for p in points]
-        return torch.from_numpy(np.stack(flat).reshape(len(points), *shape))
+        with open_readonly(self.ledgers[number]) as ledger:
+            found = ledger.examples(shape, points)
+        return torch.stack([found[point] for point in points])
 
 
 def find_examples(folder: Path, shape: tuple[int, ...]) -> Examples:
@@ -76,12 +65,13 @@ def find_examples(folder: Path, shape: tuple[int, ...]) -> Examples:
         )
     kept = []
     for path in found:
-        ((stored,),) = peek(path, "SELECT COUNT(*) FROM broken WHERE example IS NOT NULL")
-        shapes = [row[0] for row in peek(path, "SELECT value FROM memo WHERE key = 'shape'")]
-        if stored and shapes != [str(list(shape))]:
+        with open_readonly(path) as ledger:
+            stored, theirs = ledger.stored(), ledger.shape()
+        if stored and theirs != tuple(shape):
             raise UsageError(
-                f"{path} holds adversarial inputs of shape {shapes[0] if shapes else 'unknown'}, "
-                f"but the data has {list(shape)}: replay a run on the same data."
+                f"{path} holds adversarial inputs of shape "
+                f"{'unknown' if theirs is None else list(theirs)}, but the data has {list(shape)}: "
+                "replay a run on the same data."
             )
         kept += [path] if stored else []
     if not kept:
@@ -150,27 +140,3 @@ class Replay:
         spent = [(point, number) for point in batch if point not in there]
         self.ledger.write(REPLAYED, spent, broken, cost)
         return broken
-
-
-def peek(path: Path, query: str, given: Sequence[int] = ()) -> list[tuple[Any, ...]]:
-    """Read from a ledger without taking hold of it or changing its folder's files.
-
-    Raises:
-        UsageError: when a run is using it, or it cannot be read.
-    """
-    # Without a write-ahead log nobody is writing, and a folder without write access will do.
-    log = path.with_name(f"{path.name}-wal")
-    still = not log.exists() or not log.stat().st_size
-    address = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
-    try:
-        database = sqlite3.connect(address, uri=True, timeout=0)
-        try:
-            return database.execute(query, given).fetchall()
-        finally:
-            database.close()
-    except sqlite3.DatabaseError as error:
-        if "locked" in str(error):
-            raise UsageError(f"{path.parent} is in use by another run. Wait for it.") from None
-        raise UsageError(
-            f"{path} cannot be read ({error}): it is damaged, or no ledger of robustkit."
-        ) from None

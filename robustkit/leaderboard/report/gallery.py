@@ -150,7 +150,7 @@ def _found(
     """Return the adversarial inputs of the chosen points, or why there are none."""
     try:
         with open_readonly(path) as ledger:
-            broken = ledger.falls()
+            broken = ledger.broken()
             images = ledger.examples(tuple(record.data.shape), chosen)
     except RobustkitError as error:
         return f"The ledger beside the record cannot be read: {clean(str(error))}"
