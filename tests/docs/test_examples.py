@@ -130,7 +130,7 @@ def test_a_command_can_be_typed_as_it_stands(name: str) -> None:
     elif program == "pip":
         assert words[0] == "install"
         asked = re.findall(r"\[([\w,]+)\]", " ".join(words))
-        extras = set(metadata("robustkit").get_all("Provides-Extra", []))
+        extras = set(metadata("robustkit-eval").get_all("Provides-Extra", []))
         assert {extra for listed in asked for extra in listed.split(",")} <= extras
     elif program == "python":
         assert words[0] == "-m"
