@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ def put(tmp_path: Path, write_wheel: Callable[..., Path], monkeypatch: pytest.Mo
     return unpack
 
 
-def _recorded(name: str, path: list[str]) -> packages.Distribution | None:
+def _recorded(name: str, path: list[str]) -> Distribution | None:
     return next(iter(distributions(name=name, path=path)), None)
 
 
