@@ -68,11 +68,13 @@ def _told(other: Distribution, changed: bool, shadowed: bool) -> str:
 
 def _source(mine: Distribution) -> tuple[str, ...]:
     """Return what pip is to be given to install the same again: a release, a file or a checkout."""
-    origin = json.loads(mine.read_text("direct_url.json") or "{}")
-    if not origin:
+    origin = json.loads(mine.read_text("direct_url.json") or '{"url": ""}')
+    url = urlsplit(str(origin["url"]))
+    path = url2pathname(url.path) if url.scheme == "file" else ""
+    if not url.scheme or (path and not Path(path).exists()):  # such as a wheel that was built once
         return (f"{DISTRIBUTION}=={mine.version}",)
-    if origin.get("dir_info", {}).get("editable"):
-        return ("-e", url2pathname(urlsplit(origin["url"]).path))
+    if path:
+        return ("-e", path) if origin.get("dir_info", {}).get("editable") else (path,)
     if vcs := origin.get("vcs_info"):
         return (f"{vcs['vcs']}+{origin['url']}@{vcs['commit_id']}",)
-    return (str(origin["url"]),)
+    return (url.geturl(),)

@@ -52,10 +52,10 @@ def not_installed() -> str:
     other = recorded("robustkit")
     if other is None:
         return f"robustkit is not installed: this is a checkout. Run `{cure}` in it first."
-    whose = "an install made under its old name" if is_robustkit(other) else "of another project"
+    whose = "this package under its old name" if is_robustkit(other) else "of another project"
     return (
-        f"{DISTRIBUTION} is not installed, and the package `robustkit` {other.version} that is "
-        f"installed is {whose}. Run `{pip_command('uninstall', 'robustkit')}`, then `{cure}` in "
+        f"{DISTRIBUTION} is not installed, and the distribution `robustkit` {other.version} that "
+        f"is installed is {whose}. Run `{pip_command('uninstall', 'robustkit')}`, then `{cure}` in "
         "the checkout."
     )
 

@@ -117,9 +117,9 @@ class TestOtherProject:
         (other,) = found()
         assert (other.state, other.fix) == ("broken", UNINSTALL)
         assert not_installed() == (
-            "robustkit-eval is not installed, and the package `robustkit` 0.6.0 that is installed "
-            "is of another project. Run `pip uninstall robustkit`, then `pip install -e .` in the "
-            "checkout."
+            "robustkit-eval is not installed, and the distribution `robustkit` 0.6.0 that is "
+            "installed is of another project. Run `pip uninstall robustkit`, then "
+            "`pip install -e .` in the checkout."
         )
 
 
@@ -134,7 +134,7 @@ class TestOldName:
     def test_an_old_install_alone(self, put: Put) -> None:
         entry = "INFO/entry_points.txt"
         put("robustkit", "0.1.0", {**CHECKOUT, entry: OURS[entry]})
-        assert "`robustkit` 0.1.0 that is installed is an install made under its old" in (
+        assert "`robustkit` 0.1.0 that is installed is this package under its old name" in (
             not_installed()
         )
 
@@ -156,11 +156,10 @@ class TestSource:
         ("origin", "wanted"),
         [
             (None, ("robustkit-eval==0.1.0",)),
-            (
-                {"url": "file:///a%20b/checkout", "dir_info": {"editable": True}},
-                ("-e", "/a b/checkout"),
-            ),
-            ({"url": "file:///a/x.whl", "archive_info": {}}, ("file:///a/x.whl",)),
+            ({"url": "file://HERE/a%20b", "dir_info": {"editable": True}}, ("-e", "HERE/a b")),
+            ({"url": "file://HERE/a%20b", "archive_info": {}}, ("HERE/a b",)),
+            ({"url": "file://HERE/gone.whl", "archive_info": {}}, ("robustkit-eval==0.1.0",)),
+            ({"url": "https://host/x.whl", "archive_info": {}}, ("https://host/x.whl",)),
             (
                 {"url": "https://host/it.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
                 ("git+https://host/it.git@abc",),
@@ -168,11 +167,18 @@ class TestSource:
         ],
     )
     def test_its_origin(
-        self, put: Put, origin: dict[str, object] | None, wanted: tuple[str, ...]
+        self,
+        put: Put,
+        tmp_path: Path,
+        origin: dict[str, object] | None,
+        wanted: tuple[str, ...],
     ) -> None:
-        more = {"INFO/direct_url.json": json.dumps(origin)} if origin else {}
+        here = tmp_path.as_posix()
+        (tmp_path / "a b").touch()
+        text = json.dumps(origin).replace("HERE", here)
+        more = {"INFO/direct_url.json": text} if origin else {}
         site = put("robustkit-eval", "0.1.0", {**OURS, **more})
         (site / "robustkit" / "core" / "__init__.py").unlink()
         (mine,) = found()
         assert mine.detail == "1 installed files are not its own, first robustkit/core/__init__.py"
-        assert mine.fix == (*REINSTALL, *wanted)
+        assert mine.fix == (*REINSTALL, *(word.replace("HERE", here) for word in wanted))
