@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from robustkit.core.packages import install_command
 from robustkit.core.threat import Norm, Threat
 from robustkit.data.dataset import Dataset, select
 from robustkit.data.open import open_dataset
@@ -278,7 +279,7 @@ def main(
                 console.print(_curve_table(rows[-1:], suite))
     except ModuleNotFoundError as error:
         raise click.ClickException(
-            f"{error.name} is missing: pip install 'robustkit[foolbox]'"
+            f"{error.name} is missing: {install_command('foolbox')}"
         ) from None
     except RobustkitError as error:
         raise click.ClickException(str(error)) from None

@@ -29,6 +29,7 @@ from rich.table import Table
 from torch import nn
 
 from robustkit.core.device import pick_device
+from robustkit.core.packages import install_command
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset, select, subset
 from robustkit.data.open import open_dataset
@@ -264,7 +265,7 @@ def main(
             rows += found
     except ModuleNotFoundError as error:
         raise click.ClickException(
-            f"{error.name} is missing: pip install 'robustkit[autoattack]'"
+            f"{error.name} is missing: {install_command('autoattack')}"
         ) from None
     except (UsageError, RobustkitError) as error:
         raise click.ClickException(str(error)) from None

@@ -7,11 +7,12 @@ Importing the package is cheap: PyTorch and the rest are imported when a name is
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING
 
 from robustkit import errors
 from robustkit.core.lazy import exports
+from robustkit.core.packages import not_installed, own_version
 
 if TYPE_CHECKING:
     from robustkit.core.threat import Threat
@@ -42,11 +43,9 @@ __all__ = [
     "open_dataset",
 ]
 try:
-    __version__ = version("robustkit")
+    __version__ = own_version()
 except PackageNotFoundError:
-    raise ImportError(
-        "robustkit is not installed: this is a checkout. Run `pip install -e .` in it first."
-    ) from None
+    raise ImportError(not_installed()) from None
 
 __getattr__, __dir__ = exports(
     __name__,

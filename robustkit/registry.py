@@ -19,6 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from robustkit.core.imports import failure, load_module
+from robustkit.core.packages import install_command
 from robustkit.core.spec import Spec
 from robustkit.errors import RobustkitError, UsageError, unknown
 
@@ -247,6 +248,6 @@ def _ours(point: EntryPoint) -> bool:
 def _not_installed(why: str) -> RobustkitError:
     return RobustkitError(
         f"{why}: robustkit was taken from the checkout in {Path(__file__).parents[1]}, which is "
-        "not installed, or was before it had them. Run `pip install -e .` in it, or work in "
-        "another folder to use the robustkit that is installed."
+        f"not installed, or was before it had them. Run `{install_command(checkout=True)}` in it, "
+        "or work in another folder to use the robustkit that is installed."
     )

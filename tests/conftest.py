@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,3 +147,27 @@ def make_record() -> Callable[..., Record]:
         return Record(**(fields | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_wheel() -> Callable[..., Path]:
+    """Write a wheel of a made-up distribution: pip installs it from the file, and asks no index."""
+
+    def write(folder: Path, name: str, version: str, files: dict[str, str]) -> Path:
+        info = f"{name.replace('-', '_')}-{version}.dist-info"
+        wanted = {
+            **{path.replace("INFO", info): content for path, content in files.items()},
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        }
+        lines = []
+        path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            for place, content in wanted.items():
+                archive.writestr(place, content)
+                digest = base64.urlsafe_b64encode(hashlib.sha256(content.encode()).digest())
+                lines.append(f"{place},sha256={digest.decode().rstrip('=')},{len(content)}")
+            archive.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]))
+        return path
+
+    return write

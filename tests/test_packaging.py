@@ -26,6 +26,11 @@ CHECKOUT = (
     *("robustkit", "attacks", "defenses", "leaderboards", "benchmarks", "tests"),
 )
 PACKS = {"attacks": "robustkit/attacks", "defenses": "robustkit/defenses"}
+STRANGER = {  # as the unrelated package of the index: it has two paths with ours in common
+    "robustkit/__init__.py": "from .core.trend import fit\n",
+    "robustkit/core/__init__.py": "",
+    "robustkit/core/trend.py": "def fit(): ...\n",
+}
 MINE = '''
 """An attack that does nothing, in the one file that adding an attack takes."""
 from dataclasses import dataclass
@@ -107,7 +112,10 @@ def test_the_wheel_holds_the_images_the_weights_and_the_types(contents: set[str]
 
 
 def test_the_wheel_installs_nothing_but_robustkit(contents: set[str]) -> None:
-    assert {name.split("/")[0].split("-")[0] for name in contents} == {"robustkit"}
+    assert {name.split("/")[0].split("-")[0] for name in contents} == {
+        "robustkit",
+        "robustkit_eval",
+    }
     assert not [name for name in contents if "__pycache__" in name]
 
 
@@ -119,6 +127,7 @@ def test_the_metadata_says_what_a_stranger_needs(wheel: Path, contents: set[str]
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in contents if name.endswith(".dist-info/METADATA"))
         meta = HeaderParser().parsestr(archive.read(name).decode())
+    assert meta["Name"] == "robustkit-eval"
     assert meta["License-Expression"] == "MIT"
     assert meta["License-File"] == "LICENSE"
     assert meta["Requires-Python"] == ">=3.10"
@@ -143,16 +152,21 @@ def others(folder: Path) -> Path:
     return folder
 
 
-def environment(folder: Path, dist: Path) -> Path:
-    """Make an environment with `dist` alone in it, and let it see what is installed here."""
-    make = ["-m", "venv", "--without-pip", str(folder)]
-    subprocess.run([sys.executable, *make], check=True)
-    scripts = folder / ("Scripts" if os.name == "nt" else "bin")
+def pip(scripts: Path, dist: Path) -> None:
+    """Let pip install a file into an environment that needs no pip of its own."""
     put = ["--python", str(scripts / "python"), "install", "--no-deps", "--no-index", str(dist)]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--quiet", *put], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def environment(folder: Path, dist: Path) -> Path:
+    """Make an environment with `dist` alone in it, and let it see what is installed here."""
+    make = ["-m", "venv", "--without-pip", str(folder)]
+    subprocess.run([sys.executable, *make], check=True)
+    scripts = folder / ("Scripts" if os.name == "nt" else "bin")
+    pip(scripts, dist)
     site = next(folder.rglob("site-packages"))
     (site / "others.pth").write_text(str(others(folder / "others")))
     return scripts
@@ -163,7 +177,7 @@ def user(scripts: Path, folder: Path) -> Robustkit:
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "COVERAGE_PROCESS_START")
     settings = {key: value for key, value in os.environ.items() if key not in hidden}
 
-    def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(program: str, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [str(scripts / program), *arguments],
             cwd=folder,
@@ -172,7 +186,7 @@ def user(scripts: Path, folder: Path) -> Robustkit:
             text=True,
             timeout=120,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
         return done
 
     return run
@@ -213,7 +227,7 @@ def where(run: Robustkit, module: str) -> Path:
 class TestWheel:
     def test_the_program_says_which_version_it_is(self, installed: Robustkit, wheel: Path) -> None:
         version = installed("robustkit", "--version").stdout.split()[-1]
-        assert wheel.name.startswith(f"robustkit-{version}-")
+        assert wheel.name.startswith(f"robustkit_eval-{version}-")
 
     @pytest.mark.parametrize("kind", ["attacks", "defenses"])
     def test_it_lists_what_the_checkout_lists(
@@ -255,3 +269,45 @@ class TestEditable:
         program = next((checkout.parent / "venv").glob("[bS]*/robustkit*")).parent
         inside = user(program, checkout)
         assert names(inside("python", "-m", "robustkit", "list", "defenses", "--json").stdout)
+
+
+class TestNamesake:
+    """The unrelated package `robustkit` of the index, a stand-in of it, installed by mistake."""
+
+    @pytest.fixture
+    def stranger(self, tmp_path: Path, write_wheel: Callable[..., Path]) -> Path:
+        return write_wheel(tmp_path, "robustkit", "0.6.0", STRANGER)
+
+    def findings(self, run: Robustkit, *program: str) -> dict[str, dict[str, Any]]:
+        answer = json.loads(run(*program, "doctor", "--json", code=1).stdout)
+        return {found["name"]: found for found in answer["findings"] if found["cure"]}
+
+    def test_doctor_puts_back_what_it_overwrote(
+        self, wheel: Path, stranger: Path, tmp_path: Path
+    ) -> None:
+        scripts = environment(tmp_path / "venv", wheel)
+        pip(scripts, stranger)
+        run = user(scripts, tmp_path)
+        assert "fit" in run("python", "-c", "import robustkit; print(dir(robustkit))").stdout
+        found = self.findings(run, "robustkit")
+        assert found["other robustkit"]["state"] == found["robustkit-eval"]["state"] == "broken"
+        assert found["robustkit-eval"]["detail"].startswith("2 installed files are not its own")
+        told = run("robustkit", "doctor", "--fix").stderr
+        assert "running pip uninstall --yes robustkit" in told
+        assert run("python", "-c", "import robustkit; print(robustkit.Threat)").stdout
+        assert names(run("robustkit", "list", "attacks", "--json").stdout)
+        assert "other robustkit" not in run("robustkit", "doctor").stdout
+
+    def test_doctor_removes_what_hides_a_checkout(
+        self, checkout: Path, stranger: Path, tmp_path: Path
+    ) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Editable installation")
+            scripts = environment(tmp_path / "venv", build("editable", checkout, tmp_path))
+        pip(scripts, stranger)
+        outside, inside = user(scripts, tmp_path), user(scripts, checkout)
+        assert "robustkit.cli" in outside("robustkit", "--version", code=1).stderr  # it lacks it
+        found = self.findings(inside, "python", "-m", "robustkit")
+        assert "may be imported in place of robustkit-eval" in found["other robustkit"]["detail"]
+        inside("python", "-m", "robustkit", "doctor", "--fix")
+        assert names(outside("robustkit", "list", "attacks", "--json").stdout)

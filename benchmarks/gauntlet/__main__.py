@@ -31,6 +31,7 @@ from benchmarks.gauntlet.run import COLUMNS, REFERENCES, attack, chosen, rows
 from benchmarks.gauntlet.setting import Setting, prepare
 from benchmarks.gauntlet.table import account, markdown, table
 from benchmarks.gauntlet.wrapper import Entry
+from robustkit.core.packages import install_command
 from robustkit.core.threat import Threat
 from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError, UsageError
@@ -119,7 +120,7 @@ def main(
         sys.exit(3)
     except ModuleNotFoundError as error:
         raise click.ClickException(
-            f"{error.name} is missing: pip install 'robustkit[autoattack]', or --skip-reference"
+            f"{error.name} is missing: {install_command('autoattack')}, or --skip-reference"
         ) from None
     summary = summarize(found)
     title = (f"{model_name}, {data.name}, {ball}, n = {n}: one point of the data is "

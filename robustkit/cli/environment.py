@@ -19,11 +19,18 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NamedTuple, TypeAlias
 
-from robustkit.core.packages import altered, installed
+from robustkit.cli.finding import Finding, curable
+from robustkit.cli.namesake import own_files
+from robustkit.core.packages import (
+    DISTRIBUTION,
+    altered,
+    install_command,
+    installed,
+    pip_command,
+    reinstall,
+)
 
-State: TypeAlias = Literal["ok", "absent", "warning", "broken"]
 _CORE = ("click", "jaxtyping", "numpy", "pandas", "pillow", "pydantic", "rich", "safetensors")
 _EXTRAS = (
     *("torchvision", "pyautoattack", "torchattacks", "foolbox", "timm", "transformers"),
@@ -31,19 +38,6 @@ _EXTRAS = (
 )
 _HELD_BACK = ("requests", "urllib3", "idna", "chardet")  # by torchattacks' pins
 _MIB = 2**20
-
-
-class Finding(NamedTuple):
-    """One line of the diagnosis. `cure` is empty where nothing needs one.
-
-    `fix`: what pip is to be told to do, where that cures it without a choice to make.
-    """
-
-    name: str
-    state: State
-    detail: str
-    cure: str = ""
-    fix: tuple[str, ...] = ()
 
 
 def examine(root: Path | None = None) -> list[Finding]:
@@ -54,6 +48,7 @@ def examine(root: Path | None = None) -> list[Finding]:
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
+        "robustkit": own_files,
         "torch": _torch,
         "numpy and torch": _bridge,
         "packs": _packs,
@@ -115,9 +110,10 @@ def _versions() -> Iterator[Finding]:
     system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     yield Finding("python", "ok", f"{system}, {sys.executable}")
     for name in ("robustkit", "torch", "scipy", *_CORE):
-        dist = installed(name)
+        dist = installed(DISTRIBUTION if name == "robustkit" else name)
         if dist is None:
-            yield Finding(name, "broken", "not installed", f"pip install {name}")
+            cure = install_command() if name == "robustkit" else pip_command("install", name)
+            yield Finding(name, "broken", "not installed", cure)
         else:
             yield Finding(name, "ok", dist.version)
 
@@ -151,7 +147,7 @@ def _bridge() -> Iterator[Finding]:
         torch.from_numpy(numpy.zeros(1)).numpy()
     except RuntimeError as error:
         told = f"torch {torch.__version__} cannot use numpy {numpy.__version__}: {error}"
-        yield Finding("numpy and torch", "broken", told, "pip install 'numpy<2'")
+        yield Finding("numpy and torch", "broken", told, pip_command("install", "numpy<2"))
     else:
         yield Finding("numpy and torch", "ok", "arrays pass between them")
 
@@ -197,7 +193,7 @@ def _extras() -> Iterator[Finding]:
 
 def _reinstall(name: str) -> str:
     if name != "torchvision":
-        return f"pip install --force-reinstall --no-deps {name}"
+        return pip_command(*reinstall(name))
     build = _import("torch").__version__
     return (
         f"Install the torchvision build that belongs to torch {build}, from the same place as "
@@ -221,21 +217,13 @@ def _robustbench_faults(dist: Distribution) -> Iterator[Finding]:
     if files:
         culprit = " (torchattacks overwrites them)" if installed("torchattacks") else ""
         told = f"{len(files)} installed files are not its own{culprit}, first {files[0]}"
-        fix: tuple[str, ...] = (
-            "install",
-            "--force-reinstall",
-            "--no-deps",
-            f"robustbench=={dist.version}",
-        )
-        yield Finding("robustbench", "broken", told, f"pip {' '.join(fix)}", fix)
+        yield curable("robustbench", "broken", told, reinstall(f"robustbench=={dist.version}"))
     if importlib.util.find_spec("pkg_resources") is None:
         told = "it imports pkg_resources, which setuptools no longer has"
-        fix = ("install", "setuptools<81")
-        yield Finding("robustbench", "broken", told, "pip install 'setuptools<81'", fix)
+        yield curable("robustbench", "broken", told, ("install", "setuptools<81"))
     if not any(importlib.util.find_spec(name) for name in ("pyautoattack", "autoattack")):
         told = "it imports AutoAttack, which is not installed"
-        fix = ("install", "pyautoattack")
-        yield Finding("robustbench", "broken", told, "pip install pyautoattack", fix)
+        yield curable("robustbench", "broken", told, ("install", "pyautoattack"))
 
 
 def _pins() -> Iterator[Finding]:
@@ -248,7 +236,8 @@ def _pins() -> Iterator[Finding]:
         return
     if unmet:
         told = f"torchattacks holds packages back: {'; '.join(unmet)}"
-        cure = "pip install --upgrade requests (robustkit uses torchattacks without it)"
+        command = pip_command("install", "--upgrade", "requests")
+        cure = f"{command} (robustkit uses torchattacks without it)"
         yield Finding("pins", "warning", told, cure)
 
 

@@ -14,6 +14,7 @@ import click
 from click.exceptions import Abort, Exit
 
 from robustkit.cli.console import say, stderr
+from robustkit.core.packages import DISTRIBUTION
 from robustkit.errors import RobustkitError, unknown
 
 _DEBUG = "robustkit.debug"
@@ -106,7 +107,7 @@ def debug(command: Any) -> Any:
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="robustkit", prog_name="robustkit")
+@click.version_option(package_name=DISTRIBUTION, prog_name="robustkit")
 @debug
 def program() -> None:
     """Tell how robust an image classifier really is.

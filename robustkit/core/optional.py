@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from robustkit.core.imports import failure
+from robustkit.core.packages import install_command
 from robustkit.errors import UsageError
 
 
@@ -26,11 +27,9 @@ def library(name: str, extra: str) -> ModuleType:
             if error.name is None or error.name.split(".")[0] != name.split(".")[0]:
                 raise UsageError(
                     f"{name} needs {error.name}, which is not installed. "
-                    f"Run `pip install 'robustkit[{extra}]'`."
+                    f"Run `{install_command(extra)}`."
                 ) from error
-            raise UsageError(
-                f"{name} is not installed. Run `pip install 'robustkit[{extra}]'`."
-            ) from None
+            raise UsageError(f"{name} is not installed. Run `{install_command(extra)}`.") from None
         except Exception as error:
             raise UsageError(
                 f"{name} is installed but fails when it is imported: {failure(error)}. "

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from robustkit.core import stats
+from robustkit.core.packages import install_command
 from robustkit.core.text import posix
 from robustkit.errors import RobustkitError
 from robustkit.record.interval import robust_interval
@@ -81,7 +82,7 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise RobustkitError("plots need matplotlib: pip install 'robustkit[report]'.") from None
+        raise RobustkitError(f"plots need matplotlib: {install_command('report')}.") from None
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -12,17 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from robustkit.core.packages import own_version
 from robustkit.record.schema import Commit
 
-PACKAGES = ("robustkit", "torch", "numpy", "pyautoattack", "torchattacks", "robustbench")
+PACKAGES = ("torch", "numpy", "pyautoattack", "torchattacks", "robustbench")
 
 
 def versions() -> dict[str, str]:
-    """Python's version, and that of each of `PACKAGES` that is installed; imports none of them.
+    """Versions of Python, robustkit and each of `PACKAGES` that is installed; imports none of them.
 
     PyTorch's includes the build, such as 2.13.0+cpu.
     """
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "robustkit": own_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

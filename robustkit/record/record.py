@@ -16,6 +16,7 @@ import pydantic
 from pydantic import Field, JsonValue
 
 from robustkit.core import json_files
+from robustkit.core.packages import install_command
 from robustkit.errors import UsageError
 from robustkit.record import interval
 from robustkit.record.display import RecordDisplay
@@ -257,5 +258,5 @@ def load(path: Path | str) -> Record:
 def _cure(found: object) -> str:
     family, _, version = str(found).rpartition("/")
     if family == "robustkit/record" and version.isdecimal():
-        return "It was written by a newer robustkit: `pip install --upgrade robustkit`."
+        return f"It was written by a newer robustkit: `{install_command(upgrade=True)}`."
     return "It is not a record written by `robustkit evaluate`."

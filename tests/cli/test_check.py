@@ -424,7 +424,7 @@ class TestHistory:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         result = run("history", "base", "--plot", "h.png")
         assert result.exit_code == 3
-        assert "pip install 'robustkit[report]'" in result.stderr
+        assert 'pip install "robustkit-eval[report]"' in result.stderr
 
 
 @pytest.mark.slow

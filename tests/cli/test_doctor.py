@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import venv
-import zipfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, PathDistribution
 from pathlib import Path
@@ -22,7 +21,8 @@ import pytest
 from click.testing import CliRunner
 
 from robustkit.cli import environment
-from robustkit.cli.environment import Finding, examine
+from robustkit.cli.environment import examine
+from robustkit.cli.finding import Finding
 from robustkit.cli.program import program as main
 from robustkit.core.packages import altered
 
@@ -115,7 +115,7 @@ class TestRobustBench:
         install("robustbench", "1.1.1", FILES)
         importable.clear()
         cures = [finding.cure for finding in environment._robustbench()]
-        assert cures == ["pip install 'setuptools<81'", "pip install pyautoattack"]
+        assert cures == ['pip install "setuptools<81"', "pip install pyautoattack"]
 
     def test_the_copy_inside_torchattacks_is_told_apart(
         self, install: Install, importable: set[str]
@@ -178,7 +178,7 @@ class TestImports:
 
         monkeypatch.setattr(torch, "from_numpy", refuse)
         found = _only(environment._bridge())
-        assert (found.state, found.cure) == ("broken", "pip install 'numpy<2'")
+        assert (found.state, found.cure) == ("broken", 'pip install "numpy<2"')
         assert "Numpy is not available" in found.detail
 
     def test_one_broken_package_does_not_end_the_diagnosis(
@@ -241,28 +241,13 @@ class TestFix:
     pip installs them from a folder of wheels: no index is asked.
     """
 
-    def wheel(self, folder: Path, name: str, version: str, files: dict[str, str]) -> Path:
-        info = f"{name}-{version}.dist-info"
-        wanted = {
-            **files,
-            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-            f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        }
-        lines = []
-        path = folder / f"{name}-{version}-py3-none-any.whl"
-        with zipfile.ZipFile(path, "w") as archive:
-            for place, content in wanted.items():
-                archive.writestr(place, content)
-                digest = base64.urlsafe_b64encode(hashlib.sha256(content.encode()).digest())
-                lines.append(f"{place},sha256={digest.decode().rstrip('=')},{len(content)}")
-            archive.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]))
-        return path
-
-    def test_overwritten_files_are_restored(self, tmp_path: Path) -> None:
+    def test_overwritten_files_are_restored(
+        self, tmp_path: Path, write_wheel: Callable[..., Path]
+    ) -> None:
         own = {"robustbench/__init__.py": "", "robustbench/eval.py": "REAL = True\n"}
         wheels = [
-            self.wheel(tmp_path, "robustbench", "1.1.1", own),
-            self.wheel(tmp_path, "torchattacks", "3.5.1", {"robustbench/eval.py": "OLD = True\n"}),
+            write_wheel(tmp_path, "robustbench", "1.1.1", own),
+            write_wheel(tmp_path, "torchattacks", "3.5.1", {"robustbench/eval.py": "OLD = True\n"}),
         ]
         venv.create(tmp_path / "venv", with_pip=True)
         python = next((tmp_path / "venv").glob("[bS]*/python*"))

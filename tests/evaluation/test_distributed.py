@@ -517,7 +517,7 @@ class TestErrors:
 
     def test_ray_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "ray", None)
-        with pytest.raises(UsageError, match=r"pip install 'robustkit\[ray\]'"):
+        with pytest.raises(UsageError, match=r'pip install "robustkit-eval\[ray\]"'):
             set_up("cpu", "ray", None)
 
     @needs_ray

@@ -380,7 +380,7 @@ class TestTheCommand:
 
 def test_a_missing_library_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
-    with pytest.raises(UsageError, match=r'needs plotly.*pip install "robustkit\[report\]"'):
+    with pytest.raises(UsageError, match=r'needs plotly.*pip install "robustkit-eval\[report\]"'):
         optional.need("plotly.graph_objects")
 
 

@@ -96,7 +96,7 @@ class TestNames:
             load_model("timm:resnet18(3)", data=photos)
 
     def test_an_absent_library_has_a_cure(self) -> None:
-        with pytest.raises(UsageError, match=r"pip install 'robustkit\[onnx\]'"):
+        with pytest.raises(UsageError, match=r'pip install "robustkit-eval\[onnx\]"'):
             library("no_such_library_at_all", "onnx")
 
     def test_importing_the_sources_imports_no_library(self) -> None:
@@ -190,13 +190,13 @@ class TestTimm:
     ) -> None:
         pytest.importorskip("huggingface_hub")
         monkeypatch.setattr("timm.models._hub._has_hf_hub", False)
-        told = r"timm \S+ cannot use huggingface_hub \S+\. Run `pip install 'huggingface-hub<1'"
+        told = r'timm \S+ cannot use huggingface_hub \S+\. Run `pip install "huggingface-hub<1"'
         with pytest.raises(UsageError, match=told):
             load_model("timm:resnet10t", data=photos)
         load_model("timm:resnet10t(pretrained=false)", data=photos)
         (found,) = [finding for finding in environment._extras() if finding.name == "timm"]
         assert found.state == "warning"
-        assert found.cure.startswith("Run `pip install 'huggingface-hub<1'")
+        assert found.cure.startswith('Run `pip install "huggingface-hub<1"')
 
     @pytest.mark.parametrize(
         ("text", "told"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -18,6 +17,7 @@ from robustkit.cli.options import use_threads
 from robustkit.cli.progress import training_progress
 from robustkit.core import json_files
 from robustkit.core.device import pick_device
+from robustkit.core.packages import own_version
 from robustkit.core.rng import generator
 from robustkit.core.spec import Spec
 from robustkit.core.text import slug
@@ -254,7 +254,7 @@ def _card(plan: _TrainPlan, measured: dict[str, Any]) -> Card:
         epochs=plan.recipe.epochs,
         measured=measured,
         sha256=digest(plan.weights),
-        robustkit=version("robustkit"),
+        robustkit=own_version(),
     )
 
 

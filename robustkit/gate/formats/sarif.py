@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from robustkit.core.packages import own_version
 from robustkit.gate.criteria import METRICS
 from robustkit.gate.verdict import Failure, GateVerdict, MetricFinding
 
@@ -36,7 +36,7 @@ def to_sarif(verdicts: Sequence[GateVerdict], failures: Sequence[Failure] = ()) 
         for finding in verdict.findings
         if finding.answer in ("regressed", "undecided")
     ]
-    driver = {"name": "robustkit", "version": version("robustkit"), "rules": rules}
+    driver = {"name": "robustkit", "version": own_version(), "rules": rules}
     run = {"tool": {"driver": driver}, "results": results, "columnKind": "unicodeCodePoints",
            "invocations": [_invocation(failures)]}  # fmt: skip
     log = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}

@@ -11,12 +11,12 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustkit.core import files
+from robustkit.core.packages import own_version
 from robustkit.core.text import clean
 from robustkit.leaderboard import formats, rows
 from robustkit.leaderboard.report import plots
@@ -78,7 +78,7 @@ def write_page(
     markup = need("markupsafe").Markup
     text = environment.get_template("page.html").render(
         title=clean(title),
-        version=version("robustkit"),
+        version=own_version(),
         count=len(records),
         groups=laid_out,
         curves=_curves(groups, drawn),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from robustkit.core.packages import install_command
 from robustkit.errors import UsageError
 
 
@@ -19,5 +20,5 @@ def need(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise UsageError(
             f"a report needs {module.partition('.')[0]}, which cannot be imported ({error}). "
-            'Run `pip install "robustkit[report]"`.'
+            f"Run `{install_command('report')}`."
         ) from None

@@ -21,7 +21,7 @@ import torch
 
 from robustkit.core import files
 from robustkit.core.optional import library
-from robustkit.core.packages import altered, installed
+from robustkit.core.packages import altered, install_command, installed, pip_command, reinstall
 from robustkit.data.download import cache_root
 from robustkit.errors import UsageError, unknown
 from robustkit.models import checkpoints
@@ -77,7 +77,7 @@ def _zoo() -> types.SimpleNamespace:
     dist = installed("robustbench")
     if dist is None:
         raise UsageError(
-            "RobustBench is not installed. Run `pip install 'robustkit[robustbench]'`. (A folder "
+            f"RobustBench is not installed. Run `{install_command('robustbench')}`. (A folder "
             "`robustbench` may be there all the same: torchattacks brings an old copy.)"
         )
     strange = [file for file in altered(dist) if file.startswith("robustbench/")]
@@ -85,7 +85,7 @@ def _zoo() -> types.SimpleNamespace:
         raise UsageError(
             f"{len(strange)} files of the installed RobustBench are not its own, first "
             f"{strange[0]}: torchattacks overwrites them. `robustkit doctor --fix` restores them "
-            f"(pip install --force-reinstall --no-deps robustbench=={dist.version})."
+            f"({pip_command(*reinstall(f'robustbench=={dist.version}'))})."
         )
     with _pkg_resources():
         _alias_autoattack()

@@ -6,15 +6,16 @@ import importlib
 from typing import Any
 
 from robustkit.core.optional import library
-from robustkit.core.packages import installed
+from robustkit.core.packages import installed, pip_command
 from robustkit.errors import UsageError, unknown
 from robustkit.models.zoo.base import RANDOM, Ask, Found, building, fill, offline, prepare
 
 
 def hub_cure() -> str:
     """Say what helps: robustbench holds timm back, and transformers 5 asks for a later hub."""
-    more = " 'transformers<5'" if installed("transformers") else ""
-    return f"Run `pip install 'huggingface-hub<1'{more}`, or upgrade timm if robustbench may go"
+    more = ["transformers<5"] if installed("transformers") else []
+    command = pip_command("install", "huggingface-hub<1", *more)
+    return f"Run `{command}`, or upgrade timm if robustbench may go"
 
 
 def hub_fault() -> str:
