@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustkit.core.files import write
-from robustkit.core.losses import margin
+from robustkit.core.losses import input_gradient
 from robustkit.core.rng import Keys, task_key, uniform
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Logits, Model
@@ -113,12 +113,9 @@ def _queries(
     task = torch.full_like(rows, task_key("student"))
     keys = Keys(torch.full_like(rows, seed), rows, task + place)
     drawn = threat.sample(x, keys, torch.full_like(rows, number))
-    query = drawn.detach().clone().requires_grad_(True)
-    with torch.enable_grad():
-        logits = student(query)
-        top = logits.argmax(1)
-        (gradient,) = torch.autograd.grad(margin(logits, top, top).sum(), query)
-    ahead = threat.project(query.detach() + threat.eps * threat.steepest(gradient), x)
+    gradient = input_gradient(student, drawn)[1]
+    slope = torch.zeros_like(drawn) if gradient is None else -gradient  # toward another class
+    ahead = threat.project(drawn + threat.eps * threat.steepest(slope), x)
     return torch.where((place % 2 == 0).view(-1, *[1] * (x.ndim - 1)), drawn, ahead).detach()
 
 
