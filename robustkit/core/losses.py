@@ -94,7 +94,7 @@ TARGETED = frozenset({"targeted_dlr", "targeted_margin"})
 
 
 def lead(logits: Logits) -> Scalars:
-    """Largest minus second largest logit [b]: the margin of the predicted class, without a label."""
+    """Largest minus second largest logit [b]: the margin of the predicted class."""
     top = logits.topk(2, dim=1).values
     return top[:, 0] - top[:, 1]
 

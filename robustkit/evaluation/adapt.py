@@ -17,7 +17,7 @@ from robustkit.evaluation.resume import source_digest
 from robustkit.evaluation.stages.replay import peek
 from robustkit.models.load import load_model
 from robustkit.models.surrogates.distillation import FILE, distill
-from robustkit.models.surrogates.resolve import SAME_DECISIONS, WithSurrogates, declared, offered
+from robustkit.models.surrogates.resolve import SAME_DECISIONS, WithSurrogates, declared, screened
 from robustkit.registry import attacks, defenses, suites
 from robustkit.search.eot import draws_needed
 from robustkit.search.findings import Findings
@@ -82,7 +82,7 @@ def _kept(path: Path) -> Findings | None:
 def _find(
     ground: Prepared, lent: tuple[str, ...], x: Images, box: tuple[float, float]
 ) -> tuple[Prepared, Findings]:
-    offer, eot = offered(ground.model, x), 1
+    offer, eot = screened(ground.model, x), 1
     forwards, backwards, noisy = offer.forwards, offer.backwards, dict[str, Model]()
     if ground.health.randomized:
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):

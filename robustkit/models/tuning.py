@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from robustkit.core.types import Images, Model
 from robustkit.models import fast_conv
+from robustkit.models.agreement import HALF_PRECISION, row_change
 from robustkit.models.surrogates.resolve import Wrapping, declared
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
 Precision: TypeAlias = Literal["auto", "float32", "float16", "bfloat16"]
 Layout: TypeAlias = Literal["auto", "contiguous", "channels_last"]
-_CACHE = 24 * 2**20
-_AGREE = 0.1  # of the logits' length: what half precision may change before it is refused
+_CACHE = 24 * 2**20  # bytes of layer outputs up to which a CPU's caches hold them
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,8 @@ def _halved(
         return tuned, f"float32, since {_name(kind)} overflows"
     with torch.no_grad():
         exact = model(sample).float()
-    change = float(((answer - exact).norm(dim=1) / exact.norm(dim=1).clamp_min(1e-12)).max())
-    if compare and change > _AGREE:
+    change = row_change(answer, exact)
+    if compare and change > HALF_PRECISION:
         return tuned, f"float32, since {_name(kind)} moves the logits by {change:.2g} of their size"
     return half, ""
 

@@ -15,7 +15,7 @@ from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.models.surrogates import distillation
 from robustkit.models.surrogates.distillation import distill
-from robustkit.models.surrogates.resolve import BUILT_IN, WithSurrogates, offered, source
+from robustkit.models.surrogates.resolve import BUILT_IN, WithSurrogates, screened, source
 from robustkit.registry import attacks
 from robustkit.search.functional import attack
 
@@ -98,7 +98,7 @@ class TestNothingLeaks:
     def test_generators_and_passes_without_gradient(self) -> None:
         x, model = inputs(), Rounded()
         state = torch.get_rng_state()
-        offered(model, x)
+        screened(model, x)
         assert torch.equal(torch.get_rng_state(), state)
         with torch.no_grad():
             assert torch.equal(source(model, "bpda")(x.requires_grad_(True)), model(x))
@@ -167,9 +167,9 @@ class TestGradients:
         assert closeness[0] > 0.8 > closeness[1]
 
 
-class TestOffered:
+class TestScreening:
     def test_nothing_for_a_healthy_model_and_why(self) -> None:
-        offer = offered(nn.Sequential(linear(), nn.Identity()), inputs())
+        offer = screened(nn.Sequential(linear(), nn.Identity()), inputs())
         assert list(offer.models) == []
         assert offer.refused["bpda"] == "its gradient is that of the model itself"
         assert offer.refused["part.0"] == "its gradient is that of the model itself"
@@ -178,18 +178,18 @@ class TestOffered:
     @pytest.mark.parametrize("scale", [1e6, 1e-8])
     def test_logits_of_another_scale_count_as_others(self, scale: float) -> None:
         net = linear()
-        assert "logits" in offered(lambda z: scale * net(z), inputs()).models
+        assert "logits" in screened(lambda z: scale * net(z), inputs()).models
 
     def test_parts_that_answer_alike_are_found_where_they_hide(self) -> None:
         good, other, x = linear(0), linear(7), inputs(16)
         wall = Wall(good)
-        alone = offered(wall, x)
+        alone = screened(wall, x)
         assert list(alone.models) == ["bpda"]  # through detach
         assert alone.refused["part.hidden.0"] == "its gradient is that of bpda"
-        offer = offered(lambda z: wall(z) + 0.1 * other(z), x)
+        offer = screened(lambda z: wall(z) + 0.1 * other(z), x)
         assert offer.models["part.wall.hidden.0"] is good
         assert source(wall, "part.hidden.0") is good
-        odd = offered(lambda z: good(z).detach() + 0 * other(z).detach(), x)
+        odd = screened(lambda z: good(z).detach() + 0 * other(z).detach(), x)
         assert "agrees with the model on" in odd.refused["part.other"]
 
     def test_a_model_that_always_fails_on_the_way_back(self) -> None:
@@ -198,7 +198,7 @@ class TestOffered:
                 raise RuntimeError("only to be looked at")
             return z.flatten(1)
 
-        offer = offered(model, inputs())
+        offer = screened(model, inputs())
         assert not offer.models
         assert "only to be looked at" in offer.refused["bpda"]
 
@@ -215,7 +215,7 @@ class TestOffered:
                 return logits
 
         state = torch.get_rng_state()
-        sound, bent = offered(Noisy(linear()), inputs()), offered(Noisy(Rounded()), inputs())
+        sound, bent = screened(Noisy(linear()), inputs()), screened(Noisy(Rounded()), inputs())
         assert torch.equal(torch.get_rng_state(), state)
         assert not {"bpda", "logits", "bypass", "smooth"} & set(sound.models)
         assert sound.refused["bpda"] == "its gradient is that of the model itself"
@@ -225,8 +225,8 @@ class TestOffered:
         own = linear(5)
         model = WithSurrogates(Rounded(), {"bpda": own, "student": linear(6)})
         assert source(model, "bpda") is own
-        assert "bpda" not in offered(model, inputs()).refused
-        assert torch.equal(model(inputs()), model.lender(inputs()))
+        assert "bpda" not in screened(model, inputs()).refused
+        assert torch.equal(model(inputs()), model.model(inputs()))
         with pytest.raises(
             UsageError, match=r"declares \(bpda, student\), got 'part.nothing'.*has"
         ):

@@ -20,7 +20,7 @@ from robustkit.evaluation.distributed.ray_pool import RayPool
 from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.watcher import Watcher
-from robustkit.models.surrogates.resolve import lent
+from robustkit.models.surrogates.resolve import added_surrogates
 from robustkit.models.tuning import Tuning
 from robustkit.record import provenance
 
@@ -120,7 +120,7 @@ def staff(
         batch_size=batch_size,
         tuning=tuning,
         version=provenance.versions()["robustkit"],
-        lent={name: _portable(model) for name, model in lent(ground.tuned.model).items()},
+        lent={name: _portable(m) for name, m in added_surrogates(ground.tuned.model).items()},
     )
     with Scheduler(ground.name, setup.note, _starter(setup, briefing), watcher) as crew:
         yield crew
