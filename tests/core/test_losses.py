@@ -129,10 +129,8 @@ def test_lead_is_the_margin_of_the_predicted_class() -> None:
 
 
 def test_the_input_gradient_is_that_of_every_row_and_leaves_no_graph() -> None:
-    weight, x = (
-        logits(0, 4, rows=6)[0],
-        torch.rand(3, 6, generator=torch.Generator().manual_seed(1)),
-    )
+    draw = torch.Generator().manual_seed(1)
+    weight, x = torch.randn(6, 4, generator=draw), torch.rand(3, 6, generator=draw)
     found, gradient = input_gradient(lambda z: z @ weight, x)
     top = (x @ weight).topk(2, dim=1).indices
     assert gradient is not None

@@ -68,7 +68,7 @@ class BpdaMode(TorchFunctionMode):
         self, policy: BackwardPolicy, bypass_from: Tensor | None = None, rows: int = 0
     ) -> None:
         super().__init__()
-        self.policy, self.inner = policy, InnerAutograd()
+        self.policy, self.inner_autograd = policy, InnerAutograd()
         self.bypass_from, self.rows = bypass_from, rows
         self.asked_for: list[Tensor] = []
         self.exported: list[Tensor] = []
@@ -83,7 +83,7 @@ class BpdaMode(TorchFunctionMode):
         if func is torch._C._set_grad_enabled:
             return func(*args, **kwargs)
         off = not torch.is_grad_enabled()
-        self.inner.wanted |= kwargs.get("requires_grad") is True
+        self.inner_autograd.wanted |= kwargs.get("requires_grad") is True
         with contextlib.ExitStack() as stack:
             # Tensors made in inference mode can never enter a graph; it must be left, not nested.
             if torch.is_inference_mode_enabled():
@@ -95,7 +95,7 @@ class BpdaMode(TorchFunctionMode):
             if func in _READS or not isinstance(out, Tensor) or any(out is value for value in args):
                 return out
             if self.bypass_from is not None and out.shape == self.bypass_from.shape:
-                out = follow(out, self.bypass_from, self.inner)
+                out = follow(out, self.bypass_from, self.inner_autograd)
             if off:
                 out = self._constant_to_model(out)
             if self.rows and out.ndim == 2 and len(out) == self.rows and out.requires_grad:
@@ -119,21 +119,23 @@ class BpdaMode(TorchFunctionMode):
         if name == "register_hook":
             return func(args[0], self.only_inner(args[1]))
         if name == "__setitem__":
-            return in_place.assign(func, *args, self.inner)
+            return in_place.assign(func, args[0], args[1], args[2], self.inner_autograd)
         if _changes(name):
-            return in_place.change(self._approximate, func, args, kwargs, self.policy, self.inner)
+            return in_place.change(
+                self._approximate, func, args, kwargs, self.policy, self.inner_autograd
+            )
         if name in _SINGULAR:
             args = tuple(self._finite_gradient(value) for value in args)
         out = func(*args, **kwargs)
         if name in _IMPORTS and isinstance(out, Tensor) and not out.requires_grad and out.ndim:
-            return reconnect(out, self.exported, self.inner)
+            return reconnect(out, self.exported, self.inner_autograd)
         name = name[2:-2] if name.startswith("__") else name
         return self._attach(func, name, args, kwargs, out)
 
     def _finite_gradient(self, value: Any) -> Any:
         """Stop a gradient that is not finite at the argument of a singular function."""
         if isinstance(value, Tensor) and value.requires_grad and is_full_float(value):
-            return FiniteGradient.apply(value, self.inner)
+            return FiniteGradient.apply(value, self.inner_autograd)
         return value
 
     def _export(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -145,7 +147,7 @@ class BpdaMode(TorchFunctionMode):
 
     def _attach(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any) -> Any:
         """Give the true result of an operation the gradient of its approximation."""
-        call = Call(args, kwargs, self.policy, self.inner)
+        call = Call(args, kwargs, self.policy, self.inner_autograd)
         if name in selection.SELECTS:
             try:
                 return selection.select(name, call, out)
@@ -191,14 +193,14 @@ class BpdaMode(TorchFunctionMode):
         except _FAILURES:
             return out
         pairs = [
-            with_gradient_of(hard, soft, self.inner) if isinstance(hard, Tensor) else hard
+            with_gradient_of(hard, soft, self.inner_autograd) if isinstance(hard, Tensor) else hard
             for hard, soft in zip(out, softs, strict=True)
         ]
         return type(out)(pairs)
 
     def _require_grad(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Note that the model wants gradients of a tensor."""
-        self.inner.wanted = True
+        self.inner_autograd.wanted = True
         tensor, wanted = args[0], _at(args, 1)
         wanted = kwargs.get("requires_grad", True) if wanted is None else wanted
         if tensor.is_leaf:
@@ -218,23 +220,23 @@ class BpdaMode(TorchFunctionMode):
         places = {"grad": 3, "backward": 2}
         if len(args) <= places[func.__name__]:
             kwargs = {**kwargs, "retain_graph": True}
-        before, self.inner.active = self.inner.active, True
+        before, self.inner_autograd.active = self.inner_autograd.active, True
         try:
             return func(*args, **kwargs)
         finally:
-            self.inner.active = before
+            self.inner_autograd.active = before
 
     def only_inner(self, hook: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         """Let a hook that changes gradients act in the model's own autograd alone."""
-        return lambda gradient: hook(gradient) if self.inner.active else None
+        return lambda gradient: hook(gradient) if self.inner_autograd.active else None
 
     def _undo_custom(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Replace results of custom autograd functions among the arguments of a call."""
-        fresh = undo_custom_backward(tuple(args), self.inner)
+        fresh = undo_custom_backward(tuple(args), self.inner_autograd)
         if _changes(func.__name__) and args and fresh[0] is not args[0]:
             args[0].copy_(fresh[0])  # changed in place: the tensor itself must get the new graph
             fresh = (args[0], *fresh[1:])
-        return fresh, {k: undo_custom_backward(v, self.inner) for k, v in kwargs.items()}
+        return fresh, {k: undo_custom_backward(v, self.inner_autograd) for k, v in kwargs.items()}
 
     def _constant_to_model(self, out: Tensor) -> Tensor:
         """Make a result of `no_grad` a constant to the model's own autograd, and to it alone."""
@@ -242,7 +244,7 @@ class BpdaMode(TorchFunctionMode):
             return out
         if out._is_view():  # it shares memory with its base, which a clone would break
             return remember_graph(out)
-        return remember_graph(StraightThrough.apply(out.detach(), out, self.inner), out)
+        return remember_graph(StraightThrough.apply(out.detach(), out, self.inner_autograd), out)
 
 
 def _changes(name: str) -> bool:

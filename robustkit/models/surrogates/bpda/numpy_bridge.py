@@ -66,7 +66,9 @@ def reconnected(mode: BpdaMode, out: Tensor) -> Tensor:
     """Give a tensor that came from NumPy the gradient of the exported one that it resembles."""
     # Plain torch: the mode would take these operations for the model's own.
     with torch._C.DisableTorchFunction(), torch.enable_grad():
-        return remember_graph(reconnect(out, mode.exported, mode.inner)) if out.ndim else out
+        return (
+            remember_graph(reconnect(out, mode.exported, mode.inner_autograd)) if out.ndim else out
+        )
 
 
 @contextmanager

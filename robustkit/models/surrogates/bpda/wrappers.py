@@ -96,7 +96,7 @@ def _run(
     try:
         with patched(mode, model), mode:
             answer = model(entry.view_as(entry))
-        return undo_custom_backward(answer, mode.inner), mode.seen
+        return undo_custom_backward(answer, mode.inner_autograd), mode.seen
     finally:
         _forget(model)
 
