@@ -76,19 +76,23 @@ class Ibp:
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Mean natural and robust loss, and the regularizers."""
         most = self.train_eps or (1.5 * self.eps if self.eps <= 0.15 else self.eps)
-        share = smooth_ramp(step.progress / max(self.ramp, 1e-9))
+        share = self._share(step)
         threat = Threat("linf", max(most * share, 1e-6))
         graph = trace(model, tuple(x.shape[1:]))
         with clean_statistics(model):
             natural = nn.functional.cross_entropy(model(x), y)
             box = self._box(model, x, y, threat, step.generator)
             boxes = intervals(graph, box)
-            robust = self._robust(model, graph, boxes, x, y, threat, share, step.generator)
+            robust = self._robust(model, graph, boxes, x, y, threat, step)
             total = (1 - self.kappa) * natural + self.kappa * robust
             if share < 1 and self.reg:
                 total = total + self.reg * (1 - share) * regularizer(graph, boxes)
         weights = sum(p.abs().sum() for p in model.parameters() if p.ndim > 1)
         return total + self.l1 * weights
+
+    def _share(self, step: Step) -> float:
+        """Return the radius at a step of the training, as a share of the final one."""
+        return smooth_ramp(step.progress / max(self.ramp, 1e-9))
 
     def _box(
         self, model: nn.Module, x: Images, y: Labels, threat: Threat, generator: Generator
@@ -110,16 +114,16 @@ class Ibp:
         x: Images,
         y: Labels,
         threat: Threat,
-        share: float,
-        generator: Generator,
+        step: Step,
     ) -> Tensor:
-        lower = margins_of(graph, boxes, y)
+        """Return the robust loss of `loss`, a scalar."""
+        lower, share = margins_of(graph, boxes, y), self._share(step)
         if self.loss == "crown_ibp" and share < 1:
             linear = crown_margins(graph, x, y, threat, intermediate="ibp", boxes=boxes)
             lower = share * lower + (1 - share) * linear
         robust = nn.functional.cross_entropy(-lower, y)
         if self.loss == "mtl_ibp":
-            z = _attack(model, x, y, threat, self.steps, generator)
+            z = _attack(model, x, y, threat, self.steps, step.generator)
             attacked = nn.functional.cross_entropy(model(z), y)
             return self.a * robust + (1 - self.a) * attacked
         return robust
