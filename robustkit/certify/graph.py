@@ -1,4 +1,4 @@
-"""From a module to a list of operations that bounds can pass through, by torch.fx."""
+"""From a module to a list of operations that bounds are known for, by torch.fx."""
 
 from __future__ import annotations
 
@@ -67,14 +67,15 @@ class Graph(NamedTuple):
 
 
 def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
-    """Read a network for inputs of `shape` [c, h, w]; weights stay where they are.
+    """Trace a network for inputs of `shape` [c, h, w]; the graph uses the module's own weights.
 
-    The network is read as it is in evaluation, and its flags are put back. Constants that the
-    network computes from its parameters are read once, here.
+    The network is traced in evaluation mode, and its modes are restored. Constants that it computes
+    from its parameters are evaluated once, here.
 
     Raises:
         UsageError: naming the operation that no bounds are known for.
     """
+    # Not model.eval(): restoring train(True) would put frozen submodules into training mode too.
     modes = {m: m.training for m in model.modules()}
     for module in modes:
         module.training = False
@@ -96,14 +97,15 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
 
 
 def _compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
-    """Refuse a graph that does not answer as the network does.
+    """Refuse a graph that does not compute what the network computes.
 
     Operations in place, views and dependence on the batch do not show in single nodes. Noise drawn
-    in the forward pass is read as a constant: two passes must agree.
+    in the forward pass is traced as a constant: two passes must agree.
     """
     first = next(iter(model.parameters()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, *shape, generator=generator)
+    # Far outside [0, 1] too: a clamp or a branch that is inactive on images must show.
     x = torch.cat([x, 4 * x.flip(0) - 2]).to(first)
     try:
         answer, read = model(x.clone()), graph.values(x)[-1]
@@ -119,14 +121,14 @@ def _compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
         )
     if not alike:
         raise UsageError(
-            f"no bounds for {type(model).__name__}: read operation by operation, it answers "
-            "otherwise than when it is called. Avoid operations in place on values that are used "
-            "again, and dependence on other points of the batch."
+            f"no bounds for {type(model).__name__}: evaluated operation by operation, it "
+            "returns other logits than when it is called. Avoid operations in place on values that "
+            "are used again, and dependence on other points of the batch."
         )
 
 
 class _Reader:
-    """Lowers the nodes of torch.fx one by one, running an example along for the shapes."""
+    """Lowers the nodes of torch.fx one by one, evaluating them on an example for the shapes."""
 
     def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
         self.model, self.nodes = model, list[Node]()

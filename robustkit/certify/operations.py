@@ -1,7 +1,8 @@
-"""Which operation of the bounds stands for a node of torch.fx.
+"""From a node of torch.fx to the operation that bounds are known for.
 
-An operation is taken only where its bounds are known to hold. What depends on the input in any
-other way (a tuple, a number read from values, an argument that changes the function) is refused.
+An operation is accepted only where its bounds are known to be sound. What depends on the input in
+any other way (a tuple, a number read from values, an argument that changes the function) is
+refused.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def _layer(layer: nn.Module, shape: tuple[int, ...]) -> Affine | None:
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, rank: int) -> ScaleOp:
     view = (1, -1, *[1] * (rank - 1))
 
+    # y = scale x + (bias − scale mean): one affine map per channel, as in evaluation mode.
     def parts() -> tuple[Tensor, Tensor, Tensor]:
         mean, var = layer.running_mean, layer.running_var
         if layer.training and BATCH_STATISTICS and layer in BATCH_STATISTICS[-1]:
@@ -119,7 +121,7 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, rank: int) -> ScaleOp:
         return scale, bias - center
 
     def bulk() -> Tensor:
-        # Not |bias − center|: what float32 rounds off does not cancel.
+        # Not |bias − center|: the terms may cancel, their rounding errors do not.
         _, center, bias = parts()
         return center.abs() + bias.abs()
 

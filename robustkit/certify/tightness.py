@@ -1,4 +1,4 @@
-"""How much of an interval bound is the network's own doing: propagation tightness."""
+"""Propagation tightness: how close interval bounds are to exact on a network."""
 
 from __future__ import annotations
 

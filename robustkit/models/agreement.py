@@ -18,7 +18,8 @@ SAME_KERNEL = 1e-4  # same device, batch and kernels: only nondeterministic sums
 OTHER_BATCH = 1e-3  # same device, another batch size: kernels and their summation order differ
 # Largest difference of two logits, by the largest logit (`logit_distance`).
 OTHER_ORDER = 1e-4  # the same operations, some replaced by equal ones (the BPDA mode)
-OTHER_DEVICE = 1e-3  # another machine, device or library version
+OTHER_DEVICE = 1e-3  # another device of the same kind of machine, as when a run is resumed
+OTHER_MACHINE = 1e-2  # a worker: other hardware, drivers and library builds at once
 # Length of the change by the length of the reference (`row_change`).
 HALF_PRECISION = 0.1  # float16 rounds at 5e-4, which the layers of a deep network amplify
 # Sum of absolute differences by the sum of absolute values: near a kink single entries flip.

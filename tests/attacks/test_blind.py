@@ -198,8 +198,8 @@ def test_rays_begins_anew_when_a_round_brings_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["rays", "square"])
-def test_a_walk_along_a_stand_in_starts_it_where_that_leads(name: str) -> None:
-    """With the class alone there is nothing to see inside the ball, but for the stand-in."""
+def test_a_warm_start_follows_the_surrogate_where_the_model_has_no_gradient(name: str) -> None:
+    """The model returns one-hot codes: only the surrogate has a gradient inside the ball."""
     model, x, y = rows()
     threat, few = Threat("linf", 0.1), "queries=20"
     plain = attack(Report(model), x, y, attacks.build(f"{name}({few})"), threat)
@@ -210,7 +210,7 @@ def test_a_walk_along_a_stand_in_starts_it_where_that_leads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rays", "square"])
-def test_a_walk_is_counted_and_ends(name: str) -> None:
+def test_a_warm_start_is_counted_and_ends(name: str) -> None:
     model, x, y = rows()
     told = Report(model)
     search = attacks.build(f"{name}(queries=30, ahead=7, surrogate=soft)")
@@ -225,7 +225,7 @@ def test_a_walk_is_counted_and_ends(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rays", "square"])
-def test_with_a_walk_rows_do_not_look_at_each_other(name: str) -> None:
+def test_with_a_warm_start_rows_do_not_influence_each_other(name: str) -> None:
     model, x, y = rows()
     search = attacks.build(f"{name}(queries=40, ahead=5, surrogate=soft)")
     whole, single = (
@@ -253,10 +253,10 @@ def test_rounded_inputs_do_not_stop_it(name: str) -> None:
     assert left(rounded, z, y) < left(rounded, blind, y)
 
 
-def test_norms_without_a_walk_are_refused() -> None:
+def test_norms_without_a_warm_start_are_refused() -> None:
     with pytest.raises(UsageError, match=r"rays supports linf, got l2\. Use hopskipjump"):
         attacks.build("rays").jobs(Threat("l2", 1), 4)
-    with pytest.raises(UsageError, match="square follows a surrogate in linf and l2, got l1"):
+    with pytest.raises(UsageError, match="square takes a warm start from a surrogate in linf"):
         attacks.build("square(surrogate=soft)").jobs(Threat("l1", 1), 4)
 
 
