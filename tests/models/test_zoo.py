@@ -309,7 +309,7 @@ class TestExport:
 
     def test_damaged_and_missing_files(self, photos: Dataset, tmp_path: Path) -> None:
         (tmp_path / "m.pt2").write_bytes(b"nonsense")
-        with pytest.raises(UsageError, match="cannot be had"):
+        with pytest.raises(UsageError, match="cannot be loaded"):
             load_model(f"export:{tmp_path / 'm.pt2'}", data=photos)
         with pytest.raises(UsageError, match="there is no file"):
             load_model(f"export:{tmp_path / 'n.pt2'}", data=photos)
@@ -372,14 +372,14 @@ class TestOnnx:
         self.graph(net, tmp_path / "m.onnx")
         converter: Any = library("onnx2torch", "onnx")
         monkeypatch.setattr(converter, "convert", lambda graph: Net().eval())
-        with pytest.raises(UsageError, match="does not answer like the graph"):
+        with pytest.raises(UsageError, match="are not those of the graph"):
             load_model(f"onnx:{tmp_path / 'm.onnx'}", data=photos)
 
     def test_unknown_operators_and_damaged_files(
         self, net: Net, photos: Dataset, tmp_path: Path
     ) -> None:
         (tmp_path / "d.onnx").write_bytes(b"nonsense")
-        with pytest.raises(UsageError, match="cannot be had"):
+        with pytest.raises(UsageError, match="cannot be loaded"):
             load_model(f"onnx:{tmp_path / 'd.onnx'}", data=photos)
         with pytest.raises(UsageError, match="there is no file"):
             load_model("onnx:none.onnx", data=photos)
