@@ -151,6 +151,7 @@ def bump(side: int, power: int) -> Float[Tensor, "side side"]:
 def _hill(height: int, width: int, power: int) -> Tensor:
     """Pile squares: the k-th reaches k − 1 from the center and is 1 / k² high (1 / k⁴ in l1)."""
     rings = torch.arange(1, max(height, width) // 2 + 2)
+    # Heights fall as 1 / k² (1 / k⁴): most of the norm lies in a few central pixels.
     heights = rings.float() ** (-2 if power == 2 else -4)
     piled = heights.flip(0).cumsum(0).flip(0)
     rows = (torch.arange(height) - height // 2).abs()

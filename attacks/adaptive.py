@@ -82,6 +82,8 @@ class Adaptive:
         audit: list[str] = []
         for name in ["", *surrogates] if findings.eot > 1 else []:
             line += _gradient_attacks(threat, findings, name)
+        # `bpda` and `bypass` are accepted only if their gradient differs at equal logits: something
+        # in the model hides its gradient, with or without a flag.
         for name in findings.offered:
             called = masked or name in _FAITHFUL
             (line if called else audit).extend(_gradient_attacks(threat, findings, name))
@@ -90,6 +92,8 @@ class Adaptive:
         line += _gradient_attacks(threat, findings, "student") if masked else []
         guide = _guide(surrogates, findings) if masked else ""
         black_box = self._without_gradients(threat, findings, guide)
+        # Where gradients are of no use and no surrogate passed the probes, attacks without
+        # gradients are the main attack; else they belong to the audit.
         if _USELESS & flags and not findings.true:
             line += black_box
         elif masked:

@@ -110,6 +110,7 @@ class Apgd:
             checked_value=low,
             reduced=yes,  # as in the authors' code: condition 2 cannot hold at the first checkpoint
             rises=zero,
+            # 2 eps, the diameter of the ball: the first steps explore all of it.
             step_size=query.new_full((size,), 2 * threat.eps),
             answered=zero,
         )
@@ -190,6 +191,7 @@ def _windows(steps: int, device: torch.device) -> Tensor:
     """
     window, shortest = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1)
     shrink = max(int(0.03 * steps), 1)
+    # Checkpoints get denser toward the end, from exploration to exploitation (section 3).
     ends, last = [0] * (steps + 1), 0
     while last + window <= steps:
         last += window

@@ -164,6 +164,7 @@ def _adapt(
     due = plan.checkpoint[state.answered.clamp_max(last)]
     support = _support(state.best, state.x)
     sparser = due & (support < 0.95 * state.nonzero)
+    # A tenth of the radius at least, in units of the ball of this phase.
     smaller = torch.maximum(state.step_size / 1.5, radius / 10)
     step_size = torch.where(sparser, radius, smaller)
     back = per_point(sparser, gradient)
@@ -183,6 +184,7 @@ def _sparse_step(state: State, gradient: Images) -> Images:
     """
     size = gradient.abs().flatten(1)
     features = size.shape[1]
+    # The quantile of the gradient that leaves `density` of the coordinates above it.
     place = ((1 - state.density) * features).long().clamp(0, features - 1)
     bound = size.sort(dim=1).values.gather(1, place[:, None])
     signs = gradient.sign() * (size >= bound).view_as(gradient)

@@ -93,6 +93,7 @@ class Ddn:
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Turn the displacement along the gradient, give it its new length, clip."""
         fools = reply.logits.argmax(1) != state.y
+        # Multiplicative: from any first radius it takes log(ratio) / gamma steps to the boundary's.
         radius = state.radius * torch.where(fools, 1 - self.gamma, 1 + self.gamma)
         alpha = cosine(1.0, 0.01, state.moves, self.steps)
         # The gradient decides the direction alone: its length says nothing of the distance to the
@@ -100,6 +101,7 @@ class Ddn:
         turned = state.query - state.x + per_point(alpha, state.x) * unit(reply.gradient)
         query = state.x + per_point(radius, state.x) * unit(turned)
         return state._replace(
+            # Clipped last: the displacement may get shorter than `radius`, never longer.
             query=query.clamp(threat.lower, threat.upper),
             radius=radius,
             moves=state.moves + 1,

@@ -63,6 +63,7 @@ class Fgsm:
         if threat.norm == "l1":
             query = _fill(state.x, reply.gradient, threat)
         else:
+            # The projection clips to the box: in linf that is exact for the linearized loss too.
             step = threat.eps * threat.steepest(reply.gradient)
             query = threat.project(state.x + step, state.x)
         return state._replace(query=query, moved=torch.ones_like(state.moved), done=state.moved)
@@ -77,4 +78,5 @@ def _fill(x: Images, gradient: Images, threat: Threat) -> Images:
     room = torch.where(flat > 0, threat.upper - here, here - threat.lower).gather(1, order)
     left = (threat.eps - (room.cumsum(1) - room)).clamp_min_(0)
     size = torch.zeros_like(here).scatter_(1, order, torch.minimum(room, left))
+    # Only rounding is left to project: the sum of `size` is at most eps.
     return threat.project(x + (flat.sign() * size).view_as(x), x)

@@ -130,6 +130,8 @@ class Fmn:
         first = self.step_size or (_SHARE if relative else _LENGTH)[threat.norm]
         length = cosine(first, first / 100, moves, self.steps)
         sign = relative and threat.norm == "linf"
+        # In linf the sign uses the whole step in every coordinate; an l2 direction leaves most of
+        # them inside the ball.
         direction = gradient.sign() if sign else unit(gradient)
         return per_point(length * radius if relative else length, gradient) * direction
 

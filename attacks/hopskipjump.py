@@ -173,9 +173,11 @@ class HopSkipJump:
         over = here & (tried >= self.halvings)
         if not any_row(over):
             return state
+        # The end that fooled the model, not the middle: the boundary point is itself adversarial.
         found = _between(state.x, state.adversarial, state.high, threat)
         length = threat.distance(found, state.x).to(found.dtype)
         starting = state.moves == 0
+        # Starts compete by distance; later points replace the last one, as in the paper.
         better = over & (~starting | (length < state.best_distance))
         state = state._replace(
             boundary=torch.where(per_point(better, found), found, state.boundary),
@@ -187,6 +189,7 @@ class HopSkipJump:
 
     def _estimated(self, state: State, here: Mask, fools: Mask, threat: Threat) -> State:
         """Add a direction to the estimate; when there are enough, step along the normal."""
+        # Sums in place of a stored batch of directions: a slot is of one size.
         shown = per_point(here.to(state.x.dtype), state.x)
         signed = per_point(2 * fools.to(state.x.dtype) - 1, state.x)
         state = state._replace(
@@ -228,6 +231,7 @@ class HopSkipJump:
         return _begin_estimate(state, here & ~fools & (state.tried >= 12))
 
     def _directions(self, moves: Integers) -> Integers:
+        # B_t = B_0 √t of the paper: later estimates must be finer, as steps get shorter.
         return (self.first * moves.clamp_min(1).sqrt()).long()
 
     def _next_query(self, state: State, threat: Threat) -> State:
@@ -239,6 +243,8 @@ class HopSkipJump:
         if any_row(state.phase == START):
             start = candidate(state.x, keys, state.starts, threat)
         middle = _between(state.x, state.adversarial, (state.low + state.high) / 2, threat)
+        # A share of the distance: the paper's δ shrinks with the dimension, below one level of 255
+        # a pixel, and a model that rounds its input would answer every direction alike.
         away = (state.boundary - state.x).flatten(1).norm(dim=1)
         reach = per_point(self.probe * away, state.x)
         probe = state.boundary + reach * unit(direction)

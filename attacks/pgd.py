@@ -91,6 +91,7 @@ class Pgd:
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Take one step of steepest ascent and project."""
         if threat.norm == "l1":
+            # Steepest ascent in l1 is one coordinate a step: SLIDE spreads it over a hundredth.
             direction = _slide(state.query, reply.gradient, threat)
         else:
             direction = threat.steepest(reply.gradient)
@@ -111,6 +112,6 @@ def _slide(z: Images, gradient: Images, threat: Threat) -> Images:
     # A coordinate at the edge of the box would take a share of the step and not move.
     free = torch.where(gradient > 0, z < threat.upper, z > threat.lower)
     flat = (gradient * free).flatten(1)
-    keep = max(1, flat.shape[1] // 100)
+    keep = max(1, flat.shape[1] // 100)  # the paper's 99% quantile
     place = flat.abs().topk(keep, dim=1).indices
     return torch.zeros_like(flat).scatter_(1, place, flat.gather(1, place).sign() / keep).view_as(z)

@@ -131,6 +131,7 @@ class RayS:
             high=number + torch.inf,
             gap=number + 0.5,
             idle=zero.clone(),
+            # So that the restart after the warm start's direction is the run from all ones.
             run=zero - int(bool(self.surrogate)),
             answered=zero.clone(),
             left=zero + (self.ahead if self.surrogate else 0),
@@ -177,6 +178,7 @@ class RayS:
         """Where a trial is over, keep its direction if it gained, and go to the next block."""
         if not any_row(over):
             return state
+        # `high` is below the best radius by construction: a finite one is a gain.
         gained = over & state.high.isfinite()
         count = math.prod(state.x.shape[1:])
         last = math.ceil(math.log2(count))
@@ -197,6 +199,8 @@ class RayS:
 
     def _restart(self, state: State) -> State:
         """Where a whole round brought nothing, restart: from all ones, later from random signs."""
+        # One round flips every block of every level: as many failures in a row mean a local
+        # optimum.
         begins = state.idle >= _round(math.prod(state.x.shape[1:]))
         if not any_row(begins):
             return state

@@ -147,6 +147,8 @@ class Relay:
         state = _record(state, reply, threat)
         over = state.answered >= self._budget(state.leg)  # a leg of n steps ends with query n + 1
         here = state.query
+        # 2 eps, the diameter of the ball, down to 0. No checkpoints: a leg is at most 40 steps,
+        # less than the first two windows of APGD (41).
         size = threat.eps * (1 + torch.cos(math.pi * state.answered / self._budget(state.leg)))
         ahead = here + per_point(size, here) * threat.steepest(reply.gradient)
         share = per_point(torch.where(state.answered > 0, 0.75, 1.0), here).to(here.dtype)
@@ -173,6 +175,8 @@ class Relay:
         aim = torch.where(probing, fresh.argmin(1), worth.argmin(1))
         aim = torch.where(over, aim, state.aim)
         count = torch.zeros_like(state.used).scatter(1, aim.clamp_min(0)[:, None], 1.0)
+        # Probes start at the clean point, where the ranking of the gaps was made; long legs at
+        # random points, as restarts of AutoAttack do.
         start = torch.where(per_point(probing, state.x), state.x, self._random(state, leg, threat))
         begin = per_point(over, state.x)
         bound = _bounds(self.probes, self.legs, self.near, self.decay, leg.device)

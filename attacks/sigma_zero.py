@@ -139,5 +139,7 @@ class SigmaZero:
         """
         count = 2 * self.sigma * delta / (delta.square() + self.sigma).square()
         downhill = gradient - count / delta[0].numel()
+        # Scaled by the largest coordinate: the step is then in units of the input range, and does
+        # not depend on the scale of the logits.
         largest = downhill.flatten(1).abs().amax(1).clamp_min(1e-12)
         return downhill / per_point(largest, downhill)

@@ -130,7 +130,11 @@ class Spsa:
         keys = Keys(state.seed, state.point, state.task)
         direction = renew(state.direction, place % 2 == 1, keys, 1 + answered)
         side = torch.where(place % 2 == 1, 1.0, -1.0) * (place > 0)
+        # δ is large beside finite differences (0.2 eps): it has to cross the steps of a quantized
+        # model, and a smoothed gradient is what a masked one needs.
         reach = per_point(side.to(direction.dtype) * self.delta * threat.eps, direction)
+        # Projected: near the edge of the ball the two sides are then not mirror images, a bias that
+        # is worth a query that may succeed.
         query = threat.project(state.base + reach * _scaled(direction, threat), state.x)
         done = state.done | (answered >= (self.steps + 1) * turn)
         return state._replace(query=query, direction=direction, answered=answered, done=done)

@@ -136,6 +136,7 @@ class Square:
         state = state._replace(draws=_redraw(state))
         value, tie = reply.value, state.climbing
         if self.surrogate:
+            # The reply's value is the surrogate's; what is kept is chosen by the model.
             value = margin(reply.logits, state.y, state.y)
         # Among equal margins (a piecewise constant model), the warm start's last query is kept.
         better = (value > state.best_value) | (tie & (value == state.best_value))
@@ -190,6 +191,8 @@ def _first(x: Float[Tensor, "s c h w"], keys: rng.Keys, threat: Threat) -> Tenso
     """Vertical stripes of ±eps (linf) or a grid of bumps (l2, l1)."""
     channels, height, width = x.shape[1:]
     if threat.norm == "linf":
+        # One sign per column and channel: a corner of the ball with a high frequency, to which
+        # convolutional networks are sensitive (Andriushchenko et al. 2020).
         stripes = signs(rng.uniform(keys, channels * width, 0)).view(-1, channels, 1, width)
         return (x + threat.eps * stripes).clamp_(threat.lower, threat.upper)
     if min(height, width) < 5:

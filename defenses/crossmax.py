@@ -32,8 +32,7 @@ def crossmax(z: Tensor, rule: Rule = "kth", top: int = 3) -> Tensor:
     one where there are fewer predictors) or the median (the middle of two for an even n).
 
     The gradient of one output reaches at most four logits under "kth": the selected one, the
-    largest of its predictor, the largest of its class, and the largest of that one's predictor.
-    Attacks on it are therefore weak; see the surrogate "mean".
+    largest of its predictor, the largest of its class, and that one's predictor's largest.
 
     Raises:
         UsageError: for logits of another shape, an unknown rule or a rank below 1.
@@ -187,9 +186,8 @@ class CrossMax:
 
     Differs from the paper: a small residual network from scratch in place of a pretrained
     ResNet-152, heads on maps pooled to at most 4 × 4, and the heads train together with the
-    backbone, not afterwards; their gradient stops at its maps, so that they do not shape it. For
-    the stack see `MultiResolution`. At width 24 and 28 × 28: 0.4 M weights, 11 million
-    multiply-adds.
+    backbone, whose maps get no gradient from them. For the stack see `MultiResolution`. At width 24
+    and 28 × 28: 0.4 M weights, 11 million multiply-adds.
 
     Attributes:
         width: channels of the first block.

@@ -95,6 +95,7 @@ def build_certifier(
             "differ: remove its randomness, or smooth it and use --certify smoothing."
         )
     try:
+        # In float64, where rounding is far below what `rounding=True` adds for float32.
         graph = trace(copy.deepcopy(base).double().eval().requires_grad_(False), shape)
     except UsageError:
         if method == "auto":
@@ -186,6 +187,7 @@ class Sampling:
 
     def prove(self, x: Images, y: Labels) -> Mask:
         """Certify one point after the other."""
+        # The l2 ball that contains the threat model: sound, and loose by √d for linf.
         needed = reach(self.threat, x[0].numel())
         proofs = [
             certify_point(

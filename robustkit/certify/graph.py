@@ -133,6 +133,7 @@ class _Reader:
     def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
         self.model, self.nodes = model, list[Node]()
         first = next(iter(model.parameters()), torch.zeros(()))
+        # In the dtype of the weights: certificates trace a float64 copy.
         self.example = torch.zeros(1, *shape, dtype=first.dtype, device=first.device)
         self.place: dict[fx.Node, int] = {}
         self.value: dict[fx.Node, Any] = {}
@@ -172,12 +173,14 @@ class _Reader:
             raise self._refusal(
                 f"{node.name} fails on {list(self.example.shape)}: {error}"
             ) from None
+        # Shapes and dtypes are the same for every input of this shape: constants to the bounds.
         sources = self._sources([*node.args, *node.kwargs.values()])
         query = args[1] if name == "getattr" else name
         if not sources or query in _QUERIES:
             self.value[node] = result
             return
         op = None
+        # What has lost the batch axis mixes points, or reads values: no bounds.
         if isinstance(result, Tensor) and len(result) == 1:
             shapes = [self.nodes[self.place[s]].shape for s in sources]
             first = bool(node.args) and node.args[0] is sources[0]
@@ -238,6 +241,7 @@ def clean_statistics(model: nn.Module) -> Iterator[None]:
     def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if layer.training:
             x = inputs[0]
+            # Biased, as batch normalization itself computes it in training.
             axes = [axis for axis in range(x.ndim) if axis != 1]
             found[layer] = (x.mean(axes), x.var(axes, unbiased=False))
 

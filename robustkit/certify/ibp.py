@@ -94,6 +94,7 @@ def margins_of(graph: Graph, boxes: list[Box], y: Labels, *, rounding: bool = Fa
 def _step(node: Node, sources: list[Box], rounding: bool) -> Box:
     op = node.op
     if isinstance(op, Activation):
+        # Rounding is added after every operation, so that each box contains float32 values too.
         low, high = op.interval(*sources[0])
         off = op.slack(low, high) if rounding else 0.0
         return Box(low - off, high + off)
@@ -147,6 +148,8 @@ def _tighten(graph: Graph, boxes: list[Box], ball: tuple[Images, Threat], roundi
         index = node.inputs[0]
     if not chain:
         return
+    # squares: ‖row‖₂² of the product, exact since all factors but the last are diagonal or
+    # reshapes.
     (x, threat), size = ball, torch.maximum(boxes[0].low.abs(), boxes[0].high.abs())
     center, squares = x, torch.ones_like(x)
     off = torch.zeros_like(x)

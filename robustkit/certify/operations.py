@@ -130,6 +130,7 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, rank: int) -> ScaleOp:
 
 def _activation(name: str, call: Call) -> Activation | None:
     module = call.module
+    # An option that changes the function (beta, alpha, approximate) must be refused, not ignored.
     rest = [value for value in call.args[1:] if not isinstance(value, bool)]  # inplace
     options = {key: value for key, value in call.kwargs.items() if key != "inplace"}
     if name in ("leakyrelu", "leaky_relu"):
@@ -183,6 +184,7 @@ def _constant(name: str, call: Call) -> ScaleOp | None:
 def _averaging(name: str, call: Call) -> AverageOp | None:
     """Maps with weights between 0 and 1 and no bias."""
     shape, result, module = call.sources[0], call.result, call.module
+    # Dropout is the identity in evaluation mode, in which the network is traced.
     if name in _RESHAPES:
         if _product(shape) != _product(result):
             return None
@@ -191,6 +193,7 @@ def _averaging(name: str, call: Call) -> AverageOp | None:
     if name == "mean":
         given = kwargs.get("dim", rest[0] if rest else None)
         dims = [given] if isinstance(given, int) else given
+        # A mean over the batch axis couples the points.
         if dims is None or any(d % (len(shape) + 1) == 0 for d in dims):
             return None
         keep = bool(kwargs.get("keepdim", rest[1] if len(rest) > 1 else False))

@@ -58,6 +58,7 @@ def power_of_two(up: int) -> Rule:
 
 def bits(call: Call, out: Tensor) -> Tensor | None:
     """The identity for bits that are read as another dtype; else the proxy in the same shape."""
+    # view(dtype) reads the bits of a float as an integer, view(*shape) does not.
     if not isinstance(call.get(1, "dtype"), torch.dtype):
         held = proxy(call.args[0])
         return None if held is None else held.view(*call.args[1:], **call.kwargs)
@@ -69,7 +70,7 @@ def where(call: Call, out: Tensor) -> Tensor | None:
 
     d where(p, a, b) / dp = a − b, with p the probability that the condition holds.
     """
-    if len(call.args) < 3:
+    if len(call.args) < 3:  # where(condition) alone returns indices
         return None
     mask = proxy(call.args[0])
     return _blend(mask, call.args[0], with_proxies(call.args[1]), with_proxies(call.args[2]))

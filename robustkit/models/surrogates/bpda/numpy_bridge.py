@@ -21,6 +21,7 @@ from robustkit.models.surrogates.bpda.straight_through import remember_graph
 _LOCK = threading.Lock()
 _RUNS: list[BpdaMode] = []  # of all threads: while there are any, torch.from_numpy is replaced
 _THREAD = threading.local()
+# No function mode is called for it, as it takes no tensor.
 _FROM_NUMPY: Any = torch.from_numpy
 _HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
@@ -77,6 +78,7 @@ def _restrict_hooks(mode: BpdaMode, model: nn.Module) -> Iterator[None]:
 
     Defenses have used such hooks to zero or perturb the gradient that an attacker gets.
     """
+    # Copies of the dictionaries: hooks that the model registers meanwhile are dropped with them.
     held = [
         (hooks, dict(hooks))
         for module in model.modules()

@@ -17,6 +17,7 @@ def cast(call: Call, out: Tensor) -> Tensor | None:
     first = call.args[0]
     if out is first or not isinstance(first, Tensor):
         return None
+    # float32 to float64 and back has its derivative; through 16 bits or integers it is lost.
     return None if is_full_float(out) and is_full_float(first) else straight(call, out)
 
 
@@ -53,7 +54,7 @@ def unequal(call: Call, out: Tensor) -> Tensor | None:
 
 
 def clamp(call: Call, out: Tensor) -> Tensor | None:
-    """The identity for two bounds; for a single one, the slope `LEAK` everywhere.
+    """The identity for two bounds; beyond a single one, the slope `LEAK`.
 
     Two bounds are the range of pixels or of quantization: a point on its edge must still move
     inward.
@@ -63,14 +64,16 @@ def clamp(call: Call, out: Tensor) -> Tensor | None:
     first = straight(call, out)
     if first is None or (call.get(1, "min") is not None and call.get(2, "max") is not None):
         return first
+    # `out` brings its own derivative, 1 on one side of the bound and 0 on the other.
     return LEAK * first + (1 - LEAK) * out
 
 
 def one_sided(call: Call, out: Tensor) -> Tensor | None:
-    """The slope `LEAK` for a maximum or minimum with a constant: a clamp by another name."""
+    """The slope `LEAK` where the constant wins: a clamp by another name."""
     if not call.policy.clamps:
         return None
     a, b = call.soft[0], with_proxies(call.get(1, "other", call.kwargs.get("min")))
+    # Between two results of the model it is a selection, whose derivative is right.
     if isinstance(b, Tensor) and a.requires_grad and b.requires_grad:
         return None
     moving = a if a.requires_grad else b
@@ -90,6 +93,7 @@ def periodic(call: Call, out: Tensor) -> Tensor | None:
     first = straight(call, out)
     if first is None or first.ndim < 2:
         return first
+    # x − (x mod m) counts the wraps: where it is the same everywhere, the row lies in one period.
     wraps = (first - out).detach().flatten(1)
     still = (wraps == wraps[:, :1]).all(1)
     return first * still.view(-1, *[1] * (first.ndim - 1))

@@ -54,6 +54,7 @@ Rule: TypeAlias = Callable[[Call, Any], "Tensor | None"]
 
 def scale(values: Tensor) -> Tensor:
     """Mean size of a row's values, as a constant that broadcasts over them."""
+    # A constant: with a gradient of its own, the scale would let values push each other.
     size = values.detach().abs()
     if size.ndim > 1:
         size = size.flatten(1).mean(1).view(-1, *[1] * (values.ndim - 1))

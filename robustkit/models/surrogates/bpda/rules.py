@@ -16,6 +16,8 @@ def under(text: str, rule: Rule) -> dict[str, Rule]:
     return dict.fromkeys(names(text), rule)
 
 
+# Names of torch functions and of Tensor methods, without underscores: `mode` strips those of
+# operators (__and__) and of operations in place (round_).
 RULES: dict[str, Rule] = {
     **under("round floor ceil trunc fix detach dequantize", straight),
     **under("quantize_per_tensor quantize_per_channel quantize_per_tensor_dynamic", straight),

@@ -168,6 +168,8 @@ def _table(table: Tensor, index: Tensor) -> Tensor | None:
     level = proxy(index)
     if level is None or not table.is_floating_point() or table.shape[0] < 2:
         return None
+    # A lookup table at a rounded level is a function of the level: its slope is the difference of
+    # neighboring rows.
     above, below = (index + 1).clamp_max(len(table) - 1), (index - 1).clamp_min(0)
     run = (above - below).view(*index.shape, *[1] * (table.ndim - 1))
     slope = ((table[above] - table[below]) / run).detach()  # central, one-sided at the ends

@@ -173,6 +173,7 @@ def undo_custom_backward(value: Any, inner: InnerAutograd) -> Any:
         node = value.grad_fn
         if not isinstance(node, torch.autograd.function.BackwardCFunction):
             return value
+        # BackwardCFunction: the node of a torch.autograd.Function that is written in Python.
         kind: Any = node
         if kind._forward_cls.__module__.split(".")[0] in _TRUSTED:
             return value
@@ -180,6 +181,7 @@ def undo_custom_backward(value: Any, inner: InnerAutograd) -> Any:
         root = held[0] if held is not None and held[1] == value._version else value._base
         if root is None or not root.requires_grad or root.shape != value.shape:
             return value
+        # Where the model runs no autograd, the custom node can be dropped from the graph at once.
         if not inner.wanted:
             return with_gradient_of(value.detach(), root, inner)
         kind.register_hook(inner.only_inner)

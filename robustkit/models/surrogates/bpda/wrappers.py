@@ -69,6 +69,7 @@ class BeforeSquashing:
     def __call__(self, x: Images) -> Logits:
         """[b, *f] -> [b, k]."""
         answer, seen = _run(self.model, x, self.policy, rows=True)
+        # Standardized, then at the spread of usual logits: cross-entropy has a gradient everywhere.
         return SPREAD * unit(before(answer, seen) if answer.requires_grad else answer)
 
 
