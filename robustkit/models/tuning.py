@@ -85,7 +85,7 @@ def tune(model: Model, sample: Images, tuning: Tuning, *, randomized: bool = Fal
         tuned = tuned.to(**layout)
         notes.append("channels_last")
     if device == "cpu" and (count := fast_conv.speed_up(tuned)):
-        notes.append(f"{count} first convolutions with a faster way back")
+        notes.append(f"{count} first convolutions with a faster backward pass")
     kind = _precision(tuning.precision, device)
     if kind is not None:
         tuned, refusal = _halved(model, tuned, sample, kind, compare=not randomized)

@@ -1,6 +1,6 @@
 """Backward rules of booleans, of what they select, and of operations on bits.
 
-Booleans are probabilities on the way back, combined as those of independent events.
+Booleans are probabilities in the backward pass, combined as those of independent events.
 """
 
 from __future__ import annotations
