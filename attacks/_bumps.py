@@ -1,4 +1,8 @@
-"""The l2 and l1 moves of the Square attack: the norm of one window flows into a bump in another."""
+"""Square in l2 and l1: a proposal moves the norm of one window into a bump in another.
+
+Andriushchenko et al. 2020, algorithm 3: a displacement that uses up its norm can change only by
+redistributing it.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,7 @@ def grid_draws(channels: int, height: int, width: int) -> int:
 
 def _tiles(height: int, width: int) -> tuple[int, int, int]:
     """Side of a tile, and how many fit down and across from the margin on."""
-    side = height // 5
+    side = height // 5  # 5 × 5 tiles, as in the authors' code
     margin = (height - 5 * side) // 2
     return side, (height - margin) // side, (width - margin) // side
 
@@ -59,7 +63,7 @@ def move(
 ) -> Float[Tensor, "s c h w"]:
     """Clear two windows of the displacement and put a bump, and the old content, into the first.
 
-    It gets the norm that both held and what the ball still has room for, an equal part per channel.
+    The first gets the norm of both and what the ball still has room for, an equal part per channel.
     `draw` holds 5 + c numbers in [0, 1) per slot.
     """
     height, width = x.shape[2:]
@@ -74,6 +78,7 @@ def move(
     hill = _look_up(share, level, orientation, top[:, 0], left[:, 0], x.shape, threat) * target
     fresh = torch.addcmul(hill * signs(draw[:, 5:, None, None]), delta, target / (held + _TINY))
     gain = budget / (vector_norm(fresh, _power(threat), (2, 3), keepdim=True) + _TINY)
+    # Outside both windows the displacement stays as it is.
     kept = delta.mul_((1 - target) * (1 - cleared))
     return _fit(x, kept.addcmul_(fresh, gain), threat)
 
@@ -82,14 +87,15 @@ def _norms(delta: Tensor, rows: Tensor, columns: Tensor, threat: Threat) -> tupl
     """Return, per channel, the norm in the first window and the norm that the bump may have."""
     square = threat.norm == "l2"
     energy = delta.square() if square else delta.abs()
-    # Sums over both windows, their intersection and the image, all in one product.
+    # Sums over both windows, their intersection and the image in one product: windows are outer
+    # products of a row and a column indicator, and indexing each slot's window would be a loop.
     rows = torch.cat([rows, rows[:, :1] * rows[:, 1:], torch.ones_like(rows[:, :1])], 1)
     columns = torch.cat(
         [columns, columns[:, :1] * columns[:, 1:], torch.ones_like(columns[:, :1])], 1
     )
     sums = ((energy @ columns.mT[:, None]) * rows.mT[:, None]).sum(2)
     first, second, both, whole = sums[..., None, None].unbind(2)
-    union = (first + second - both).clamp_min(0)
+    union = (first + second - both).clamp_min(0)  # rounding may leave less than nothing
     limit = threat.eps**2 if square else threat.eps
     spare = (limit - whole.sum(1, keepdim=True)).clamp_min(0)
     channels = delta.shape[1]
@@ -108,6 +114,7 @@ def _look_up(
     threat: Threat,
 ) -> Tensor:
     """Return each slot's bump at its place [s, 1, h, w]; outside the window it is arbitrary."""
+    # One gather from a table of all levels, as the slots of a batch are at different levels.
     height, width = shape[2:]
     table = _table(share, height, width, _power(threat), top.device)
     side = table.shape[-1]
@@ -144,6 +151,7 @@ def bump(side: int, power: int) -> Float[Tensor, "side side"]:
 def _hill(height: int, width: int, power: int) -> Tensor:
     """Pile squares: the k-th reaches k − 1 from the center and is 1 / k² high (1 / k⁴ in l1)."""
     rings = torch.arange(1, max(height, width) // 2 + 2)
+    # Heights fall as 1 / k² (1 / k⁴): most of the norm lies in a few central pixels.
     heights = rings.float() ** (-2 if power == 2 else -4)
     piled = heights.flip(0).cumsum(0).flip(0)
     rows = (torch.arange(height) - height // 2).abs()

@@ -1,4 +1,4 @@
-"""Random directions and strange inputs, for attacks that see answers alone."""
+"""Random directions and starting points for attacks that see logits or decisions alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from robustkit.core.rng import Keys, bits, uniform
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Integers, Mask
 
-_STREAM = 2**30  # of strange inputs; directions are numbered from 0 by query
+_STREAM = 2**30  # first stream of starting points; those of directions are numbered by query
 
 
 def coins(x: Images, keys: Keys, stream: Integers) -> Images:
-    """Draw ±1 for every feature of `x` [s, *f], one bit each; `stream` tells draws apart."""
+    """Draw ±1 for every feature of `x` [s, *f], one bit each; `stream` separates the draws."""
     features = math.prod(x.shape[1:])
     words = bits(keys, -(-features // 32), stream)
     places = torch.arange(32, device=words.device)
@@ -23,9 +23,10 @@ def coins(x: Images, keys: Keys, stream: Integers) -> Images:
 
 
 def renew(old: Images, rows: Mask, keys: Keys, stream: Integers) -> Images:
-    """Return `old` with fresh coins in some rows; on a CPU, only those are drawn."""
+    """Return `old` with fresh `coins` in the chosen rows."""
     index = torch.arange(len(old), device=old.device)
-    if old.device.type != "cpu":  # there, looking costs more than drawing
+    # Choosing rows by a mask waits for the GPU, longer than drawing for all of them takes.
+    if old.device.type != "cpu":
         fresh = coins(old, keys, stream)
         return torch.where(rows.view(-1, *[1] * (old.ndim - 1)), fresh, old)
     index = index[rows]
@@ -36,12 +37,12 @@ def renew(old: Images, rows: Mask, keys: Keys, stream: Integers) -> Images:
 
 
 def any_row(rows: Mask) -> bool:
-    """Tell whether there is work to do; off the CPU it is always done: looking costs more."""
+    """Whether any row is chosen; always true off the CPU, where asking waits for the device."""
     return rows.device.type != "cpu" or bool(rows.any())
 
 
 def candidate(x: Images, keys: Keys, number: Integers, threat: Threat) -> Images:
-    """Return the start of that number: noise, a corner of the box, or the image made strange."""
+    """Return a starting point by number: noise, a corner of the box, the image transformed."""
     noise = uniform(keys, math.prod(x.shape[1:]), _STREAM + number).view_as(x)
     lower, upper = threat.lower, threat.upper
     flat = torch.ones_like(x)
@@ -57,7 +58,7 @@ def candidate(x: Images, keys: Keys, number: Integers, threat: Threat) -> Images
         x + (noise - 0.5) * (upper - lower),
         torch.where(noise > 0.5, lower + upper - x, x),
     ]
-    # Later on, what is drawn: the others give nothing new a second time.
+    # Beyond the list, the random ones alone: the others would be the same a second time.
     drawn = torch.tensor([0, 1, 8, 9], device=x.device)
     place = torch.where(number < len(kinds), number, drawn[number % 4])
     chosen = torch.stack(kinds)[place, torch.arange(len(x), device=x.device)]

@@ -1,4 +1,4 @@
-"""Norms that a suite does not speak of."""
+"""Norms that a suite is not defined for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from robustkit.errors import UsageError
 
 
 def refuse_l0(name: str, threat: Threat) -> None:
-    """Refuse a norm that AutoAttack knows nothing of (a UsageError)."""
+    """Refuse l0, for which AutoAttack has no attacks (a UsageError)."""
     if threat.norm == "l0":
         raise UsageError(
             f"the suite {name} is not defined for l0: AutoAttack has no attacks for it. Use the "

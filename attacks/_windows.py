@@ -1,4 +1,4 @@
-"""The windows of the Square attack: how large they are at each query, and where they lie."""
+"""The windows of the Square attack: their size at each query, and where they lie."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch import Tensor
 
 from robustkit.core.types import Integers
 
-# After this many proposals the share of the image that a window covers is halved.
+# Proposals after which the share p of the image that a window covers is halved, as in the authors'
+# code for a budget of 10,000; AutoAttack does not rescale it to its 5,000 queries.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 def schedule(share: float, height: int, width: int, least: int = 1) -> list[tuple[int, int]]:
     """List height and width of the window at each level; level i covers `share` / 2^i of the image.
 
-    Windows are squares, at least `least` wide, and odd if `least` is 3. In an image of one row they
-    are segments.
+    Windows are squares, at least `least` wide, and odd if `least` is 3, as the bumps of l2 and l1
+    need a center. In an image of one row they are segments.
     """
     areas = [share / 2**level * height * width for level in range(len(_HALVINGS) + 1)]
     if height == 1:
@@ -49,7 +50,7 @@ def level(proposal: Integers) -> Integers:
 
 def corner(draw: Float[Tensor, "*s"], size: Int[Tensor, "*s"], extent: int) -> Int[Tensor, "*s"]:
     """Place a window of `size` along an axis of `extent`, by a number in [0, 1)."""
-    return (draw * (extent - size + 1)).long()
+    return (draw * (extent - size + 1)).long()  # the last row and column included
 
 
 def span(
@@ -62,4 +63,4 @@ def span(
 
 def signs(draw: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """Turn numbers in [0, 1) into −1 or 1."""
-    return (draw - 0.5).sign_().add_(0.5).sign_()
+    return (draw - 0.5).sign_().add_(0.5).sign_()  # 0 becomes 1; torch.where would cost more

@@ -1,4 +1,4 @@
-"""The suite that acts on what was found about a model."""
+"""The suite that chooses attacks by what the diagnostics found about a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robustkit.search.findings import Findings, Remedies
 
 from ._norms import refuse_l0
 
-# Flags that say that the model's own gradient may not be the one to follow.
+# Flags of gradient masking: the model's own gradient may mislead.
 _MASKED = frozenset(
     [
         *("no_gradient", "probabilities", "one_hot", "saturated", "scaled_logits"),
@@ -23,34 +23,34 @@ _MASKED = frozenset(
         *("stateful", "huge_eps", "not_monotone"),
     ]
 )
-# Of these, the flags under which it leads nowhere.
+# Of these, the flags under which it is of no use at all.
 _USELESS = frozenset(["no_gradient", "one_hot", "gradient_mismatch", "huge_eps"])
-# Those that attacks through a stand-in with the decisions of the model answer.
+# The flags that are dealt with by attacks through a surrogate with the model's decisions.
 _ANSWERED = (_MASKED | {"transfer"}) - {"stateful"}
-# Stand-ins with the values of the model and another gradient: that they exist is a finding.
+# Surrogates with the model's logits and another gradient: one that passes is a finding in itself.
 _FAITHFUL = ("bypass", "bpda")
 
 
 @suites.register("adaptive", cites="arXiv:1802.00420")
 @dataclass(frozen=True)
 class Adaptive:
-    """Not fooled by masked gradients: `fast`, and the remedies that flags and audit call for.
+    """Adaptive attacks against gradient masking: `fast`, and what the flags and the audit call for.
 
-    On a model with healthy diagnostics it is `fast` and its audit. What is found before the attacks
-    promotes remedies to all points: attacks through the stand-ins that the harness has for any
-    model (automatic BPDA, logits before the squashing, a bypass, smooth forms of hard choices,
-    parts, a student distilled on the answers), gradients averaged over as many draws as the noise
-    needs, transfer from other models, and searches without gradients where those lead nowhere.
-    Remedies that nothing calls for are in the audit, and run on every survivor if its sample falls;
-    where attacks without gradients take points, longer ones of them run on every survivor.
+    On a model without flags it is `fast` and its audit. Flags raised before the attacks add, on all
+    points: attacks through the built-in surrogates (automatic BPDA, logits before the squashing, a
+    bypass of preprocessing, smooth forms of hard selection, submodules, a distilled student),
+    gradients averaged over as many draws as the noise needs (EOT), transfer from other models, and
+    attacks without gradients where gradients are of no use. Those that no flag calls for are in the
+    audit, and run on every survivor if they break a point of its sample; where attacks without
+    gradients break points, longer ones run on every survivor.
 
-    Athalye et al. 2018 and Tramèr et al. 2020 (arXiv:2002.08347) are the practice; that a harness
-    does it unasked is ours.
+    The practice is that of Athalye et al. 2018 and Tramèr et al. 2020 (arXiv:2002.08347); that it
+    is chosen automatically is ours.
 
     Attributes:
         audit_share, audit_least: as in `fast`.
         transfer: a model of the same data from which adversarial inputs are tried; "" for none.
-        queries: of one search without gradients, where it is a remedy.
+        queries: of one attack without gradients, where it is added.
     """
 
     audit_share: Annotated[float, Field(ge=0, le=1)] = 0.05
@@ -75,38 +75,42 @@ class Adaptive:
         return [self.transfer] if self.transfer else []
 
     def remedies(self, threat: Threat, surrogates: Sequence[str], findings: Findings) -> Remedies:
-        """Choose what the findings call for, and what the audit tries without a call."""
+        """Return the attacks that the findings call for, and those that the audit tries anyway."""
         flags = set(findings.flags)
         masked = bool(_MASKED & flags)
         line: list[str] = []
         audit: list[str] = []
         for name in ["", *surrogates] if findings.eot > 1 else []:
-            line += _climb(threat, findings, name)
+            line += _gradient_attacks(threat, findings, name)
+        # `bpda` and `bypass` are accepted only if their gradient differs at equal logits: something
+        # in the model hides its gradient, with or without a flag.
         for name in findings.surrogates:
             called = masked or name in _FAITHFUL
-            (line if called else audit).extend(_climb(threat, findings, name))
+            (line if called else audit).extend(_gradient_attacks(threat, findings, name))
         for name in findings.transfer:
-            (line if masked else audit).extend(_climb(threat, findings, name))
-        line += _climb(threat, findings, "student") if masked else []
+            (line if masked else audit).extend(_gradient_attacks(threat, findings, name))
+        line += _gradient_attacks(threat, findings, "student") if masked else []
         guide = _guide(surrogates, findings) if masked else ""
-        blind = self._blind(threat, findings, guide)
+        black_box = self._without_gradients(threat, findings, guide)
+        # Where gradients are of no use and no surrogate passed the probes, attacks without
+        # gradients are the main attack; else they belong to the audit.
         if _USELESS & flags and not findings.true:
-            line += blind
+            line += black_box
         elif masked:
-            audit += blind
+            audit += black_box
         if guide:
             audit += [_with(s, _through(findings, guide)) for s in _first_of("parity", threat)]
         if findings.eot > 1:
             audit += _first_of(f"rand(eot={findings.eot})", threat)
-        reserve = [*blind, f"square(queries={2 * self.queries}, restarts=2)"]
+        reserve = [*black_box, f"square(queries={2 * self.queries}, restarts=2)"]
         reserve = [spec for spec in reserve if spec not in [*line, *audit]]
         return Remedies(line, audit, reserve, sorted(_ANSWERED) if findings.true else ())
 
-    def _blind(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
-        """List searches without gradients; by decisions alone too where scores tell little.
+    def _without_gradients(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
+        """List attacks without gradients; by decisions too where logits hardly vary.
 
         Args:
-            guide: a stand-in; searches also start where a walk along it came nearest.
+            guide: a surrogate for the warm start of some of them; "" for none.
         """
         if threat.norm == "l1":
             return [f"square(queries={self.queries}, restarts=2)"]
@@ -130,7 +134,7 @@ _FIRST = {
 
 
 def _guide(surrogates: Sequence[str], findings: Findings) -> str:
-    """Name what the authors declare, what is not squashed, what stood the probes, or any other."""
+    """Return the surrogate for warm starts: a declared one, logits, one that passed, or any."""
     logits = [name for name in findings.true if name == "logits"]
     return [*surrogates, *logits, *findings.true, *findings.surrogates, "student"][0]
 
@@ -141,13 +145,13 @@ def _first_of(suite: str, threat: Threat) -> list[str]:
     return list(listed[:2])
 
 
-def _climb(threat: Threat, findings: Findings, surrogate: str) -> list[str]:
-    """List the search of `fast` through a stand-in ("": the model), averaged where it is random."""
+def _gradient_attacks(threat: Threat, findings: Findings, surrogate: str) -> list[str]:
+    """List the attacks of `fast` through a surrogate ("": the model); EOT where it is random."""
     return [_with(spec, _through(findings, surrogate)) for spec in _FIRST[threat.norm]]
 
 
 def _through(findings: Findings, surrogate: str) -> list[str]:
-    """List the options of a search through a stand-in."""
+    """List the options of an attack through a surrogate."""
     random = not surrogate or surrogate in findings.noisy
     options = [f"eot={findings.eot}"] if findings.eot > 1 and random else []
     return [*options, f"surrogate={surrogate!r}"] if surrogate else options

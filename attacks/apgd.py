@@ -20,7 +20,17 @@ from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 
 class State(NamedTuple):
-    """Everything APGD remembers per slot: O(1) numbers and six images."""
+    """Per slot six images and a few numbers.
+
+    The loss history of the paper is needed only to count its rises since the last checkpoint: one
+    counter replaces it, so that a slot is of one size whatever the number of steps.
+
+    Attributes:
+        checked_value: the best loss at the last checkpoint.
+        reduced: the step size was halved at the last checkpoint.
+        rises: steps since the last checkpoint that raised the loss.
+        answered: queries so far.
+    """
 
     query: Images
     done: Mask
@@ -36,7 +46,7 @@ class State(NamedTuple):
     reduced: Mask
     rises: Integers
     step_size: Scalars
-    asked: Integers
+    answered: Integers
 
 
 @attacks.register("apgd", white_box=True, cites="arXiv:2003.01690")
@@ -50,11 +60,11 @@ class Apgd:
     window begins with the value at the start, as in the paper (the code compares with 0).
 
     Attributes:
-        loss: climbed by the search; the targeted ones run once for each of `targets` classes.
+        loss: maximized by the search; the targeted ones run once for each of `targets` classes.
         steps: gradient steps of one run.
         restarts: random starts per target.
         targets: how many classes to aim at, by falling clean logit.
-        surrogate: take gradients from this stand-in, which the model must declare.
+        surrogate: name of the surrogate to take gradients from; "" takes them from the model.
         eot: passes averaged at every query, for randomized models.
     """
 
@@ -69,7 +79,11 @@ class Apgd:
     stays_inside = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
-        """Targets in order of rank, each with its restarts."""
+        """Targets in order of rank, each with its restarts.
+
+        Raises:
+            UsageError: for a norm that the attack does not support.
+        """
         if threat.norm not in ("linf", "l2"):
             other = "apgd_l1" if threat.norm == "l1" else "sigma_zero or fmn"
             raise UsageError(f"apgd supports linf and l2, got {threat.norm}. Use {other}.")
@@ -94,10 +108,11 @@ class Apgd:
             best_value=low,
             last_value=low,
             checked_value=low,
-            reduced=yes,
+            reduced=yes,  # as in the authors' code: condition 2 cannot hold at the first checkpoint
             rises=zero,
+            # 2 eps, the diameter of the ball: the first steps explore all of it.
             step_size=query.new_full((size,), 2 * threat.eps),
-            asked=zero,
+            answered=zero,
         )
 
     def objective(self, logits: Logits, state: State) -> Scalars:
@@ -105,18 +120,23 @@ class Apgd:
         return LOSSES[self.loss](logits, state.y, state.target)
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
-        """Take in the value at the query, look back at the checkpoints, move on."""
-        state, gradient = self._look_back(_remember(state, reply), reply.gradient)
+        """Record the loss at the query, adapt the step size at a checkpoint, take the next step."""
+        state, gradient = self._adapt(_record(state, reply), reply.gradient)
         return self._move(state, gradient, threat)
 
-    def _look_back(self, state: State, gradient: Images) -> tuple[State, Images]:
-        """At a checkpoint, halve the step and return to the best point where progress stalled."""
-        window = _windows(self.steps, state.asked.device)[state.asked.clamp_max(self.steps)]
+    def _adapt(self, state: State, gradient: Images) -> tuple[State, Images]:
+        """At a checkpoint, halve the step and return to the best point where progress stalled.
+
+        Conditions 1 and 2 of Croce & Hein 2020, section 3: at most rho = 75% of the steps raised
+        the loss; neither the step size nor the best loss changed since the checkpoint before.
+        """
+        # A slot that is done is stepped on with the others until it is refilled: hence the clamp.
+        window = _windows(self.steps, state.answered.device)[state.answered.clamp_max(self.steps)]
         due = window > 0
         stalled = state.rises <= 0.75 * window
         stuck = ~state.reduced & (state.checked_value >= state.best_value)
         halve = due & (stalled | stuck)
-        back = per_point(halve, gradient)
+        back = per_point(halve, gradient)  # with the gradient that was stored: it costs no pass
         return state._replace(
             query=torch.where(back, state.best, state.query),
             step_size=torch.where(halve, state.step_size / 2, state.step_size),
@@ -126,39 +146,52 @@ class Apgd:
         ), torch.where(back, state.best_gradient, gradient)
 
     def _move(self, state: State, gradient: Images, threat: Threat) -> State:
-        """Step along the steepest direction, then mix in the last displacement."""
+        """Take a projected step with momentum (Croce & Hein 2020, algorithm 1).
+
+        z = P(x + size · steepest(g)); next = P(x + 0.75 (z − x) + 0.25 (x − previous)); no momentum
+        in the first step. P is the projection onto ball and box.
+        """
         here, size = state.query, per_point(state.step_size, gradient)
+        # After a return to the best point, `previous` is still the query before the checkpoint, as
+        # in the authors' code: the momentum then leads away from where the search stalled.
         ahead = threat.project(here + size * threat.steepest(gradient), state.x)
-        keep = per_point(torch.where(state.asked > 0, 0.75, 1.0), gradient).to(here.dtype)
-        mixed = here + keep * (ahead - here) + (1 - keep) * (here - state.previous)
+        share = per_point(torch.where(state.answered > 0, 0.75, 1.0), gradient).to(here.dtype)
+        mixed = here + share * (ahead - here) + (1 - share) * (here - state.previous)
         return state._replace(
             query=threat.project(mixed, state.x),
             previous=here,
-            asked=state.asked + 1,
-            done=state.asked >= self.steps,
+            answered=state.answered + 1,
+            done=state.answered >= self.steps,
         )
 
 
-def _remember(state: State, reply: Reply) -> State:
-    """Update the best point and count whether the value rose since the last query."""
+def _record(state: State, reply: Reply) -> State:
+    """Update the best point, and count the step if it raised the loss."""
     better = reply.value > state.best_value
     image = per_point(better, reply.gradient)
-    rose = (reply.value > state.last_value) & (state.asked > 0)
+    # A rise is counted from one query to the next, not against the best: condition 1 of the paper.
+    rose = (reply.value > state.last_value) & (state.answered > 0)
     return state._replace(
         best=torch.where(image, state.query, state.best),
         best_gradient=torch.where(image, reply.gradient, state.best_gradient),
         best_value=torch.where(better, reply.value, state.best_value),
         last_value=reply.value,
-        checked_value=torch.where(state.asked > 0, state.checked_value, reply.value),
+        # The first window compares with the loss at the start; the authors' code compares with 0.
+        checked_value=torch.where(state.answered > 0, state.checked_value, reply.value),
         rises=state.rises + rose,
     )
 
 
 @lru_cache
 def _windows(steps: int, device: torch.device) -> Tensor:
-    """Length of the window that ends at each iteration, 0 where there is no checkpoint."""
+    """Length of the window that ends at each iteration, 0 where there is no checkpoint.
+
+    p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06) of the steps (Croce & Hein
+    2020, section 3); rounded as in their code. For 100 steps: 22, 41, 57, 70, 80, 87, 93, 99.
+    """
     window, shortest = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1)
     shrink = max(int(0.03 * steps), 1)
+    # Checkpoints get denser toward the end, from exploration to exploitation (section 3).
     ends, last = [0] * (steps + 1), 0
     while last + window <= steps:
         last += window

@@ -21,7 +21,13 @@ from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 
 class State(NamedTuple):
-    """What the l1 variant remembers per slot."""
+    """Per slot four images and a few numbers.
+
+    Attributes:
+        density: share of the coordinates that a step changes.
+        nonzero: changed coordinates of the best point at the last checkpoint.
+        answered: queries so far.
+    """
 
     query: Images
     done: Mask
@@ -34,16 +40,16 @@ class State(NamedTuple):
     density: Scalars
     nonzero: Scalars
     step_size: Scalars
-    asked: Integers
+    answered: Integers
 
 
 class _Plan(NamedTuple):
-    """Per query: radius as a multiple of eps, and whether it opens or closes a phase."""
+    """Per query: radius as a multiple of eps; whether it opens or closes a phase; checkpoints."""
 
     radius: Tensor
     opens: Tensor
     closes: Tensor
-    looks_back: Tensor
+    checkpoint: Tensor
 
 
 @attacks.register("apgd_l1", white_box=True, cites="arXiv:2103.01208")
@@ -54,8 +60,8 @@ class ApgdL1:
     Croce & Hein 2021, with the schedule of AutoAttack: 30% of the steps at 3 eps, 30% at 2 eps,
     the rest at eps, each phase starting from the best point of the one before. A run costs
     steps + 3 forward and backward passes. Differs from the code: a point that fools the model
-    inside eps counts in every phase, not in the last one alone; residues of rounding do not count
-    as changed coordinates.
+    inside eps counts in every phase, not in the last one alone; coordinates that differ by float32
+    rounding alone do not count as changed.
 
     Attributes:
         loss, steps, restarts, targets, surrogate, eot: as in `apgd`.
@@ -74,7 +80,11 @@ class ApgdL1:
     stays_inside = False
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
-        """Targets in order of rank, each with its restarts."""
+        """Targets in order of rank, each with its restarts.
+
+        Raises:
+            UsageError: for a norm that the attack does not support.
+        """
         if threat.norm != "l1":
             other = "sigma_zero or fmn" if threat.norm == "l0" else "apgd"
             raise UsageError(f"apgd_l1 supports l1, got {threat.norm}. Use {other}.")
@@ -99,7 +109,7 @@ class ApgdL1:
             density=zero,
             nonzero=zero,
             step_size=radius,
-            asked=count,
+            answered=count,
         )
 
     def objective(self, logits: Logits, state: State) -> Scalars:
@@ -108,30 +118,34 @@ class ApgdL1:
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Update the best point, adapt density and step size, take a sparse step."""
-        plan = _plan(self.steps, self.shrink, state.asked.device)
-        here, coming = (state.asked + shift for shift in (0, 1))
+        plan = _plan(self.steps, self.shrink, state.answered.device)
+        here, coming = (state.answered + shift for shift in (0, 1))
         last = len(plan.radius) - 1
         radius = plan.radius[here.clamp_max(last)] * threat.eps
         state = _remember(state, reply, plan.opens[here.clamp_max(last)], radius)
         state, gradient = _adapt(state, reply.gradient, plan, last, radius)
+        # A phase ends by moving to its best point, projected onto the next, smaller ball.
         closes = per_point(plan.closes[here.clamp_max(last)], gradient)
         following = plan.radius[coming.clamp_max(last)] * threat.eps
         moved = torch.where(closes, state.best, state.query + _sparse_step(state, gradient))
         return state._replace(
-            query=threat.project(moved, state.x, following), asked=coming, done=here >= last
+            query=threat.project(moved, state.x, following), answered=coming, done=here >= last
         )
 
 
 def _remember(state: State, reply: Reply, opens: Mask, radius: Scalars) -> State:
-    """Keep the better point; at the start of a phase begin anew from the query."""
+    """Keep the better point; where a phase opens, start over from the query."""
     better = opens | (reply.value > state.best_value)
     image = per_point(better, state.query)
+    # A value at radius 3 eps is no measure for one at 2 eps: each phase has its own best point.
     support = _support(state.query, state.x)
     features = state.x[0].numel()
     return state._replace(
         best=torch.where(image, state.query, state.best),
         best_gradient=torch.where(image, reply.gradient, state.best_gradient),
         best_value=torch.where(better, reply.value, state.best_value),
+        # A step changes 1/1.5 as many coordinates as the perturbation has, so that sparse ones are
+        # refined; a new phase starts from its own density.
         density=torch.where(opens, support / features / 1.5, state.density),
         nonzero=torch.where(opens, support, state.nonzero),
         step_size=torch.where(opens, radius, state.step_size),
@@ -141,10 +155,16 @@ def _remember(state: State, reply: Reply, opens: Mask, radius: Scalars) -> State
 def _adapt(
     state: State, gradient: Images, plan: _Plan, last: int, radius: Scalars
 ) -> tuple[State, Images]:
-    """Follow the sparsity of the best point; where it grew sparser, go back there."""
-    due = plan.looks_back[state.asked.clamp_max(last)]
+    """At a checkpoint, set density and step size by the sparsity of the best point.
+
+    Where that fell below 95% of the last checkpoint's, the search goes back to it with the largest
+    step, the radius; else the step shrinks by 1.5, to a tenth of the radius at least (Croce & Hein
+    2021, l1-APGD, with the constants of their code).
+    """
+    due = plan.checkpoint[state.answered.clamp_max(last)]
     support = _support(state.best, state.x)
     sparser = due & (support < 0.95 * state.nonzero)
+    # A tenth of the radius at least, in units of the ball of this phase.
     smaller = torch.maximum(state.step_size / 1.5, radius / 10)
     step_size = torch.where(sparser, radius, smaller)
     back = per_point(sparser, gradient)
@@ -157,12 +177,18 @@ def _adapt(
 
 
 def _sparse_step(state: State, gradient: Images) -> Images:
-    """Return the signs of the largest gradient coordinates, scaled to l1 length `step_size`."""
+    """Return the signs of the largest gradient coordinates, scaled to l1 norm `step_size`.
+
+    The steepest step in l1 moves one coordinate, and would take as many steps as a perturbation has
+    coordinates.
+    """
     size = gradient.abs().flatten(1)
     features = size.shape[1]
+    # The quantile of the gradient that leaves `density` of the coordinates above it.
     place = ((1 - state.density) * features).long().clamp(0, features - 1)
     bound = size.sort(dim=1).values.gather(1, place[:, None])
     signs = gradient.sign() * (size >= bound).view_as(gradient)
+    # Ties make more coordinates than asked for: the step is scaled by how many there are.
     length = signs.abs().flatten(1).sum(1) + 1e-10
     return signs * per_point(state.step_size / length, signs)
 
@@ -173,6 +199,7 @@ def _support(z: Images, x: Images) -> Scalars:
 
 @lru_cache
 def _plan(steps: int, shrink: bool, device: torch.device) -> _Plan:
+    # Each phase has one query more than steps, for the point that the phase before ended on.
     third = math.ceil(0.3 * steps)
     phases = [(3.0, third), (2.0, third), (1.0, steps - 2 * third)] if shrink else [(1.0, steps)]
     rows = [

@@ -23,7 +23,7 @@ _VERSIONS = {
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),
 }
-# What an option is called inside: (part of AutoAttack, attribute).
+# Our option -> their name: (attribute of AutoAttack that holds the attack, its attributes).
 _GRADIENT = {"steps": "n_iter", "restarts": "n_restarts", "eot": "eot_iter"}
 _INSIDE = {
     "apgd-ce": ("apgd", _GRADIENT),
@@ -43,7 +43,7 @@ _INSIDE = {
 class AutoAttack(ExternalAttack):
     """The reference implementation: `standard`, `plus`, `rand`, or one of its attacks.
 
-    There are never more targets than wrong classes: the reference fails then.
+    Targets are limited to the wrong classes: the reference raises an error when there are fewer.
     """
 
     package: ClassVar[str] = "pyautoattack"
@@ -80,7 +80,7 @@ class AutoAttack(ExternalAttack):
         return found
 
     def strength(self, threat: Threat, classes: int) -> dict[str, Any]:
-        """Read what the reference was set to, for each of its attacks."""
+        """Read the options in effect, for each of its attacks."""
         with _contained():
             attack = self._made(nn.Identity(), threat, classes, 0, "cpu")
         found: dict[str, Any] = {}
@@ -102,6 +102,7 @@ class AutoAttack(ExternalAttack):
             attacks=None if whole else [self.name],
         )
         if not whole:
+            # A custom version starts from the constructor's values, not from those of `standard`.
             _standard(attack, threat)
             inside, names = _INSIDE[self.name]
             for option, value in self.options:

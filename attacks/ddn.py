@@ -20,9 +20,11 @@ from ._schedule import cosine, unit
 
 
 class State(NamedTuple):
-    """Per slot two images and five numbers. `radius`: length of the displacement, before the box.
+    """Per slot two images and a few numbers.
 
-    `moves`: steps taken so far.
+    Attributes:
+        radius: l2 norm of the displacement, before it is clipped to the box.
+        moves: steps taken so far.
     """
 
     query: Images
@@ -41,17 +43,17 @@ class Ddn:
 
     Rony et al. 2019, algorithm 1: a step of l2 length alpha along the gradient turns the
     displacement; its length then shrinks by the factor 1 − gamma if the last query fooled the
-    model, else grows by 1 + gamma. alpha falls from 1 to 0.01 along a cosine. A run costs
+    model, else grows by 1 + gamma. alpha falls from 1 to 0.01 on a cosine schedule. A run costs
     steps + 1 passes. Differs from the paper: queries are not rounded to 256 levels; the objective
     can be another one, and aim at one class after the other.
 
     Attributes:
-        loss: climbed by the search; the targeted ones run once for each of `targets` classes.
+        loss: maximized by the search; the targeted ones run once for each of `targets` classes.
         steps: steps of one run.
-        gamma: by which share the length changes.
-        radius: length of the first displacement.
+        gamma: by which factor the length changes, less one.
+        radius: length of the first displacement, in input units.
         targets: how many classes to aim at, by falling clean logit.
-        surrogate: take gradients from this stand-in, which the model must declare.
+        surrogate: name of the surrogate to take gradients from; "" takes them from the model.
         eot: passes averaged at every query, for randomized models.
     """
 
@@ -68,7 +70,11 @@ class Ddn:
     minimizes = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
-        """One run, or one per target."""
+        """One run, or one per target.
+
+        Raises:
+            UsageError: for a norm that the attack does not support.
+        """
         if threat.norm != "l2":
             raise UsageError(f"ddn supports l2, got {threat.norm}. Use fmn.")
         return list_jobs(self.targets if self.loss in TARGETED else 0, 1, classes)
@@ -87,11 +93,15 @@ class Ddn:
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Turn the displacement along the gradient, give it its new length, clip."""
         fools = reply.logits.argmax(1) != state.y
+        # Multiplicative: from any first radius it takes log(ratio) / gamma steps to the boundary's.
         radius = state.radius * torch.where(fools, 1 - self.gamma, 1 + self.gamma)
         alpha = cosine(1.0, 0.01, state.moves, self.steps)
+        # The gradient decides the direction alone: its length says nothing of the distance to the
+        # boundary, and vanishes where the model is confident.
         turned = state.query - state.x + per_point(alpha, state.x) * unit(reply.gradient)
         query = state.x + per_point(radius, state.x) * unit(turned)
         return state._replace(
+            # Clipped last: the displacement may get shorter than `radius`, never longer.
             query=query.clamp(threat.lower, threat.upper),
             radius=radius,
             moves=state.moves + 1,

@@ -22,7 +22,12 @@ from ._hyperplane import displace
 
 
 class State(NamedTuple):
-    """Per slot two images and five numbers. `pulled`: the query was pulled toward `x`."""
+    """Per slot two images and a few numbers.
+
+    Attributes:
+        pulled: the query is an adversarial iterate that was pulled back toward `x`.
+        projected: projections so far.
+    """
 
     query: Images
     done: Mask
@@ -67,7 +72,11 @@ class Fab:
     minimizes = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
-        """One run per target."""
+        """One run per target.
+
+        Raises:
+            UsageError: for a norm that the attack does not support.
+        """
         if threat.norm == "l0":
             raise UsageError("fab supports linf, l2 and l1, got l0. Use sigma_zero or fmn.")
         return list_jobs(self.targets, 1, classes)
@@ -79,14 +88,17 @@ class Fab:
         return State(tasks.x, no, tasks.x, tasks.y, tasks.target, no, projected)
 
     def objective(self, logits: Logits, state: State) -> Scalars:
-        """z_target − z_y: positive behind the boundary that is sought."""
+        """z_target − z_y: positive beyond the decision boundary of the target."""
         return targeted_margin(logits, state.y, state.target)
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Pull an iterate back if it fools the model, else project onto the boundary."""
         fools = reply.logits.argmax(1) != state.y
         pull = fools & ~state.pulled
+        # x + beta (query − x): the next projection starts nearer to the clean point.
         closer = torch.lerp(state.x, state.query, self.beta)
+        # A pulled-back iterate is projected whether or not it fools the model, or it would be
+        # pulled back for ever; its pass gives the gradient for that.
         query = torch.where(per_point(pull, closer), closer, self._project(state, reply, threat))
         return state._replace(
             query=query,
@@ -96,13 +108,19 @@ class Fab:
         )
 
     def _project(self, state: State, reply: Reply, threat: Threat) -> Images:
-        """Mix the overshot projections of iterate and clean point onto the linearized boundary."""
+        """Mix the overshot projections of iterate and clean point onto the linearized boundary.
+
+        With their displacements d1 and d2: alpha = min(‖d1‖ / (‖d1‖ + ‖d2‖), alpha_max) and
+        next = (1 − alpha) (query + eta d1) + alpha (x + eta d2), clipped to the box.
+        """
         points = torch.stack([state.query.flatten(1), state.x.flatten(1)], dim=1)
         gradient = reply.gradient.flatten(1)
         apart = torch.linalg.vecdot(gradient, points[:, 1] - points[:, 0])
+        # The linear model at the iterate, evaluated at the iterate and at the clean point.
         offset = torch.stack([reply.value, reply.value + apart], dim=1)
+        # Both planes have the same normal: one batched projection for the two of them.
         moves = displace(points, gradient, offset, threat)
-        length = _lengths(moves, threat).clamp_min_(1e-8)
+        length = _lengths(moves, threat).clamp_min_(1e-8)  # zero gradients displace nothing: 0 / 0
         share = (length[:, :1] / length.sum(1, keepdim=True)).clamp_max_(self.alpha_max)
         near, far = points.add_(moves, alpha=self.eta).unbind(1)
         mixed = torch.lerp(near, far, share).clamp_(threat.lower, threat.upper)

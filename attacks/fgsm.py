@@ -17,7 +17,7 @@ from robustkit.search.protocol import Job, Reply, Tasks
 
 
 class State(NamedTuple):
-    """`moved`: the query is the result, not the clean point."""
+    """Per slot two images and a few numbers. `moved`: the query is the result, not `x`."""
 
     query: Images
     done: Mask
@@ -40,13 +40,17 @@ class Fgsm:
     stays_inside = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
-        """One untargeted run."""
+        """One untargeted run.
+
+        Raises:
+            UsageError: for a norm that the attack does not support.
+        """
         if threat.norm == "l0":
             raise UsageError("fgsm supports linf, l2 and l1, got l0. Use sigma_zero or fmn.")
         return [Job()]
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
-        """Ask for the gradient at the clean point."""
+        """Query the clean point, for its gradient."""
         no = torch.zeros_like(tasks.y, dtype=torch.bool)
         return State(tasks.x, no, tasks.x, tasks.y, no)
 
@@ -55,10 +59,11 @@ class Fgsm:
         return ce(logits, state.y, state.y)
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
-        """Take the step; after the second answer, stop."""
+        """Take the step; after the second query, stop."""
         if threat.norm == "l1":
             query = _fill(state.x, reply.gradient, threat)
         else:
+            # The projection clips to the box: in linf that is exact for the linearized loss too.
             step = threat.eps * threat.steepest(reply.gradient)
             query = threat.project(state.x + step, state.x)
         return state._replace(query=query, moved=torch.ones_like(state.moved), done=state.moved)
@@ -67,8 +72,11 @@ class Fgsm:
 def _fill(x: Images, gradient: Images, threat: Threat) -> Images:
     """Move the coordinates with the largest gradients to the edge of the box until eps is spent."""
     flat, here = gradient.flatten(1), x.flatten(1)
+    # Fractional knapsack: a coordinate gains |g| per unit of l1 and holds `room` units, so that the
+    # greedy order is optimal.
     order = flat.abs().argsort(dim=1, descending=True)
     room = torch.where(flat > 0, threat.upper - here, here - threat.lower).gather(1, order)
     left = (threat.eps - (room.cumsum(1) - room)).clamp_min_(0)
     size = torch.zeros_like(here).scatter_(1, order, torch.minimum(room, left))
+    # Only rounding is left to project: the sum of `size` is at most eps.
     return threat.project(x + (flat.sign() * size).view_as(x), x)

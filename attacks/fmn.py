@@ -17,13 +17,13 @@ from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from ._schedule import cosine, unit
 
-_DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
+_DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}  # 1/p + 1/q = 1
 _SHARE = {"linf": 0.5, "l2": 2.0, "l1": 0.5}  # first step, in radii of the ball
-_LENGTH = {"linf": 10.0, "l2": 1.0, "l1": 1.0, "l0": 10.0}  # first step, in l2
+_LENGTH = {"linf": 10.0, "l2": 1.0, "l1": 1.0, "l0": 10.0}  # first step, its l2 norm
 
 
 class State(NamedTuple):
-    """Per slot two images and six numbers.
+    """Per slot two images and a few numbers.
 
     Attributes:
         radius: of the ball that the next query is projected into.
@@ -50,8 +50,8 @@ class Fmn:
     onto a ball around the clean point. Its radius shrinks by 1 − gamma (to the best distance at
     most) where the last query fooled the model, else grows by 1 + gamma; before the first success
     it grows from the distance at which the linearized model would be fooled. In l0 it is a whole
-    number that changes by 1 at least. The step falls to a hundredth along a cosine, gamma to a
-    fiftieth. A run costs steps + 1 passes.
+    number that changes by 1 at least. The step falls to a hundredth on a cosine schedule, gamma to
+    a fiftieth. A run costs steps + 1 passes.
 
     Differs from the paper: steps are measured in radii of the ball, and in linf follow the sign of
     the gradient; gamma begins at 0.2, not 0.05. On robust models that finds closer inputs in fewer
@@ -64,9 +64,9 @@ class Fmn:
         steps: steps of one run.
         relative: measure steps in radii; else their l2 length is given. In l0 it always is.
         step_size: of the first step; 0 takes what is usual for the norm.
-        gamma: by which share the radius changes at first.
+        gamma: by which share the radius changes in the first step.
         targets: how many classes to aim at, by falling clean logit; 0 takes the nearest each time.
-        surrogate: take gradients from this stand-in, which the model must declare.
+        surrogate: name of the surrogate to take gradients from; "" takes them from the model.
         eot: passes averaged at every query, for randomized models.
     """
 
@@ -107,10 +107,13 @@ class Fmn:
         if threat.norm == "l0":
             radius = _count(state.radius, gamma, fools, best)
         else:
+            # Distance at which the linearized margin is 0: |margin| / ‖gradient‖ in the dual norm.
             plane = away + reply.value.abs() / _length(reply.gradient, _DUAL[threat.norm])
+            # Overshot by gamma: a boundary that is approached from inside is never crossed.
             grown = (1 + gamma) * torch.where(best < torch.inf, state.radius, plane)
             shrunk = torch.minimum(state.radius * (1 - gamma), best)
             radius = torch.where(fools, shrunk, grown)
+        # Growing radii must not pass the box: from its diameter on, every input is inside.
         whole = Threat.whole(threat.norm, state.x[0].numel(), threat.lower, threat.upper)
         radius = radius.clamp_max(whole.eps)
         ahead = state.query + self._move(reply.gradient, radius, state.moves, threat)
@@ -127,6 +130,8 @@ class Fmn:
         first = self.step_size or (_SHARE if relative else _LENGTH)[threat.norm]
         length = cosine(first, first / 100, moves, self.steps)
         sign = relative and threat.norm == "linf"
+        # In linf the sign uses the whole step in every coordinate; an l2 direction leaves most of
+        # them inside the ball.
         direction = gradient.sign() if sign else unit(gradient)
         return per_point(length * radius if relative else length, gradient) * direction
 

@@ -1,4 +1,4 @@
-"""HopSkipJump: walks along the decision boundary; needs only the predicted class."""
+"""HopSkipJump: follows the decision boundary toward the clean point, by decisions alone."""
 
 from __future__ import annotations
 
@@ -19,40 +19,41 @@ from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 from ._draws import any_row, candidate, renew
 from ._schedule import unit
 
-# What a slot is at: looking for inputs that fool the model, halving the way to one, trying random
-# directions at the boundary, stepping away from it.
-START, HALVE, PROBE, LEAP = range(4)
+# Phases of a slot: trying starting points, bisecting the segment from the clean point to an
+# adversarial one, estimating the normal of the boundary there, stepping along it.
+START, BISECT, ESTIMATE, STEP = range(4)
 
 
 class State(NamedTuple):
     """Per slot six images and a few numbers.
 
-    far: an input that fools the model, whose way to x is being halved; edge: the boundary point;
-    along: the direction tried; total, drift: sums of the directions, signed by the answers and not;
-    low, high: share of the way at which the model is right, and fooled; nods: answers that fooled,
-    of `tried`; leap: length of the next step; moves: boundary points so far, less one; short:
-    distance of the closest one among the starts.
+    adversarial: an input that fools the model, the far end of the bisected segment; boundary: the
+    boundary point; direction: the random direction that is tried; signed_sum, plain_sum: sums of
+    the directions, signed by whether they fooled the model and not; low, high: shares of the
+    segment at which the model is right, and fooled; fooled: directions that fooled it, of `tried`;
+    step_size: length of the next step; moves: boundary points so far, less one; best_distance: of
+    the closest boundary point among the starts; answered: queries so far.
     """
 
     query: Images
     done: Mask
     x: Images
     y: Labels
-    far: Images
-    edge: Images
-    along: Images
-    total: Images
-    drift: Images
+    adversarial: Images
+    boundary: Images
+    direction: Images
+    signed_sum: Images
+    plain_sum: Images
     low: Scalars
     high: Scalars
-    nods: Scalars
-    leap: Scalars
-    short: Scalars
+    fooled: Scalars
+    step_size: Scalars
+    best_distance: Scalars
     phase: Integers
     tried: Integers
     starts: Integers
     moves: Integers
-    asked: Integers
+    answered: Integers
     seed: Integers
     point: Integers
     task: Integers
@@ -70,7 +71,7 @@ class HopSkipJump:
 
     Differs from the paper: directions are random signs; the perturbation's length is a fixed share
     of the distance, so that models that round their input still answer; the binary search ends at
-    a resolution to match; `starts` inputs (noise, corners of the box, and the clean image inverted,
+    a matching resolution; `starts` inputs (noise, corners of the box, and the clean image inverted,
     mirrored, flat) compete to be the first boundary point; the budget is one of queries.
 
     Attributes:
@@ -94,7 +95,11 @@ class HopSkipJump:
     minimizes = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
-        """One untargeted run per restart."""
+        """One untargeted run per restart.
+
+        Raises:
+            UsageError: for a norm that the attack does not support.
+        """
         if threat.norm not in ("linf", "l2"):
             raise UsageError(
                 f"hopskipjump supports linf and l2, got {threat.norm}. Use square (l1) or "
@@ -103,7 +108,7 @@ class HopSkipJump:
         return list_jobs(0, self.restarts, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
-        """Ask about noise first."""
+        """Query noise first."""
         x, zero = tasks.x, torch.zeros_like(tasks.y)
         none, number = x.new_zeros(x.shape), x.new_zeros(len(x))
         query = candidate(x, tasks.keys, zero, threat)
@@ -112,21 +117,21 @@ class HopSkipJump:
             done=zero > 0,
             x=x,
             y=tasks.y,
-            far=query,
-            edge=x,
-            along=none,
-            total=none.clone(),
-            drift=none.clone(),
+            adversarial=query,
+            boundary=x,
+            direction=none,
+            signed_sum=none.clone(),
+            plain_sum=none.clone(),
             low=number,
             high=number + 1,
-            nods=number.clone(),
-            leap=number.clone(),
-            short=number + torch.inf,
+            fooled=number.clone(),
+            step_size=number.clone(),
+            best_distance=number + torch.inf,
             phase=zero,
             tried=zero.clone(),
             starts=zero.clone(),
             moves=zero.clone(),
-            asked=zero.clone(),
+            answered=zero.clone(),
             seed=tasks.seed,
             point=tasks.point,
             task=tasks.task,
@@ -137,28 +142,29 @@ class HopSkipJump:
         return (logits.argmax(1) != state.y).float()
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
-        """Take in whether the query fooled the model, and choose the next one."""
+        """Record whether the query fooled the model, and choose the next one."""
+        # Every slot is in a phase of its own: each transition acts on its rows alone.
         fools = reply.value > 0
         at = [state.phase == phase for phase in range(4)]
         state = self._started(state, at[START], fools)
-        state = self._halved(state, at[HALVE], fools, threat)
-        state = self._probed(state, at[PROBE], fools, threat)
-        state = self._leapt(state, at[LEAP], fools)
-        asked = state.asked + 1
-        state = state._replace(asked=asked, done=state.done | (asked >= self.queries))
-        return self._ask(state, threat)
+        state = self._bisected(state, at[BISECT], fools, threat)
+        state = self._estimated(state, at[ESTIMATE], fools, threat)
+        state = self._stepped(state, at[STEP], fools)
+        answered = state.answered + 1
+        state = state._replace(answered=answered, done=state.done | (answered >= self.queries))
+        return self._next_query(state, threat)
 
     def _started(self, state: State, here: Mask, fools: Mask) -> State:
-        """Halve the way to a start that fools the model; else look at the next one."""
+        """Bisect toward a start that fools the model; else try the next one."""
         hit = here & fools
         state = state._replace(starts=state.starts + here)
-        state = _begin_halving(state, hit)
-        # Enough have been looked at, and one of them is on the boundary.
-        enough = here & ~fools & (state.starts >= self.starts) & state.short.isfinite()
-        return _begin_probing(state, enough)
+        state = _begin_bisection(state, hit)
+        # Enough starts were tried, and at least one of them led to a boundary point.
+        enough = here & ~fools & (state.starts >= self.starts) & state.best_distance.isfinite()
+        return _begin_estimate(state, enough)
 
-    def _halved(self, state: State, here: Mask, fools: Mask, threat: Threat) -> State:
-        """Halve the way between the clean point and `far`; its end is a boundary point."""
+    def _bisected(self, state: State, here: Mask, fools: Mask, threat: Threat) -> State:
+        """Bisect between the clean point and `adversarial`; the result is a boundary point."""
         middle = (state.low + state.high) / 2
         high = torch.where(here & fools, middle, state.high)
         low = torch.where(here & ~fools, middle, state.low)
@@ -167,104 +173,118 @@ class HopSkipJump:
         over = here & (tried >= self.halvings)
         if not any_row(over):
             return state
-        found = _on_the_way(state.x, state.far, state.high, threat)
+        # The end that fooled the model, not the middle: the boundary point is itself adversarial.
+        found = _between(state.x, state.adversarial, state.high, threat)
         length = threat.distance(found, state.x).to(found.dtype)
         starting = state.moves == 0
-        better = over & (~starting | (length < state.short))
+        # Starts compete by distance; later points replace the last one, as in the paper.
+        better = over & (~starting | (length < state.best_distance))
         state = state._replace(
-            edge=torch.where(per_point(better, found), found, state.edge),
-            short=torch.where(better, length, state.short),
+            boundary=torch.where(per_point(better, found), found, state.boundary),
+            best_distance=torch.where(better, length, state.best_distance),
         )
         again = over & starting & (state.starts < self.starts)
         state = state._replace(phase=torch.where(again, START, state.phase))
-        return _begin_probing(state, over & ~again)
+        return _begin_estimate(state, over & ~again)
 
-    def _probed(self, state: State, here: Mask, fools: Mask, threat: Threat) -> State:
-        """Add a direction to the estimate; when it is done, step along it."""
+    def _estimated(self, state: State, here: Mask, fools: Mask, threat: Threat) -> State:
+        """Add a direction to the estimate; when there are enough, step along the normal."""
+        # Sums in place of a stored batch of directions: a slot is of one size.
         shown = per_point(here.to(state.x.dtype), state.x)
         signed = per_point(2 * fools.to(state.x.dtype) - 1, state.x)
         state = state._replace(
-            total=state.total + shown * signed * state.along,
-            drift=state.drift + shown * state.along,
-            nods=state.nods + (here & fools),
+            signed_sum=state.signed_sum + shown * signed * state.direction,
+            plain_sum=state.plain_sum + shown * state.direction,
+            fooled=state.fooled + (here & fools),
             tried=state.tried + here,
         )
         over = here & (state.tried >= self._directions(state.moves))
         if not any_row(over):
             return state
-        # Less the mean answer, equation (16); where all answers agree, the mean direction.
-        mean = 2 * state.nods / state.tried.clamp_min(1) - 1
+        # Σ (φ_i − mean φ) u_i, the variance-reduced estimate of equation (16); where all answers
+        # agree it is 0, and the mean direction is used.
+        mean = 2 * state.fooled / state.tried.clamp_min(1) - 1
         plain = mean.abs() == 1
-        normal = state.total - per_point(torch.where(plain, 0.0, mean), state.x) * state.drift
+        weight = per_point(torch.where(plain, 0.0, mean), state.x)
+        normal = state.signed_sum - weight * state.plain_sum
         ahead = threat.steepest(normal)
-        away = threat.distance(state.edge, state.x).to(state.x.dtype)
-        leap = away / state.moves.clamp_min(1).sqrt()
+        away = threat.distance(state.boundary, state.x).to(state.x.dtype)
+        # distance / √t, the first step of the geometric progression that `_stepped` halves.
+        step_size = away / state.moves.clamp_min(1).sqrt()
         turn = per_point(over, state.x)
         return state._replace(
-            along=torch.where(turn, ahead, state.along),
-            leap=torch.where(over, leap, state.leap),
-            phase=torch.where(over, LEAP, state.phase),
+            direction=torch.where(turn, ahead, state.direction),
+            step_size=torch.where(over, step_size, state.step_size),
+            phase=torch.where(over, STEP, state.phase),
             tried=torch.where(over, 0, state.tried),
         )
 
-    def _leapt(self, state: State, here: Mask, fools: Mask) -> State:
-        """Return to the boundary from a step that fools the model; else try one half as long."""
-        state = _begin_halving(state, here & fools)
+    def _stepped(self, state: State, here: Mask, fools: Mask) -> State:
+        """Bisect back to the boundary from a step that fools the model; else halve the step."""
+        state = _begin_bisection(state, here & fools)
         state = state._replace(
-            leap=torch.where(here & ~fools, state.leap / 2, state.leap),
+            step_size=torch.where(here & ~fools, state.step_size / 2, state.step_size),
             tried=state.tried + (here & ~fools),
         )
-        # The estimate was wrong: probe again, with more directions.
-        return _begin_probing(state, here & ~fools & (state.tried >= 12))
+        # Twelve halvings, to 1/4096 of the step: the estimate was wrong. Estimate again, with more
+        # directions.
+        return _begin_estimate(state, here & ~fools & (state.tried >= 12))
 
     def _directions(self, moves: Integers) -> Integers:
+        # B_t = B_0 √t of the paper: later estimates must be finer, as steps get shorter.
         return (self.first * moves.clamp_min(1).sqrt()).long()
 
-    def _ask(self, state: State, threat: Threat) -> State:
-        """Choose the query that the phase calls for."""
+    def _next_query(self, state: State, threat: Threat) -> State:
+        """Choose the query by the phase of each slot."""
         keys = Keys(state.seed, state.point, state.task)
-        probing = state.phase == PROBE
-        along = renew(state.along, probing, keys, state.asked)
+        probing = state.phase == ESTIMATE
+        direction = renew(state.direction, probing, keys, state.answered)
         start = state.query
         if any_row(state.phase == START):
             start = candidate(state.x, keys, state.starts, threat)
-        middle = _on_the_way(state.x, state.far, (state.low + state.high) / 2, threat)
-        away = (state.edge - state.x).flatten(1).norm(dim=1)
+        middle = _between(state.x, state.adversarial, (state.low + state.high) / 2, threat)
+        # A share of the distance: the paper's δ shrinks with the dimension, below one level of 255
+        # a pixel, and a model that rounds its input would answer every direction alike.
+        away = (state.boundary - state.x).flatten(1).norm(dim=1)
         reach = per_point(self.probe * away, state.x)
-        probe = state.edge + reach * unit(along)
-        leap = state.edge + per_point(state.leap, state.x) * along
+        probe = state.boundary + reach * unit(direction)
+        step = state.boundary + per_point(state.step_size, state.x) * direction
         query = start
-        for phase, asks in ((HALVE, middle), (PROBE, probe), (LEAP, leap)):
-            query = torch.where(per_point(state.phase == phase, query), asks, query)
-        return state._replace(query=query.clamp(threat.lower, threat.upper), along=along)
+        for phase, found in ((BISECT, middle), (ESTIMATE, probe), (STEP, step)):
+            query = torch.where(per_point(state.phase == phase, query), found, query)
+        return state._replace(query=query.clamp(threat.lower, threat.upper), direction=direction)
 
 
-def _begin_halving(state: State, rows: Mask) -> State:
-    """Search the way from the clean point to the query, which fools the model."""
+def _begin_bisection(state: State, rows: Mask) -> State:
+    """Bisect the segment from the clean point to the query, which fools the model."""
     return state._replace(
-        far=torch.where(per_point(rows, state.x), state.query, state.far),
+        adversarial=torch.where(per_point(rows, state.x), state.query, state.adversarial),
         low=torch.where(rows, 0.0, state.low),
         high=torch.where(rows, 1.0, state.high),
-        phase=torch.where(rows, HALVE, state.phase),
+        phase=torch.where(rows, BISECT, state.phase),
         tried=torch.where(rows, 0, state.tried),
     )
 
 
-def _begin_probing(state: State, rows: Mask) -> State:
-    """Start an estimate at `edge`."""
+def _begin_estimate(state: State, rows: Mask) -> State:
+    """Start an estimate of the normal at `boundary`."""
     here = per_point(rows, state.x)
     return state._replace(
-        total=torch.where(here, 0.0, state.total),
-        drift=torch.where(here, 0.0, state.drift),
-        nods=torch.where(rows, 0.0, state.nods),
-        phase=torch.where(rows, PROBE, state.phase),
+        signed_sum=torch.where(here, 0.0, state.signed_sum),
+        plain_sum=torch.where(here, 0.0, state.plain_sum),
+        fooled=torch.where(rows, 0.0, state.fooled),
+        phase=torch.where(rows, ESTIMATE, state.phase),
         tried=torch.where(rows, 0, state.tried),
         moves=state.moves + rows,
     )
 
 
-def _on_the_way(x: Images, far: Images, share: Scalars, threat: Threat) -> Images:
-    """Go a share of the way to `far` as the norm counts it: a blend (l2), or clipping (linf)."""
+def _between(x: Images, far: Images, share: Scalars, threat: Threat) -> Images:
+    """Return the point between `x` and `far` at a share of their distance in the norm.
+
+    l2: (1 − share) x + share · far; linf: far clipped to the ball of radius share · ‖far − x‖: the
+    projections of the paper's binary search.
+    """
     way = far - x
     if threat.norm == "l2":
         return x + per_point(share, x) * way

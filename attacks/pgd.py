@@ -18,7 +18,7 @@ from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 
 class State(NamedTuple):
-    """Per slot two images and four numbers. `moves`: steps taken so far."""
+    """Per slot two images and a few numbers. `moves`: steps taken so far."""
 
     query: Images
     done: Mask
@@ -39,13 +39,13 @@ class Pgd:
     those of `Threat.sample`, and the projection onto ball and box is exact.
 
     Attributes:
-        loss: climbed by the search; the targeted ones run once for each of `targets` classes.
+        loss: maximized by the search; the targeted ones run once for each of `targets` classes.
         steps: gradient steps of one run.
         step_size: length of a step as a fraction of eps.
         restarts: runs per target.
         random_start: start at a random point of the threat model, else at the clean one.
         targets: how many classes to aim at, by falling clean logit.
-        surrogate: take gradients from this stand-in, which the model must declare.
+        surrogate: name of the surrogate to take gradients from; "" takes them from the model.
         eot: passes averaged at every query, for randomized models.
     """
 
@@ -69,7 +69,11 @@ class Pgd:
             )
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
-        """Targets in order of rank, each with its restarts."""
+        """Targets in order of rank, each with its restarts.
+
+        Raises:
+            UsageError: for a norm that the attack does not support.
+        """
         if threat.norm == "l0":
             raise UsageError("pgd supports linf, l2 and l1, got l0. Use sigma_zero or fmn.")
         return list_jobs(self.targets if self.loss in TARGETED else 0, self.restarts, classes)
@@ -85,11 +89,13 @@ class Pgd:
         return LOSSES[self.loss](logits, state.y, state.target)
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
-        """Climb and project."""
+        """Take one step of steepest ascent and project."""
         if threat.norm == "l1":
+            # Steepest ascent in l1 is one coordinate a step: SLIDE spreads it over a hundredth.
             direction = _slide(state.query, reply.gradient, threat)
         else:
             direction = threat.steepest(reply.gradient)
+        # The last query is evaluated too: steps + 1 passes for `steps` steps.
         ahead = state.query + self.step_size * threat.eps * direction
         return state._replace(
             query=threat.project(ahead, state.x),
@@ -99,9 +105,13 @@ class Pgd:
 
 
 def _slide(z: Images, gradient: Images, threat: Threat) -> Images:
-    """Return the sign of the largest hundredth of the gradient, scaled to l1 norm 1."""
+    """Return the signs of the largest hundredth of the gradient, scaled to l1 norm 1.
+
+    SLIDE, Tramèr & Boneh 2019, algorithm 1, with q = 99%.
+    """
+    # A coordinate at the edge of the box would take a share of the step and not move.
     free = torch.where(gradient > 0, z < threat.upper, z > threat.lower)
     flat = (gradient * free).flatten(1)
-    keep = max(1, flat.shape[1] // 100)
+    keep = max(1, flat.shape[1] // 100)  # the paper's 99% quantile
     place = flat.abs().topk(keep, dim=1).indices
     return torch.zeros_like(flat).scatter_(1, place, flat.gather(1, place).sign() / keep).view_as(z)

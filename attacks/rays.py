@@ -1,4 +1,4 @@
-"""RayS: seeks the direction of signs along which the boundary is nearest, by decisions alone."""
+"""RayS: searches the sign direction along which the boundary is nearest, by decisions alone."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from robustkit.errors import UsageError
 from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
-from ._ahead import ascend, refuse_norm
 from ._draws import any_row, renew
+from ._warm_start import ascend, refuse_norm
 
 
 class State(NamedTuple):
     """Per slot three images and a few numbers.
 
-    signs: the best direction; during the walk, the way to where it came nearest. radius: at which
-    that direction fools the model, infinite before any does. level, block: the block of features
-    that the direction on trial turns around. at, low, high: radii of the query, and at which the
-    trial left the model right and fooled it, infinite before it does; gap: from high to the next
-    query, as a share of it. idle: trials in a row without gain; run: how often it has begun anew.
-    left: steps along the surrogate that are to come; value: the largest margin that these met.
+    signs: the best direction; during the warm start, the displacement of largest margin. radius: at
+    which that direction fools the model, infinite before any does. level, block: the block of
+    features whose signs the current trial flips. at: radius of the query. low, high: radii at which
+    the trial left the model right, and fooled it (infinite before it does). gap: from high to the
+    next query, as a share of high. idle: trials in a row without gain. run: restarts so far.
+    left: steps of the warm start to come. value: the largest margin it has met. answered: queries
+    so far.
     """
 
     query: Images
@@ -47,7 +48,7 @@ class State(NamedTuple):
     gap: Scalars
     idle: Integers
     run: Integers
-    asked: Integers
+    answered: Integers
     left: Integers
     value: Scalars
     seed: Integers
@@ -56,7 +57,7 @@ class State(NamedTuple):
 
     @property
     def climbing(self) -> Mask:
-        """Which slots follow the surrogate."""
+        """Which slots need a gradient: those in the warm start."""
         return self.left > 0
 
 
@@ -66,23 +67,23 @@ class RayS:
     """Decision-based attack for linf: it looks at the predicted class and at nothing else.
 
     Chen and Gu 2020, algorithms 1 to 3: among directions in {-1, 1}^d, the one with the nearest
-    boundary is sought by turning blocks of it around, of all features, halves, quarters and so on
-    down to single ones. A turn is kept if the model is fooled at less than the best radius so far.
+    boundary is searched by flipping the signs of blocks of features: all, halves, quarters and so
+    on down to single ones. A flip is kept if the model is fooled at less than the best radius.
     It seeks the nearest success; where only a radius counts, the first query within it ends the
     run.
 
-    Differs from the paper: a direction is tried just below the best radius, and from there the
-    radius is shrunk in growing steps, then halved, as most gains are small; radii are coarse while
+    Differs from the paper: a direction is tried just below the best radius; from there the radius
+    shrinks in growing steps and is then bisected, as most gains are small; radii are coarse while
     blocks are large. After single features come blocks of all sizes again, until a whole round
-    brings nothing; then the search begins anew, first with blocks along columns, later from random
-    directions too. With a `surrogate`, the very first direction is where a walk of `ahead` steps up
-    the margin of that stand-in came nearest by the model's own margin.
+    brings nothing; then the search restarts, first with blocks along columns, later from random
+    directions too. With a `surrogate`, the first direction is that of the query with the largest
+    margin of the model among `ahead` gradient steps on the margin of the surrogate.
 
     Attributes:
-        queries: budget of one run, without the walk.
-        resolution: of radii, as a share of them.
-        surrogate: stand-in whose gradient the walk before the search follows.
-        ahead: steps of that walk.
+        queries: budget of one run, without the warm start.
+        resolution: of radii, relative.
+        surrogate: name of the surrogate that the warm start follows; "" for none.
+        ahead: steps of the warm start.
     """
 
     queries: Annotated[int, Field(ge=20)] = 10000
@@ -95,11 +96,15 @@ class RayS:
 
     @property
     def uses_gradient(self) -> bool:
-        """Whether it follows a surrogate for a while."""
+        """Whether there is a warm start."""
         return bool(self.surrogate)
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
-        """One untargeted run."""
+        """One untargeted run.
+
+        Raises:
+            UsageError: for a norm that the attack does not support.
+        """
         if threat.norm != "linf":
             raise UsageError(
                 f"rays supports linf, got {threat.norm}. Use hopskipjump (l2), square (l1) or "
@@ -109,7 +114,7 @@ class RayS:
         return list_jobs(0, 1, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
-        """Ask about the clean point, then along the direction of ones; a walk begins anywhere."""
+        """Query the clean point, then along all ones; a warm start begins at a random point."""
         x, zero = tasks.x, torch.zeros_like(tasks.y)
         number, ones = x.new_zeros(len(x)), torch.ones_like(x)
         return State(
@@ -118,7 +123,7 @@ class RayS:
             x=x,
             y=tasks.y,
             signs=ones,
-            level=zero - (1 if self.surrogate else 2),  # nothing is turned around at first
+            level=zero - (1 if self.surrogate else 2),  # below 0, no block is flipped
             block=zero,
             radius=number + torch.inf,
             at=number,
@@ -126,8 +131,9 @@ class RayS:
             high=number + torch.inf,
             gap=number + 0.5,
             idle=zero.clone(),
+            # So that the restart after the warm start's direction is the run from all ones.
             run=zero - int(bool(self.surrogate)),
-            asked=zero.clone(),
+            answered=zero.clone(),
             left=zero + (self.ahead if self.surrogate else 0),
             value=number - torch.inf,
             seed=tasks.seed,
@@ -136,40 +142,43 @@ class RayS:
         )
 
     def objective(self, logits: Logits, state: State) -> Scalars:
-        """Return the margin, for the walk along a surrogate; the search sees its sign alone."""
+        """Return the margin, for the warm start; the search itself uses decisions alone."""
         return margin(logits, state.y, state.y)
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
-        """Take in whether the query fooled the model, and choose the next one."""
+        """Record whether the query fooled the model, and choose the next one."""
         here = ~state.climbing
-        # At radius 0 it is the clean point: a random model may err there, and nothing is gained.
+        # Radius 0 is the clean point, where a randomized model may err: no direction was tried.
         fools = (reply.logits.argmax(1) != state.y) & (state.at > 0)
         query = state.query
         if self.surrogate:
             walked = ascend(query, state.x, reply.gradient, self.ahead - state.left, self.ahead,
                             threat)  # fmt: skip
-            state = _noted(state, margin(reply.logits, state.y, state.y))
+            state = _record_walk(state, margin(reply.logits, state.y, state.y))
             query = torch.where(per_point(here, query), query, walked)
+        # Just below the best radius first: a direction that does not fool the model there is given
+        # up after one query, as most are.
         began = state.high.isfinite()
         state = state._replace(
             high=torch.where(here & fools, state.at, state.high),
             low=torch.where(here & ~fools & began, state.at, state.low),
             gap=torch.where(here & fools & began, (2 * state.gap).clamp_max(0.5), state.gap),
-            asked=state.asked + here,
-            done=state.done | (state.asked + here >= self.queries),
+            answered=state.answered + here,
+            done=state.done | (state.answered + here >= self.queries),
         )
-        near = state.high - state.low <= self._fine(state.level) * state.high
-        state = self._judged(state, here & ((~fools & ~began) | near))
-        state = self._anew(state)
-        state = self._aimed(state, threat)
+        near = state.high - state.low <= self._resolution(state.level) * state.high
+        state = self._finish_trial(state, here & ((~fools & ~began) | near))
+        state = self._restart(state)
+        state = self._next_radius(state, threat)
         turned = state.x + per_point(state.at, query) * self._trial(state)
         turned = turned.clamp(threat.lower, threat.upper)
         return state._replace(query=torch.where(per_point(state.climbing, query), query, turned))
 
-    def _judged(self, state: State, over: Mask) -> State:
-        """Where a trial is over, keep its direction if that gained, and go to the next block."""
+    def _finish_trial(self, state: State, over: Mask) -> State:
+        """Where a trial is over, keep its direction if it gained, and go to the next block."""
         if not any_row(over):
             return state
+        # `high` is below the best radius by construction: a finite one is a gain.
         gained = over & state.high.isfinite()
         count = math.prod(state.x.shape[1:])
         last = math.ceil(math.log2(count))
@@ -184,12 +193,14 @@ class RayS:
             block=torch.where(over, block, state.block),
             low=torch.where(over, 0.0, state.low),
             high=torch.where(over, torch.inf, state.high),
-            gap=torch.where(over, self._fine(level), state.gap),
+            gap=torch.where(over, self._resolution(level), state.gap),
             idle=idle,
         )
 
-    def _anew(self, state: State) -> State:
-        """Where a round has brought nothing, begin again: from ones, later from random signs."""
+    def _restart(self, state: State) -> State:
+        """Where a whole round brought nothing, restart: from all ones, later from random signs."""
+        # One round flips every block of every level: as many failures in a row mean a local
+        # optimum.
         begins = state.idle >= _round(math.prod(state.x.shape[1:]))
         if not any_row(begins):
             return state
@@ -206,11 +217,11 @@ class RayS:
             run=run,
         )
 
-    def _aimed(self, state: State, threat: Threat) -> State:
-        """Choose the next radius: just below the best one, further below, or half-way."""
+    def _next_radius(self, state: State, threat: Threat) -> State:
+        """Choose the next radius: just below the best one, further below, or the middle."""
         first = torch.where(
             state.radius.isfinite(),
-            (1 - self._fine(state.level)) * state.radius,
+            (1 - self._resolution(state.level)) * state.radius,
             threat.upper - threat.lower,
         )
         below = torch.where(
@@ -218,15 +229,20 @@ class RayS:
         )
         return state._replace(at=torch.where(state.high.isfinite(), below, first))
 
-    def _fine(self, level: Integers) -> Scalars:
-        """Return the resolution of radii: coarse while large blocks are turned."""
+    def _resolution(self, level: Integers) -> Scalars:
+        """Return the relative resolution of radii: 10% for all features, halved with the blocks.
+
+        A large block changes the radius much or not at all; full bisection would spend queries on
+        directions that the next flip replaces.
+        """
         return (0.1 * 0.5 ** level.clamp_min(0)).clamp_min(self.resolution)
 
     def _trial(self, state: State) -> Images:
-        """Return the direction on trial: the best one with a block turned around."""
+        """Return the direction on trial: the best one with the signs of a block flipped."""
         count = math.prod(state.x.shape[1:])
         place = torch.arange(count, device=state.x.device)
         if state.x.ndim == 4:
+            # Blocks of consecutive features are rows of an image; every other run takes columns.
             high, wide = state.x.shape[2:]
             columns = place.view(-1, wide, high).mT.reshape(-1)
             place = torch.where(state.run[:, None] % 2 == 1, columns, place)
@@ -237,7 +253,7 @@ class RayS:
 
 
 def _size(count: int, level: Integers) -> Integers:
-    """Return the features in a block: all of them at level 0, half at 1, at last single ones."""
+    """Return the features in a block: all of them at level 0, half at 1, single ones at last."""
     parts = 2 ** level.clamp_min(0)
     return (count + parts - 1) // parts
 
@@ -249,9 +265,9 @@ def _round(count: int) -> int:
     return int(((count + size - 1) // size).sum())
 
 
-def _noted(state: State, value: Scalars) -> State:
-    """Keep the walk's query of the largest margin; at its end, turn it into a direction."""
-    better = state.climbing & (value >= state.value)  # of equals, the last one went farthest
+def _record_walk(state: State, value: Scalars) -> State:
+    """Keep the warm start's query of the largest margin; at its end, take the signs."""
+    better = state.climbing & (value >= state.value)  # of equal ones the last
     way = torch.where(per_point(better, state.x), state.query - state.x, state.signs)
     over = state.left == 1
     signs = torch.where(way < 0, -1.0, 1.0).to(way.dtype)

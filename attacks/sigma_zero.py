@@ -18,11 +18,11 @@ from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from ._schedule import cosine
 
-_FORGET, _FORGET_SQUARE = 0.9, 0.999  # Adam's
+_BETA1, _BETA2 = 0.9, 0.999  # of Adam
 
 
 class State(NamedTuple):
-    """Per slot four images and five numbers.
+    """Per slot four images and a few numbers.
 
     Attributes:
         mean, square: Adam's running means of the gradient and of its square.
@@ -49,7 +49,8 @@ class SigmaZero:
     Cinà et al. 2024, algorithm 1: descends max(z_y − max z_i, 0) + Σ δ² / (δ² + sigma) / d, the
     gradient scaled to a largest coordinate of 1; clips to the box; sets changes below a threshold
     to zero. The threshold rises by `change` times the step size where the query fooled the model,
-    else it falls. The step size falls to a tenth along a cosine. A run costs steps + 1 passes.
+    else it falls. The step size falls to a tenth on a cosine schedule. A run costs steps + 1
+    passes.
     Steps are Adam's (Kingma & Ba 2015, algorithm 1), as in the authors' code: along the gradient
     alone the search ends at twice as many features. Differs from the paper: it can aim at one
     class after the other.
@@ -61,7 +62,7 @@ class SigmaZero:
         threshold: the first one (tau).
         change: of the threshold (t).
         targets: how many classes to aim at, by falling clean logit; 0 takes the nearest each time.
-        surrogate: take gradients from this stand-in, which the model must declare.
+        surrogate: name of the surrogate to take gradients from; "" takes them from the model.
         eot: passes averaged at every query, for randomized models.
     """
 
@@ -79,7 +80,11 @@ class SigmaZero:
     minimizes = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
-        """One run, or one per target."""
+        """One run, or one per target.
+
+        Raises:
+            UsageError: for a norm that the attack does not support.
+        """
         if threat.norm != "l0":
             raise UsageError(f"sigma_zero supports l0, got {threat.norm}. Use fmn.")
         return list_jobs(self.targets, 1, classes)
@@ -94,7 +99,7 @@ class SigmaZero:
         )
 
     def objective(self, logits: Logits, state: State) -> Scalars:
-        """Return the margin (of the target, where there is one) as far as it is negative."""
+        """Return the margin, of the target where there is one, clamped at 0."""
         if self.targets:
             return targeted_margin(logits, state.y, state.target).clamp_max(0)
         return margin(logits, state.y, state.y).clamp_max(0)
@@ -108,13 +113,15 @@ class SigmaZero:
         change = self.change * eta * sign * (state.moves > 0)
         threshold = (state.threshold + change).clamp(0, threat.upper - threat.lower)
         downhill = self._downhill(state.query - state.x, reply.gradient)
-        mean = torch.lerp(downhill, state.mean, _FORGET)
-        square = torch.lerp(downhill.square(), state.square, _FORGET_SQUARE)
-        taken = (state.moves + 1).double()
-        # Both means began at zero: what they lack is made up for in the length of the step.
-        length = (1 - _FORGET_SQUARE**taken).sqrt() / (1 - _FORGET**taken)
+        mean = torch.lerp(downhill, state.mean, _BETA1)
+        square = torch.lerp(downhill.square(), state.square, _BETA2)
+        count = (state.moves + 1).double()
+        # Adam's correction of means that start at zero, in the form that ends section 2 of Kingma &
+        # Ba: one factor on the step size in place of two on the means.
+        length = (1 - _BETA2**count).sqrt() / (1 - _BETA1**count)
         step = per_point((eta * length).float(), mean) * mean / (square.sqrt() + 1e-8)
         moved = (state.query + step).clamp(threat.lower, threat.upper)
+        # Without the threshold no coordinate would return to exactly 0, as l0 counts it.
         small = (moved - state.x).abs() < per_point(threshold, moved)
         return state._replace(
             query=torch.where(small, state.x, moved),
@@ -126,8 +133,13 @@ class SigmaZero:
         )
 
     def _downhill(self, delta: Images, gradient: Images) -> Images:
-        """Return the way down of margin and smooth count together, its largest coordinate 1."""
+        """Return the descent direction of margin and smooth l0 together, its largest coordinate 1.
+
+        d/dδ of δ² / (δ² + sigma) is 2 sigma δ / (δ² + sigma)².
+        """
         count = 2 * self.sigma * delta / (delta.square() + self.sigma).square()
         downhill = gradient - count / delta[0].numel()
+        # Scaled by the largest coordinate: the step is then in units of the input range, and does
+        # not depend on the scale of the logits.
         largest = downhill.flatten(1).abs().amax(1).clamp_min(1e-12)
         return downhill / per_point(largest, downhill)

@@ -1,4 +1,4 @@
-"""SPSA: ascent along gradients that are estimated from logits alone."""
+"""SPSA: gradient ascent without gradients, which are estimated from differences of logits."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from ._schedule import cosine, unit
 class State(NamedTuple):
     """Per slot six images and a few numbers.
 
-    base: the iterate; along: direction of the running pair; total: sum of the differences so far,
-    each along its direction; momentum: of the estimates; ahead: value on the plus side of the
-    running pair; asked: queries answered.
+    base: the iterate; direction: v of the current pair; total: Σ (f(x + δv) − f(x − δv)) v so far;
+    momentum: of the estimates; plus_value: f(x + δv) of the current pair; answered: queries so far.
     """
 
     query: Images
@@ -34,11 +33,11 @@ class State(NamedTuple):
     x: Images
     y: Labels
     base: Images
-    along: Images
+    direction: Images
     total: Images
     momentum: Images
-    ahead: Scalars
-    asked: Integers
+    plus_value: Scalars
+    answered: Integers
     seed: Integers
     point: Integers
     task: Integers
@@ -52,12 +51,12 @@ class Spsa:
     Uesato et al. 2018, algorithm 1, with the steps of NES (Ilyas et al. 2018, arXiv:1804.08598).
     Per step, `pairs` directions v of random signs are tried on both sides of the iterate:
     ĝ = Σ (f(x + δv) − f(x − δv)) v. A run costs (steps + 1) (2 pairs + 1) forward passes. The
-    mean over directions is also one over the noise of a randomized model and over the steps of a
-    piecewise constant one, if `delta` spans them.
+    sum over directions also averages over the noise of a randomized model, and over the jumps of a
+    piecewise constant one where `delta` spans them.
 
     Differs from the paper: momentum and the steepest step of the norm in place of Adam, with a step
-    size that falls along a cosine; δ is a share of eps; queries are projected, so that each one
-    counts as a try.
+    size on a cosine schedule; δ is a share of eps; queries are projected onto the threat model, so
+    that each of them may be a success.
 
     Attributes:
         steps: ascent steps of one run.
@@ -79,7 +78,11 @@ class Spsa:
     stays_inside = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
-        """One untargeted run per restart."""
+        """One untargeted run per restart.
+
+        Raises:
+            UsageError: for a norm that the attack does not support.
+        """
         if threat.norm not in ("linf", "l2"):
             raise UsageError(
                 f"spsa supports linf and l2, got {threat.norm}. Use square (l1) or fmn (l0)."
@@ -96,11 +99,11 @@ class Spsa:
             x=tasks.x,
             y=tasks.y,
             base=query,
-            along=none,
+            direction=none,
             total=none.clone(),
             momentum=none.clone(),
-            ahead=query.new_zeros(len(query)),
-            asked=zero,
+            plus_value=query.new_zeros(len(query)),
+            answered=zero,
             seed=tasks.seed,
             point=tasks.point,
             task=tasks.task,
@@ -111,28 +114,37 @@ class Spsa:
         return margin(logits, state.y, state.y)
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
-        """Take in one side of a pair; after the last pair, move. Then choose the next query."""
+        """Add one side of a pair; after the last pair, step. Then choose the next query."""
+        # A turn is one query at the iterate itself, which may be a success, and two for each pair.
         turn = 2 * self.pairs + 1
-        place, taken = state.asked % turn, state.asked // turn
+        place, taken = state.answered % turn, state.answered // turn
         minus = (place > 0) & (place % 2 == 0)
-        slope = torch.where(minus, state.ahead - reply.value, 0.0)
-        total = state.total + per_point(slope, state.x) * state.along
-        state = state._replace(total=total, ahead=reply.value)
+        # (f(x + δv) − f(x − δv)) / 2δv: for v = ±1 dividing is multiplying, and the factor 1 / 2δ
+        # cancels in the steepest direction.
+        slope = torch.where(minus, state.plus_value - reply.value, 0.0)
+        total = state.total + per_point(slope, state.x) * state.direction
+        state = state._replace(total=total, plus_value=reply.value)
         state = self._move(state, place == turn - 1, taken, threat)
-        asked = state.asked + 1
-        place = asked % turn
+        answered = state.answered + 1
+        place = answered % turn
         keys = Keys(state.seed, state.point, state.task)
-        along = renew(state.along, place % 2 == 1, keys, 1 + asked)
+        direction = renew(state.direction, place % 2 == 1, keys, 1 + answered)
         side = torch.where(place % 2 == 1, 1.0, -1.0) * (place > 0)
-        reach = per_point(side.to(along.dtype) * self.delta * threat.eps, along)
-        query = threat.project(state.base + reach * _scaled(along, threat), state.x)
-        done = state.done | (asked >= (self.steps + 1) * turn)
-        return state._replace(query=query, along=along, asked=asked, done=done)
+        # δ is large beside finite differences (0.2 eps): it has to cross the steps of a quantized
+        # model, and a smoothed gradient is what a masked one needs.
+        reach = per_point(side.to(direction.dtype) * self.delta * threat.eps, direction)
+        # Projected: near the edge of the ball the two sides are then not mirror images, a bias that
+        # is worth a query that may succeed.
+        query = threat.project(state.base + reach * _scaled(direction, threat), state.x)
+        done = state.done | (answered >= (self.steps + 1) * turn)
+        return state._replace(query=query, direction=direction, answered=answered, done=done)
 
     def _move(self, state: State, over: Mask, taken: Integers, threat: Threat) -> State:
-        """Step along the estimates where all pairs of a step are answered."""
+        """Step along the estimate in the slots whose pairs are complete."""
         if not any_row(over):
             return state
+        # Scaled to unit length first: the size of an estimate says nothing of its quality, and
+        # grows with the slope of the margin.
         fresh = self.momentum * state.momentum + (1 - self.momentum) * unit(state.total)
         size = threat.eps * cosine(self.first, 0.02 * self.first, taken, self.steps)
         moved = state.base + per_point(size, state.x) * threat.steepest(fresh)
@@ -144,6 +156,6 @@ class Spsa:
         )
 
 
-def _scaled(along: Images, threat: Threat) -> Images:
-    """Give directions of signs length 1 in the norm."""
-    return along if threat.norm == "linf" else unit(along)
+def _scaled(direction: Images, threat: Threat) -> Images:
+    """Scale directions of signs to length 1 in the norm."""
+    return direction if threat.norm == "linf" else unit(direction)

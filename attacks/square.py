@@ -1,4 +1,4 @@
-"""Square: random search with square windows; needs only the logits, no gradient."""
+"""Square: random search over square windows, by logits alone."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from . import _bumps, _windows
-from ._ahead import ascend, refuse_norm
+from ._warm_start import ascend, refuse_norm
 from ._windows import corner, signs, span
 
-_BLOCK = 16  # proposals whose random numbers are drawn together: a draw costs many small operations
+# Proposals whose random numbers are drawn together: Philox takes over a hundred small operations,
+# more than the forward pass of a ResNet-18 (88).
+_BLOCK = 16
 
 
 class State(NamedTuple):
     """Per slot three images and a few numbers.
 
-    asked: how many queries were answered; left: steps along the surrogate that are to come; lots:
-    random numbers of a block of proposals [s, n, m].
+    answered: queries so far; left: steps of the warm start to come; draws: random numbers of a
+    block of proposals [s, n, m].
     """
 
     query: Images
@@ -39,16 +41,16 @@ class State(NamedTuple):
     y: Labels
     best: Images
     best_value: Scalars
-    asked: Integers
+    answered: Integers
     seed: Integers
     point: Integers
     task: Integers
     left: Integers
-    lots: Float[Tensor, "s n m"]
+    draws: Float[Tensor, "s n m"]
 
     @property
     def climbing(self) -> Mask:
-        """Which slots follow the surrogate."""
+        """Which slots need a gradient: those in the warm start."""
         return self.left > 0
 
 
@@ -66,15 +68,15 @@ class Square:
     Differs from the reference code: every slot draws windows, signs and orientation of its own
     (there, one draw serves the batch), and windows reach the last row and column, as in the paper.
 
-    With a `surrogate` it starts from the query of the largest margin, of the model itself, that
-    a walk of `ahead` steps up the margin of that stand-in has met: ours.
+    With a `surrogate` it starts from the query with the largest margin of the model among `ahead`
+    gradient steps on the margin of the surrogate: ours.
 
     Attributes:
         queries: proposals of one run, after the starting point.
         restarts: independent runs per point.
         share: part of the image that the first windows cover (p in the paper).
-        surrogate: stand-in whose gradient the walk before the search follows; linf and l2.
-        ahead: steps of that walk.
+        surrogate: name of the surrogate that the warm start follows (linf and l2); "" for none.
+        ahead: steps of the warm start.
     """
 
     queries: Annotated[int, Field(ge=1)] = 5000
@@ -87,18 +89,22 @@ class Square:
 
     @property
     def uses_gradient(self) -> bool:
-        """Whether it follows a surrogate for a while."""
+        """Whether there is a warm start."""
         return bool(self.surrogate)
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
-        """One untargeted run per restart."""
+        """One untargeted run per restart.
+
+        Raises:
+            UsageError: for a norm that the attack does not support.
+        """
         if threat.norm == "l0":
             raise UsageError("square supports linf, l2 and l1, got l0. Use sigma_zero or fmn.")
         refuse_norm("square", self.surrogate, threat)
         return list_jobs(0, self.restarts, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
-        """Start at vertical stripes (linf) or a grid of bumps (l2, l1); a walk at a random point.
+        """Start at vertical stripes (linf) or a grid of bumps (l2, l1); a warm start at random.
 
         Raises:
             UsageError: in l2 and l1, for inputs that are not images of 5 × 5 pixels or more.
@@ -113,12 +119,12 @@ class Square:
             y=tasks.y,
             best=tasks.x,
             best_value=tasks.x.new_full((len(tasks.x),), -torch.inf),
-            asked=torch.zeros_like(tasks.y),
+            answered=torch.zeros_like(tasks.y),
             seed=tasks.seed,
             point=tasks.point,
             task=tasks.task,
             left=torch.full_like(tasks.y, self.ahead if self.surrogate else 0),
-            lots=tasks.x.new_zeros(len(tasks.x), _BLOCK, numbers),
+            draws=tasks.x.new_zeros(len(tasks.x), _BLOCK, numbers),
         )
 
     def objective(self, logits: Logits, state: State) -> Scalars:
@@ -126,12 +132,13 @@ class Square:
         return margin(logits, state.y, state.y)
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
-        """Keep the query if it is the best so far, and change the best one in a new window."""
-        state = state._replace(lots=_refresh(state))
+        """Keep the query if it is the best so far, and propose a change of the best in a window."""
+        state = state._replace(draws=_redraw(state))
         value, tie = reply.value, state.climbing
         if self.surrogate:
+            # The reply's value is the surrogate's; what is kept is chosen by the model.
             value = margin(reply.logits, state.y, state.y)
-        # Of inputs that the model tells no difference between, the walk's last one went farthest.
+        # Among equal margins (a piecewise constant model), the warm start's last query is kept.
         better = (value > state.best_value) | (tie & (value == state.best_value))
         best = torch.where(per_point(better, state.query), state.query, state.best)
         query = self._propose(state, best, threat).view_as(best)
@@ -143,34 +150,35 @@ class Square:
             query=query,
             best=best,
             best_value=torch.where(better, value, state.best_value),
-            asked=state.asked + (state.left <= 1),
+            answered=state.answered + (state.left <= 1),
             left=(state.left - 1).clamp_min(0),
-            done=state.done | (state.asked >= self.queries),
+            done=state.done | (state.answered >= self.queries),
         )
 
     def _propose(self, state: State, best: Images, threat: Threat) -> Float[Tensor, "s c h w"]:
         x, best = _images(state.x), _images(best)
-        level, lot = _windows.level(state.asked), state.asked % _BLOCK
-        draw = state.lots.gather(1, lot[:, None, None].expand(-1, 1, state.lots.shape[2]))[:, 0]
+        level, place = _windows.level(state.answered), state.answered % _BLOCK
+        draw = state.draws.gather(1, place[:, None, None].expand(-1, 1, state.draws.shape[2]))[:, 0]
         if threat.norm == "linf":
             return _paint(x, best, level, draw, self.share, threat)
         return _bumps.move(x, best, level, draw, self.share, threat)
 
 
-def _refresh(state: State) -> Float[Tensor, "s n m"]:
-    """Draw the numbers of the next proposals where a block of them begins; elsewhere keep them."""
-    begins, (_, block, numbers) = state.asked % _BLOCK == 0, state.lots.shape
+def _redraw(state: State) -> Float[Tensor, "s n m"]:
+    """Draw the random numbers of the next block where one begins."""
+    begins, (_, block, numbers) = state.answered % _BLOCK == 0, state.draws.shape
     rows = torch.arange(len(begins), device=begins.device)
-    if begins.device.type == "cpu":  # elsewhere, looking costs more than drawing
+    if begins.device.type == "cpu":  # on a GPU, choosing rows waits longer than drawing takes
         rows = rows[begins]
         if not len(rows):
-            return state.lots
+            return state.draws
     many = rows.repeat_interleave(block)
-    base = (state.asked[many] // block) * block
+    # Streams are numbered by proposal, so that the numbers do not depend on where blocks begin.
+    base = (state.answered[many] // block) * block
     stream = base + 1 + torch.arange(block, device=rows.device).repeat(len(rows))
     keys = rng.Keys(state.seed[many], state.point[many], state.task[many])
     drawn = rng.uniform(keys, numbers, stream).view(len(rows), block, numbers)
-    return state.lots.index_copy(0, rows, drawn)
+    return state.draws.index_copy(0, rows, drawn)
 
 
 def _images(x: Images) -> Float[Tensor, "s c h w"]:
@@ -183,6 +191,8 @@ def _first(x: Float[Tensor, "s c h w"], keys: rng.Keys, threat: Threat) -> Tenso
     """Vertical stripes of ±eps (linf) or a grid of bumps (l2, l1)."""
     channels, height, width = x.shape[1:]
     if threat.norm == "linf":
+        # One sign per column and channel: a corner of the ball with a high frequency, to which
+        # convolutional networks are sensitive (Andriushchenko et al. 2020).
         stripes = signs(rng.uniform(keys, channels * width, 0)).view(-1, channels, 1, width)
         return (x + threat.eps * stripes).clamp_(threat.lower, threat.upper)
     if min(height, width) < 5:
@@ -203,6 +213,8 @@ def _paint(
 ) -> Float[Tensor, "s c h w"]:
     """Linf: set the displacement in a window to ±eps, one sign per channel."""
     height, width = x.shape[2:]
+    # The window is set to ±eps around x, not added to: every displacement stays a corner of the
+    # ball, where the maximum of a linear margin lies.
     size = _windows.sizes(share, height, width, 1, x.device)[level]
     rows = span(corner(draw[:, 0], size[:, 0], height), size[:, 0], height)
     columns = span(corner(draw[:, 1], size[:, 1], width), size[:, 1], width)

@@ -1,4 +1,4 @@
-"""The line-ups that come with robustkit."""
+"""The suites that come with robustkit: attacks in order, and what is audited."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class Fast:
     """The verdict of `parity` at a few percent of its cost, with a bound on what it may miss.
 
     `relay`, through every surrogate that the model declares too; then an audit: all attacks of
-    `parity` on the survivors that came nearest to falling and on a random part of the rest, and on
-    every survivor when the sample loses more than 0.2% of the points.
+    `parity` on the survivors that came closest to a misclassification and on a random part of the
+    rest, and on every survivor when more than 0.2% of the points are broken in the sample.
 
     Attributes:
         audit_share: survivors that are audited, as a share of all, half of them the nearest.
@@ -94,7 +94,7 @@ class Fast:
 class Rand:
     """AutoAttack-rand, for randomized models: APGD on CE and DLR, gradients averaged over draws.
 
-    Naive against defenses whose randomness hides hard decisions: see `surrogates`.
+    Not enough against defenses whose randomness hides hard decisions: see `surrogates`.
     """
 
     eot: Annotated[int, Field(ge=1)] = 20
@@ -109,7 +109,7 @@ class Rand:
 @suites.register("surrogates", cites="arXiv:2411.14834")
 @dataclass(frozen=True)
 class Surrogates:
-    """Attacks through every stand-in that the model declares, judged on the model itself.
+    """Attacks through every surrogate that the model declares, verified on the model itself.
 
     Zhang et al. 2024: what breaks ensembles with hard aggregation, gates and randomness. For a
     model that declares none it is APGD on the margin and on CE.
@@ -148,7 +148,7 @@ class MinimumNorm:
     """
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
-        """FMN, also aimed, with FAB; in l2 DDN as well; in l0 sigma-zero instead."""
+        """FMN, untargeted and targeted, with FAB; in l2 DDN as well; in l0 sigma-zero with FMN."""
         fmn = ["fmn(steps=100)", *(f"fmn(steps=100, surrogate={s})" for s in surrogates)]
         return {
             "linf": [*fmn, "fmn(steps=30, targets=5)", "fab(steps=40, targets=3)"],
@@ -161,7 +161,7 @@ class MinimumNorm:
 @suites.register("scout", cites="arXiv:2102.12827")
 @dataclass(frozen=True)
 class Scout:
-    """One short search for the nearest adversarial input; `--eps-grid` sends it ahead."""
+    """One short search for the nearest adversarial input; `--eps-grid` runs it first."""
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """FMN; in l0 sigma-zero."""

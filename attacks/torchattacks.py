@@ -17,6 +17,7 @@ from robustkit.registry import libraries
 from robustkit.search.external import NORMS, Batch, ExternalAttack, power
 
 _OURS = ("model", "eps", "norm", "seed", "verbose")
+# They take other attacks, or training data, in place of options.
 _WRAPPERS = ("MultiAttack", "LGV")
 
 

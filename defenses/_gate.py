@@ -1,4 +1,4 @@
-"""The gate of Adaptive Smoothing: early features of two networks tell whose answer to take."""
+"""The gate of Adaptive Smoothing: a small network on early features of both networks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def early(model: nn.Module, x: Images) -> tuple[Logits, Tensor, Tensor]:
     def keep(layer: nn.Module, _: object, output: Tensor) -> None:
         seen.setdefault(layer, output.relu())
 
-    # Hooks live for one pass: those of a copied model would write into the original's features.
+    # Hooks are registered for one pass: those of a copied model would write into the original's
+    # features.
     handles = [layer.register_forward_hook(keep) for layer in stages]
     try:
         logits: Tensor = model(x)
@@ -45,9 +46,9 @@ class Gate(nn.Module):
     """Both networks and x [b, c, h, w] -> their logits [b, k] and gamma [b], from early features.
 
     The mixing network of arXiv:2301.12554: strided convolutions on the first feature maps of both
-    networks, joined by the second ones, a mean and a linear layer. In training the raw values are
-    clamped to 0.6 standard deviations around their mean, and the running statistics of the batch
-    normalization move; its output is scaled by `scale` and shifted by `bias`. At width 24 on
+    networks, the second ones added, a spatial mean and a linear layer. In training the raw values
+    are clamped to 0.6 standard deviations around their mean, and the running statistics of the
+    batch normalization move; its output is scaled by `scale` and shifted by `bias`. At width 24 on
     `small_cnn`: 53 thousand weights. Differs from the paper: two stages of two plain convolutions.
 
     Args:

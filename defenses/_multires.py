@@ -1,4 +1,4 @@
-"""A stack of noisy copies of one image at several resolutions, drawn anew at every pass."""
+"""A stack of noisy copies of an image at several resolutions, drawn at every pass."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ class MultiResolution(nn.Module):
             self.calls += 1
         draws = torch.rand(len(x), sum(self._sizes(x)), generator=generator)
         draws = draws.to(x.device, x.dtype)
-        dials = draws[:, : 4 * len(self.resolutions)].view(len(x), -1, 4)
-        factors = (_choice(dials[..., 0], self.contrast), _choice(dials[..., 1], self.color))
-        shifts = ((2 * self.jitter + 1) * dials[..., 2:]).floor().long() - self.jitter
+        settings = draws[:, : 4 * len(self.resolutions)].view(len(x), -1, 4)
+        factors = (_choice(settings[..., 0], self.contrast), _choice(settings[..., 1], self.color))
+        shifts = ((2 * self.jitter + 1) * settings[..., 2:]).floor().long() - self.jitter
         return self._stack(x, *factors, shifts, draws)
 
     def fixed(self, x: Tensor) -> Tensor:
-        """Return the stack without chance: no shift, factors 1 and noise at its mean."""
+        """Return the deterministic stack: no shift, factors 1, noise at its mean."""
         one = x.new_ones(len(x), len(self.resolutions))
         still = torch.zeros(*one.shape, 2, dtype=torch.long, device=x.device)
         return self._stack(x, one, one, still, x.new_full((len(x), sum(self._sizes(x))), 0.5))
@@ -96,7 +96,7 @@ class MultiResolution(nn.Module):
         return [(math.ceil(height * r), math.ceil(width * r)) for r in self.resolutions]
 
     def _sizes(self, x: Tensor) -> list[int]:
-        """How many numbers an image needs: for its factors, and for every copy's two noises."""
+        """Random numbers per image: for its factors, and for the two noises of every copy."""
         channels, height, width = x.shape[1:]
         low = [channels * h * w for h, w in self._sides(x)]
         return [4 * len(low), *low, *[channels * height * width] * len(low)]
@@ -122,7 +122,7 @@ class MultiResolution(nn.Module):
 
 
 def _choice(uniform: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Turn uniform numbers into one of 100 evenly spaced ones, both limits among them."""
+    """Map uniform numbers to 100 evenly spaced levels from limit to limit, as in the notebook."""
     low, high = limits
     return low + (high - low) * (_LEVELS * uniform).floor() / (_LEVELS - 1)
 

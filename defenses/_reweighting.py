@@ -1,4 +1,4 @@
-"""Weights of the points of a batch, by how hard each is under attack: three rules of the field."""
+"""Weights of the points of a batch, by their hardness under attack: three published rules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def moving_log_mean(losses: Scalars, r: float, eta: float, before: Tensor | None
     """Return log u after u ← (1 − eta) u + eta · mean exp(l / r), computed on logarithms.
 
     The moving average of the compositional objective r · log E exp(l / r) (Sow et al. 2024,
-    algorithm CID). Without a value from before, it starts at that of the batch.
+    algorithm CID). In logarithms, as exp(l / r) overflows for small r. Without a value from before,
+    it starts at that of the batch.
     """
     batch = torch.logsumexp(losses.detach() / r, 0) - math.log(len(losses))
     if before is None or eta >= 1:
@@ -54,7 +55,7 @@ def mail(logits: Logits, y: Labels, slope: float = 10.0, bias: float = -0.5) -> 
 
 
 def steps_to_break(model: nn.Module, path: list[Images], y: Labels) -> Tensor:
-    """Count for how many of the iterates in `path` each point still stands [b]."""
+    """Count the iterates of `path` that the model still classifies as y [b]."""
     with torch.no_grad():
         return torch.stack([model(z).argmax(1) == y for z in path]).sum(0)
 

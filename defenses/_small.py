@@ -1,4 +1,4 @@
-"""What the defenses that train the small CNN share."""
+"""The network and schedule that the defenses trained on the small CNN share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from robustkit.models.training import Recipe
 
 
 class OnSmallCnn:
-    """Trains `small_cnn` of robustkit.models, as long as the shipped weights were trained."""
+    """Trains `small_cnn` of robustkit.models with the schedule of the shipped weights."""
 
     width: int
 

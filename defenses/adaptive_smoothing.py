@@ -31,11 +31,11 @@ class AdaptiveSmoothing:
     """Probabilities of a standard and a robust network, mixed by a trained gate, linf.
 
     log((1 − a) softmax(std_scale · g) + a softmax(rob_scale · h)), Bai et al. 2024. The gate
-    alone is trained, to tell attacked images (t = 1) from clean ones (t = 0):
-    bce · BCE(gamma, t) + ce · CE + product · BCE · CE, a = sigmoid(gamma) meanwhile.
+    alone is trained, to classify images as attacked (t = 1) or clean (t = 0), with the loss
+    bce · BCE(gamma, t) + ce · CE + product · BCE · CE; a = sigmoid(gamma) in training.
     Differs from the paper: half of a batch stays clean and half is attacked, by a short PGD with
-    momentum on CE or the margin instead of APGD with ten objectives; the gate stands still while
-    it is attacked; AdamW with a cosine schedule, shorter; a smaller gate.
+    momentum on CE or the margin instead of APGD with ten objectives; the gate is in evaluation mode
+    while it is attacked; AdamW with a cosine schedule, shorter; a smaller gate.
 
     Attributes:
         standard: the accurate model, such as undefended or "path/to/model.py:make".
@@ -44,7 +44,7 @@ class AdaptiveSmoothing:
         gamma_scale: with `gamma_bias`, applied to the normalized output of the gate.
         alpha_scale: with `alpha_bias`, maps the gate's sigmoid to the range of a in evaluation.
         eps: largest radius of the attacks in training is 1.1 times this.
-        trick: largest weight, among the objectives of an attack, of deceiving the gate.
+        trick: largest weight of fooling the gate in the objective of an attack.
     """
 
     standard: str = "undefended"
@@ -67,7 +67,7 @@ class AdaptiveSmoothing:
 
     @property
     def recipe(self) -> Recipe:
-        """The gate is small: two passes."""
+        """Two epochs: the gate is small."""
         return Recipe(epochs=2, lr=1e-3)
 
     @property
@@ -114,7 +114,7 @@ class AdaptiveSmoothing:
         half = len(x) // 2
         if mixed.gate is None:
             raise UsageError("expected adaptive=true to train: a constant alpha learns nothing.")
-        mixed.eval()  # the attack meets the mixture as it will be judged
+        mixed.eval()  # the mixture is attacked as it is evaluated
         z = self._attacked(mixed, x[half:], y[half:], step.generator)
         mixed.train()
         target = (torch.arange(len(x), device=x.device) >= half).to(x.dtype)
@@ -136,10 +136,13 @@ class AdaptiveSmoothing:
         for _ in range(self.steps):
             z.requires_grad_(True)
             logits, gamma = model.gated(z)
-            deceived = nn.functional.softplus(-gamma)  # BCE at target 1
-            value = (1 - weight) * loss(logits, y, y) + weight * deceived
+            # BCE(gamma, 1): maximized where the gate takes the attacked image for a clean one.
+            fooled = nn.functional.softplus(-gamma)
+            value = (1 - weight) * loss(logits, y, y) + weight * fooled
             (gradient,) = torch.autograd.grad(value.sum(), z)
             with torch.no_grad():
+                # Normalized before it is accumulated, as gradients shrink where the softmax
+                # saturates.
                 size = gradient.abs().flatten(1).mean(1).clamp_min(1e-30)
                 velocity = 0.9 * decay * velocity + gradient / per_point(size, x)
                 move = per_point(2.5 * eps / self.steps, x) * threat.steepest(velocity)

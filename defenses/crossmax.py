@@ -1,4 +1,4 @@
-"""CrossMax: many predictors, joined by a rule that no single one of them can lift a class with."""
+"""CrossMax: predictors aggregated by a rule under which no single one can raise a class."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _POOLED = 4
 
 
 def crossmax(z: Tensor, rule: Rule = "kth", top: int = 3) -> Tensor:
-    """Join the logits of n predictors [b, n, k] into [b, k].
+    """Aggregate the logits of n predictors [b, n, k] to [b, k].
 
     Fort & Lakshminarayanan 2024, algorithm 1: subtract every predictor's largest logit, then every
     class's largest over the predictors, then take per class the value of rank `top` (the smallest
     one where there are fewer predictors) or the median (the middle of two for an even n).
 
-    The gradient of one output reaches at most four logits under "kth": the value taken, the largest
-    of its predictor, the column's largest and the largest of that one's predictor.
+    The gradient of one output reaches at most four logits under "kth": the selected one, the
+    largest of its predictor, the largest of its class, and that one's predictor's largest.
 
     Raises:
         UsageError: for logits of another shape, an unknown rule or a rank below 1.
@@ -46,6 +46,8 @@ def crossmax(z: Tensor, rule: Rule = "kth", top: int = 3) -> Tensor:
         raise UsageError(
             f"crossmax: expected rule 'kth' with top >= 1, or 'median', got {rule!r} and top={top}."
         )
+    # First per predictor, so that none dominates by its scale; then per class, so that none wins by
+    # a single predictor.
     z = z - z.max(dim=2, keepdim=True).values
     z = z - z.max(dim=1, keepdim=True).values
     n = z.shape[1]
@@ -83,7 +85,7 @@ class SelfEnsemble(nn.Module):
     """A residual backbone on the multi-resolution stack, with a head on each of its five blocks.
 
     Predictors are the heads, from the shallowest on, and the backbone's own output last: n = 6.
-    Answers are random in every mode; see `MultiResolution` for where the draws come from.
+    Logits are random in every mode; see `MultiResolution` for where the draws come from.
     """
 
     randomized = True
@@ -123,7 +125,7 @@ class SelfEnsemble(nn.Module):
         self.fc = nn.Linear(before, classes)
 
     def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """[b, c, h, w] -> [b, k]: the predictors joined by CrossMax."""
+        """[b, c, h, w] -> [b, k]: the predictors aggregated by CrossMax."""
         return crossmax(self.predictors(x, generator), self.rule, self.top)
 
     def predictors(
@@ -139,8 +141,8 @@ class SelfEnsemble(nn.Module):
         Args:
             x: images [b, c, h, w].
             generator: of the stack's draws; without one the stack numbers its passes.
-            fixed: use the stack without chance.
-            detached: keep the gradient of the heads from the backbone.
+            fixed: use the deterministic stack.
+            detached: stop the gradient of the heads at the backbone.
         """
         maps = self._maps(self.stack.fixed(x) if fixed else self.stack(x, generator))
         read = [m.detach() for m in maps] if detached else maps
@@ -156,10 +158,10 @@ class SelfEnsemble(nn.Module):
         return logits
 
     def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return what to attack in place of the model, each [b, c, h, w] -> [b, k].
+        """Return the surrogates, each [b, c, h, w] -> [b, k].
 
-        "mean" averages the raw logits of the predictors over one random stack, "fixed" over the
-        stack without chance, and "backbone" has the backbone alone on that one.
+        "mean" averages the raw logits of the predictors on one random stack, "fixed" on the
+        deterministic stack, and "backbone" is the backbone alone on the latter.
         """
         return {
             "mean": lambda x: self.predictors(x).mean(1),
@@ -179,14 +181,13 @@ class SelfEnsemble(nn.Module):
 class CrossMax:
     """Self-ensemble of a backbone's layers on a random multi-resolution stack, by CrossMax.
 
-    Fort & Lakshminarayanan 2024. Known broken: Zhang et al. 2024 (arXiv:2411.14834) attack the mean
-    of the raw logits instead; `surrogates` of the network has that.
+    Fort & Lakshminarayanan 2024. Broken by Zhang et al. 2024 (arXiv:2411.14834), who attack the
+    mean of the raw logits: the surrogate "mean" of the network.
 
     Differs from the paper: a small residual network from scratch in place of a pretrained
     ResNet-152, heads on maps pooled to at most 4 × 4, and the heads train together with the
-    backbone, not afterwards; they read its maps detached, so they do not shape it. The stack's own
-    differences stand in `MultiResolution`. At width 24 and 28 × 28: 0.4 M weights, 11 million
-    multiply-adds.
+    backbone, whose maps get no gradient from them. For the stack see `MultiResolution`. At width 24
+    and 28 × 28: 0.4 M weights, 11 million multiply-adds.
 
     Attributes:
         width: channels of the first block.
@@ -195,7 +196,7 @@ class CrossMax:
         contrast: smallest and largest contrast factor.
         color: smallest and largest weight of the colors against their mean.
         noise: largest value added to a pixel, twice, in input units.
-        top: rank of the value that "kth" takes.
+        top: rank of the value that "kth" selects.
         rule: "kth" or "median".
         eps: linf radius of one FGSM step in training (light adversarial training); 0 for none.
     """
@@ -223,7 +224,11 @@ class CrossMax:
         return SelfEnsemble(stack, shape, classes, self.width, self.rule, self.top)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Sum of the cross-entropies of every predictor, the heads' cut off from the backbone."""
+        """Sum of the cross-entropies of all predictors; the heads' gradient stops at the backbone.
+
+        Raises:
+            UsageError: for a model that `network` did not build.
+        """
         if not isinstance(model, SelfEnsemble):
             raise UsageError(
                 f"crossmax trains the network that it builds, got a {type(model).__name__}. "
@@ -240,7 +245,7 @@ class CrossMax:
 
 
 class Ensemble(nn.Module):
-    """Independent models joined by CrossMax. [b, c, h, w] -> [b, k]."""
+    """Independent models aggregated by CrossMax. [b, c, h, w] -> [b, k]."""
 
     def __init__(self, members: list[nn.Module], rule: Rule, top: int) -> None:
         super().__init__()
@@ -248,7 +253,7 @@ class Ensemble(nn.Module):
         self.randomized = any(getattr(member, "randomized", False) for member in members)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Ask every member and join the answers."""
+        """[b, c, h, w] -> [b, k]."""
         return crossmax(self.predictors(x), self.rule, self.top)
 
     def predictors(self, x: Tensor) -> Tensor:
@@ -256,14 +261,14 @@ class Ensemble(nn.Module):
         return torch.stack([member(x) for member in self.members], dim=1)
 
     def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return what to attack in place of the model: the mean of the raw logits."""
+        """Return the surrogate "mean": the mean of the raw logits."""
         return {"mean": lambda x: self.predictors(x).mean(1)}
 
 
 @defenses.register("crossmax_ensemble", cites="arXiv:2408.05446")
 @dataclass(frozen=True)
 class CrossMaxEnsemble:
-    """Independent models with the weights they ship, joined by CrossMax.
+    """Independent models with their shipped weights, aggregated by CrossMax.
 
     Fort & Lakshminarayanan 2024, the ensemble of separate models. Differs from the paper: members
     may be of different kinds, and see the image as it is, not a multi-resolution stack.
@@ -272,7 +277,7 @@ class CrossMaxEnsemble:
         members: at least two models, such as undefended, "pgd_at(eps=0.3)" or
             "path/to/model.py:make".
         rule: "median" or "kth".
-        top: rank of the value that "kth" takes.
+        top: rank of the value that "kth" selects.
     """
 
     members: tuple[str, ...] = ("undefended", "pgd_at", "trades")

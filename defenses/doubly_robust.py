@@ -29,17 +29,17 @@ class DoublyRobust(OnSmallCnn):
 
     Minimizes F = r · log mean exp(l_i / r), the closed form of the KL-regularized maximum over
     weights on the simplex, l_i the loss of point i under attack (Sow et al. 2024, equations (5)
-    and (6)): every point weighs exp(l_i / r) / u with a moving average u of mean exp(l / r).
+    and (6)): the weight of a point is exp(l_i / r) / u with a moving average u of mean exp(l / r).
     Differs from the paper: the inner problem is plain PGD, without log-barrier and implicit
     gradient; weights are clipped at `most` and begin after `warm_up`; eps ramps. The paper does
     not publish r and eta: the values here are ours.
 
     Attributes:
-        r: temperature; large: adversarial training, small: only the worst points count.
+        r: temperature; large: plain adversarial training, small: the hardest points alone.
         eta: share of the batch in the moving average; 1: the batch alone.
         most: largest weight.
         warm_up: share of the training with equal weights.
-        form: "at" weighs the loss at the attacked points; "trades" adds weighted KL to clean CE.
+        form: "at" weights the loss at the attacked points; "trades" adds weighted KL to clean CE.
         beta: weight of the KL term of "trades".
     """
 
@@ -58,6 +58,7 @@ class DoublyRobust(OnSmallCnn):
         clean, losses = self._losses(model, x, y, step)
         log_u = moving_log_mean(losses, self.r, self.eta, step.memory.get("log_u"))
         step.memory["log_u"] = log_u
+        # log u is averaged from the first step on, so that it has settled when the weights begin.
         if step.progress < self.warm_up:
             return clean + losses.mean()
         weights = doubly_robust(losses, self.r, log_u, self.most)
@@ -94,15 +95,16 @@ class DoublyRobust(OnSmallCnn):
 @defenses.register("reweighted", cites="arXiv:2010.01736")
 @dataclass(frozen=True)
 class Reweighted(OnSmallCnn):
-    """GAIRAT and MAIL, linf: adversarial training with weights of hardness, for comparison.
+    """GAIRAT and MAIL, linf: adversarial training weighted by hardness, for comparison.
 
-    GAIRAT (Zhang et al. 2021) weighs by the PGD steps a point withstands, MAIL (Wang et al. 2021,
+    GAIRAT (Zhang et al. 2021) weights by the PGD steps that break a point, MAIL (Wang et al. 2021,
     arXiv:2106.07904) by its margin of probabilities. Both are known to mask gradients (Hitaj et
-    al. 2021, arXiv:2103.01914): judge them with losses that do not see the scale of the logits.
+    al. 2021, arXiv:2103.01914): evaluate them with losses that do not depend on the scale of the
+    logits.
     Differs from the papers: network, optimizer and schedule are those of `pgd_at`.
 
     Attributes:
-        warm_up: share of the training with equal weights (60 and 75 of 120 epochs there).
+        warm_up: share of the training with equal weights (60 and 75 of 120 epochs in the papers).
     """
 
     rule: Literal["gairat", "mail"] = "gairat"

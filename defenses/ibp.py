@@ -36,8 +36,9 @@ class Ibp:
     "sabr": of the intervals of a small box, half-width tau · eps, around an adversarial point
     (Müller et al. 2023);
     "mtl_ibp": a · L_ibp + (1 − a) · CE at an adversarial point (De Palma et al. 2024).
-    Initialization and regularizers: Shi et al. 2021. The small boxes of "sabr" bound nothing:
-    certificates come from `--certify` alone, over the whole ball.
+    Initialization and regularizers: Shi et al. 2021. The bounds over the small boxes of "sabr"
+        prove
+    nothing about the ball: certificates come from `--certify` alone.
     Differs from the papers: AdamW with a cosine schedule, shorter; batch normalization keeps its
     running statistics at the end of an epoch.
 
@@ -65,7 +66,7 @@ class Ibp:
 
     @property
     def recipe(self) -> Recipe:
-        """A third of the published length."""
+        """A third of the published epochs; in float32, as bfloat16 would swamp the bounds."""
         return Recipe(epochs=25, lr=1e-3, weight_decay=0.0, clip=10.0, half=False)
 
     def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -76,28 +77,35 @@ class Ibp:
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Mean natural and robust loss, and the regularizers."""
         most = self.train_eps or (1.5 * self.eps if self.eps <= 0.15 else self.eps)
-        share = smooth_ramp(step.progress / max(self.ramp, 1e-9))
+        share = self._share(step)
         threat = Threat("linf", max(most * share, 1e-6))
         graph = trace(model, tuple(x.shape[1:]))
+        # The bounds use the batch statistics of the clean pass (CTBench): those of attacked inputs
+        # would make the network another one.
         with clean_statistics(model):
             natural = nn.functional.cross_entropy(model(x), y)
             box = self._box(model, x, y, threat, step.generator)
             boxes = intervals(graph, box)
-            robust = self._robust(model, graph, boxes, x, y, threat, share, step.generator)
+            robust = self._robust(model, graph, boxes, x, y, threat, step)
             total = (1 - self.kappa) * natural + self.kappa * robust
             if share < 1 and self.reg:
                 total = total + self.reg * (1 - share) * regularizer(graph, boxes)
         weights = sum(p.abs().sum() for p in model.parameters() if p.ndim > 1)
         return total + self.l1 * weights
 
+    def _share(self, step: Step) -> float:
+        """Return the radius at a step of the training, as a share of the final one."""
+        return smooth_ramp(step.progress / max(self.ramp, 1e-9))
+
     def _box(
         self, model: nn.Module, x: Images, y: Labels, threat: Threat, generator: Generator
     ) -> Box:
-        """Return the box that is pushed through the network."""
+        """Return the input box whose bounds are trained."""
         whole = input_box(x, threat)
         if self.loss != "sabr":
             return whole
         reach = self.tau * (whole.high - whole.low) / 2
+        # Clipped so that the small box around the adversarial point lies inside the whole one.
         z = _attack(model, x, y, threat, self.steps, generator)
         center = torch.minimum(torch.maximum(z, whole.low + reach), whole.high - reach)
         return Box(center - reach, center + reach)
@@ -110,16 +118,16 @@ class Ibp:
         x: Images,
         y: Labels,
         threat: Threat,
-        share: float,
-        generator: Generator,
+        step: Step,
     ) -> Tensor:
-        lower = margins_of(graph, boxes, y)
+        """Return the robust loss of `loss`, a scalar."""
+        lower, share = margins_of(graph, boxes, y), self._share(step)
         if self.loss == "crown_ibp" and share < 1:
             linear = crown_margins(graph, x, y, threat, intermediate="ibp", boxes=boxes)
             lower = share * lower + (1 - share) * linear
         robust = nn.functional.cross_entropy(-lower, y)
         if self.loss == "mtl_ibp":
-            z = _attack(model, x, y, threat, self.steps, generator)
+            z = _attack(model, x, y, threat, self.steps, step.generator)
             attacked = nn.functional.cross_entropy(model(z), y)
             return self.a * robust + (1 - self.a) * attacked
         return robust
@@ -140,7 +148,7 @@ def smooth_ramp(progress: float) -> float:
 
 
 def regularizer(graph: Graph, boxes: list[Box], tolerance: float = 0.5) -> Tensor:
-    """Keep intervals from growing with depth, and active and inactive neurons in balance.
+    """Penalize intervals that grow with depth, and an imbalance of active and inactive neurons.
 
     L_tightness + L_relu of Shi et al. 2021, equations (7) and (9), over the inputs of the ReLUs.
     """
@@ -180,9 +188,10 @@ def _attack(
 
 
 def _initialize(network: nn.Module) -> nn.Module:
-    """Draw every weight but the last layer's from N(0, 2 pi / fan_in²): intervals keep their width.
+    """Draw every weight but the last layer's from N(0, 2 pi / fan_in²).
 
-    Shi et al. 2021, section 4.1.
+    Shi et al. 2021, section 4.1: E|w| = 2 / fan_in, halved by the ReLU: intervals keep their width
+    on average, where Kaiming's initialization widens them in every layer.
     """
     layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     for layer in layers[:-1]:

@@ -1,4 +1,4 @@
-"""MixedNUTS: a nonlinear map of the robust network's logits, fitted and not trained."""
+"""MixedNUTS: a nonlinear map of the robust network's logits, fitted on a grid, not trained."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from robustkit.registry import defenses
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 _BATCH = 250
-_RESOLVED = 1e-4  # the least cutoff that float32 logits show
+_RESOLVED = 1e-4  # the least cutoff whose effect float32 log-probabilities show
 
 
 class NonlinearMap(nn.Module):
     """M(z) = s · |GELU(LN(z) + c)|^p · sign(GELU(LN(z) + c)), [b, k] -> [b, k] in float64.
 
     LN subtracts the mean of the `top` largest logits and divides by their standard deviation
-    (unbiased). The numbers s, c, p and the mixture's alpha are buffers, so that they are a
-    checkpoint; they start at those that arXiv:2402.02263 gives for CIFAR-10.
+    (unbiased). The numbers s, c, p and the mixture's alpha are buffers, and so the checkpoint; they
+    start at those that arXiv:2402.02263 gives for CIFAR-10.
     """
 
     s: Tensor
@@ -57,18 +57,18 @@ class NonlinearMap(nn.Module):
 
     @staticmethod
     def bent(normalized: Tensor, s: Tensor, c: Tensor, p: Tensor) -> Tensor:
-        """Map what is already normalized."""
+        """Map normalized logits [b, k]."""
         u = nn.functional.gelu(normalized + c)
-        # The floor keeps the gradient of a power below one finite at zero.
+        # The minimum keeps the gradient finite at 0 where p < 1.
         return s * u.abs().clamp_min(1e-12).pow(p) * u.sign()
 
 
 class NonlinearlyMixed(nn.Module):
     """log((1 − alpha) onehot(argmax g) + alpha softmax(M(h))), [b, *f] -> [b, k].
 
-    Of equal logits of g the first counts. Only h passes a gradient. Surrogates: "bypass", the
-    authors' own, log((1 − d) softmax(g) + 0.9 d softmax(h) + 0.1 d softmax(M(h))) with d =
-    `bypass`; "two_sided": see `robustkit.models.mixture.two_sided`.
+    Among equal logits of g, argmax is the first. One-hot codes have no gradient, so that only h
+    passes one. Surrogates: "bypass", the authors' own, log((1 − d) softmax(g) + 0.9 d softmax(h) +
+    0.1 d softmax(M(h))) with d = `bypass`; "two_sided": see `robustkit.models.mixture.two_sided`.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class NonlinearlyMixed(nn.Module):
         return mix(chosen, self.map(self.robust(x)).softmax(1), self.map.alpha)
 
     def surrogates(self) -> dict[str, Model]:
-        """Return the stand-ins for attacks."""
+        """Return the surrogates, [b, *f] -> [b, k] each."""
         return {"bypass": self._bypass, "two_sided": self._two_sided}
 
     def _bypass(self, x: Images) -> Logits:
@@ -109,11 +109,11 @@ class NonlinearlyMixed(nn.Module):
 @defenses.register("mixednuts", cites="arXiv:2402.02263")
 @dataclass(frozen=True)
 class MixedNuts:
-    """The standard network's class wherever the mapped robust network is unsure, linf.
+    """The standard network's class wherever the margin of the mapped robust network is small, linf.
 
-    Bai et al. 2024. s, c and p minimize, over a grid, the share of h's mistakes on clean images
-    whose margin reaches the cutoff q: the margin that `beta` percent of the images still classified
-    right under attack keep. alpha = 1 / (1 + q).
+    Bai et al. 2024. s, c and p minimize, over a grid, the share of h's misclassified clean images
+    whose margin reaches the cutoff q: the margin that `beta` percent of the images exceed that h
+    still classifies right under attack. alpha = 1 / (1 + q).
     Differs from the paper: the attacked images come from a PGD on h's margin of logits instead
     of minimum-margin AutoAttack; the grid is narrower in c, for ten classes.
 
@@ -147,7 +147,8 @@ class MixedNuts:
         """Fit s, c, p and alpha of the map in `model` on clean points `x` [b, *f].
 
         Raises:
-            RobustkitError: when the robust network gets no clean point wrong, or stands on none.
+            RobustkitError: when the robust network misclassifies no clean point, or is robust on
+                none.
         """
         mixed = _mixture(model)
         clean, attacked = self._answers(mixed.robust, x, y, generator)
@@ -155,8 +156,8 @@ class MixedNuts:
         right = margin(attacked, y, y) < 0
         if not bool(wrong.any()) or not bool(right.any()):
             raise RobustkitError(
-                "cannot fit: expected points that the robust network gets wrong unattacked and "
-                f"others that it gets right under attack, got {int(wrong.sum())} and "
+                "cannot fit: expected points that the robust network misclassifies clean and "
+                f"others that it classifies right under attack, got {int(wrong.sum())} and "
                 f"{int(right.sum())} of {len(y)}. Calibrate on more points."
             )
         fit(mixed.map, attacked[right], clean[wrong], self.beta)
@@ -175,7 +176,7 @@ class MixedNuts:
     def _worst(
         self, robust: nn.Module, x: Images, y: Labels, clean: Logits, generator: Generator
     ) -> Logits:
-        """Return the logits [b, k] with the largest margin that PGD meets, restarts included."""
+        """Return the logits [b, k] of largest margin over the clean point and all PGD restarts."""
 
         def loss(logits: Tensor) -> Tensor:
             return margin(logits, y, y).sum()
@@ -191,12 +192,12 @@ class MixedNuts:
 
 
 def fit(bend: NonlinearMap, right: Logits, wrong: Logits, beta: float) -> None:
-    """Set the numbers of `bend` to the best of an 8 × 8 × 8 grid; of equals, the first.
+    """Set the numbers of `bend` to the best of an 8 × 8 × 8 grid; among equals, the first.
 
     Args:
         right: robust logits at attacked points that are still right [a, k].
-        wrong: robust logits at clean points that are not [b, k].
-        beta: percentage of `right` that keeps its margin at the cutoff.
+        wrong: robust logits at clean points that are misclassified [b, k].
+        beta: percentage of `right` whose margin is to reach the cutoff.
 
     Raises:
         RobustkitError: when every cutoff is too small for logits in float32.
@@ -206,6 +207,8 @@ def fit(bend: NonlinearMap, right: Logits, wrong: Logits, beta: float) -> None:
     grid = torch.cartesian_prod(0.05 * 100**steps, -2 + 2 * steps, 1 + 3 * steps)
     best = math.inf
     for s, c, p in grid:
+        # p_mix decides for h exactly where its lead exceeds (1 − alpha) / alpha, which is q for
+        # alpha = 1 / (1 + q).
         cutoff = torch.quantile(_lead(bend.bent(right, s, c, p)), 1 - beta / 100)
         if cutoff < _RESOLVED:
             continue
@@ -216,7 +219,7 @@ def fit(bend: NonlinearMap, right: Logits, wrong: Logits, beta: float) -> None:
                 getattr(bend, name).copy_(value)
     if best == math.inf:
         raise RobustkitError(
-            f"cannot fit: under attack, {100 - beta:g}% of the robust network's margins lie below "
+            f"cannot fit: under attack, {100 - beta:g}% of the robust network's margins are below "
             f"{_RESOLVED:g} with every map. Take a more robust network, or a smaller beta."
         )
 

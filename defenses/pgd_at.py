@@ -19,8 +19,14 @@ from ._small import OnSmallCnn
 class PgdAt(OnSmallCnn):
     """PGD adversarial training, linf.
 
-    Madry et al. 2018, equation (2.1). Differs from the paper: eps rises linearly over the first
-    fifth of the training, and the optimizer is AdamW with a cosine schedule.
+    Madry et al. 2018, equation (2.1): min E[max over the ball of CE(x', y)].
+    Differs from the paper: eps rises linearly over the first fifth of the training, and the
+    optimizer is AdamW with a cosine schedule.
+
+    Attributes:
+        eps: radius of the attack in training, in input units.
+        steps: PGD steps of the inner maximization, each of 2.5 eps / steps.
+        width: channels of the first convolution.
     """
 
     eps: float = 0.1
@@ -28,7 +34,7 @@ class PgdAt(OnSmallCnn):
     width: int = 32
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Mean cross-entropy at the attacked inputs."""
+        """Mean cross-entropy at the attacked inputs; x [b, c, h, w], y [b]."""
         threat = Threat("linf", ramp(self.eps, step.progress))
 
         def loss(logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Randomized smoothing: any classifier, asked many times under Gaussian noise."""
+"""Randomized smoothing: the majority vote of any classifier under Gaussian noise."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from robustkit.registry import defenses
 class SmoothedClassifier:
     """The smoothed classifier of a registered or imported model; certify it with `smoothing`.
 
-    Cohen et al. 2019. An answer is the vote of `draws` passes; the certificate draws its own.
+    Cohen et al. 2019, algorithm PREDICT: a pass is the vote of `draws` noisy passes of the base;
+    the certificate draws its own. [b, *f] -> log vote shares [b, k], randomized. Differs from the
+    paper: it never abstains, and ties are broken by mean probabilities.
 
     Attributes:
         base: the model, such as undefended or "path/to/model.py:make".
         sigma: standard deviation of the noise, in input units.
+        draws: noisy passes of the base per pass.
     """
 
     base: str = "undefended"
@@ -31,5 +34,9 @@ class SmoothedClassifier:
     draws: Annotated[int, Field(ge=1)] = 32
 
     def load(self, data: Dataset) -> nn.Module:
-        """Wrap the base."""
+        """Load and wrap the base.
+
+        Raises:
+            UsageError: when the base cannot be loaded.
+        """
         return Smoothed(load_model(self.base, data=data).model, self.sigma, self.draws)

@@ -20,9 +20,17 @@ from ._small import OnSmallCnn
 class Trades(OnSmallCnn):
     """TRADES, linf: CE(x) + beta · KL(p(x) ‖ p(x')), x' maximizing the KL term.
 
-    Zhang et al. 2019, equation (5). Differs from the paper: eps rises linearly over the first
-    fifth of the training, the inner search starts from a uniform point of the ball, and the
-    optimizer is AdamW with a cosine schedule.
+    Zhang et al. 2019, equation (5).
+    Differs from the paper: eps rises linearly over the first fifth of the training, the inner
+    maximization starts from a uniform point of the ball, and the optimizer is AdamW with a cosine
+    schedule.
+
+    Attributes:
+        eps: radius of the attack in training, in input units.
+        beta: weight of the KL term (1 / lambda in the paper); larger is more robust and less
+            accurate.
+        steps: PGD steps of the inner maximization.
+        width: channels of the first convolution.
     """
 
     eps: float = 0.1
@@ -40,6 +48,8 @@ class Trades(OnSmallCnn):
             moved = logits.log_softmax(1)
             return nn.functional.kl_div(moved, reference, log_target=True, reduction="sum")
 
+        # At z = x the KL divergence and its gradient are 0: the random start of `perturb` is
+        # needed.
         z = perturb(model, x, divergence, threat, steps=self.steps, generator=step.generator)
         logits = model(x)
         moved = model(z).log_softmax(1)

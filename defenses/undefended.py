@@ -1,4 +1,4 @@
-"""Standard training: what robustness costs is measured against this."""
+"""Standard training: the baseline for what robustness costs in clean accuracy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from robustkit.registry import defenses
 @defenses.register("undefended", cites="")
 @dataclass(frozen=True)
 class Undefended:
-    """Cross-entropy on clean images, no defense."""
+    """Cross-entropy on clean images, no defense. [b, c, h, w] in [0, 1] -> logits [b, k].
+
+    Attributes:
+        width: channels of the first convolution.
+    """
 
     width: int = 32
 
@@ -28,5 +32,5 @@ class Undefended:
         return small_cnn(shape, classes, self.width)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Mean cross-entropy."""
+        """Mean cross-entropy of x [b, c, h, w] and y [b]."""
         return nn.functional.cross_entropy(model(x), y)

@@ -1,4 +1,4 @@
-"""Activations: intervals, and a line below and a line above over an interval."""
+"""Activations: their range over an interval, and a linear bound below and above."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Activation:
     rounding: float = 0.0
 
     def slack(self, low: Tensor, high: Tensor) -> Tensor:
-        """Bound what float32 rounds off where the answer is in [low, high].
+        """Bound the float32 rounding error where the result is in [low, high].
 
         Relative to 1 + |f|: 1 + erf in GELU and exp − 1 in ELU cancel for negative arguments.
         """
@@ -61,9 +61,9 @@ class Activation:
     def lines(self, low: Tensor, high: Tensor, slope: Tensor | None = None) -> Lines:
         """Return sound lines; `slope` in [0, 1] chooses the lower one of a ReLU.
 
-        ReLU: Zhang et al. 2018 (CROWN), with the slope that leaves the smaller area. Other convex
-        functions: tangent at the middle and chord. Sigmoid and tanh: parallel lines with the
-        smaller slope of the ends. Functions with a dip: constants.
+        ReLU: the chord above; below, slope 0 or 1, whichever leaves the smaller area (Zhang et al.
+        2018). Other convex functions: tangent at the middle and chord. Sigmoid and tanh: parallel
+        lines with the smaller slope of the two ends. Functions with a dip: constants.
         """
         if self.name == "relu":
             return _relu(low, high, slope)
@@ -73,9 +73,11 @@ class Activation:
             least, most = self.interval(low, high)
             return Lines(torch.zeros_like(low), least, torch.zeros_like(low), most)
         if self.shape == "sigmoid":
+            # The slope rises and then falls: inside it is nowhere below the smaller one of the
+            # ends, so that f minus this line is nondecreasing, least at low and greatest at high.
             steep = torch.minimum(self._derivative(low), self._derivative(high))
             return Lines(steep, f_low - steep * low, steep, f_high - steep * high)
-        wide = high - low > 1e-9
+        wide = high - low > 1e-9  # the chord of a shorter interval would be 0 / 0
         chord = torch.where(wide, (f_high - f_low) / (high - low).clamp_min(1e-9), 0.0)
         middle = (low + high) / 2
         tangent = self._derivative(middle)
@@ -94,6 +96,7 @@ class Activation:
 
 
 def _relu(low: Tensor, high: Tensor, slope: Tensor | None) -> Lines:
+    # Upper: u (x − l) / (u − l). Lower: α x, sound for any α in [0, 1].
     on, off = low >= 0, high <= 0
     unstable = ~(on | off)
     width = torch.where(unstable, high - low, 1.0)

@@ -1,7 +1,7 @@
 """Affine operations as bounds need them: W x + b, |W| r, A W and A b, without a matrix.
 
 Every operation reads its weights when it is called, so that bounds follow a network in training.
-`terms` is the number of summands behind one output, for the bound on what float32 rounds off.
+`terms` is the number of summands behind one output, for the bound on float32's rounding error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]  # of a batch: mean and variance per layer
-UNIT = 2.0**-24  # half the distance of neighboring float32 numbers, relative
+UNIT = 2.0**-24  # unit roundoff u of float32
 
 
 class Affine(Protocol):
@@ -111,6 +111,8 @@ class ConvOp:
         return self._run(r, self.layer.weight.square(), None)
 
     def pull(self, a: Tensor) -> Tensor:
+        # A W is the transposed convolution of A. Its output size is ambiguous where the stride does
+        # not divide: `rest` is what the forward pass left over at the end of each axis.
         c, flat = self.layer, a.flatten(0, 1)
         padding = tuple(int(p) for p in c.padding)
         rest = [
@@ -179,6 +181,8 @@ class AverageOp:
         return self.function(r)
 
     def pull(self, a: Tensor) -> Tensor:
+        # The vector-Jacobian product of a linear map is A W at any point: autograd transposes every
+        # pooling and reshape, with a graph only where slopes are optimized.
         flat = a.flatten(0, 1)
         point = flat.new_zeros(len(flat), *self.shape, requires_grad=True)
         with torch.enable_grad():
@@ -195,13 +199,13 @@ class AverageOp:
 
 
 def widening(op: Affine, size: Tensor) -> Tensor:
-    """Bound what a float32 evaluation of `op` at |x| ≤ `size` [b, *in] is off by: [b, *out].
+    """Bound the error of a float32 evaluation of `op` at |x| ≤ `size` [b, *in]: [b, *out].
 
     gamma_n (|W| |x| + |b|), gamma_n = n u / (1 − n u). Higham, Accuracy and Stability of Numerical
     Algorithms, section 3.1: sums in any order, with or without fused operations. Not covered:
     Winograd and FFT convolutions, TF32.
     """
-    if not op.terms:
+    if not op.terms:  # a reshape rounds nothing
         return torch.zeros((), dtype=size.dtype, device=size.device)
     n = op.terms + 2
     return (n * UNIT / (1 - n * UNIT)) * (op.spread(size) + op.size())

@@ -1,4 +1,4 @@
-"""Which certificate a model can have, and its verdict on points: proved robust, or not proved."""
+"""The certificate that applies to a model, and its result by point: proved robust, or not."""
 
 from __future__ import annotations
 
@@ -29,21 +29,24 @@ class Certifier(Protocol):
 
     @property
     def name(self) -> str:
-        """What stands in the record."""
+        """Its name in the record."""
         ...
 
     @property
     def method(self) -> str:
-        """What `certifier` was asked for, or what that came to."""
+        """One of `METHODS`."""
         ...
 
     @property
     def batch(self) -> int:
-        """How many points to hand over at once."""
+        """How many points to pass to `prove` at once."""
         ...
 
     def prove(self, x: Images, y: Labels) -> Mask:
-        """Say which points the model classifies as `y` on all of the threat model around `x`."""
+        """Return for which points the model provably predicts `y` in all of the threat model [b].
+
+        False says nothing: the bound may be loose.
+        """
         ...
 
 
@@ -58,10 +61,10 @@ def build_certifier(
 ) -> Certifier | None:
     """Return the certificate of a model, or None where `method` is "auto" and none is known.
 
-    "ibp", "crown" and "alpha-crown" bound a network, or the robust part of a mixture, from whose
-    margin that of the mixture follows; "smoothing" samples a smoothed classifier, or one that is
-    the robust part of a mixture; "auto" takes what fits, and of the bounds the cheapest that
-    succeeds.
+    "ibp", "crown" and "alpha-crown" bound a network, or the robust part of a mixture, whose margin
+    bounds that of the mixture; "smoothing" samples a smoothed classifier, or one that is the robust
+    part of a mixture; "auto" uses smoothing for smoothed classifiers and bounds for networks, the
+    cheapest first.
 
     Args:
         randomized: two passes of the model differ, so that bounds on one pass prove nothing.
@@ -77,7 +80,7 @@ def build_certifier(
         return Sampling(base, threat, seed, mixture=mixture)
     if method == "smoothing":
         raise UsageError(
-            "--certify smoothing speaks of a smoothed classifier, not of the model under it: "
+            "--certify smoothing certifies a smoothed classifier, not the base model: "
             'evaluate "smoothed(base=..., sigma=0.25)".'
         )
     if not isinstance(model, nn.Module):
@@ -88,10 +91,11 @@ def build_certifier(
         if method == "auto":
             return None
         raise UsageError(
-            f"--certify {method} bounds one pass of a network, and the passes of this one differ: "
-            "take the randomness out of it, or smooth it and ask for --certify smoothing."
+            f"--certify {method} bounds a deterministic network, and two passes of this one "
+            "differ: remove its randomness, or smooth it and use --certify smoothing."
         )
     try:
+        # In float64, where rounding is far below what `rounding=True` adds for float32.
         graph = trace(copy.deepcopy(base).double().eval().requires_grad_(False), shape)
     except UsageError:
         if method == "auto":
@@ -102,7 +106,7 @@ def build_certifier(
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds on the logits, in float64, widened by what float32 may round off."""
+    """Bounds on the logits in float64, widened by the rounding error of a float32 evaluation."""
 
     graph: Graph
     threat: Threat
@@ -113,18 +117,20 @@ class Bounds:
 
     @property
     def name(self) -> str:
-        """The method as it was asked for."""
+        """The method, as given."""
         return self.method
 
     def prove(self, x: Images, y: Labels) -> Mask:
-        """Try one method after the other on the points that are still open."""
+        """Return for which points a bound proves robustness [b]."""
+        # Each method on the points that the cheaper ones left open.
         holds = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         cascade = ("ibp", "crown-ibp", "alpha-crown")
         for method in cascade if self.method == "auto" else (self.method,):
             rows = (~holds).nonzero().flatten()
             if not len(rows):
                 break
-            # Which neurons need a pass of their own differs by point: one at a time on a CPU.
+            # A batch refines the union of its points' unstable neurons: one at a time on a CPU,
+            # where that costs time; a GPU has room for the union.
             apart = x.device.type == "cpu" and method in ("crown", "alpha-crown")
             for part in rows.split(1 if apart else len(x)):
                 lower = self._lower(x[part].double(), y[part], method)
@@ -158,7 +164,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Randomized smoothing: right with probability 0.999 for each point, and abstaining else.
+    """Randomized smoothing: right with probability at least 1 − alpha for each point, or abstains.
 
     A mixture is certified by the vote shares of its smoothed part (`smoothing_radius`).
     """
@@ -176,11 +182,12 @@ class Sampling:
 
     @property
     def name(self) -> str:
-        """With the numbers that decide its strength."""
+        """The method with the options that decide its strength."""
         return f"smoothing(alpha={self.alpha}, draws={self.draws}, sigma={self.model.sigma})"
 
     def prove(self, x: Images, y: Labels) -> Mask:
         """Certify one point after the other."""
+        # The l2 ball that contains the threat model: sound, and loose by √d for linf.
         needed = reach(self.threat, x[0].numel())
         proofs = [
             certify_point(
@@ -205,17 +212,18 @@ class Sampling:
         if self.mixture is None:
             return radius
         _, alpha, scale = self.mixture.certificate_parts()
-        if scale != 1:  # of the logarithms of vote shares: other shares come out
+        if scale != 1:  # softmax(scale · log share) is not the share: the lemma does not apply
             return 0.0
         least = float(norm.cdf(radius / self.model.sigma))
-        # The shares that the model answers with are blended with a thousandth of probabilities.
+        # `Smoothed` adds a thousandth of the mean probabilities to the shares: the worst case is
+        # all of it on the runner-up.
         blended = torch.tensor([[least, 1 - least + TIE_BREAK]]) / (1 + TIE_BREAK)
         first = torch.zeros(1, dtype=torch.long)
         return float(smoothing_radius(blended, first, alpha, self.model.sigma))
 
 
 def _slack(threat: Threat, shape: tuple[int, ...]) -> Threat:
-    """Return the threat model as far as verification lets float32 points go (`contains`).
+    """Return the threat model enlarged by the tolerance of `Threat.contains` for float32 points.
 
     l0 is bounded by the l1 ball around it: k features that move by the width of the box at most.
     """

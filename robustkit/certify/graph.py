@@ -1,4 +1,4 @@
-"""From a module to a list of operations that bounds can pass through, by torch.fx."""
+"""From a module to a list of operations that bounds are known for, by torch.fx."""
 
 from __future__ import annotations
 
@@ -67,14 +67,15 @@ class Graph(NamedTuple):
 
 
 def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
-    """Read a network for inputs of `shape` [c, h, w]; weights stay where they are.
+    """Trace a network for inputs of `shape` [c, h, w]; the graph uses the module's own weights.
 
-    The network is read as it is in evaluation, and its flags are put back. Constants that the
-    network computes from its parameters are read once, here.
+    The network is traced in evaluation mode, and its modes are restored. Constants that it computes
+    from its parameters are evaluated once, here.
 
     Raises:
         UsageError: naming the operation that no bounds are known for.
     """
+    # Not model.eval(): restoring train(True) would put frozen submodules into training mode too.
     modes = {m: m.training for m in model.modules()}
     for module in modes:
         module.training = False
@@ -96,14 +97,15 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
 
 
 def _compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
-    """Refuse a graph that does not answer as the network does.
+    """Refuse a graph that does not compute what the network computes.
 
     Operations in place, views and dependence on the batch do not show in single nodes. Noise drawn
-    in the forward pass is read as a constant: two passes must agree.
+    in the forward pass is traced as a constant: two passes must agree.
     """
     first = next(iter(model.parameters()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, *shape, generator=generator)
+    # Far outside [0, 1] too: a clamp or a branch that is inactive on images must show.
     x = torch.cat([x, 4 * x.flip(0) - 2]).to(first)
     try:
         answer, read = model(x.clone()), graph.values(x)[-1]
@@ -119,18 +121,19 @@ def _compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
         )
     if not alike:
         raise UsageError(
-            f"no bounds for {type(model).__name__}: read operation by operation, it answers "
-            "otherwise than when it is called. Avoid operations in place on values that are used "
-            "again, and dependence on other points of the batch."
+            f"no bounds for {type(model).__name__}: evaluated operation by operation, it "
+            "returns other logits than when it is called. Avoid operations in place on values that "
+            "are used again, and dependence on other points of the batch."
         )
 
 
 class _Reader:
-    """Lowers the nodes of torch.fx one by one, running an example along for the shapes."""
+    """Lowers the nodes of torch.fx one by one, evaluating them on an example for the shapes."""
 
     def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
         self.model, self.nodes = model, list[Node]()
         first = next(iter(model.parameters()), torch.zeros(()))
+        # In the dtype of the weights: certificates trace a float64 copy.
         self.example = torch.zeros(1, *shape, dtype=first.dtype, device=first.device)
         self.place: dict[fx.Node, int] = {}
         self.value: dict[fx.Node, Any] = {}
@@ -170,12 +173,14 @@ class _Reader:
             raise self._refusal(
                 f"{node.name} fails on {list(self.example.shape)}: {error}"
             ) from None
+        # Shapes and dtypes are the same for every input of this shape: constants to the bounds.
         sources = self._sources([*node.args, *node.kwargs.values()])
         query = args[1] if name == "getattr" else name
         if not sources or query in _QUERIES:
             self.value[node] = result
             return
         op = None
+        # What has lost the batch axis mixes points, or reads values: no bounds.
         if isinstance(result, Tensor) and len(result) == 1:
             shapes = [self.nodes[self.place[s]].shape for s in sources]
             first = bool(node.args) and node.args[0] is sources[0]
@@ -236,6 +241,7 @@ def clean_statistics(model: nn.Module) -> Iterator[None]:
     def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if layer.training:
             x = inputs[0]
+            # Biased, as batch normalization itself computes it in training.
             axes = [axis for axis in range(x.ndim) if axis != 1]
             found[layer] = (x.mean(axes), x.var(axes, unbiased=False))
 

@@ -1,4 +1,4 @@
-"""Interval bound propagation (Gowal et al. 2018): a box goes in, a box comes out of every node."""
+"""Interval bound propagation, IBP (Gowal et al. 2018, arXiv:1810.12715): a box for every node."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ def intervals(
     ball: tuple[Images, Threat] | None = None,
     known: list[Box] | None = None,
 ) -> list[Box]:
-    """Return a box that holds every value of each node.
+    """Return for each node a box that contains its value at every input of `box`.
 
     Args:
-        box: of the inputs.
-        rounding: hold the values of a float32 evaluation too; give weights and box in float64.
+        box: of the inputs [b, *f].
+        rounding: contain the values of a float32 evaluation too; give weights and box in float64.
         ball: the clean inputs and an l2 threat model: the first layer is bounded by the norms of
             its rows where that is tighter than the box.
-        known: boxes that hold already, for the first nodes or all; every box is cut with its own.
+        known: boxes that are sound already, of the first nodes or all; each result is intersected
+            with its own.
     """
     boxes: list[Box] = []
     for node in graph.nodes:
@@ -64,8 +65,8 @@ def lower_margins(graph: Graph, box: Box, y: Labels, *, rounding: bool = False) 
 def margins_of(graph: Graph, boxes: list[Box], y: Labels, *, rounding: bool = False) -> Tensor:
     """Return lower bounds of z_y − z_j [b, k] from the boxes of `intervals`; 0 at j = y.
 
-    A last linear layer is elided: the rows of W that are compared are subtracted before they are
-    bounded.
+    A last linear layer is elided (Gowal et al. 2018): the rows of W that are compared are
+    subtracted before they are bounded, (w_y − w_j) · h in place of two bounds apart.
     """
     last, out = graph.nodes[-1], boxes[-1]
     rows = torch.arange(len(y), device=y.device)
@@ -82,6 +83,8 @@ def margins_of(graph: Graph, boxes: list[Box], y: Labels, *, rounding: bool = Fa
         if bias is not None:
             lower = lower + bias[y][:, None] - bias[None]
         if rounding:
+            # The network computes z_y and z_j apart: both round, although the bound subtracts
+            # first.
             off = widening(last.op, torch.maximum(low.abs(), high.abs()))
             lower = lower - off[rows, y][:, None] - off
     same = torch.arange(lower.shape[1], device=y.device) == y[:, None]
@@ -91,6 +94,7 @@ def margins_of(graph: Graph, boxes: list[Box], y: Labels, *, rounding: bool = Fa
 def _step(node: Node, sources: list[Box], rounding: bool) -> Box:
     op = node.op
     if isinstance(op, Activation):
+        # Rounding is added after every operation, so that each box contains float32 values too.
         low, high = op.interval(*sources[0])
         off = op.slack(low, high) if rounding else 0.0
         return Box(low - off, high + off)
@@ -113,13 +117,14 @@ def _step(node: Node, sources: list[Box], rounding: bool) -> Box:
 
 def _affine(op: Affine, source: Box, rounding: bool) -> Box:
     low, high = source
-    if isinstance(op, AverageOp):  # of its ends: exact for a reshape
+    if isinstance(op, AverageOp):  # monotone: the ends map to the ends, for a reshape exactly
         size = torch.maximum(low.abs(), high.abs())
         off = widening(op, size) if rounding else 0.0
         return Box(op.forward(low) - off, op.forward(high) + off)
+    # W c + b and |W| r: two passes in place of the four over W⁺, W⁻, low and high.
     center, radius = op.forward((low + high) / 2), op.spread((high - low) / 2)
     if rounding:
-        # The bound itself is computed in float64: 1e-12 of it covers that.
+        # The bound itself is computed in float64, whose rounding 1e-12 of the radius covers.
         radius = radius * (1 + 1e-12) + widening(op, torch.maximum(low.abs(), high.abs()))
     return Box(center - radius, center + radius)
 
@@ -129,7 +134,10 @@ def _cut(a: Box, b: Box) -> Box:
 
 
 def _tighten(graph: Graph, boxes: list[Box], ball: tuple[Images, Threat], rounding: bool) -> None:
-    """Cut the box of the newest node with the row norms, if only scales and reshapes precede it."""
+    """Intersect the newest box with the l2 bound, if only scales and reshapes precede the node.
+
+    |w · (x' − x)| ≤ ‖w‖₂ eps (Cauchy–Schwarz), for every row w of the product of these operations.
+    """
     index, chain = len(boxes) - 1, list[Affine]()
     while index:
         node = graph.nodes[index]
@@ -140,6 +148,8 @@ def _tighten(graph: Graph, boxes: list[Box], ball: tuple[Images, Threat], roundi
         index = node.inputs[0]
     if not chain:
         return
+    # squares: ‖row‖₂² of the product, exact since all factors but the last are diagonal or
+    # reshapes.
     (x, threat), size = ball, torch.maximum(boxes[0].low.abs(), boxes[0].high.abs())
     center, squares = x, torch.ones_like(x)
     off = torch.zeros_like(x)

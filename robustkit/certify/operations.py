@@ -1,7 +1,8 @@
-"""Which operation of the bounds stands for a node of torch.fx.
+"""From a node of torch.fx to the operation that bounds are known for.
 
-An operation is taken only where its bounds are known to hold. What depends on the input in any
-other way (a tuple, a number read from values, an argument that changes the function) is refused.
+An operation is accepted only where its bounds are known to be sound. What depends on the input in
+any other way (a tuple, a number read from values, an argument that changes the function) is
+refused.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def _layer(layer: nn.Module, shape: tuple[int, ...]) -> Affine | None:
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, rank: int) -> ScaleOp:
     view = (1, -1, *[1] * (rank - 1))
 
+    # y = scale x + (bias − scale mean): one affine map per channel, as in evaluation mode.
     def parts() -> tuple[Tensor, Tensor, Tensor]:
         mean, var = layer.running_mean, layer.running_var
         if layer.training and BATCH_STATISTICS and layer in BATCH_STATISTICS[-1]:
@@ -119,7 +121,7 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, rank: int) -> ScaleOp:
         return scale, bias - center
 
     def bulk() -> Tensor:
-        # Not |bias − center|: what float32 rounds off does not cancel.
+        # Not |bias − center|: the terms may cancel, their rounding errors do not.
         _, center, bias = parts()
         return center.abs() + bias.abs()
 
@@ -128,6 +130,7 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, rank: int) -> ScaleOp:
 
 def _activation(name: str, call: Call) -> Activation | None:
     module = call.module
+    # An option that changes the function (beta, alpha, approximate) must be refused, not ignored.
     rest = [value for value in call.args[1:] if not isinstance(value, bool)]  # inplace
     options = {key: value for key, value in call.kwargs.items() if key != "inplace"}
     if name in ("leakyrelu", "leaky_relu"):
@@ -181,6 +184,7 @@ def _constant(name: str, call: Call) -> ScaleOp | None:
 def _averaging(name: str, call: Call) -> AverageOp | None:
     """Maps with weights between 0 and 1 and no bias."""
     shape, result, module = call.sources[0], call.result, call.module
+    # Dropout is the identity in evaluation mode, in which the network is traced.
     if name in _RESHAPES:
         if _product(shape) != _product(result):
             return None
@@ -189,6 +193,7 @@ def _averaging(name: str, call: Call) -> AverageOp | None:
     if name == "mean":
         given = kwargs.get("dim", rest[0] if rest else None)
         dims = [given] if isinstance(given, int) else given
+        # A mean over the batch axis couples the points.
         if dims is None or any(d % (len(shape) + 1) == 0 for d in dims):
             return None
         keep = bool(kwargs.get("keepdim", rest[1] if len(rest) > 1 else False))

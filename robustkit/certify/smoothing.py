@@ -1,7 +1,7 @@
-"""Randomized smoothing: a certificate, right with high probability, for any base classifier.
+"""Randomized smoothing: a probabilistic certificate for any base classifier.
 
-Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918). The certificate speaks of the smoothed classifier
-g(x) = argmax_c P(f(x + sigma N) = c), not of the base classifier f.
+Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918). The certificate is one of the smoothed
+classifier g(x) = argmax_c P(f(x + sigma N) = c), N standard normal, not of the base classifier f.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIE_BREAK = 1e-3  # weight of the mean probabilities beside the vote shares
 
 
 class Proof(NamedTuple):
-    """What smoothing says of one point: the class (−1: it abstains) and its certified l2 radius."""
+    """The certified class of one point (−1: it abstains) and its l2 radius, in input units."""
 
     label: int
     radius: float
@@ -34,9 +34,18 @@ def radius(successes: int, draws: int, sigma: float, alpha: float = 0.001) -> fl
     """Return sigma · Φ⁻¹(p) with the lower 1 − alpha Clopper-Pearson bound p; 0 where p ≤ 1/2.
 
     Cohen et al. 2019, theorem 1 with p_B = 1 − p_A, as in their algorithm CERTIFY.
+
+    Args:
+        successes: draws, of `draws`, in which the base predicted the class.
+        sigma: standard deviation of the noise, in input units.
+
+    Raises:
+        UsageError: unless 0 ≤ successes ≤ draws and draws ≥ 1.
     """
     if not 0 <= successes <= draws or draws < 1:
-        raise UsageError(f"expected 0 to draws successes, got {successes} of {draws}")
+        raise UsageError(
+            f"expected 0 ≤ successes ≤ draws and draws ≥ 1, got {successes} of {draws}"
+        )
     if successes == 0:
         return 0.0
     lower = float(beta.ppf(alpha, successes, draws - successes + 1))
@@ -45,18 +54,20 @@ def radius(successes: int, draws: int, sigma: float, alpha: float = 0.001) -> fl
 
 def reach(threat: Threat, features: int) -> float:
     """Return the l2 radius of the smallest l2 ball around the threat model's ball."""
-    if threat.norm == "linf":
+    if threat.norm == "linf":  # ‖δ‖₂ ≤ √d ‖δ‖∞
         return threat.eps * math.sqrt(features)
-    if threat.norm == "l0":
+    if threat.norm == "l0":  # k coordinates, each by the width of the box
         return math.sqrt(threat.eps) * (threat.upper - threat.lower)
-    return threat.eps
+    return threat.eps  # ‖δ‖₂ ≤ ‖δ‖₁
 
 
 def votes(base: Model, x: Images, sigma: float, draws: int, draw: Generator) -> Tensor:
-    """Count the classes of `base`, in full float32, at one input `x` [*f] under noise: [k]."""
+    """Count the classes that `base` predicts, in full float32, at `x` [*f] under noise: [k]."""
+    # Full float32: under TF32 the votes would be those of another function than the one evaluated.
     counts: Tensor | None = None
     for start in range(0, draws, 500):
         size = min(500, draws - start)
+        # Drawn on the CPU, so that every device sees the same noise.
         noise = torch.randn(size, *x.shape, generator=draw).to(x.device)
         with torch.no_grad(), full_precision():
             answers = base(x + sigma * noise)
@@ -72,10 +83,14 @@ def certify_point(
 ) -> Proof:
     """Run algorithm CERTIFY on one input `x` [*f] with `select` + `draws` passes of the base.
 
-    Right with probability 1 − alpha. The noise is a function of `seed` and the content of `x`.
+    With probability at least 1 − alpha over the noise, g predicts the label everywhere within the
+    radius, or it abstains. The noise is a function of `seed` and the content of `x`.
     """
+    # By content, not by position: the certificate of a point is the same in any subset of the data.
     content = zlib.crc32(x.detach().cpu().contiguous().numpy().tobytes())
     draw = generator(seed, 2, content)
+    # The class is selected on draws of its own: a bound on the class that looks best on the same
+    # draws would not hold with probability 1 − alpha.
     label = int(votes(base, x, sigma, select, draw).argmax())
     successes = int(votes(base, x, sigma, draws, draw)[label])
     found = radius(successes, draws, sigma, alpha)
@@ -83,10 +98,11 @@ def certify_point(
 
 
 class Smoothed(nn.Module):
-    """The smoothed classifier over a sample: log of vote shares, ties broken by probabilities.
+    """The smoothed classifier over a sample: log of vote shares [b, k], ties by mean probability.
 
-    The noise of a pass is a function of the seed and the number of passes so far. Surrogate
-    "soft": the logarithm of the mean probability, whose gradient is that of every draw.
+    The noise of a pass is a function of the seed and the number of passes so far. Surrogate "soft":
+    the logarithm of the mean probability, whose gradient is the mean over the draws; vote shares
+    have none.
     """
 
     def __init__(self, base: nn.Module, sigma: float, draws: int, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""How much of an interval bound is the network's own doing: propagation tightness."""
+"""Propagation tightness: how close interval bounds are to exact on a network."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def tightness(model: nn.Module | Graph, x: Images, eps: float, y: Labels) -> Sca
         values = graph.values(point)
         logits, k = values[-1], values[-1].shape[1]
         margins = logits.gather(1, y[:, None]) - logits
+        # ‖row j of the Jacobian‖ weighted by r: one backward pass per class.
         exact = [
             (torch.autograd.grad(margins[:, j].sum(), point, retain_graph=True)[0].abs() * radius)
             .flatten(1)
@@ -65,7 +66,7 @@ def _bounds(graph: Graph, values: list[Tensor], radius: Tensor, y: Labels) -> Te
             raise UsageError(f"propagation tightness is defined for ReLU networks, got {name}.")
         else:
             widths.append(op.spread(got[0]))
-    last = graph.nodes[-1]
+    last = graph.nodes[-1]  # elided, as in `margins_of`
     weight = getattr(getattr(last.op, "layer", None), "weight", None)
     if weight is None or weight.ndim != 2:
         raise UsageError("propagation tightness needs a network whose last layer is linear.")

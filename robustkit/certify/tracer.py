@@ -1,4 +1,4 @@
-"""A network's operations, listed by torch.fx, while other threads go on using networks."""
+"""A network's operations, traced by torch.fx, while other threads go on using networks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def listed(model: nn.Module) -> fx.Graph:
 
 
 class _Tracer(fx.Tracer):
-    """Lists what its own thread does.
+    """Traces what its own thread does.
 
-    While torch.fx is at work, the calls and attributes of every module in the process pass through
-    its tracer, and those of other threads have no business in the list.
+    torch.fx patches nn.Module for the whole process: calls and attributes of modules in other
+    threads pass through its tracer, and must be kept out of the graph.
     """
 
     def __init__(self) -> None:
@@ -31,6 +31,7 @@ class _Tracer(fx.Tracer):
         self._thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # One affine operation in place of a difference and a quotient.
         return isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(

@@ -1,7 +1,7 @@
-"""What every station needs: the threat model, losses, random streams, specs, statistics, files.
+"""What all other packages use: threat models, losses, random streams, specs, statistics, files.
 
 Enters: numbers, texts and paths.
-Leaves: `Threat`, keyed random numbers, intervals and tests, texts that are safe to print.
+Leaves: `Threat`, keyed random numbers, intervals and tests, text that is safe to print.
 Read first: threat.py, then rng.py and stats/.
 """
 

@@ -1,4 +1,4 @@
-"""Whose error it was: one that a model raises in the middle of a run is the model's."""
+"""Attributing an error raised in the middle of a run to the user's model, by the traceback."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def blaming(name: str) -> Iterator[None]:
         place = raised_by_model(error)
         if place is None:
             raise
-        told = failure(error).rstrip(".")
+        message = failure(error).rstrip(".")
         raise RobustkitError(
-            f"{name} raised an error in the middle of the run ({place}): {told}. The "
-            "same command goes on from here if the model is as it was; one that is mended starts "
-            "over (--fresh, where --out was given). --debug shows the way there."
+            f"{name} raised an error in the middle of the run ({place}): {message}. The same "
+            "command resumes from here if the model is unchanged; a model that was fixed starts "
+            "over (--fresh, where --out was given). --debug shows the traceback."
         ) from error
 
 
 def raised_by_model(error: Exception) -> str | None:
-    """Return file and line if the last thing robustkit did was to call a model.
+    """Return file and line if robustkit's innermost frame is a call of a model.
 
-    Modules that call models say so by `CALLS_MODELS = True`.
+    Modules that call models are marked by `CALLS_MODELS = True`.
     """
     frames = traceback.extract_tb(error.__traceback__)
     own = [i for i, f in enumerate(frames) if _PACKAGE in Path(f.filename).resolve().parents]

@@ -26,7 +26,7 @@ def pick_device(text: str) -> torch.device:
         return torch.device("cpu")
     if int(number or 0) >= count:
         raise UsageError(
-            f"device {text!r} is not there: this PyTorch ({torch.__version__}) sees {count} CUDA "
+            f"device {text!r} does not exist: this PyTorch ({torch.__version__}) sees {count} CUDA "
             "devices. Use --device cpu, or install a CUDA build of PyTorch beside a working "
             "driver (`robustkit doctor` tells more)."
         )
@@ -34,7 +34,7 @@ def pick_device(text: str) -> torch.device:
 
 
 def pick_devices(text: str) -> list[torch.device]:
-    """Return the devices of a list such as `cuda:0,cuda:1`; one may stand there twice.
+    """Return the devices of a list such as `cuda:0,cuda:1`; one may be listed twice.
 
     Raises:
         UsageError: as `pick_device`.
@@ -43,13 +43,13 @@ def pick_devices(text: str) -> list[torch.device]:
 
 
 def stride(device: torch.device) -> int:
-    """Steps between two looks at the results: a look stalls a GPU, and costs nothing on a CPU."""
+    """Steps between two reads of the done mask: a read waits for a GPU, and is free on a CPU."""
     return 1 if device.type == "cpu" else 5
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Keep a GPU from rounding float32 products to TF32, as verdicts need it; then as before."""
+    """Switch TF32 off, which rounds float32 products on a GPU; restore the settings afterwards."""
     cudnn, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from robustkit.errors import UsageError
 
-USER = "robustkit_user_"  # begins the name of a module that was read from a file
+USER = "robustkit_user_"  # prefix of the names of modules that were loaded from a file
 
 
 def load_attribute(text: str) -> Any:
@@ -44,20 +44,20 @@ def load_attribute(text: str) -> Any:
 
 def failure(error: BaseException, file: str | None = None) -> str:
     """Name an exception raised by a user's code, with the last line of `file` that it passed."""
-    told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if file is None or frame.filename == file]
     if isinstance(error, SyntaxError) or not file or not lines:
-        return told
-    return f"{told} (line {lines[-1]})"
+        return message
+    return f"{message} (line {lines[-1]})"
 
 
 def _lacks(source: str, found: Any, part: str) -> UsageError:
     public = [name for name in dir(found) if not name.startswith("_")]
     close = difflib.get_close_matches(part, public, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    home = getattr(found, "__name__", None)
-    own = [name for name in public if getattr(getattr(found, name, None), "__module__", 0) == home]
+    module = getattr(found, "__name__", None)
+    own = [n for n in public if getattr(getattr(found, n, None), "__module__", 0) == module]
     listing = f" It defines: {', '.join(own[:20])}{', ...' * (len(own) > 20)}." if own else ""
     return UsageError(f"{source} has no attribute {part!r}.{hint}{listing}")
 
@@ -81,7 +81,7 @@ def load_file(text: str) -> ModuleType:
         raise UsageError(f"{path} cannot be imported: it is no Python source file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    _reach(path.parent)
+    _make_importable(path.parent)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -91,12 +91,12 @@ def load_file(text: str) -> ModuleType:
 
 
 def load_module(name: str) -> ModuleType:
-    """Import a module; the working directory is looked into last.
+    """Import a module; the working directory is searched last.
 
     Raises:
         UsageError: when there is none of that name, or it fails.
     """
-    _reach(Path.cwd())
+    _make_importable(Path.cwd())
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
@@ -111,6 +111,6 @@ def load_module(name: str) -> ModuleType:
         raise UsageError(f"importing {name} fails: {failure(error)}.") from error
 
 
-def _reach(folder: Path) -> None:
+def _make_importable(folder: Path) -> None:
     if str(folder) not in sys.path:
         sys.path.append(str(folder))

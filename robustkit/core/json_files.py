@@ -1,4 +1,4 @@
-"""JSON files that are never half written and never hold a number that JSON does not have."""
+"""JSON files, written atomically, without NaN and infinities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The face of a package: its names, each imported from its module when it is first used."""
+"""Lazy exports of a package: each name is imported from its module when it is first used."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Per-point losses, to be maximized by a search. All take logits [b, k] and return [b].
+"""Per-point losses for a search to maximize, and their gradient by the input.
 
-Positive margin means misclassified. Where a loss is not defined for the number of classes (DLR
-needs three, targeted DLR four), its nearest defined relative is used and said so here.
+All losses take logits [b, k] and return [b]; a positive margin means misclassified. Where a loss
+is not defined for the number of classes (DLR needs three, targeted DLR four), the docstring names
+what is computed instead.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from robustkit.core.types import Labels, Logits, Scalars
+from robustkit.core.types import Images, Labels, Logits, Model, Scalars
+
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
 LossName: TypeAlias = Literal[
     "ce", "dlr", "targeted_dlr", "margin", "targeted_margin", "probability"
@@ -32,8 +35,8 @@ def _runner_up(logits: Logits, y: Labels) -> Scalars:
 def ce(logits: Logits, y: Labels, target: Labels) -> Scalars:
     """Cross-entropy of the true class, log(1 + Σ_{i≠y} exp(z_i − z_y)).
 
-    In this form nothing cancels: where the model is sure, a gradient of size exp(−margin) keeps
-    all its digits, and an attack still sees which way to go.
+    Written as softplus of a difference, so that nothing cancels: at confident points the gradient,
+    of size exp(−margin), keeps all its digits, where softmax minus one-hot would round to zero.
     """
     others = torch.logsumexp(logits.scatter(1, y[:, None], -torch.inf), 1)
     return torch.nn.functional.softplus(others - _pick(logits, y))
@@ -88,3 +91,34 @@ LOSSES: dict[str, Loss] = {
     "probability": probability,
 }
 TARGETED = frozenset({"targeted_dlr", "targeted_margin"})
+
+
+def lead(logits: Logits) -> Scalars:
+    """Largest minus second largest logit [b]: the margin of the predicted class."""
+    top = logits.topk(2, dim=1).values
+    return top[:, 0] - top[:, 1]
+
+
+def input_gradient(
+    model: Model, x: Images, value: Callable[[Logits], Scalars] = lead
+) -> tuple[Logits, Images | None]:
+    """Return the logits of `model` at `x` [b, *f], and the gradient of Σ value(logits) by `x`.
+
+    One forward pass per input, and one backward pass unless no logit requires a gradient. Both
+    results are detached; logits are float32. The gradient is as autograd gives it: it may hold NaN.
+
+    Args:
+        value: of the logits of each row [b, k] -> [b]; rows that do not influence each other make
+            the gradient of the sum that of every row.
+
+    Returns:
+        The gradient is None where `value` does not depend on `x` by autograd.
+    """
+    query = x.detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        logits = model(query).float()
+        total = value(logits).sum()
+        if not total.requires_grad:
+            return logits.detach(), None
+        (gradient,) = torch.autograd.grad(total, query, allow_unused=True)
+    return logits.detach(), gradient

@@ -1,4 +1,4 @@
-"""Randomness as an argument: Philox 4×32-10, a counter-based generator.
+"""Keyed random numbers: Philox 4×32-10, a counter-based generator.
 
 A draw is a pure function of (seed, point, task, stream, element). It does not depend on the batch
 a point sits in, on the order of the work, on the device, or on an interruption.
@@ -58,7 +58,7 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Ten
 
 
 def bits(keys: Keys, count: int, stream: int | Int[Tensor, " s"]) -> Int[Tensor, "s n"]:
-    """Draw `count` 32-bit words per slot. `stream` tells apart the draws of one task."""
+    """Draw `count` 32-bit words per slot. `stream` separates the draws of one task."""
     seed, point, task = (part.view(-1, 1) for part in keys)
     block = torch.arange(-(-count // 4), device=point.device).view(1, -1)
     lane = stream.view(-1, 1) if isinstance(stream, Tensor) else torch.full_like(point, stream)
@@ -69,6 +69,7 @@ def bits(keys: Keys, count: int, stream: int | Int[Tensor, " s"]) -> Int[Tensor,
 
 def uniform(keys: Keys, count: int, stream: int | Int[Tensor, " s"]) -> Float[Tensor, "s n"]:
     """Draw `count` numbers in [0, 1) per slot."""
+    # 24 bits, the precision of float32: more could round up to 1.
     return (bits(keys, count, stream) >> 8).float() * 2.0**-24
 
 
@@ -84,7 +85,7 @@ def normal(keys: Keys, count: int, stream: int | Int[Tensor, " s"]) -> Float[Ten
 def generator(seed: int, stream: int, count: int) -> Generator:
     """Return a CPU generator that depends on the three numbers alone.
 
-    PyTorch's CPU generator looks at the low 32 bits of its seed alone: all three reach them.
+    PyTorch's CPU generator uses the low 32 bits of its seed alone: all three numbers reach them.
     """
     pairs = zip((seed, stream, count), _ODD, strict=True)
     return Generator().manual_seed(sum(number * odd for number, odd in pairs) % 2**63)

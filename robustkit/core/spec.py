@@ -1,4 +1,4 @@
-"""`apgd(loss=dlr, steps=50)`: the one way to name a thing with options, on every surface.
+"""Specs such as `apgd(loss=dlr, steps=50)`: names with options, the same everywhere.
 
 A spec is a Python call with bare words for strings and fractions for numbers. It is read with
 `ast`, never evaluated. Its canonical text (options sorted) is the key in records and tables.

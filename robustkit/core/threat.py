@@ -1,4 +1,4 @@
-"""What the adversary may do. All geometry of the house lives here."""
+"""Threat models: norms, radii, projections, steepest directions, random points."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RELATIVE, _ROUNDING = 1e-6, 2.0**-24
 class Threat:
     """Every x' with ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper. eps is in input units (8/255, not 8).
 
-    In l0 eps is a whole number: how many features may change, each channel of a pixel being one.
+    In l0 eps is a whole number: how many features may change; every channel of a pixel counts.
     Methods take an optional `eps` of one radius per point, for searches that vary it.
     """
 
@@ -92,8 +92,8 @@ class Threat:
     def limit(self, features: int) -> float:
         """Largest distance that counts as inside, for inputs of so many features.
 
-        Allowed is what float32 cannot express: 1e-6 of eps, plus one rounding per coordinate;
-        nothing in l0.
+        The tolerance is what float32 cannot express: 1e-6 of eps, plus one rounding per coordinate;
+        none in l0.
         """
         return self.eps * (1 + self._relative) + self._slack(features)
 
@@ -102,7 +102,7 @@ class Threat:
         return _RELATIVE if self._order else 0.0
 
     def _slack(self, features: int) -> float:
-        """What rounding every coordinate can add to a distance."""
+        """What rounding every coordinate to float32 can add to a distance."""
         return _ROUNDING * max(1, features) ** (1 / self._order) if self._order else 0.0
 
     def contains(self, z: Images, x: Images, eps: Scalars | None = None) -> Mask:
@@ -127,7 +127,7 @@ class Threat:
             return _keep_most(z.clamp(self.lower, self.upper), z, x, radius)
         delta = z - x
         sign = delta.sign()
-        # How far the box reaches in the direction of each coordinate; torch.where would cost more.
+        # How far the box extends in the direction of each coordinate; torch.where would cost more.
         middle, half = (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
         room = (middle - x).mul_(sign).add_(half).clamp_min_(0)
         size, room = delta.abs_().flatten(1), room.flatten(1)
@@ -163,8 +163,8 @@ class Threat:
         if self.norm == "l0":
             order, value = uniform(keys, 2 * features, stream).chunk(2, dim=1)
             chosen = order.argsort(1).argsort(1) < radius[:, None]
-            anew = (self.lower + (self.upper - self.lower) * value).view_as(x)
-            return torch.where(chosen.view_as(x), anew, x)
+            fresh = (self.lower + (self.upper - self.lower) * value).view_as(x)
+            return torch.where(chosen.view_as(x), fresh, x)
         if self.norm == "linf":
             draw = uniform(keys, features, stream) * 2 - 1
             draw = draw / draw.abs().amax(1, keepdim=True).clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""The shapes that flow through the house.
+"""Type aliases for tensors, with their shapes.
 
 `b` is a batch of points, `s` a set of slots, `k` the classes, `*f` the feature axes of one input.
 """

@@ -1,4 +1,4 @@
-"""The first station: points, and where they come from.
+"""Data sets: points with labels, and where they come from.
 
 Enters: a name, a path, arrays or a function.
 Leaves: a `Dataset`: images [n, c, h, w] in [0, 1], labels, and a digest of what was used.

@@ -170,7 +170,7 @@ def _reader(x: NDArray[Any], axes: str) -> Reader:
 
 
 def _scan(name: str, x: NDArray[Any], read: Reader) -> None:
-    """Look at float images before the work starts: no more than 256 MB, 4 MB at a time."""
+    """Check float images before the run starts: no more than 256 MB, 4 MB at a time."""
     if x.dtype == np.uint8:
         return
     row = max(1, int(np.prod(x.shape[1:])) * x.dtype.itemsize)

@@ -1,4 +1,4 @@
-"""The data sets that have a name: read from a data root, downloaded where they are missing."""
+"""The registered data sets: read from a data root, downloaded where they are missing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DIGITS = tuple("0123456789")
 
 
 class _Known(NamedTuple):
-    """What is true of a data set wherever its images come from."""
+    """The facts about a data set that do not depend on where its images come from."""
 
     name: str
     original: str
@@ -115,7 +115,7 @@ class Cifar100:
 def _open(
     known: _Known, root: Path, split: str, allowed: bool, finders: dict[str, _Reader]
 ) -> ImageSet:
-    """Read the first of the files `finders` that stands in the root or in the cache."""
+    """Read the first of the files `finders` that exists in the root or in the cache."""
     if root != cache_root() and not root.is_dir():
         raise UsageError(
             f"the data root {root} is not a folder. Correct --data-root or ROBUSTKIT_DATA."
@@ -155,7 +155,7 @@ def _npz(known: _Known, path: Path, split: str) -> ImageSet:
 
 
 def _jpeg(known: _Known, path: Path, split: str) -> ImageSet:
-    """JPEG files end to end: file i is bytes offset[i] to offset[i + 1]."""
+    """Concatenated JPEG files: file i is bytes offset[i] to offset[i + 1]."""
     files, labels = npz.array(path, f"jpeg_{split}"), npz.array(path, f"y_{split}")
     offset = np.asarray(npz.array(path, f"offset_{split}"))
     if offset.shape != (len(labels) + 1,) or offset[-1] > len(files) or (np.diff(offset) < 0).any():

@@ -1,4 +1,4 @@
-"""What a data set is: labels in memory, images fetched by the batch; subsets and digests of it."""
+"""Data sets: labels in memory, images fetched by the batch; subsets, random orders, digests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ AS_IS = Augment()
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Points with labels. Images are read when asked for: memory does not grow with n."""
+    """Points with labels. Images are read when they are fetched: memory does not grow with n."""
 
     @property
     def name(self) -> str:
@@ -77,7 +77,7 @@ class Dataset(Protocol):
 
     @property
     def note(self) -> str:
-        """What a reader of a figure must know about these images; usually nothing."""
+        """A caveat about these images that belongs to every result; usually empty."""
         ...
 
     def __len__(self) -> int: ...
@@ -144,11 +144,11 @@ def unit(raw: NDArray[Any], indices: NDArray[np.int64], name: str) -> NDArray[np
 
 
 def select(data: Dataset, n: int | None, seed: int) -> NDArray[np.int64]:
-    """Choose `n` points, as evenly over the classes as they allow; all of them without `n`.
+    """Choose `n` points, as evenly over the classes as possible; all of them without `n`.
 
-    Points are dealt class by class, each class in the order of a counter-based draw keyed by
-    (seed, point). The choice is the same on every platform, and a smaller `n` chooses a subset of
-    what a larger one chooses.
+    One point of each class in turn, each class in the order of a counter-based draw keyed by
+    (seed, point). The choice is the same on every platform, and that of a smaller `n` is a subset
+    of that of a larger one.
 
     Returns:
         Indices [n], ascending. Counts of any two classes that are not used up differ by at most 1.

@@ -1,4 +1,4 @@
-"""Fetching an original data set with torchvision, and keeping it as one npz."""
+"""Downloading a data set with torchvision, and storing it as one npz."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robustkit.errors import UsageError
 
 
 def cache_root() -> Path:
-    """Where downloads are kept: `robustkit` in XDG_CACHE_HOME, or in ~/.cache without it."""
+    """The folder of downloads: `robustkit` in XDG_CACHE_HOME, or in ~/.cache without it."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "robustkit"
 
@@ -42,7 +42,7 @@ def download(name: str, original: str, missing: str) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{name}.partial.") as scratch:
-            # Older torchvisions print to standard output, which belongs to the answer.
+            # Older torchvisions print to standard output, which is for results alone.
             with contextlib.redirect_stdout(sys.stderr):
                 arrays = _arrays(source, scratch)
             partial = Path(scratch) / "whole.npz"

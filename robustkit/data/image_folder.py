@@ -1,4 +1,4 @@
-"""An image folder: one subfolder a class, decoded with Pillow when a batch is asked for."""
+"""An image folder: one subfolder per class, decoded with Pillow when a batch is fetched."""
 
 from __future__ import annotations
 

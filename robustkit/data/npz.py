@@ -1,4 +1,4 @@
-"""Arrays of an npz file, mapped where they lie or unpacked once to a scratch file.
+"""Arrays of an npz file, memory-mapped in place or unpacked once to a temporary file.
 
 An npz is a zip of npy files. A member that is stored is mapped at its offset in the archive; one
 that is compressed is unpacked in chunks into a temporary file that vanishes with the array.

@@ -1,4 +1,4 @@
-"""The data room's door: what `--data` can say, and the vocabulary that the other rooms use."""
+"""Opening what `--data` names, and the names that other packages use for data."""
 
 from __future__ import annotations
 

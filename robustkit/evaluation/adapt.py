@@ -12,9 +12,10 @@ from robustkit.errors import UsageError
 from robustkit.evaluation.identity import source_digest
 from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.settings import Settings
+from robustkit.models.agreement import repeats, same_model
 from robustkit.models.load import load_model
 from robustkit.models.surrogates.distillation import FILE, distill
-from robustkit.models.surrogates.resolve import SAME_DECISIONS, WithSurrogates, declared, offered
+from robustkit.models.surrogates.resolve import SAME_DECISIONS, WithSurrogates, declared, screened
 from robustkit.record.ledger_reader import open_readonly
 from robustkit.registry import defenses, suites
 from robustkit.search.eot import draws_needed
@@ -82,20 +83,20 @@ def _find(
     settings: Settings, prepared: Prepared, others: tuple[str, ...], x: Images
 ) -> tuple[Prepared, Findings]:
     """Look for built-in surrogates that lead somewhere, and for noise; see `Findings`."""
-    screened, eot = offered(prepared.model, x), 1
-    forwards, backwards, noisy = screened.forwards, screened.backwards, dict[str, Model]()
+    screening, eot = screened(prepared.model, x), 1
+    forwards, backwards, noisy = screening.forwards, screening.backwards, dict[str, Model]()
     if prepared.diagnosis.randomized:
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            known = {**declared(prepared.model), **screened.models}
+            known = {**declared(prepared.model), **screening.models}
             noisy = {name: model for name, model in known.items() if _random(model, x)}
             torch.manual_seed(settings.seed)  # the line-up of a run is a function of its seed
             eot, *spent = draws_needed([prepared.model, *noisy.values()], x)
         forwards += spent[0] + 2 * len(known) * len(x)
         backwards += spent[1]
     flags = tuple(flag.name for flag in prepared.diagnosis.flags)
-    true, *spent = _true(settings, screened.models, flags, x)
+    true, *spent = _true(settings, screening.models, flags, x)
     prepared = _spend(prepared, forwards + len(others) * len(x) + spent[0], backwards + spent[1])
-    found = Findings(flags, tuple(screened.models), others, eot, tuple(noisy), true)
+    found = Findings(flags, tuple(screening.models), others, eot, tuple(noisy), true)
     return prepared, found
 
 
@@ -132,7 +133,7 @@ def _random(model: Model, x: Images) -> bool:
     """Tell whether two passes differ."""
     with torch.no_grad():
         first, second = model(x), model(x)
-    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5)
+    return not repeats(first, second)
 
 
 def _transfer_sources(settings: Settings, prepared: Prepared, x: Images) -> dict[str, Model]:
@@ -149,7 +150,6 @@ def _transfer_sources(settings: Settings, prepared: Prepared, x: Images) -> dict
         model = model.to(prepared.device).requires_grad_(False)
         with torch.no_grad():
             theirs, own = model(x).float(), prepared.model(x).float()
-        same = theirs.shape == own.shape and torch.allclose(theirs, own, rtol=1e-3, atol=1e-3)
-        if theirs.shape[1] >= own.shape[1] and not same:
+        if theirs.shape[1] >= own.shape[1] and not same_model(theirs, own):
             found[name] = model
     return found

@@ -11,11 +11,10 @@ from robustkit.core.types import Images
 from robustkit.errors import UsageError
 from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.settings import Settings
+from robustkit.models.agreement import INPUT_GRADIENTS, OTHER_DEVICE, logit_distance
 from robustkit.record.ledger import Ledger
 from robustkit.verify.diagnostics.counted_model import CountedModel
 from robustkit.verify.diagnostics.probe import Diagnosis
-
-_SAME, _SAME_GRADIENT = 1e-3, 0.05  # kernels of another device differ in the last bits
 
 
 def same_answers(ledger: Ledger, settings: Settings, prepared: Prepared) -> Diagnosis:
@@ -86,7 +85,7 @@ def _finite(values: Tensor) -> Tensor:
 def _alike(then: Tensor, now: Tensor, key: str) -> bool:
     if then.shape != now.shape:
         return False
-    apart = (then - now).abs()
-    if key == "gradients_near":  # near a kink, single ones may differ
-        return float(apart.sum()) <= _SAME_GRADIENT * max(float(now.abs().sum()), 1e-12)
-    return float(apart.max()) <= _SAME * max(float(now.abs().max()), 1e-12)
+    if key == "gradients_near":
+        size = max(float(now.abs().sum()), 1e-12)
+        return float((then - now).abs().sum()) <= INPUT_GRADIENTS * size
+    return logit_distance(then, now) <= OTHER_DEVICE

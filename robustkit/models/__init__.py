@@ -1,4 +1,4 @@
-"""The defense station: how models are loaded, trained, stored and made differentiable.
+"""Models: how they are loaded, trained, stored and made differentiable.
 
 Enters: a name, a file or a module; data to train on.
 Leaves: a frozen model from [b, c, h, w] to logits [b, k], and its surrogates.

@@ -1,7 +1,7 @@
 """The inner maximization of adversarial training: a short projected gradient ascent.
 
-It runs on the model in training, so it is kept apart from the attacks that judge: nothing here
-enters a verdict.
+It runs on the model in training, and so apart from the attacks of an evaluation: no verdict depends
+on it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from robustkit.core.threat import Threat
 
 
 def ramp(eps: float, progress: float) -> float:
-    """Return the radius at a point of the training, 0 to 1: from 5% of eps to all of it at 19%."""
+    """Return the radius at `progress` from 0 to 1: it rises from 5% of eps to eps at 0.19."""
     return eps * min(1.0, 0.05 + progress / 0.2)
 
 
@@ -38,11 +38,12 @@ def perturb(
         start: radius of the random start, as a fraction of eps.
 
     Returns:
-        The last iterate [b, *f], without gradient history. Weights collect no gradient here.
+        The last iterate [b, *f], detached. Weights get no gradient here.
     """
     step_size = 2.5 * threat.eps / steps if step_size is None else step_size
     noise = torch.rand(x.shape, generator=generator).to(x.device) * 2 - 1
     z = threat.project(x + start * threat.eps * noise, x)
+    # Frozen weights halve the cost of the backward pass: only the input's gradient is computed.
     flags = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(False)
     for _ in range(steps):

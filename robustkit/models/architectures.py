@@ -27,7 +27,7 @@ class Normalize(nn.Module):
 
 
 def normalize(channels: int) -> Normalize:
-    """Return the fixed statistics of the grayscale or the color data sets."""
+    """Return the normalization of the grayscale or the color data sets: 1 or 3 channels."""
     return Normalize(*_STATISTICS[channels])
 
 

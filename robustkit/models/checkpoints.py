@@ -1,7 +1,7 @@
-"""Trained weights and the cards that say what they are: found, read, and put into a network.
+"""Trained weights and their cards: finding them, reading them, loading them into a network.
 
 A card is a JSON file beside a safetensors file: what was trained, on what, by which command, and
-what was measured afterwards. It names the SHA-256 of the weights that it speaks of.
+what was measured afterwards. It names the SHA-256 of its weights.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class Card:
-    """What a weights file is.
+    """The description of a weights file.
 
     Attributes:
         options: of the defense, all of them.
         data: family of the training data.
         shape: of one input [c, h, w].
-        command: what repeats the training.
+        command: repeats the training.
         measured: accuracies as fractions of n test points.
         sha256: of the weights file.
         robustkit: version that trained it.
@@ -80,7 +80,7 @@ class Card:
 
 
 class Checkpoint(NamedTuple):
-    """A card and the weights that it speaks of."""
+    """A card and its weights."""
 
     card: Card
     source: str
@@ -90,7 +90,7 @@ class Checkpoint(NamedTuple):
         """Read the weights.
 
         Raises:
-            RobustkitError: when they are missing or are not those that the card speaks of.
+            RobustkitError: when they are missing, or their digest is not the card's.
         """
         from safetensors.torch import load
 
@@ -191,9 +191,9 @@ def put(state: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
         "of another shape": misfits,
     }
     if any(found.values()):
-        told = "; ".join(f"{len(k)} {kind} ({_first(k)})" for kind, k in found.items() if k)
+        listed = "; ".join(f"{len(k)} {kind} ({_first(k)})" for kind, k in found.items() if k)
         raise UsageError(
-            f"{source} does not fit the model: {told}. "
+            f"{source} does not fit the model: {listed}. "
             "Name the architecture and options that the weights were trained with."
         )
     model.load_state_dict(state, strict=True)

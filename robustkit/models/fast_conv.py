@@ -1,8 +1,8 @@
-"""A faster way back through the first convolution, for searches on a CPU.
+"""A faster backward pass of the first convolution, for attacks on a CPU.
 
-The gradient of a convolution by an input of few channels is small work that CPU kernels do slowly:
-through a grayscale stem they take as long as for the rest of a small network. One matrix product
-and a fold do the same at a fraction of the time.
+CPU kernels are slow at the input gradient of a convolution with few input channels: for a grayscale
+first layer they take as long as for the rest of a small network. A matrix product and a fold
+compute the same at a fraction of the time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Fold(torch.autograd.Function):
 
 
 class Stem(nn.Conv2d):
-    """A convolution with frozen weights that answers as `nn.Conv2d` does."""
+    """`nn.Conv2d` for frozen weights, with the faster input gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, c, h, w] -> [b, c', h', w']."""
@@ -45,7 +45,7 @@ class Stem(nn.Conv2d):
 
 
 def suits(layer: nn.Module) -> bool:
-    """Say whether a `Stem` can stand for this layer and is worth it."""
+    """Whether a `Stem` can replace this layer and is faster."""
     return (
         type(layer) is nn.Conv2d
         and layer.in_channels <= _FEW
@@ -56,7 +56,7 @@ def suits(layer: nn.Module) -> bool:
 
 
 def speed_up(model: nn.Module) -> int:
-    """Turn the layers of `model` that suit into stems, in place; return how many there were."""
+    """Turn the suitable layers of `model` into stems, in place; return their number."""
     found = [layer for layer in model.modules() if suits(layer)]
     for layer in found:
         layer.__class__ = Stem  # the same weights, hooks and names

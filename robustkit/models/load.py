@@ -29,7 +29,7 @@ _MODAL = {f"torch.nn.modules.{kind}" for kind in ("dropout", "batchnorm", "insta
 
 
 class Subject(NamedTuple):
-    """A model to evaluate, the name it has in tables, and what a reader must know about it."""
+    """A model to evaluate, its name in tables, and notes about its weights and preprocessing."""
 
     name: str
     model: nn.Module
@@ -60,10 +60,10 @@ def load_model(
         left as it is.
 
     Raises:
-        UsageError: when there is no such model, or it cannot be loaded as asked.
+        UsageError: when there is no such model, or it cannot be loaded with these arguments.
     """
     if zoo.is_named(text):
-        return _elsewhere(text, data, weights, mean, std)
+        return _from_library(text, data, weights, mean, std)
     if not _SPEC.fullmatch(text):
         return _imported(text, data, weights, mean, std)
     spec = Spec.parse(text)
@@ -93,17 +93,17 @@ def name_of(entry: Entry, defense: Any) -> str:
 
 
 def _registered(spec: Spec, data: Dataset, weights: Path | None) -> Subject:
-    entry, asked = defenses.entry(spec.name), defenses.build(spec)
-    if weights is None and _whole(asked):
-        return Subject(name_of(entry, asked), _built(asked, data, spec).eval())
+    entry, requested = defenses.entry(spec.name), defenses.build(spec)
+    if weights is None and _needs_no_weights(requested):
+        return Subject(name_of(entry, requested), _build(requested, data, spec).eval())
     if weights is not None:
-        built = _as_trained(spec, asked, checkpoints.beside(weights))
+        built = _as_trained(spec, requested, checkpoints.beside(weights))
         state, source = checkpoints.read_weights(weights), str(weights)
     else:
-        checkpoint = _shipped(entry, spec, asked, data)
+        checkpoint = _shipped(entry, spec, requested, data)
         built, source = defenses.build(_spec(checkpoint.card)), checkpoint.source
         state = checkpoint.load()
-    model = _built(built, data, spec)
+    model = _build(built, data, spec)
     part = learned(built, model)
     if part is None:
         raise UsageError(f"{spec} takes no weights: it is made of other models.")
@@ -111,28 +111,28 @@ def _registered(spec: Spec, data: Dataset, weights: Path | None) -> Subject:
     return Subject(name_of(entry, built), model.eval(), (f"weights: {source}",))
 
 
-def _whole(defense: Any) -> bool:
-    """Whether a defense is complete without weights of its own."""
+def _needs_no_weights(defense: Any) -> bool:
+    """Whether a defense has no weights of its own: it is composed of other models."""
     trained = getattr(defense, "trained", True)
     return isinstance(defense, Composed) and (not hasattr(defense, "learned") or not trained)
 
 
-def _as_trained(spec: Spec, asked: Any, card: Card | None) -> Any:
+def _as_trained(spec: Spec, requested: Any, card: Card | None) -> Any:
     """Return the defense with the options that the card of its weights gives."""
     if card is None:
-        return asked
-    if card.defense != spec.name or not _agree(spec, asked, card):
+        return requested
+    if card.defense != spec.name or not _agree(spec, requested, card):
         raise UsageError(
             f"these weights are not of {spec}: their card says {_spec(card)}. "
-            f"Ask for {card.defense!r}, without options or with those."
+            f"Name {card.defense!r}, without options or with those."
         )
     return defenses.build(_spec(card))
 
 
-def _shipped(entry: Entry, spec: Spec, asked: Any, data: Dataset) -> Checkpoint:
-    """Find the checkpoint with every option that was given, the others as near to the defaults."""
+def _shipped(entry: Entry, spec: Spec, requested: Any, data: Dataset) -> Checkpoint:
+    """Find the checkpoint with every given option, and the fewest others off their defaults."""
     known = checkpoints.shipped(entry)
-    fitting = [c for c in known if c.card.data == data.family and _agree(spec, asked, c.card)]
+    fitting = [c for c in known if c.card.data == data.family and _agree(spec, requested, c.card)]
     if not fitting:
         have = [f"{name_of(entry, defenses.build(_spec(c.card)))} on {c.card.data}" for c in known]
         raise UsageError(
@@ -144,16 +144,16 @@ def _shipped(entry: Entry, spec: Spec, asked: Any, data: Dataset) -> Checkpoint:
     return min(fitting, key=lambda c: name_of(entry, defenses.build(_spec(c.card))).count("="))
 
 
-def _agree(spec: Spec, asked: Any, card: Card) -> bool:
+def _agree(spec: Spec, requested: Any, card: Card) -> bool:
     trained = defenses.build(_spec(card))
-    return all(getattr(asked, key) == getattr(trained, key) for key, _ in spec.options)
+    return all(getattr(requested, key) == getattr(trained, key) for key, _ in spec.options)
 
 
 def _spec(card: Card) -> Spec:
     return Spec(card.defense, tuple(sorted(card.options.items())))
 
 
-def _built(defense: Network | Composed, data: Dataset, spec: Spec) -> nn.Module:
+def _build(defense: Network | Composed, data: Dataset, spec: Spec) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             return assemble(defense, data)
@@ -166,7 +166,7 @@ def _built(defense: Network | Composed, data: Dataset, spec: Spec) -> nn.Module:
         ) from error
 
 
-def _elsewhere(
+def _from_library(
     text: str,
     data: Dataset,
     weights: Path | None,
@@ -174,12 +174,12 @@ def _elsewhere(
     std: Sequence[float] | None,
 ) -> Subject:
     """Load a model of another library."""
-    asked = mean is not None or std is not None
+    normalizes = mean is not None or std is not None
     found = zoo.open_model(text, data.shape, data.classes, weights)
     model, notes = found.model, list(found.notes)
-    if asked and found.prepared:
+    if normalizes and found.prepared:
         raise UsageError(f"{text} brings its own preprocessing; leave out --mean and --std.")
-    if asked:
+    if normalizes:
         model, note = _normalized(model, data.shape[0], mean, std)
         notes.append(note)
     if found.untrained:
@@ -249,7 +249,7 @@ def _needed(function: Any) -> list[str]:
 
 
 def refuse_training_mode(model: nn.Module, text: str) -> nn.Module:
-    """Return `model`, unless it is in a training mode that changes its answers (a UsageError)."""
+    """Return `model`, unless it is in a training mode that changes its outputs (a UsageError)."""
     modal = [
         f"{name or 'itself'} ({type(layer).__name__})"
         for name, layer in model.named_modules()
@@ -258,7 +258,7 @@ def refuse_training_mode(model: nn.Module, text: str) -> nn.Module:
     if modal:
         listed = ", ".join(modal[:3]) + (", ..." if len(modal) > 3 else "")
         raise UsageError(
-            f"{text} is in training mode, in which these layers answer otherwise: {listed}. "
+            f"{text} is in training mode, in which these layers behave differently: {listed}. "
             "Call .eval() on it where it is defined, or name a function that returns it."
         )
     return model

@@ -1,8 +1,8 @@
-"""Mixtures of an accurate and a robust classifier: the model, certificates, stand-ins.
+"""Mixtures of an accurate and a robust classifier: the model, certificates, surrogates.
 
 With the probabilities g of the standard and h of the robust network, a mixture predicts the class
-of the largest p = (1 − a) g + a h. Where h's top probability leads by (1 − a) / a, nothing that g
-says changes the answer: every certificate here is this lemma beside a bound on h.
+of the largest p = (1 − a) g + a h. Where h's top probability leads by (1 − a) / a, no g changes the
+prediction: every certificate here is this lemma with a bound on h.
 
 Bai, Anderson, Kim, Sojoudi 2024 (arXiv:2301.12554).
 """
@@ -20,7 +20,7 @@ from robustkit.errors import UsageError
 
 _FLOOR = 1e-12  # of a probability under a logarithm
 _STRENGTH = 10.0  # of h's probabilities beside standardized logits, in `two_sided`
-_SLACK = 1e-6  # what two float32 logarithms may hide of a difference of probabilities
+_SLACK = 1e-6  # difference of probabilities that is lost in two float32 logarithms
 
 
 def mix(g_probs: Tensor, h_probs: Tensor, alpha: float | Scalars) -> Logits:
@@ -39,7 +39,7 @@ def mix(g_probs: Tensor, h_probs: Tensor, alpha: float | Scalars) -> Logits:
 def floor_cutoff(alpha: float) -> float:
     """(1 − alpha) / alpha: the lead of h's top probability that makes g irrelevant.
 
-    The share of points whose lead no attack on h alone brings below it is a floor of the
+    The share of points whose lead no attack on h alone brings below it is a lower bound of the
     mixture's robust accuracy.
 
     Raises:
@@ -50,7 +50,7 @@ def floor_cutoff(alpha: float) -> float:
 
 
 def lipschitz_radius(probs: Tensor, y: Labels, alpha: float, lipschitz: float | Tensor) -> Scalars:
-    """Radius within which the mixture says `y`, for h with Lipschitz probabilities.
+    """Radius within which the mixture predicts `y`, for h with Lipschitz probabilities.
 
     min over i ≠ y of max(0, alpha (h_y − h_i) + alpha − 1) / (alpha (L_y + L_i)), float64 [b], in
     the norm and units of L (arXiv:2301.12554).
@@ -76,7 +76,7 @@ def lipschitz_radius(probs: Tensor, y: Labels, alpha: float, lipschitz: float | 
 
 
 def smoothing_radius(probs: Tensor, y: Labels, alpha: float, sigma: float) -> Scalars:
-    """l2 radius within which the mixture says `y`, for an h smoothed by Gaussian noise.
+    """l2 radius within which the mixture predicts `y`, for an h smoothed by Gaussian noise.
 
     min over i ≠ y of sigma / 2 · max(0, Φ⁻¹(alpha h_y) − Φ⁻¹(alpha h_i + 1 − alpha)), float64 [b],
     in input units; sound for bounds of h, lower at y and upper elsewhere (arXiv:2301.12554).
@@ -96,16 +96,16 @@ def smoothing_radius(probs: Tensor, y: Labels, alpha: float, sigma: float) -> Sc
 def certified_by_margins(
     lower_margins: Tensor, y: Labels, alpha: float, rob_scale: float = 1.0
 ) -> Mask:
-    """Say which points the mixture classifies as `y`, from bounds on the robust network alone.
+    """Return the points that the mixture provably classifies as `y`, from bounds on h alone [b].
 
     With m_j = rob_scale · lower_j ≤ rob_scale (z_y − z_j): h_y ≥ q = 1 / (1 + sum exp(−m_j)), and
     h_y − h_i ≥ q (1 − exp(−m_i)) wherever m_i ≥ 0; certified where the least of these exceeds
     `floor_cutoff(alpha)`.
 
     Args:
-        lower_margins: lower bounds of h's z_y − z_j over the threat model [b, k], unscaled; what
-            stands at y is not read.
-        alpha: the lowest that the mixture can take; below 1/2 nothing is certified.
+        lower_margins: lower bounds of h's z_y − z_j over the threat model [b, k], unscaled; the
+            entry at y is not used.
+        alpha: the lowest alpha of the mixture; below 1/2 nothing is certified.
 
     Raises:
         UsageError: for an alpha outside [0, 1] or a scale that is not positive.
@@ -119,11 +119,11 @@ def certified_by_margins(
 
 
 def two_sided(g: Logits, h: Logits, h_probs: Tensor, alpha: float) -> Logits:
-    """Logits [b, k] whose margin falls while h leads by the cutoff, and then with g alone.
+    """Surrogate logits [b, k] that lead an attack below h's cutoff and then across g's boundary.
 
-    An attack must bring h below the cutoff and fool g by the same step. So h's top probability is
-    shrunk by the cutoff, not below the runner-up; g enters by standardized logits, which do not
-    saturate, and so does h while it is above the cutoff.
+    An attack must bring h's lead below the cutoff and fool g by the same perturbation. So h's top
+    probability is reduced by the cutoff, but not below the runner-up; g enters by standardized
+    logits, which do not saturate, and so does h while its lead exceeds the cutoff.
 
     Args:
         h: logits of the robust network [b, k].
@@ -138,7 +138,7 @@ def two_sided(g: Logits, h: Logits, h_probs: Tensor, alpha: float) -> Logits:
 
 
 def standardized(logits: Logits) -> Logits:
-    """Center logits [b, k] and divide them by their spread, taken as a constant by gradients."""
+    """Center logits [b, k] and divide them by their standard deviation, which has no gradient."""
     centered = logits - logits.mean(1, keepdim=True)
     return centered / centered.detach().std(1, keepdim=True).clamp_min(_FLOOR)
 
@@ -187,7 +187,7 @@ class Mixed(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Mixed:
-        """Switch the gate alone."""
+        """Set the mode of the gate; both networks stay in evaluation mode."""
         super().train(mode)
         self.standard.eval()
         self.robust.eval()
@@ -222,7 +222,7 @@ class Mixed(nn.Module):
         return self.robust, lowest, self.rob_scale
 
     def surrogates(self) -> dict[str, Model]:
-        """Return the stand-ins for attacks."""
+        """Return the surrogates, [b, *f] -> [b, k] each."""
         found: dict[str, Model] = {"raw": self._raw, "two_sided": self._two_sided}
         return found if self.gate is None else {"gate_fixed": self._gate_fixed, **found}
 

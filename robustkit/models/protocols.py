@@ -1,4 +1,4 @@
-"""Two kinds of defense: one network of its own, or a model put together from others."""
+"""The two kinds of defense: one network with weights of its own, or one composed of others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Network(Protocol):
 
 @runtime_checkable
 class Composed(Protocol):
-    """A defense that is made of others: it finds their weights itself.
+    """A defense that is composed of other models: it loads their weights itself.
 
     Where a part of it is trained or fitted (a gate, say), `learned(model)` returns that part, and a
     checkpoint of the defense holds this part alone.

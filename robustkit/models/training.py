@@ -1,7 +1,7 @@
-"""The one training loop. A defense supplies its network, its objective and its recipe.
+"""The training loop of all defenses: a defense has a network, an objective and a recipe.
 
-Every random draw comes from (seed, step), so a run that was killed and resumed follows, step for
-step, the run that was not. The state is written every minute and after every epoch.
+Every random draw is a function of (seed, step), so that a resumed run repeats an uninterrupted one
+step for step. The state is written every minute and after every epoch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Step:
-    """Where the training stands.
+    """The state of the training that an objective may use.
 
     Attributes:
         progress: from 0 to 1.
@@ -58,7 +58,7 @@ class Step:
 
 
 class Trainable(Protocol):
-    """What `fit` asks of a defense, beside its model (see `robustkit.models.protocols`)."""
+    """What `fit` needs of a defense, beside its model (see `robustkit.models.protocols`)."""
 
     @property
     def recipe(self) -> Recipe:
@@ -89,7 +89,7 @@ def fit(
     device: torch.device,
     identity: dict[str, Any],
 ) -> Iterator[Progress]:
-    """Train, yielding after every batch; the trained weights stand in `folder/model.safetensors`.
+    """Train, yielding after every batch; the weights are written to `folder/model.safetensors`.
 
     Args:
         folder: holds the state; a folder with a state is resumed.

@@ -1,7 +1,7 @@
-"""Making the model that searches use fast: layout, precision, compilation. Automatic by device.
+"""Tuning the model that attacks run on: layout, precision, compilation. Automatic by device.
 
-What is tuned never decides a verdict: every success is confirmed by the original model in float32
-(`robustkit.verify.candidates`), and what is not confirmed goes on searching.
+The tuned model never decides a verdict: every candidate is verified by the original model in
+float32 (`robustkit.verify.candidates`), and the attack goes on where one is not confirmed.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 from robustkit.core.types import Images, Model
 from robustkit.models import fast_conv
+from robustkit.models.agreement import HALF_PRECISION, row_change
 from robustkit.models.surrogates.resolve import Wrapping, declared
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
 Precision: TypeAlias = Literal["auto", "float32", "float16", "bfloat16"]
 Layout: TypeAlias = Literal["auto", "contiguous", "channels_last"]
-_CACHE = 24 * 2**20
-_AGREE = 0.1  # of the logits' length: what half precision may change before it is refused
+_CACHE = 24 * 2**20  # bytes of layer outputs up to which a CPU's caches hold them
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was asked for.
+    """The options of tuning.
 
     Attributes:
         precision: of the passes between the first and the last layer; these two, losses, inputs and
@@ -48,14 +48,15 @@ AUTOMATIC = Tuning()
 
 
 class Tuned(NamedTuple):
-    """The model for searches.
+    """The tuned model.
 
     Attributes:
-        half: its gradients need the loss scaled, point by point, not to vanish on the way back.
-        notes: what was done, and why something asked for was not.
+        half: it runs in 16 bits, where the loss must be scaled by point for gradients not to
+            vanish.
+        notes: what was done, and why an option was not applied.
         slots: how many points to run at once. A CPU is fastest while the layers' outputs stay in
             its caches; a GPU wants to be full, within half of its free memory.
-        forwards, backwards: passes of one point that were spent on finding out.
+        forwards, backwards: passes of one point that the tuning took.
     """
 
     model: Model
@@ -66,48 +67,48 @@ class Tuned(NamedTuple):
     backwards: int
 
 
-def tune(model: Model, sample: Images, asked: Tuning, *, randomized: bool = False) -> Tuned:
-    """Return a faster copy of `model` for searches on the device of `sample` [b, *f].
+def tune(model: Model, sample: Images, tuning: Tuning, *, randomized: bool = False) -> Tuned:
+    """Return a faster copy of `model` for attacks on the device of `sample` [b, *f].
 
     Args:
         model: in evaluation mode with frozen weights; it stays as it is.
-        randomized: answers cannot be compared.
+        randomized: two passes differ, so that the tuned logits are not compared.
     """
     if not isinstance(model, nn.Module):
-        slots = _fitting(sample, 256 * sample[0].numel() * 4)
+        slots = _slots(sample, 256 * sample[0].numel() * 4)
         return Tuned(model, False, ("search: a plain function is called as it is",), slots, 0, 0)
-    slots, spent = _fitting(sample, _footprint(model, sample)), 0
+    slots, spent = _slots(sample, _footprint(model, sample)), 0
     device, notes = sample.device.type, list[str]()
     tuned = copy.deepcopy(model)
-    if asked.layout != "contiguous" and sample.ndim == 4:
+    if tuning.layout != "contiguous" and sample.ndim == 4:
         layout: dict[str, Any] = {"memory_format": torch.channels_last}
         tuned = tuned.to(**layout)
         notes.append("channels_last")
     if device == "cpu" and (count := fast_conv.speed_up(tuned)):
-        notes.append(f"{count} first convolutions with a faster way back")
-    kind = _precision(asked.precision, device)
+        notes.append(f"{count} first convolutions with a faster backward pass")
+    kind = _precision(tuning.precision, device)
     if kind is not None:
         tuned, refusal = _halved(model, tuned, sample, kind, compare=not randomized)
         spent += len(sample)
         notes.append(refusal or _name(kind))
     half = isinstance(tuned, Half)
-    if asked.compiled:
+    if tuning.compiled:
         tuned, refusal = _compiled(tuned, sample)
         spent += len(sample)
         notes.append(refusal or "compiled")
-    told = (f"search: {', '.join(notes)}",) if notes else ()
+    summary = (f"search: {', '.join(notes)}",) if notes else ()
     forwards = 1 + spent + (1 + len(sample) if kind is not None else 0)
-    return Tuned(tuned, half, told, slots, forwards, spent)
+    return Tuned(tuned, half, summary, slots, forwards, spent)
 
 
-def _fitting(sample: Images, size: int) -> int:
+def _slots(sample: Images, size: int) -> int:
     if sample.device.type == "cuda":
         free = torch.cuda.mem_get_info(sample.device)[0]
-        return _power(free / 2 / (3 * size), 64, 4096)
-    return _power(_CACHE / size, 32, 256)
+        return _power_of_two(free / 2 / (3 * size), 64, 4096)
+    return _power_of_two(_CACHE / size, 32, 256)
 
 
-def _power(number: float, least: int, most: int) -> int:
+def _power_of_two(number: float, least: int, most: int) -> int:
     """Return the largest power of two up to `number`, within limits."""
     return int(min(max(2.0 ** math.floor(math.log2(max(number, 1))), least), most))
 
@@ -131,14 +132,18 @@ def _footprint(model: nn.Module, sample: Images) -> int:
     return sum(sizes)
 
 
-def _precision(asked: Precision, device: str) -> torch.dtype | None:
-    if asked == "auto":
+def _precision(precision: Precision, device: str) -> torch.dtype | None:
+    if precision == "auto":
         return torch.float16 if device == "cuda" else None
-    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(asked)
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(precision)
 
 
 class Half(Wrapping):
-    """A module whose passes run in 16 bits but for the layers `edges`; float32 comes out."""
+    """A module that runs in 16 bits except for the layers `edges`, and returns float32.
+
+    The first layer stays in float32, since 16 bits would round the perturbation itself, and the
+    last one, whose rounding is that of the logits.
+    """
 
     def __init__(self, body: nn.Module, kind: torch.dtype, edges: Sequence[str]) -> None:
         super().__init__()
@@ -176,7 +181,7 @@ def _in_full(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _edges(model: nn.Module, sample: Images) -> list[str]:
-    """Name the first and the last layer with weights that a pass calls."""
+    """Return the names of the first and the last layer with weights that a pass calls."""
     called: list[str] = []
     handles = [
         layer.register_forward_pre_hook(lambda *_, name=name: called.append(name))
@@ -195,18 +200,18 @@ def _edges(model: nn.Module, sample: Images) -> list[str]:
 def _halved(
     model: nn.Module, tuned: nn.Module, sample: Images, kind: torch.dtype, *, compare: bool
 ) -> tuple[nn.Module, str]:
-    """Return the model in 16 bits; where it cannot be had, as it is, and why."""
+    """Return the model in 16 bits; where that fails, as it is, and why."""
     try:
         half = Half(tuned, kind, _edges(tuned, sample))
-        answer = _both_ways(half, sample)
+        answer = _forward_backward(half, sample)
     except (RuntimeError, TypeError) as error:
         return tuned, f"float32, since {type(error).__name__} in {_name(kind)}"
     if answer is None:
         return tuned, f"float32, since {_name(kind)} overflows"
     with torch.no_grad():
         exact = model(sample).float()
-    change = float(((answer - exact).norm(dim=1) / exact.norm(dim=1).clamp_min(1e-12)).max())
-    if compare and change > _AGREE:
+    change = row_change(answer, exact)
+    if compare and change > HALF_PRECISION:
         return tuned, f"float32, since {_name(kind)} moves the logits by {change:.2g} of their size"
     return half, ""
 
@@ -217,14 +222,14 @@ def _compiled(tuned: nn.Module, sample: Images) -> tuple[nn.Module, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of compilers, about themselves
             compiled: Any = torch.compile(tuned, dynamic=True)
-            _both_ways(compiled, sample)
+            _forward_backward(compiled, sample)
     except Exception as error:  # compilers and their tool chains fail in many ways
         return tuned, f"not compiled, since {type(error).__name__} was raised"
     return compiled, ""
 
 
-def _both_ways(model: nn.Module, sample: Images) -> Tensor | None:
-    """Run a pass and its way back: the logits, or None where something is not finite."""
+def _forward_backward(model: nn.Module, sample: Images) -> Tensor | None:
+    """Run a forward and a backward pass: the logits, or None where an entry is not finite."""
     query = sample.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         answer = model(query)

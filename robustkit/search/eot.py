@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustkit.core.losses import input_gradient
 from robustkit.core.types import Images, Model
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
@@ -54,11 +55,5 @@ def _needed(gradients: Tensor) -> float:
 
 
 def _gradient(model: Model, x: Images) -> Tensor | None:
-    query = x.detach().clone().requires_grad_(True)
-    with torch.enable_grad():
-        top = model(query).float().topk(2, dim=1).values
-        margin = (top[:, 0] - top[:, 1]).sum()
-        if not margin.requires_grad:
-            return None
-        gradient: Tensor | None = torch.autograd.grad(margin, query, allow_unused=True)[0]
-    return None if gradient is None else gradient.detach().nan_to_num(0, 0, 0).flatten(1).double()
+    gradient = input_gradient(model, x)[1]
+    return None if gradient is None else gradient.nan_to_num(0, 0, 0).flatten(1).double()

@@ -78,7 +78,7 @@ def line_up(
         UsageError: when both or neither are given, or a name, option, norm or surrogate is not
             supported.
     """
-    known = list(declared(model.lender if isinstance(model, WithSurrogates) else model))
+    known = list(declared(model.model if isinstance(model, WithSurrogates) else model))
     if bool(suite) == bool(chosen):
         raise UsageError("expected either a suite or a list of attacks, got both or neither")
     built = suites.build(suite) if suite else None

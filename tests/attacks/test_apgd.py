@@ -32,16 +32,16 @@ def smooth() -> nn.Module:
 
 def queries(search: Search[Any], model: nn.Module, tasks: Tasks, threat: Threat) -> Tensor:
     """Where the search evaluates the model [q, b, *f]; it is not stopped by success."""
-    state, asked = search.start(tasks, threat), []
+    state, queried = search.start(tasks, threat), []
     while not bool(state.done.any()):
         query = state.query.clone().requires_grad_()
-        asked.append(query.detach())
+        queried.append(query.detach())
         logits = model(query)
         value = search.objective(logits, state)
         (gradient,) = torch.autograd.grad(value.sum(), query)
         state = search.step(state, Reply(logits.detach(), value.detach(), gradient), threat)
     assert bool(state.done.all())
-    return torch.stack(asked)
+    return torch.stack(queried)
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "targeted_dlr"])
@@ -49,7 +49,7 @@ def queries(search: Search[Any], model: nn.Module, tasks: Tasks, threat: Threat)
 def test_both_take_the_same_steps(
     norm: Norm, eps: float, loss: str, smooth: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Started at the same points, both ask for the same points, through every checkpoint.
+    """Started at the same points, both query the same points, through every checkpoint.
 
     Two accidents of the reference are taken out: its first window compares the first value with 0
     instead of the value at the start, and it counts residues of rounding as changed coordinates.
@@ -67,10 +67,10 @@ def test_both_take_the_same_steps(
     ours = queries(search, smooth, tasks, threat)
     assert len(ours) == steps + 1
 
-    asked: list[Tensor] = []
+    queried: list[Tensor] = []
 
     def model(z: Tensor) -> Tensor:
-        asked.append(z.detach().clone())
+        queried.append(z.detach().clone())
         logits: Tensor = smooth(z)
         return logits
 
@@ -94,7 +94,7 @@ def test_both_take_the_same_steps(
     monkeypatch.setattr(base, "L0_norm", lambda delta: (delta.abs() > 1e-7).flatten(1).sum(1))
     reference.init_hyperparam(x)
     reference.attack_single_run(x, y, x_init=ours[0].clone())
-    theirs = torch.stack(asked)
+    theirs = torch.stack(queried)
     assert theirs.shape == ours.shape
     # Every projection of ours ends 1e-6 of eps inside the ball.
     assert float((theirs - ours).abs().max()) < 5e-5
@@ -114,7 +114,7 @@ def test_both_take_the_same_steps(
 def test_both_give_the_same_verdicts(
     norm: Norm, eps: float, loss: str, hardened: nn.Module, bundled: Dataset
 ) -> None:
-    """Random starts differ, so that a point at the edge may fall to one alone: net two of 100."""
+    """Random starts differ: one alone may break a point near the boundary, net two of 100."""
     base = pytest.importorskip("pyautoattack.autopgd_base")
     x, y = bundled.fetch(range(0, 1000, 10))
     steps, threat = 30, Threat(norm, eps)
@@ -146,13 +146,13 @@ def test_more_steps_and_restarts_find_no_less(hardened: nn.Module, bundled: Data
     x, y = bundled.fetch(range(0, 1000, 20))
     threat = Threat("linf", 0.08)
 
-    def standing(spec: str) -> set[int]:
+    def survivors(spec: str) -> set[int]:
         z = attack(hardened, x, y, attacks.build(spec), threat)
         return set((hardened(z).argmax(1) == y).nonzero().flatten().tolist())
 
-    short, again = standing("apgd(steps=4)"), standing("apgd(steps=4, restarts=3)")
+    short, again = survivors("apgd(steps=4)"), survivors("apgd(steps=4, restarts=3)")
     assert again <= short
-    assert len(standing("apgd(steps=40)")) <= len(short)
+    assert len(survivors("apgd(steps=40)")) <= len(short)
 
 
 @pytest.mark.parametrize(

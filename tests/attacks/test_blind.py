@@ -1,4 +1,4 @@
-"""SPSA, HopSkipJump, RayS: what they see, how many queries they ask, how far they get."""
+"""SPSA, HopSkipJump, RayS: what they see, how many queries they make, what they find."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ EPS: dict[Norm, float] = {"linf": 0.1, "l2": 0.8}
 
 
 class PassCounter(nn.Module):
-    """Counts the inputs that it is asked about."""
+    """Counts its input rows."""
 
     def __init__(self, inner: nn.Module, squash: Any = lambda z: z) -> None:
         super().__init__()
-        self.inner, self.squash, self.asked = inner, squash, 0
+        self.inner, self.squash, self.queries = inner, squash, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.asked += len(x)
+        self.queries += len(x)
         logits: Tensor = self.squash(self.inner(x))
         return logits
 
@@ -98,7 +98,7 @@ def test_a_survivor_costs_the_budget(spec: str, budget: int, norm: Norm) -> None
     counting = PassCounter(model)
     z = attack(counting, x, y, attacks.build(spec), Threat(norm, 1e-5))
     assert torch.equal(z, x)
-    assert counting.asked == len(x) * (1 + budget)
+    assert counting.queries == len(x) * (1 + budget)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_rays_comes_nearer_than_hopskipjump() -> None:
     assert float((ours / other).max()) < 1.1
 
 
-def test_rays_begins_anew_when_a_round_brings_nothing() -> None:
+def test_rays_restarts_when_a_round_brings_nothing() -> None:
     """Only along ones is the model fooled: no turn of a block gains anything."""
 
     class Ones(nn.Module):
@@ -198,8 +198,8 @@ def test_rays_begins_anew_when_a_round_brings_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["rays", "square"])
-def test_a_walk_along_a_stand_in_starts_it_where_that_leads(name: str) -> None:
-    """With the class alone there is nothing to see inside the ball, but for the stand-in."""
+def test_a_warm_start_follows_the_surrogate_where_the_model_has_no_gradient(name: str) -> None:
+    """The model returns one-hot codes: only the surrogate has a gradient inside the ball."""
     model, x, y = rows()
     threat, few = Threat("linf", 0.1), "queries=20"
     plain = attack(Report(model), x, y, attacks.build(f"{name}({few})"), threat)
@@ -210,14 +210,14 @@ def test_a_walk_along_a_stand_in_starts_it_where_that_leads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rays", "square"])
-def test_a_walk_is_counted_and_ends(name: str) -> None:
+def test_a_warm_start_is_counted_and_ends(name: str) -> None:
     model, x, y = rows()
-    told = Report(model)
+    report = Report(model)
     search = attacks.build(f"{name}(queries=30, ahead=7, surrogate=soft)")
-    z = attack(told, x, y, search, Threat("linf", 1e-6))
+    z = attack(report, x, y, search, Threat("linf", 1e-6))
     assert torch.equal(z, x)
-    assert told.soft.asked == 7 * len(x)
-    assert told.asked == len(x) * (1 + 7 + 30)
+    assert report.soft.queries == 7 * len(x)
+    assert report.queries == len(x) * (1 + 7 + 30)
     state = search.start(_tasks(model, x, y, search, Threat("linf", 1e-6)), Threat("linf", 1e-6))
     assert [int(torch.as_tensor(p).sum()) for p in passes(search, state)] == [2 * len(x), len(x)]
     still = state._replace(left=torch.zeros_like(state.left))
@@ -225,7 +225,7 @@ def test_a_walk_is_counted_and_ends(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rays", "square"])
-def test_with_a_walk_rows_do_not_look_at_each_other(name: str) -> None:
+def test_with_a_warm_start_rows_do_not_influence_each_other(name: str) -> None:
     model, x, y = rows()
     search = attacks.build(f"{name}(queries=40, ahead=5, surrogate=soft)")
     whole, single = (
@@ -253,10 +253,10 @@ def test_rounded_inputs_do_not_stop_it(name: str) -> None:
     assert left(rounded, z, y) < left(rounded, blind, y)
 
 
-def test_norms_without_a_walk_are_refused() -> None:
+def test_norms_without_a_warm_start_are_refused() -> None:
     with pytest.raises(UsageError, match=r"rays supports linf, got l2\. Use hopskipjump"):
         attacks.build("rays").jobs(Threat("l2", 1), 4)
-    with pytest.raises(UsageError, match="square follows a surrogate in linf and l2, got l1"):
+    with pytest.raises(UsageError, match="square takes a warm start from a surrogate in linf"):
         attacks.build("square(surrogate=soft)").jobs(Threat("l1", 1), 4)
 
 
@@ -286,7 +286,7 @@ def test_distances_are_as_short_as_foolbox_finds(
         theirs = foolbox.attacks.HopSkipJumpAttack(steps=6, constraint=norm)
         other = (y[:, None] != y).int().argmax(1)
         _, reference, _ = theirs(wrapped, x, y, epsilons=None, starting_points=x[other])
-    seek = attacks.build(f"hopskipjump(queries={counting.asked // len(x)})")
+    seek = attacks.build(f"hopskipjump(queries={counting.queries // len(x)})")
     found = attack(hardened, x, y, seek, threat, nearest=True)
     ours, other = (threat.distance(z, x).median() for z in (found, reference))
     assert left(hardened, found, y) == 0

@@ -98,9 +98,9 @@ def test_attack_returns_points_of_the_threat_model(
     assert (z.shape, z.dtype, z.device) == (x.shape, x.dtype, x.device)
     assert bool(z.isfinite().all())
     assert bool(threat.contains(z, x).all())
-    right, stands = (model(images).argmax(1) == y for images in (x, z))
+    right, robust = (model(images).argmax(1) == y for images in (x, z))
     changed = (z != x).flatten(1).any(1)
-    assert torch.equal(changed, right & ~stands)  # wrong from the start, or standing: unchanged
+    assert torch.equal(changed, right & ~robust)  # wrong from the start, or robust: unchanged
     assert torch.equal(attack(model, x, y, search, threat, seed=1, slots=5), z)
 
 
@@ -159,7 +159,7 @@ def test_attacks_do_not_touch_the_model(name: str, threat: Threat) -> None:
 
 
 class Judge:
-    """A referee over points with an identity of their own."""
+    """A verifier over points with an identity of their own."""
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, jobs: Sequence[Job]) -> None:
         self.x, self.y, self.jobs = x, y, jobs

@@ -134,17 +134,17 @@ class TestCertificates:
         logits = model(x).detach()
         last.bias.data[0] -= (logits[:, 0] - logits[:, 1]).quantile(0.05)
         y = model(x).argmax(1)
-        fallen = torch.zeros(60, dtype=torch.bool)
+        broken = torch.zeros(60, dtype=torch.bool)
         for feature, value in itertools.product(range(8), torch.linspace(0, 1, 101)):
             z = x.flatten(1).clone()
             z[:, feature] = value
-            fallen |= model(z.view_as(x)).argmax(1) != y
-        assert 0 < int(fallen.sum()) < 60
+            broken |= model(z.view_as(x)).argmax(1) != y
+        assert 0 < int(broken.sum()) < 60
         for method in ("ibp", "crown", "alpha-crown"):
             proof = build_certifier(model, (1, 2, 4), Threat("l0", 1), method)
             assert proof is not None
             holds = proof.prove(x, y)
-            assert not bool((holds & fallen).any())
+            assert not bool((holds & broken).any())
             assert method == "ibp" or bool(holds.any())
 
     def test_smoothing_reaches_as_far_as_the_features_can_move(self) -> None:

@@ -22,12 +22,12 @@ SMALL = "relay(first=4, probes=2, probe=3, legs=3, steps=5, near=0.5, decay=0.5)
 
 
 class SlotState:
-    """A referee that confirms nothing, or everything, and keeps the outcomes."""
+    """A verifier that confirms nothing, or everything, and keeps the outcomes."""
 
     def __init__(
-        self, x: Images, ranked: Labels, search: Any, threat: Threat, stands: bool
+        self, x: Images, ranked: Labels, search: Any, threat: Threat, robust: bool
     ) -> None:
-        self.x, self.ranked, self.stands = x, ranked, stands
+        self.x, self.ranked, self.robust = x, ranked, robust
         self.jobs = search.jobs(threat, ranked.shape[1])
         self.outcomes: list[Outcome] = []
 
@@ -38,21 +38,21 @@ class SlotState:
         return fresh_tasks(self.x[index], ranked[:, 0], ranked, index, jobs, "relay", 0)
 
     def confirm(self, work: list[Work], z: Images, x: Images, y: Labels) -> list[bool]:
-        return [self.stands] * len(work)
+        return [self.robust] * len(work)
 
     def settle(self, outcomes: list[Outcome]) -> None:
         self.outcomes += outcomes
 
 
 def spend(
-    model: nn.Module, x: Tensor, spec: str, eps: float, *, stands: bool = True
+    model: nn.Module, x: Tensor, spec: str, eps: float, *, robust: bool = True
 ) -> list[Outcome]:
     search, threat = attacks.build(spec), Threat("linf", eps)
     ranked = model(x).argsort(1, descending=True)
-    books = SlotState(x, ranked, search, threat, stands)
+    verifier = SlotState(x, ranked, search, threat, robust)
     queue = [Work(point, 0) for point in range(len(x))]
-    Engine(model, threat, 8).run(search, iter(queue), len(queue), books)  # type: ignore[arg-type]
-    return sorted(books.outcomes)
+    Engine(model, threat, 8).run(search, iter(queue), len(queue), verifier)  # type: ignore[arg-type]
+    return sorted(verifier.outcomes)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_success_ends_it(ramp: nn.Module) -> None:
 
 
 def test_every_wrong_class_gets_its_probe() -> None:
-    """Ten classes: the third nearest is the only one whose gap falls inside the ball."""
+    """Ten classes: the third nearest is the only one whose boundary lies inside the ball."""
     linear = nn.Linear(12, 10).requires_grad_(False)
     linear.weight.zero_()
     linear.bias.copy_(torch.tensor([1.0, 0.9, 0.8, 0.7] + 6 * [-5.0]))
@@ -125,12 +125,12 @@ def test_it_misses_nothing_that_ten_times_the_passes_find(
     threat = Threat(norm, {"linf": 0.08, "l2": 1.2}[norm])
     x, y = bundled.fetch(range(0, 1000, 10))
     long = attacks.build("apgd(loss=targeted_dlr, steps=100, targets=9)")
-    fallen = [
+    broken = [
         (hardened(attack(hardened, x, y, search, threat)).argmax(1) != y)
         for search in (attacks.build("relay"), long)
     ]
-    assert 10 < int(fallen[1].sum()) < 90
-    assert int((fallen[1] & ~fallen[0]).sum()) == 0
+    assert 10 < int(broken[1].sum()) < 90
+    assert int((broken[1] & ~broken[0]).sum()) == 0
 
 
 def test_other_norms_are_sent_elsewhere() -> None:

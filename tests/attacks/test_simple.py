@@ -75,16 +75,16 @@ def drive(
 
 @pytest.mark.parametrize("spec", ["fgsm", "pgd", "pgd(loss=margin, random_start=false)"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_linear_model_falls_exactly_beyond_its_distance(spec: str, norm: Norm) -> None:
+def test_a_linear_model_is_broken_exactly_beyond_its_distance(spec: str, norm: Norm) -> None:
     model, x, margins, weight = linear()
     distance = margins / torch.linalg.vector_norm(weight, DUAL[norm])
     assert distance.max() < 0.45
     y = torch.zeros(len(x), dtype=torch.long)
     for row in range(len(x)):
-        for factor, falls in ((0.999, False), (1.05, True)):
+        for factor, broken in ((0.999, False), (1.05, True)):
             threat, one = Threat(norm, float(distance[row]) * factor), slice(row, row + 1)
             z = attack(model, x[one], y[one], attacks.build(spec), threat)
-            assert bool((z != x[one]).any()) is falls
+            assert bool((z != x[one]).any()) is broken
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -123,7 +123,7 @@ def test_queries_stay_inside(spec: str, norm: Norm) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_pgd_climbs(norm: Norm) -> None:
+def test_pgd_raises_the_loss(norm: Norm) -> None:
     """The loss ends above that of a random point; in linf and l2 also not below FGSM's result."""
     model, x, y = smooth()
     threat = Threat(norm, EPS[norm] / 2)
@@ -139,7 +139,7 @@ def test_pgd_climbs(norm: Norm) -> None:
 
 @pytest.mark.parametrize("spec", ["fgsm", "pgd"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_rows_do_not_look_at_each_other(spec: str, norm: Norm) -> None:
+def test_rows_do_not_influence_each_other(spec: str, norm: Norm) -> None:
     model, x, y = smooth()
     search, threat = attacks.build(spec), Threat(norm, EPS[norm])
     together, _ = drive(search, model, x, y, threat, 8)

@@ -153,10 +153,10 @@ def test_square_makes_the_queries_of_the_reference(
         attacks.build("square"), points.model, x, y, threat, queries + 1, seed=7, first=3
     )
     keys = rng.Keys(states[0].seed, states[0].point, states[0].task)
-    asked: list[Tensor] = []
+    queried: list[Tensor] = []
 
     def model(z: Tensor) -> Tensor:
-        asked.append(z.clone())
+        queried.append(z.clone())
         return points.model(z)  # type: ignore[no-any-return]
 
     reference = scripted_square(
@@ -165,10 +165,10 @@ def test_square_makes_the_queries_of_the_reference(
     )  # fmt: skip
     reference.init_hyperparam(x)
     reference.attack_single_run(x, y)
-    assert len(asked) == queries + 1
+    assert len(queried) == queries + 1
     kept = torch.stack([state.best_value for state in states[1:]]).flatten().diff() > 0
     assert 5 < int(kept.sum()) < queries - 5
-    assert (torch.stack(asked) - ours).abs().max() < 2e-5
+    assert (torch.stack(queried) - ours).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -176,19 +176,19 @@ def test_square_makes_the_queries_of_the_reference(
 def test_fab_makes_the_steps_of_the_reference(points: Points, norm: Norm, rank: int) -> None:
     """Every point at which the reference takes a gradient or a decision is one of our queries."""
     fab = pytest.importorskip("pyautoattack.fab_pt").FABAttack_PT
-    asked: list[Tensor] = []
+    queried: list[Tensor] = []
 
     def model(z: Tensor) -> Tensor:
-        asked.append(z.detach().clone())
+        queried.append(z.detach().clone())
         return points.model(z)  # type: ignore[no-any-return]
 
     reference = fab(model, norm=REFERENCE[norm], n_iter=12, targeted=True)
     for row in range(6):
         x, y = points.x[row : row + 1], points.y[row : row + 1]
-        asked.clear()
+        queried.clear()
         reference.target_class = rank + 1
         reference.attack_single_run(x, y, is_targeted=True)
-        theirs = _without_repeats(torch.cat(asked))
+        theirs = _without_repeats(torch.cat(queried))
         ours, states = drive(
             attacks.build("fab(steps=12)"), points.model, x, y, Threat(norm, 1.0), 25, rank
         )
@@ -206,7 +206,7 @@ def _without_repeats(z: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.8), ("l1", 4.0)])
 def test_fab_breaks_what_the_reference_breaks(points: Points, norm: Norm, eps: float) -> None:
-    """A point falls at eps exactly if the reference's smallest perturbation is not longer.
+    """A point is broken at eps exactly if the reference's smallest perturbation is not longer.
 
     Points within 1% of eps may go either way: two float32 trajectories of 30 steps part a little.
     """
@@ -280,12 +280,12 @@ def test_fab_succeeds_exactly_beyond_the_distance_to_the_nearest_class(norm: Nor
     nearest = (margins / lengths).amin(1)
     assert nearest.max() < (0.3 if norm != "l1" else 0.45)
     for row in range(len(x)):
-        for factor, falls in ((0.995, False), (1.05, True)):
+        for factor, broken in ((0.995, False), (1.05, True)):
             threat = Threat(norm, float(nearest[row]) * factor)
             z = attack(
                 model, x[row : row + 1], y[row : row + 1], attacks.build("fab(steps=10)"), threat
             )
-            assert bool((z != x[row]).any()) is falls
+            assert bool((z != x[row]).any()) is broken
 
 
 def test_square_succeeds_beyond_the_distance_to_the_nearest_class_and_never_below() -> None:
@@ -303,7 +303,7 @@ def test_square_succeeds_beyond_the_distance_to_the_nearest_class_and_never_belo
 
 @pytest.mark.parametrize("spec", ["square", "fab"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_rows_do_not_look_at_each_other(points: Points, spec: str, norm: Norm) -> None:
+def test_rows_do_not_influence_each_other(points: Points, spec: str, norm: Norm) -> None:
     search, threat = attacks.build(spec), Threat(norm, {"linf": 0.05, "l2": 0.5, "l1": 3.0}[norm])
     rank, model, x, y = int(spec == "fab"), *points
     together, _ = drive(search, model, x[:6], y[:6], threat, 14, rank)

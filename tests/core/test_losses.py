@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustkit.core.losses import LOSSES, TARGETED
+from robustkit.core.losses import LOSSES, TARGETED, input_gradient, lead
 
 
 def logits(seed: int, classes: int, rows: int = 7, scale: float = 3.0) -> tuple[Tensor, ...]:
@@ -120,3 +120,27 @@ def test_cross_entropy_keeps_its_gradient_where_the_model_is_sure(lead: float) -
     wanted = torch.stack([-q, first, second]) / (1 + q)
     torch.testing.assert_close(gradient[0].double(), wanted, rtol=1e-5, atol=0)
     torch.testing.assert_close(value.double(), torch.log1p(q)[None], rtol=1e-5, atol=0)
+
+
+def test_lead_is_the_margin_of_the_predicted_class() -> None:
+    z, _, _ = logits(3, 5)
+    top = z.argmax(1)
+    assert torch.equal(lead(z), -LOSSES["margin"](z, top, top))
+
+
+def test_the_input_gradient_is_that_of_every_row_and_leaves_no_graph() -> None:
+    draw = torch.Generator().manual_seed(1)
+    weight, x = torch.randn(6, 4, generator=draw), torch.rand(3, 6, generator=draw)
+    found, gradient = input_gradient(lambda z: z @ weight, x)
+    top = (x @ weight).topk(2, dim=1).indices
+    assert gradient is not None
+    torch.testing.assert_close(gradient, (weight[:, top[:, 0]] - weight[:, top[:, 1]]).T)
+    torch.testing.assert_close(found, x @ weight)
+    assert not found.requires_grad
+    assert not x.requires_grad
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_no_input_gradient_where_the_graph_does_not_reach_the_input(free: bool) -> None:
+    bias = torch.zeros(4, requires_grad=free)
+    assert input_gradient(lambda z: z.detach() + bias, torch.rand(3, 4))[1] is None

@@ -111,7 +111,7 @@ def test_paired_interval_covers(b: float, c: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"effect": 0.0}, "effect: expected a difference between 0 and 1, got 0"),
         ({"effect": 0.1, "power": 1.0}, "power and confidence between 0 and 1, got 1"),
@@ -120,8 +120,8 @@ def test_paired_interval_covers(b: float, c: float) -> None:
         ({"effect": 0.1, "tolerance": -1.0}, "tolerance: expected a number from 0 to 1"),
     ],
 )
-def test_contradictions_are_refused(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_contradictions_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         needs(**arguments)
 
 

@@ -159,13 +159,13 @@ def test_growth_is_that_of_the_best_stake() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"confidence": 95}, "0 < confidence < 1, got 95"),
         ({"sides": 3}, "1 or 2 sides, got 3"),
         ({"total": 2}, "n ≤ total, got n = 3 of 2"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_what_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         confidence_sequence(np.array([1.0, 0.0, 1.0]), **arguments)

@@ -211,7 +211,7 @@ class TestNames:
 
 
 def originals(shape: tuple[int, ...], classes: int = 10, n: int = 12) -> dict[str, NDArray[Any]]:
-    """A small stand-in with the keys and types of an original set."""
+    """A small substitute with the keys and types of an original set."""
     draw = np.random.default_rng(1)
     return {
         f"{key}_{split}": value

@@ -1,4 +1,4 @@
-"""Stand-ins of the harness: the model's own values, and gradients that lead downhill."""
+"""The BPDA surrogates: the model's own logits, and gradients that break it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def images() -> tuple[Tensor, Tensor]:
     return open_dataset("bundled").fetch(np.arange(32))
 
 
-def fallen(model: Any, surrogate: str = "") -> Tensor:
-    """Which of the images APGD takes, by gradients of a stand-in and by the model's verdict."""
+def broken(model: Any, surrogate: str = "") -> Tensor:
+    """Which images APGD breaks by the gradients of a surrogate, verified on the model."""
     x, y = images()
     search = attacks.build(
         f"apgd(steps=20, surrogate={surrogate})" if surrogate else "apgd(steps=20)"
@@ -49,7 +49,7 @@ def fallen(model: Any, surrogate: str = "") -> Tensor:
 
 @cache
 def reference() -> Tensor:
-    return fallen(robust())
+    return broken(robust())
 
 
 class Flipped(torch.autograd.Function):
@@ -94,7 +94,7 @@ class Whole(torch.autograd.Function):
         return torch.randn_like(ctx.saved_tensors[0])
 
 
-KEPT = Whole.apply  # taken at import, as models do
+KEPT = Whole.apply  # bound at import, as models do
 
 
 def array(x: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def test_bpda_sees_through_what_stands_before_a_network(name: str) -> None:
 
     x = images()[0].clone().requires_grad_(True)
     torch.testing.assert_close(source(model, "bpda")(x).detach(), model(x.detach()), rtol=0, atol=0)
-    assert int((reference() & ~fallen(model, "bpda")).sum()) <= 1
+    assert int((reference() & ~broken(model, "bpda")).sum()) <= 1
 
 
 @pytest.mark.parametrize("name", BACKS)
@@ -216,7 +216,7 @@ def test_logits_and_smooth_undo_what_stands_behind_it(name: str) -> None:
     assert torch.equal(source(model, "bpda")(x).detach(), answer)
     top = answer.gather(1, source(model, "logits")(x).argmax(1, keepdim=True))[:, 0]
     assert torch.equal(top, answer.amax(1))
-    assert int((reference() & ~fallen(model, "logits")).sum()) <= 1
+    assert int((reference() & ~broken(model, "logits")).sum()) <= 1
 
 
 @pytest.mark.parametrize("model", [
@@ -226,14 +226,14 @@ def test_logits_and_smooth_undo_what_stands_behind_it(name: str) -> None:
     lambda x: robust()(x) + 1e3 * ((trap := robust()(1 - x)) - trap.detach()),
 ], ids=["kept apply", "no_grad", "inference_mode", "honeypot"])  # fmt: skip
 def test_bpda_sees_through_what_hides_a_whole_network(model: Front) -> None:
-    assert int((reference() & ~fallen(model, "bpda")).sum()) <= 1
+    assert int((reference() & ~broken(model, "bpda")).sum()) <= 1
 
 
 def test_the_reference_means_something() -> None:
     wrong = robust()(images()[0]).argmax(1) != images()[1]
     assert int((reference() & ~wrong).sum()) >= 3
-    hidden = fallen(lambda x: robust()(FRONTS["round"](x)))
-    assert int((hidden & ~wrong).sum()) == 0  # what the same search does without a stand-in
+    hidden = broken(lambda x: robust()(FRONTS["round"](x)))
+    assert int((hidden & ~wrong).sum()) == 0  # what the same attack does without a surrogate
 
 
 def test_rows_follow_what_had_left_one_by_one() -> None:

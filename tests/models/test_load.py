@@ -147,7 +147,7 @@ class TestUserModels:
         assert load_model(f"{file}:harmless", data=data).model.training
 
     @pytest.mark.parametrize(
-        ("attribute", "told"),
+        ("attribute", "message"),
         [
             ("training", r"is in training mode.*1 \(Dropout\).*Call \.eval\(\)"),
             ("number", "is a int; expected an nn.Module, or a function without arguments"),
@@ -158,9 +158,9 @@ class TestUserModels:
         ],
     )
     def test_what_is_no_model_is_refused(
-        self, file: str, data: Dataset, attribute: str, told: str
+        self, file: str, data: Dataset, attribute: str, message: str
     ) -> None:
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             load_model(f"{file}:{attribute}", data=data)
 
     def test_a_text_of_no_known_form_is_refused(self, data: Dataset) -> None:
@@ -213,7 +213,7 @@ class TestWeights:
             read_weights(tmp_path / "whole.pt")
 
     @pytest.mark.parametrize(
-        ("name", "content", "told"),
+        ("name", "content", "message"),
         [
             ("w.safetensors", b"not one", "is no readable safetensors file"),
             ("w.pt", b"not one", "is no readable PyTorch file"),
@@ -222,10 +222,10 @@ class TestWeights:
         ],
     )
     def test_a_damaged_file_is_named(
-        self, tmp_path: Path, name: str, content: bytes, told: str
+        self, tmp_path: Path, name: str, content: bytes, message: str
     ) -> None:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             read_weights(tmp_path / name)
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ class TestWeights:
             read_weights(tmp_path / "gone.pt")
 
     @pytest.mark.parametrize(
-        ("value", "told"),
+        ("value", "message"),
         [
             ({}, "expected a state dict, got an empty dict"),
             ([1], "expected a state dict, got a list"),
@@ -241,10 +241,10 @@ class TestWeights:
         ],
     )
     def test_what_is_no_state_dict_is_refused(
-        self, tmp_path: Path, value: object, told: str
+        self, tmp_path: Path, value: object, message: str
     ) -> None:
         torch.save(value, tmp_path / "w.pt")
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             read_weights(tmp_path / "w.pt")
 
     def test_every_misfit_is_listed(self, file: str, data: Dataset, tmp_path: Path) -> None:
@@ -252,10 +252,10 @@ class TestWeights:
         save_file({**state, "head": torch.zeros(1)}, tmp_path / "w.safetensors")
         with pytest.raises(UsageError) as error:
             load_model(f"{file}:conv", data=data, weights=tmp_path / "w.safetensors")
-        told = str(error.value)
-        assert "2 missing (2.weight, 2.bias)" in told
-        assert "1 unexpected (head)" in told
-        assert "0.weight: expected [4, 1, 28, 28], got [8, 1, 28, 28]" in told
+        message = str(error.value)
+        assert "2 missing (2.weight, 2.bias)" in message
+        assert "1 unexpected (head)" in message
+        assert "0.weight: expected [4, 1, 28, 28], got [8, 1, 28, 28]" in message
 
 
 class TestNormalization:
@@ -273,7 +273,7 @@ class TestNormalization:
         assert torch.allclose(wrapped(x), plain(2 * x), atol=1e-6)
 
     @pytest.mark.parametrize(
-        ("mean", "std", "told"),
+        ("mean", "std", "message"),
         [
             ([0.1, 0.2], None, "--mean: expected 1 finite number, one for each channel, got 0.1"),
             ([float("nan")], None, "--mean: expected 1 finite number"),
@@ -286,9 +286,9 @@ class TestNormalization:
         data: Dataset,
         mean: list[float] | None,
         std: list[float] | None,
-        told: str,
+        message: str,
     ) -> None:
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             load_model(f"{file}:ready", data=data, mean=mean, std=std)
 
     def test_a_registered_defense_needs_none(self, data: Dataset) -> None:
@@ -329,11 +329,11 @@ class TestRegistered:
     ) -> None:
         with pytest.raises(UsageError) as error:
             load_model("toy(eps=0.2)", data=data)
-        told = str(error.value)
-        assert "no weights are shipped for toy(eps=0.2) on fashion_mnist" in told
-        assert "toy(eps=0.2) on mnist" in told
-        assert "`robustkit train 'toy(eps=0.2)' --data fashion_mnist --out DIR`" in told
-        assert "`--weights DIR/model.safetensors`" in told
+        message = str(error.value)
+        assert "no weights are shipped for toy(eps=0.2) on fashion_mnist" in message
+        assert "toy(eps=0.2) on mnist" in message
+        assert "`robustkit train 'toy(eps=0.2)' --data fashion_mnist --out DIR`" in message
+        assert "`--weights DIR/model.safetensors`" in message
 
     def test_a_damaged_checkpoint_is_never_loaded(
         self, pack: dict[str, nn.Module], data: Dataset, tmp_path: Path

@@ -66,10 +66,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Downloads]:
     utils = sys.modules["robustbench.utils"]
 
     def serve(content: Any) -> Downloads:
-        asked: Downloads = []
+        requests: Downloads = []
 
         def download(id: str, path: Path) -> None:
-            asked.append(id)
+            requests.append(id)
             if isinstance(content, bytes):
                 Path(path).write_bytes(content)
             elif isinstance(content, Exception):
@@ -78,7 +78,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Downloads]:
                 torch.save(content, path)
 
         monkeypatch.setattr(utils, "download_gdrive_new", download)
-        return asked
+        return requests
 
     return serve
 
@@ -109,11 +109,11 @@ class TestModels:
         self, photos: Dataset, x: Tensor, cache: Path, served: Callable[[Any], Downloads]
     ) -> None:
         model = tiny()
-        asked = served(model.state_dict())
+        requests = served(model.state_dict())
         for _ in range(2):
             found = load_model("robustbench:Made2026Up", data=photos)
             torch.testing.assert_close(found.model(x), model(x))
-        assert asked == ["none"]
+        assert requests == ["none"]
         note = (cache / "Made2026Up.pt.sha256").read_text()
         assert note.split() == [digest(cache / "Made2026Up.pt"), "Made2026Up.pt"]
         torch.save(tiny().state_dict(), cache / "Made2026Up.pt")
@@ -144,7 +144,7 @@ class TestModels:
             load_model("robustbench:Made2026Up", data=photos)
 
     @pytest.mark.parametrize(
-        ("name", "told"),
+        ("name", "message"),
         [
             ("cifar10/Linf/Carmon2019Unlabelled", "Did you mean 'Carmon2019Unlabeled'"),
             ("cifar11/Linf/Carmon2019Unlabeled", "Did you mean 'cifar10'"),
@@ -153,8 +153,8 @@ class TestModels:
             ("cifar10/Linf/Carmon2019Unlabeled(a=1)", "has no option 'a'"),
         ],
     )
-    def test_names_that_are_not_there(self, name: str, told: str, photos: Dataset) -> None:
-        with pytest.raises(UsageError, match=told):
+    def test_names_that_are_not_there(self, name: str, message: str, photos: Dataset) -> None:
+        with pytest.raises(UsageError, match=message):
             load_model(f"robustbench:{name}", data=photos)
 
     def test_an_ensemble_takes_no_single_file(self, photos: Dataset, tmp_path: Path) -> None:

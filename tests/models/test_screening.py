@@ -1,4 +1,4 @@
-"""What the harness offers for a model, its parts, its student; and that nothing is left behind."""
+"""Screening the built-in surrogates, parts and the student; and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.models.surrogates import distillation
 from robustkit.models.surrogates.distillation import distill
-from robustkit.models.surrogates.resolve import BUILT_IN, WithSurrogates, offered, source
+from robustkit.models.surrogates.resolve import BUILT_IN, WithSurrogates, screened, source
 from robustkit.registry import attacks
 from robustkit.search.functional import attack
 
@@ -33,7 +33,7 @@ def inputs(n: int = 8) -> Tensor:
 
 
 class Rounded(nn.Module):
-    """A network behind rounded pixels; what it remembers and its hooks must come back clean."""
+    """A network behind rounded pixels; its buffers and its hooks must be as before."""
 
     last: Tensor
 
@@ -51,7 +51,7 @@ class Rounded(nn.Module):
         return z
 
 
-class Wall(nn.Module):
+class Hidden(nn.Module):
     """Hides a model in a list, where PyTorch does not look, and its gradient too."""
 
     def __init__(self, *models: nn.Module) -> None:
@@ -87,7 +87,7 @@ class TestNothingLeaks:
 
     def test_from_one_model_to_another_or_to_its_own_plain_pass(self) -> None:
         first, second, x = Rounded(), linear(3), inputs()
-        mixed = Wall(second)
+        mixed = Hidden(second)
         straight = gradient(source(first, "bpda"), x)
         torch.testing.assert_close(straight, gradient(first.net, x))
         assert float(gradient(first, x).abs().max()) == 0
@@ -98,7 +98,7 @@ class TestNothingLeaks:
     def test_generators_and_passes_without_gradient(self) -> None:
         x, model = inputs(), Rounded()
         state = torch.get_rng_state()
-        offered(model, x)
+        screened(model, x)
         assert torch.equal(torch.get_rng_state(), state)
         with torch.no_grad():
             assert torch.equal(source(model, "bpda")(x.requires_grad_(True)), model(x))
@@ -167,43 +167,43 @@ class TestGradients:
         assert closeness[0] > 0.8 > closeness[1]
 
 
-class TestOffered:
+class TestScreening:
     def test_nothing_for_a_healthy_model_and_why(self) -> None:
-        offer = offered(nn.Sequential(linear(), nn.Identity()), inputs())
-        assert list(offer.models) == []
-        assert offer.refused["bpda"] == "its gradient is that of the model itself"
-        assert offer.refused["part.0"] == "its gradient is that of the model itself"
-        assert (offer.forwards, offer.backwards) == (66, 48 + 0)
+        found = screened(nn.Sequential(linear(), nn.Identity()), inputs())
+        assert list(found.models) == []
+        assert found.refused["bpda"] == "its gradient is that of the model itself"
+        assert found.refused["part.0"] == "its gradient is that of the model itself"
+        assert (found.forwards, found.backwards) == (66, 48 + 0)
 
     @pytest.mark.parametrize("scale", [1e6, 1e-8])
     def test_logits_of_another_scale_count_as_others(self, scale: float) -> None:
         net = linear()
-        assert "logits" in offered(lambda z: scale * net(z), inputs()).models
+        assert "logits" in screened(lambda z: scale * net(z), inputs()).models
 
     def test_parts_that_answer_alike_are_found_where_they_hide(self) -> None:
         good, other, x = linear(0), linear(7), inputs(16)
-        wall = Wall(good)
-        alone = offered(wall, x)
+        outer = Hidden(good)
+        alone = screened(outer, x)
         assert list(alone.models) == ["bpda"]  # through detach
         assert alone.refused["part.hidden.0"] == "its gradient is that of bpda"
-        offer = offered(lambda z: wall(z) + 0.1 * other(z), x)
-        assert offer.models["part.wall.hidden.0"] is good
-        assert source(wall, "part.hidden.0") is good
-        odd = offered(lambda z: good(z).detach() + 0 * other(z).detach(), x)
+        found = screened(lambda z: outer(z) + 0.1 * other(z), x)
+        assert found.models["part.outer.hidden.0"] is good
+        assert source(outer, "part.hidden.0") is good
+        odd = screened(lambda z: good(z).detach() + 0 * other(z).detach(), x)
         assert "agrees with the model on" in odd.refused["part.other"]
 
-    def test_a_model_that_always_fails_on_the_way_back(self) -> None:
+    def test_a_model_that_always_fails_with_gradients(self) -> None:
         def model(z: Tensor) -> Tensor:
             if z.requires_grad:
                 raise RuntimeError("only to be looked at")
             return z.flatten(1)
 
-        offer = offered(model, inputs())
-        assert not offer.models
-        assert "only to be looked at" in offer.refused["bpda"]
+        found = screened(model, inputs())
+        assert not found.models
+        assert "only to be looked at" in found.refused["bpda"]
 
     def test_a_random_model_is_compared_with_the_same_draws(self) -> None:
-        """So that stand-ins with its own gradient are left out, and a bent one shows."""
+        """So that surrogates with its own gradient are refused, and one with another is found."""
 
         class Noisy(nn.Module):
             def __init__(self, inner: nn.Module) -> None:
@@ -215,7 +215,7 @@ class TestOffered:
                 return logits
 
         state = torch.get_rng_state()
-        sound, bent = offered(Noisy(linear()), inputs()), offered(Noisy(Rounded()), inputs())
+        sound, bent = screened(Noisy(linear()), inputs()), screened(Noisy(Rounded()), inputs())
         assert torch.equal(torch.get_rng_state(), state)
         assert not {"bpda", "logits", "bypass", "smooth"} & set(sound.models)
         assert sound.refused["bpda"] == "its gradient is that of the model itself"
@@ -225,8 +225,8 @@ class TestOffered:
         own = linear(5)
         model = WithSurrogates(Rounded(), {"bpda": own, "student": linear(6)})
         assert source(model, "bpda") is own
-        assert "bpda" not in offered(model, inputs()).refused
-        assert torch.equal(model(inputs()), model.lender(inputs()))
+        assert "bpda" not in screened(model, inputs()).refused
+        assert torch.equal(model(inputs()), model.model(inputs()))
         with pytest.raises(
             UsageError, match=r"declares \(bpda, student\), got 'part.nothing'.*has"
         ):
@@ -244,7 +244,7 @@ class TestStudent:
         z = (x + 0.1 * torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, x.shape))).float()
         y = teacher(x).argmax(1)
         assert float((net(z).argmax(1) == teacher(z).argmax(1)).float().mean()) > 0.85
-        taken = [
+        broken = [
             int((teacher(attack(model, x, y, search, THREAT)).argmax(1) != y).sum())
             for model, search in (
                 (teacher, attacks.build("pgd(steps=10)")),
@@ -255,9 +255,9 @@ class TestStudent:
                 (hard, attacks.build("pgd(steps=10)")),
             )
         ]
-        assert taken[1] >= 0.6 * taken[0] > 2 * taken[2]
+        assert broken[1] >= 0.6 * broken[0] > 2 * broken[2]
 
-    def test_is_kept_and_made_anew_for_other_points(self, tmp_path: Path) -> None:
+    def test_is_stored_and_trained_again_for_other_points(self, tmp_path: Path) -> None:
         x, teacher = inputs(), linear()
         first = distill(teacher, x, THREAT, 0, tmp_path, steps=3)
         state = torch.get_rng_state()
@@ -266,7 +266,9 @@ class TestStudent:
         assert torch.equal(torch.get_rng_state(), state)
         assert again.forwards == first.forwards
         assert torch.equal(again(x), first(x))
-        (tmp_path / "student.safetensors").write_bytes(stored[:40])  # torn: made anew, the same
+        (tmp_path / "student.safetensors").write_bytes(
+            stored[:40]
+        )  # truncated: trained again, to the same
         assert torch.equal(distill(teacher, x, THREAT, 0, tmp_path, steps=3)(x), first(x))
         other = distill(teacher, x, THREAT, 1, tmp_path, steps=3)
         assert not torch.equal(other(x), first(x))

@@ -1,4 +1,4 @@
-"""Attacks through stand-ins: gradients from the stand-in, verdicts from the model."""
+"""Attacks through surrogates: gradients from the surrogate, verdicts from the model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def data() -> Dataset:
     return from_arrays("rounded", x.numpy(), (x[:, 0, 0, 0] > 0.5).long().numpy())
 
 
-def test_a_stand_in_leads_where_the_model_has_no_gradient(data: Dataset, tmp_path: Path) -> None:
+def test_a_surrogate_leads_where_the_model_has_no_gradient(data: Dataset, tmp_path: Path) -> None:
     found = {
         spec: evaluate(
             Rounded(), name="rounded", data=data, threat=THREAT, folder=tmp_path / str(number),
@@ -65,7 +65,7 @@ def test_a_stand_in_leads_where_the_model_has_no_gradient(data: Dataset, tmp_pat
     assert list(found.values()) == [1.0, 0.5]  # true: four points lie within 0.1
 
 
-def test_the_harness_has_its_own_for_any_model(data: Dataset, tmp_path: Path) -> None:
+def test_any_model_has_built_in_surrogates(data: Dataset, tmp_path: Path) -> None:
     record = evaluate(
         Rounded(), name="rounded", data=data, threat=THREAT, folder=tmp_path,
         attacks=["pgd(random_start=false)", "pgd(random_start=false, surrogate=bpda)"],
@@ -73,7 +73,7 @@ def test_the_harness_has_its_own_for_any_model(data: Dataset, tmp_path: Path) ->
     assert [stage.broken for stage in record.stages] == [0, 4]
 
 
-def test_their_stand_ins_are_made_on_the_plain_model(data: Dataset) -> None:
+def test_built_in_surrogates_are_made_on_the_plain_model(data: Dataset) -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -95,7 +95,7 @@ def test_their_stand_ins_are_made_on_the_plain_model(data: Dataset) -> None:
     assert set(within(plain(tuned.model))) == set(within(model)) == {"net", "net.1", "net.2"}
 
 
-def test_passes_of_stand_ins_and_draws_are_counted(data: Dataset, tmp_path: Path) -> None:
+def test_passes_of_surrogates_and_draws_are_counted(data: Dataset, tmp_path: Path) -> None:
     record = evaluate(
         Rounded(), name="rounded", data=data, threat=Threat("linf", 0.001), folder=tmp_path,
         attacks=["pgd(steps=4)", "pgd(steps=4, surrogate=smooth)", "pgd(eot=3, steps=4)"],
@@ -116,7 +116,7 @@ def test_quick_and_surrogates_use_what_is_declared(data: Dataset, tmp_path: Path
     assert not any("surrogate" in s for s in suites.build("surrogates").attacks(THREAT))
 
 
-def test_unknown_stand_ins_are_refused(data: Dataset, tmp_path: Path) -> None:
+def test_unknown_surrogates_are_refused(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"declares \(smooth\), got 'rough'"):
         evaluate(
             Rounded(), name="rounded", data=data, threat=THREAT, folder=tmp_path,

@@ -142,7 +142,7 @@ def test_fewer_points_than_a_batch_are_refused(train: Callable[..., dict[str, Te
 
 @dataclass
 class Recorder:
-    """A defense that learns nothing and remembers what it was shown."""
+    """A defense that learns nothing and records its batches."""
 
     recipe: Recipe = RECIPE
     shown: list[Tensor] = field(default_factory=list)

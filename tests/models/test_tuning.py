@@ -1,4 +1,4 @@
-"""The model that searches use: as fast as may be, never the one that decides."""
+"""The tuned model: as fast as possible, and never the one that decides a verdict."""
 
 from __future__ import annotations
 
@@ -185,9 +185,9 @@ def test_low_precision_never_decides(blobs: Dataset, tmp_path: Path) -> None:
     from robustkit import adversarial_inputs
 
     found = adversarial_inputs(tmp_path)
-    taken = [p for p, status in zip(record.points.index, record.points.status, strict=True)
+    broken = [p for p, status in zip(record.points.index, record.points.status, strict=True)
              if status == "broken"]  # fmt: skip
-    assert sorted(found) == sorted(taken)
+    assert sorted(found) == sorted(broken)
     for point, z in found.items():
         assert int(net(z[None]).argmax()) != int(blobs.labels[point])
     assert any("bfloat16" in note for note in record.notes)

@@ -152,17 +152,17 @@ class TestTimm:
         self, photos: Dataset, x: Tensor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         timm: Any = library("timm", "timm")
-        real, asked = timm.create_model, []
+        real, requests = timm.create_model, []
 
         def create(name: str, pretrained: bool, **options: Any) -> nn.Module:
-            asked.append(pretrained)
+            requests.append(pretrained)
             model: nn.Module = real(name, pretrained=False, **options)
             return model
 
         monkeypatch.setattr(timm, "create_model", create)
         monkeypatch.setattr("robustkit.models.zoo.timm.hub_fault", str)
         found = load_model("timm:resnet10t(resize=64)", data=photos)
-        assert asked == [True]
+        assert requests == [True]
         resized: Any = found.model
         model = resized.model[1]
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (
@@ -190,8 +190,8 @@ class TestTimm:
     ) -> None:
         pytest.importorskip("huggingface_hub")
         monkeypatch.setattr("timm.models._hub._has_hf_hub", False)
-        told = r'timm \S+ cannot use huggingface_hub \S+\. Run `pip install "huggingface-hub<1"'
-        with pytest.raises(UsageError, match=told):
+        message = r'timm \S+ cannot use huggingface_hub \S+\. Run `pip install "huggingface-hub<1"'
+        with pytest.raises(UsageError, match=message):
             load_model("timm:resnet10t", data=photos)
         load_model("timm:resnet10t(pretrained=false)", data=photos)
         (found,) = [finding for finding in environment._extras() if finding.name == "timm"]
@@ -199,7 +199,7 @@ class TestTimm:
         assert found.cure.startswith('Run `pip install "huggingface-hub<1"')
 
     @pytest.mark.parametrize(
-        ("text", "told"),
+        ("text", "message"),
         [
             ("timm:resnet18x", "Did you mean 'resnet18'"),
             ("timm:resnet10t(num_classes=3)", "replace the trained head"),
@@ -207,8 +207,8 @@ class TestTimm:
             ("timm:resnet10t(pretrained=false, colour=red)", "colour"),
         ],
     )
-    def test_what_cannot_be_is_refused(self, text: str, told: str, photos: Dataset) -> None:
-        with pytest.raises(UsageError, match=told):
+    def test_what_cannot_be_is_refused(self, text: str, message: str, photos: Dataset) -> None:
+        with pytest.raises(UsageError, match=message):
             load_model(text, data=photos)
 
 
@@ -276,10 +276,12 @@ class TestHub:
         agree(found.model, model(x - 0.5), x)
 
     @pytest.mark.parametrize(
-        ("entry", "told"), [("tinny", "Did you mean 'tiny'"), ("number", "made a int")]
+        ("entry", "message"), [("tinny", "Did you mean 'tiny'"), ("number", "made a int")]
     )
-    def test_what_is_not_there(self, entry: str, told: str, folder: Path, photos: Dataset) -> None:
-        with pytest.raises(UsageError, match=told):
+    def test_what_is_not_there(
+        self, entry: str, message: str, folder: Path, photos: Dataset
+    ) -> None:
+        with pytest.raises(UsageError, match=message):
             load_model(f"hub:{folder}:{entry}", data=photos)
 
     def test_code_is_not_downloaded(self, photos: Dataset) -> None:
@@ -309,7 +311,7 @@ class TestExport:
 
     def test_damaged_and_missing_files(self, photos: Dataset, tmp_path: Path) -> None:
         (tmp_path / "m.pt2").write_bytes(b"nonsense")
-        with pytest.raises(UsageError, match="cannot be had"):
+        with pytest.raises(UsageError, match="cannot be loaded"):
             load_model(f"export:{tmp_path / 'm.pt2'}", data=photos)
         with pytest.raises(UsageError, match="there is no file"):
             load_model(f"export:{tmp_path / 'n.pt2'}", data=photos)
@@ -366,20 +368,20 @@ class TestOnnx:
         found = load_model(f"onnx:{tmp_path / 'm.onnx'}", data=photos, mean=(0.5,), std=(0.25,))
         agree(found.model, net((x - 0.5) / 0.25), x)
 
-    def test_a_conversion_that_answers_otherwise_is_refused(
+    def test_a_conversion_with_other_outputs_is_refused(
         self, net: Net, photos: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.graph(net, tmp_path / "m.onnx")
         converter: Any = library("onnx2torch", "onnx")
         monkeypatch.setattr(converter, "convert", lambda graph: Net().eval())
-        with pytest.raises(UsageError, match="does not answer like the graph"):
+        with pytest.raises(UsageError, match="are not those of the graph"):
             load_model(f"onnx:{tmp_path / 'm.onnx'}", data=photos)
 
     def test_unknown_operators_and_damaged_files(
         self, net: Net, photos: Dataset, tmp_path: Path
     ) -> None:
         (tmp_path / "d.onnx").write_bytes(b"nonsense")
-        with pytest.raises(UsageError, match="cannot be had"):
+        with pytest.raises(UsageError, match="cannot be loaded"):
             load_model(f"onnx:{tmp_path / 'd.onnx'}", data=photos)
         with pytest.raises(UsageError, match="there is no file"):
             load_model("onnx:none.onnx", data=photos)

@@ -1,9 +1,8 @@
-"""How far a number can be trusted: intervals, paired and sequential tests, ranks, planning.
+"""Statistics of robust accuracy: intervals, paired and sequential tests, ranks, sample sizes.
 
-Three errors are kept apart. The intervals here are the *sampling* error, for points drawn at
-random from a population or from a finite set. They say nothing of the *attack* error (robust
-accuracy is an upper bound: a stronger attack lowers it) nor of the *numerical* one (a record counts
-its flips).
+There are three errors. The intervals here are the *sampling* error, for points drawn at random from
+a population or from a finite set. They do not cover the *attack* error (robust accuracy is an upper
+bound: a stronger attack lowers it) nor the *numerical* one (a record counts its flips).
 """
 
 from __future__ import annotations

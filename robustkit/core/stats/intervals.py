@@ -1,4 +1,4 @@
-"""Intervals for one fraction, from a number of points that was fixed beforehand."""
+"""Intervals for one fraction, from a sample of fixed size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
-    """Score interval: shorter than Clopper–Pearson, and right on average rather than always.
+    """Score interval: shorter than Clopper–Pearson; its coverage is right on average over p.
 
     Wilson 1927, equation (5).
 
@@ -57,8 +57,8 @@ def mean_interval(
 ) -> tuple[float, tuple[float, float]]:
     """Return the mean of independent values in [0, 1] and Student's interval around it.
 
-    Values that are noisy measurements of their own expectations may be given as they are: their
-    spread holds both kinds of error. Right on average for large n; one value says nothing.
+    Values may be noisy measurements of their own expectations: the spread then contains both
+    errors. Asymptotic in n; a single value gives the interval [0, 1].
 
     Raises:
         UsageError: for no values, and for values outside [0, 1].
@@ -80,7 +80,7 @@ def finite_population(interval: Interval, k: int, n: int, total: int) -> Interva
 
     The result is for the accuracy on one fixed set of `total` points, of which `n` were drawn
     without replacement. With n == total that accuracy is known, and the interval is one point.
-    Leave the interval as it is to speak of the population that the fixed set itself is a sample of.
+    For a claim about the population that the fixed set was drawn from, use the interval as it is.
     Cochran 1977, section 2.6.
 
     Raises:
@@ -97,7 +97,7 @@ def finite_population(interval: Interval, k: int, n: int, total: int) -> Interva
 
 
 def check(k: int, n: int, confidence: float = 0.95) -> None:
-    """Refuse counts and confidences that cannot be (a UsageError)."""
+    """Refuse impossible counts and confidences (a UsageError)."""
     if not (0 <= k <= n and n >= 1):
         raise UsageError(f"expected 0 ≤ k ≤ n and n ≥ 1, got k = {k}, n = {n}")
     if not 0 < confidence < 1:

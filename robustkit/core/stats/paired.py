@@ -15,7 +15,7 @@ from robustkit.errors import UsageError
 def mcnemar(b: int, c: int) -> float:
     """Two-sided p-value for two models on the same points that differ on b + c of them.
 
-    `b` points stand only under the first model, `c` only under the second. Exact: under the
+    On `b` points only the first model is robust, on `c` only the second. Exact: under the
     hypothesis of equal accuracy b is binomial(b + c, 1/2). McNemar 1947, in the exact form.
 
     Raises:
@@ -38,7 +38,7 @@ def fisher(k1: int, n1: int, k2: int, n2: int) -> float:
 
 
 def paired_score(b: int, c: int, n: int, difference: float) -> float:
-    """Score statistic for "the difference is `difference`"; standard normal under it.
+    """Score statistic for the hypothesis of this `difference`; standard normal under it.
 
     b, c: as for `mcnemar`, of `n` points; the difference is that of the two accuracies, estimated
     by (b − c) / n. Positive where the estimate is larger. At 0 it is McNemar's (b − c) / √(b + c).
@@ -71,8 +71,8 @@ def constrained_variance(b: float, c: float, difference: float) -> float:
 def paired_interval(b: int, c: int, n: int, confidence: float = 0.95) -> Interval:
     """Score interval for the difference of two accuracies on the same n points.
 
-    For a number of points fixed beforehand, drawn from a population; see `confidence_sequence` for
-    any other. The differences that `paired_score` does not reject. Tango 1998.
+    The differences that `paired_score` does not reject, for a fixed sample size; where the size
+    depends on the data, use `confidence_sequence`. Tango 1998.
 
     Raises:
         UsageError: as for `paired_score`, and unless 0 < confidence < 1.

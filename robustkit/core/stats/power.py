@@ -1,4 +1,4 @@
-"""How many points a claim or a gate needs, before any model is run."""
+"""Sample sizes: how many points a claim or a gate needs, before any model is run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ROWS = 64  # simulated at once
 
 
 class Need(NamedTuple):
-    """One purpose, the test that serves it, and the points that it takes (per model)."""
+    """A purpose, its test, and the points per model that it needs."""
 
     purpose: str
     test: str
     points: int | None
     """None: more than ten million, or never."""
     usual: tuple[int, int] | None = None
-    """Of a sequential test: the points of half of the runs and of nine in ten."""
+    """Of a sequential test: median and 90% quantile of the points."""
 
 
 class Runs(NamedTuple):
@@ -35,7 +35,7 @@ class Runs(NamedTuple):
 
     Attributes:
         points: evaluated when the gate stopped [r].
-        failed, passed: how it ended [r]; neither: undecided.
+        failed, passed: its outcome [r]; neither: undecided.
     """
 
     points: NDArray[np.int64]
@@ -125,7 +125,7 @@ def score_points(
 ) -> int | None:
     """Points for the one-sided paired score test to tell a true `drop` from the tolerance.
 
-    In both directions: a drop above the tolerance is to be caught, one below it to be passed.
+    In both directions: a drop above the tolerance is to be detected, one below it to be passed.
     Normal approximation, the variance under the hypothesis as in `paired_score`.
     """
     lost, gained = (discordance + drop) / 2, (discordance - drop) / 2
@@ -200,7 +200,7 @@ def _usual(runs: Runs) -> tuple[int, int]:
 
 
 def _first(power: Callable[[int], float], wanted: float) -> int | None:
-    """Return the least n from which on the power, which rises in teeth, stays above `wanted`."""
+    """Return the least n from which on the power, a sawtooth in n, stays above `wanted`."""
     high = 8
     while power(high) < wanted:
         high *= 2

@@ -1,4 +1,4 @@
-"""The order of the rows of a table, as far as the data tell them apart."""
+"""Ranks of the rows of a table, with ties where the data do not separate them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from robustkit.core.stats.paired import fisher, mcnemar
 
 
 class Outcomes(NamedTuple):
-    """One row of a table: which points were evaluated, and whether each one stands."""
+    """One row of a table: which points were evaluated, and whether the model is robust on each."""
 
     digest: str
     """Equal for two rows exactly when the points are the same."""
-    stands: Mapping[int, bool]
+    robust: Mapping[int, bool]
     """By position in the data set."""
 
 
@@ -36,17 +36,17 @@ def compare(a: Outcomes, b: Outcomes) -> float:
     """Two-sided p-value for the two rows having equal robust accuracy.
 
     Rows on the same points are paired (`mcnemar`); others are taken as independent samples
-    (`fisher`), which errs on the side of a tie where they share points.
+    (`fisher`), which is conservative where they share points.
     """
-    if a.digest != b.digest or a.stands.keys() != b.stands.keys():
-        return fisher(sum(a.stands.values()), len(a.stands), sum(b.stands.values()), len(b.stands))
-    only_a = sum(stands and not b.stands[i] for i, stands in a.stands.items())
-    only_b = sum(stands and not a.stands[i] for i, stands in b.stands.items())
+    if a.digest != b.digest or a.robust.keys() != b.robust.keys():
+        return fisher(sum(a.robust.values()), len(a.robust), sum(b.robust.values()), len(b.robust))
+    only_a = sum(robust and not b.robust[i] for i, robust in a.robust.items())
+    only_b = sum(robust and not a.robust[i] for i, robust in b.robust.items())
     return mcnemar(only_a, only_b)
 
 
 def rank_ranges(rows: Sequence[Outcomes], confidence: float = 0.95) -> list[tuple[int, int]]:
-    """Best and worst rank of each row that the data leave open.
+    """Best and worst rank of each row that are consistent with the data.
 
     Best is 1 + the number of rows significantly better, worst is the number of rows − the number
     significantly worse. Every pair is tested (`compare`), with `holm` over all pairs: with the
@@ -54,7 +54,7 @@ def rank_ranges(rows: Sequence[Outcomes], confidence: float = 0.95) -> list[tupl
     """
     pairs = list(combinations(range(len(rows)), 2))
     adjusted = holm([compare(rows[i], rows[j]) for i, j in pairs])
-    accuracy = [sum(row.stands.values()) / len(row.stands) for row in rows]
+    accuracy = [sum(row.robust.values()) / len(row.robust) for row in rows]
     better, worse = [0] * len(rows), [0] * len(rows)
     for (i, j), p in zip(pairs, adjusted, strict=True):
         if p <= 1 - confidence:

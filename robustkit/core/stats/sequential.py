@@ -1,12 +1,12 @@
-"""Tests and intervals that stay valid however often one looks and whenever one stops.
+"""Anytime-valid tests and intervals: however often one looks, and whenever one stops.
 
-A gambler bets against "the mean of y is at most m" on values y in [0, 1] that are looked at one
-by one. Under the hypothesis the wealth is a nonnegative supermartingale that starts at 1, so it
-ever reaches 1/α with probability at most α (Ville's inequality): the hypothesis may be dropped at
-the first moment it does. The means that were never dropped form a confidence sequence.
+Testing by betting: one bets against the hypothesis "the mean of y is at most m" on values y in
+[0, 1] that are seen one by one. Under it the wealth is a nonnegative supermartingale that starts at
+1, and so ever reaches 1/α with probability at most α (Ville's inequality): the hypothesis may be
+rejected at the first moment it does. The means that were never rejected form a confidence sequence.
 
-The bettor stakes a fixed fraction c of the largest stake allowed and averages over a few c, one of
-which is near the best for the gap at hand. Waudby-Smith and Ramdas 2024, "Estimating means of
+The bet is a fixed fraction c of the largest one allowed; the wealth is averaged over a few c, of
+which one is near the best for any gap. Waudby-Smith and Ramdas 2024, "Estimating means of
 bounded random variables by betting": capital process (section 4), without replacement (section 5).
 
 Differs from the paper: a mixture over fixed fractions, in place of plug-in bets. The wealth then
@@ -49,7 +49,7 @@ def log_wealth(y: Floats, mean: float, total: int | None = None) -> Floats:
         before = np.cumsum(y, axis=-1) - y
         left = total - np.arange(y.shape[-1])
         current = np.minimum((total * mean - before) / left, 1.0)
-        # Rounding must not refute a hypothesis that holds: it does not move sums by this much.
+        # Rounding must not reject a true hypothesis: it does not move sums by this much.
         current = np.where(np.abs(current) < 1e-9, 0.0, current)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(y > 0, y / current, 0.0)
@@ -69,10 +69,11 @@ def peak(y: Floats, mean: float, total: int | None = None) -> float:
 def confidence_sequence(
     y: Floats, confidence: float = 0.95, total: int | None = None, *, sides: int = 2
 ) -> Interval:
-    """Return an interval for the mean that is right at all times at once.
+    """Return an interval for the mean that is valid at all times at once.
 
-    With the stated probability it holds the mean at every moment of the stream, so one may look
-    after every value and stop at will. With all of a finite set seen it is the mean itself.
+    With the stated probability it contains the mean at every moment of the stream, so that one may
+    look after every value and stop at will. Once all of a finite set was seen it is the mean
+    itself.
 
     Args:
         y: values in [0, 1], in the order in which they were seen [n].
@@ -92,7 +93,7 @@ def confidence_sequence(
 
 
 def lower_bound(y: Floats, alpha: float, total: int | None = None) -> float:
-    """Return a bound that ever exceeds the mean with probability at most `alpha`.
+    """Return a lower bound that exceeds the mean at any time with probability at most `alpha`.
 
     Raises:
         UsageError: when more values than the finite set has were seen.

@@ -21,7 +21,7 @@ from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.watcher import Watcher
-from robustkit.models.surrogates.resolve import lent
+from robustkit.models.surrogates.resolve import added_surrogates
 from robustkit.record import provenance
 
 
@@ -101,7 +101,11 @@ def start_workers(
     if setup is None:
         yield None
         return
-    diagnosis, data, added = prepared.diagnosis, settings.data, lent(prepared.tuned.model)
+    diagnosis, data, added = (
+        prepared.diagnosis,
+        settings.data,
+        added_surrogates(prepared.tuned.model),
+    )
     model = ModelSetup(
         name=settings.name,
         model=settings.named or _portable(prepared.model),

@@ -38,6 +38,7 @@ from robustkit.evaluation.distributed.messages import (
 from robustkit.evaluation.stages.attack import run_attack
 from robustkit.evaluation.stages.clean_and_certify import classify, prove
 from robustkit.evaluation.stages.stage import DeviceWorker, Report
+from robustkit.models.agreement import OTHER_MACHINE, logit_distance
 from robustkit.models.load import load_model
 from robustkit.models.surrogates.resolve import WithSurrogates
 from robustkit.models.tuning import tune
@@ -45,8 +46,6 @@ from robustkit.record import provenance
 from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
 from robustkit.verify.candidates import predict
 from robustkit.verify.diagnostics.probe import Diagnosis
-
-_AGREE = 1e-2  # of the largest logit: devices differ in the last bits, other code by more
 
 
 def serve(
@@ -123,8 +122,8 @@ def _load(setup: ModelSetup) -> Model:
 def _same_answers(model: Model, diagnosis: Diagnosis, name: str) -> None:
     """Refuse a model with the same weights that answers otherwise: its code differs."""
     logits, then = predict(model, diagnosis.sample)[1], diagnosis.answers
-    worst = float((logits - then).abs().max() / then.abs().max().clamp_min(1e-12))
-    if not worst <= _AGREE:
+    worst = logit_distance(logits, then)
+    if not worst <= OTHER_MACHINE:
         raise UsageError(
             f"{name} answers otherwise on a worker than on this machine (by {worst:.2g} of the "
             "largest logit): the nodes have different code, or other versions of a library."

@@ -1,4 +1,7 @@
-"""A small network that learns to answer as a defense does, inside the balls that are searched."""
+"""Distillation: a small network trained on a defense's logits inside the balls to be attacked.
+
+A surrogate of last resort for models that have no useful gradient.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustkit.core.files import write
-from robustkit.core.losses import margin
+from robustkit.core.losses import input_gradient
 from robustkit.core.rng import Keys, task_key, uniform
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Logits, Model
@@ -20,12 +23,12 @@ from robustkit.models.surrogates.pre_squash import unit
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
 STEPS, BATCH, RATE = 400, 64, 2e-3
-_SIDE = 16  # from which on a convolutional student fits
+_SIDE = 16  # pixels from which on three strided convolutions have something to pool
 FILE = "student.safetensors"
 
 
 class Student(nn.Module):
-    """A distilled network; `forwards` are the passes of one input that its teacher made."""
+    """A distilled network; `forwards` counts the teacher's passes of one input."""
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -47,15 +50,19 @@ def distill(
     steps: int = STEPS,
     teacher: str = "",
 ) -> Student:
-    """Train a student on the answers of `model` inside the balls around `x` [n, *f].
+    """Train a student on the logits of `model` inside the balls around `x` [n, *f].
 
-    Half of each batch are uniform draws from the balls, half one step from them against the student
-    itself, where the two still have to agree (Papernot et al. 2017, arXiv:1602.02697). It learns
-    the order and the relative spread of the logits, not their scale, so that any output will do:
-    probabilities and one-hot codes too. A function of the arguments, on one device, alone.
+    Half of each batch are random points of the balls (`Threat.sample`), half are one FGSM step away
+    from there against the student, so that the two agree where an attack on the student will go
+    (Jacobian-based augmentation, Papernot et al. 2017, arXiv:1602.02697). The loss compares the
+    order and the relative spread of the logits, not their scale, so that any output can be learned:
+    probabilities and one-hot codes too. On one device, the result is a function of the arguments.
 
-    The student lies in `folder` as safetensors and is read from there when one of the same
-    `teacher` (its digest), points, threat model, seed and steps is asked for again.
+    Differs from the paper: the step is of length eps in the threat model, fresh in every batch, and
+    the teacher's logits are learned, not its labels alone.
+
+    The student is stored in `folder` as safetensors, and read from there when `teacher` (its
+    digest), points, threat model, seed and steps are the same again.
 
     Raises:
         RobustkitError: when the file cannot be written.
@@ -94,7 +101,7 @@ def _train(
 
 
 def _rows(n: int, seed: int, number: int) -> Labels:
-    """Choose the points of a batch: passes through all of them, each in an order of its own."""
+    """Choose the points of a batch: epoch after epoch through all of them, reshuffled each time."""
     first, last = number * BATCH // n, ((number + 1) * BATCH - 1) // n
     orders = torch.cat([_order(n, seed, epoch) for epoch in range(first, last + 1)])
     return orders[number * BATCH - first * n :][:BATCH]
@@ -108,22 +115,19 @@ def _order(n: int, seed: int, epoch: int) -> Labels:
 def _queries(
     student: Student, x: Images, rows: Labels, threat: Threat, seed: int, number: int
 ) -> Images:
-    """Draw from the balls; every other point takes one step against the student."""
+    """Draw from the balls; every other point takes one FGSM step against the student."""
     place = torch.arange(len(rows), device=rows.device)
     task = torch.full_like(rows, task_key("student"))
     keys = Keys(torch.full_like(rows, seed), rows, task + place)
     drawn = threat.sample(x, keys, torch.full_like(rows, number))
-    query = drawn.detach().clone().requires_grad_(True)
-    with torch.enable_grad():
-        logits = student(query)
-        top = logits.argmax(1)
-        (gradient,) = torch.autograd.grad(margin(logits, top, top).sum(), query)
-    ahead = threat.project(query.detach() + threat.eps * threat.steepest(gradient), x)
+    gradient = input_gradient(student, drawn)[1]
+    slope = torch.zeros_like(drawn) if gradient is None else -gradient  # toward another class
+    ahead = threat.project(drawn + threat.eps * threat.steepest(slope), x)
     return torch.where((place % 2 == 0).view(-1, *[1] * (x.ndim - 1)), drawn, ahead).detach()
 
 
 def _distance(student: Logits, teacher: Logits) -> Tensor:
-    """Difference of the logits in units of their spread, and cross-entropy to the first class."""
+    """Mean squared error of standardized logits, plus cross-entropy to the teacher's class."""
     return F.mse_loss(unit(student), unit(teacher)) + F.cross_entropy(student, teacher.argmax(1))
 
 
@@ -136,8 +140,8 @@ def _network(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 def _key(x: Images, threat: Threat, seed: int, steps: int, classes: int, teacher: str) -> str:
     content = x.detach().cpu().contiguous().numpy().tobytes()
-    told = f"{list(x.shape)}/{threat}/{seed}/{steps}/{classes}/{teacher}".encode()
-    return hashlib.sha256(content + told).hexdigest()
+    options = f"{list(x.shape)}/{threat}/{seed}/{steps}/{classes}/{teacher}".encode()
+    return hashlib.sha256(content + options).hexdigest()
 
 
 def _read(student: Student, path: Path, key: str) -> bool:
@@ -145,14 +149,14 @@ def _read(student: Student, path: Path, key: str) -> bool:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            told = file.metadata() or {}
-            if told.get("key") != key:
+            metadata = file.metadata() or {}
+            if metadata.get("key") != key:
                 return False
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):  # none yet, or not whole: it is made anew
+    except (OSError, SafetensorError):  # none yet, or a damaged file: train it
         return False
     student.net.load_state_dict(state)
-    student.forwards = int(told["forwards"])
+    student.forwards = int(metadata["forwards"])
     return True
 
 

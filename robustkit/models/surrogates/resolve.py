@@ -1,11 +1,10 @@
-"""Stand-ins for a model that are easier to attack: declared by the model, or by the harness.
+"""Surrogates by name: those that a model declares, and those that are built in for any model.
 
-A defense with randomness, hard decisions or saturation names smooth stand-ins: an attack follows
-the gradient of a stand-in, and what it finds counts only if the model itself is fooled. A module
-declares them by a method `surrogates()`: name -> callable from [b, *f] to logits [b, k].
-
-For any model, the harness has some of its own, under the names in `BUILT_IN`; what a model
-declares under the same name comes first.
+A defense with randomness, hard decisions or saturation misleads an attack that follows its
+gradient. An attack may follow the gradient of a surrogate instead; what it finds counts only if
+the model itself is fooled. A module declares surrogates by a method `surrogates()`: name ->
+callable from [b, *f] to logits [b, k]. A declared surrogate comes before a built-in one of the same
+name.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from torch import Tensor, nn
 from robustkit.core.types import Images, Model
 from robustkit.errors import UsageError
 from robustkit.models.surrogates.bpda.wrappers import BeforeSquashing, Bpda, Bypass, smooth
-from robustkit.models.surrogates.screening import Screening, offer
+from robustkit.models.surrogates.screening import Screening, screen
 from robustkit.models.surrogates.submodules import part, within
 
 BUILT_IN: Mapping[str, Callable[[Model], Model]] = {
     "bpda": Bpda, "logits": BeforeSquashing, "bypass": Bypass, "smooth": smooth,
 }  # fmt: skip
 
-# Those with the decisions of the model.
+# The built-in surrogates that predict the model's class on every input.
 SAME_DECISIONS = ("bpda", "bypass", "logits")
 
 _PART = "part."
@@ -41,7 +40,7 @@ def source(model: Model, name: str) -> Model:
     """Return what an attack with `surrogate=name` takes its gradients from; "" is the model.
 
     Raises:
-        UsageError: when the model declares no such surrogate and the harness has none.
+        UsageError: when the model declares no such surrogate and none is built in.
     """
     if not name:
         return model
@@ -56,35 +55,29 @@ def source(model: Model, name: str) -> Model:
             return found
     raise UsageError(
         f"expected a surrogate that the model declares ({', '.join(sorted(known)) or 'none'}), "
-        f"got {name!r}. The harness has {', '.join(BUILT_IN)} for any model, and part.PATH for a "
-        "module inside it."
+        f"got {name!r}. Any model has {', '.join(BUILT_IN)}, and part.PATH for a module inside it."
     )
 
 
-def offered(model: Model, x: Images) -> Screening:
-    """Try the harness's stand-ins for `model` on a few inputs `x` [b, *f].
+def screened(model: Model, x: Images) -> Screening:
+    """Try the built-in surrogates of `model` on a few inputs `x` [b, *f].
 
-    Refused, with a reason: those that fail, that have other values or another order of classes
-    than the model, that have no gradient, or the gradient and the scale of the model or of a
-    stand-in before them; parts that mostly answer otherwise. Randomized models are compared with
-    the same draws of PyTorch in every pass; where they are random by other means, values and
-    gradients are not compared. What the model declares itself is not tried, nor what has the same
-    name.
+    Refused, with a reason, is a surrogate that raises an error; that predicts other classes than
+    the model (bpda and bypass: that returns other logits; a part: on most inputs); that has no
+    gradient; or that has the gradient and the scale of the model or of a surrogate accepted before.
+    Randomized models are compared with the same draws of PyTorch in every pass; where they are
+    random by other means, logits and gradients are not compared. What the model declares is not
+    tried, nor a built-in one of the same name.
 
-    The generators of PyTorch are left as they were.
+    PyTorch's generators are left as they were.
     """
-    known, true = declared(model), plain(model)
-    makers = {name: make for name, make in BUILT_IN.items() if name not in known}
-    return offer(
-        true, x, {name: make(true) for name, make in makers.items()}, dict(within(true).items())
-    )
+    known, bare = declared(model), plain(model)
+    whole = {name: make(bare) for name, make in BUILT_IN.items() if name not in known}
+    return screen(bare, x, whole, within(bare))
 
 
 def plain(model: Any) -> Model:
-    """Return the model in float32, not compiled, without what was lent to it.
-
-    What wraps a model for the harness says so by a method `unwrapped()`.
-    """
+    """Return the model itself: in float32, not compiled, without added surrogates."""
     inner = getattr(model, "_orig_mod", None)  # of torch.compile
     if isinstance(model, Wrapping):
         inner = model.unwrapped()
@@ -92,33 +85,39 @@ def plain(model: Any) -> Model:
 
 
 class Wrapping(nn.Module):
-    """A model that the harness wraps for its own ends."""
+    """A model that robustkit has wrapped, for speed or to add surrogates; `plain` unwraps it."""
 
     def unwrapped(self) -> Model:
         """Return the model inside."""
-        raise TypeError(f"{type(self).__name__} does not say what it wraps")
+        raise TypeError(
+            f"{type(self).__name__}: expected a method unwrapped() that returns the wrapped model, "
+            "got none. Define it beside surrogates()."
+        )
 
 
-def lent(model: Model) -> dict[str, Model]:
-    """Return the stand-ins that were lent to a model, by name; most have none."""
-    return dict(model.more) if isinstance(model, WithSurrogates) else {}
+def added_surrogates(model: Model) -> dict[str, Model]:
+    """Return the surrogates that `WithSurrogates` has added to a model, by name."""
+    return dict(model.added) if isinstance(model, WithSurrogates) else {}
 
 
 class WithSurrogates(Wrapping):
-    """A model that declares more stand-ins, say a student that was distilled from it."""
+    """A model with more surrogates than it declares: transfer sources, a distilled student.
 
-    def __init__(self, model: Model, more: Mapping[str, Model]) -> None:
+    A surrogate that the model declares comes before an added one of the same name.
+    """
+
+    def __init__(self, model: Model, added: Mapping[str, Model]) -> None:
         super().__init__()
-        self.lender, self.more = model, dict(more)
+        self.model, self.added = model, dict(added)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, *f] -> [b, k], as the model itself."""
-        return self.lender(x)
+        return self.model(x)
 
     def unwrapped(self) -> Model:
-        """Return the model that it was lent to."""
-        return self.lender
+        """Return the model inside."""
+        return self.model
 
     def surrogates(self) -> dict[str, Model]:
-        """Return what the model declares, and what was lent."""
-        return {**self.more, **declared(self.lender)}
+        """Return the declared and the added surrogates."""
+        return {**self.added, **declared(self.model)}

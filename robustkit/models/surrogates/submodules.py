@@ -14,11 +14,11 @@ _DEEP = 8  # levels of nesting that are searched
 
 
 def within(model: Any) -> dict[str, nn.Module]:
-    """Return the modules inside `model` by their paths, largest first, the model itself left out.
+    """Return the modules inside `model` by their paths, most weights first, without itself.
 
-    Layers of PyTorch do not count, but for linear ones: those can be classifiers. What PyTorch does
-    not register is found too: in lists, dicts, attributes of plain objects, and variables that a
-    function has closed over.
+    Layers of PyTorch are left out, except linear ones, which can be classifiers. Modules that
+    PyTorch does not register are found too: in lists, dicts, attributes of plain objects, and
+    variables that a function has closed over.
     """
     found: dict[str, nn.Module] = {}
     seen = {id(model)}
@@ -79,7 +79,7 @@ def _may_hold(item: Any) -> bool:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Tell the layers of PyTorch, and its containers that cannot be called, from models."""
+    """Whether it is a layer of PyTorch, or a container of it that cannot be called."""
     own = type(module).__module__.startswith("torch.nn.")
     return own and not isinstance(module, (nn.Sequential, nn.Linear))
 

@@ -1,4 +1,4 @@
-"""Models from elsewhere, as `prefix:name`: one file per source, imported when it is asked for.
+"""Models of other libraries, as `prefix:name`: one file per source, imported when it is used.
 
 The file `robustkit/models/zoo/PREFIX.py` holds a function `load(ask)`; its docstring begins with
 what it loads. The library that a source needs is imported inside that function.
@@ -47,7 +47,7 @@ def open_model(
         The model on the CPU in evaluation mode, from inputs in [0, 1] to logits.
 
     Raises:
-        UsageError: when the model cannot be had as asked.
+        UsageError: when the model cannot be loaded with these options.
     """
     prefix, _, rest = text.partition(":")
     name, options = _split(rest.strip(), text)

@@ -1,4 +1,4 @@
-"""What the sources of models share: the request, the answer, downloads with a cure, resizing."""
+"""What the sources of models share: request, result, downloads with clear errors, resizing."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["RANDOM", "Ask", "Found", "Resized", "building", "fill", "library", "
 
 
 class Ask(NamedTuple):
-    """A model that is asked for: `text` is the whole request, `shape` that of one input [c, h, w].
+    """The request for a model: `text` is all of it, `shape` that of one input [c, h, w].
 
-    `weights` is a file that stands in for what the source would download.
+    `weights` is a file to load in place of what the source would download.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Ask(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A model [b, c, h, w] in [0, 1] -> logits [b, k], and what a reader must know about it.
+    """A model [b, c, h, w] in [0, 1] -> logits [b, k], and notes about it for the record.
 
     Attributes:
         prepared: it preprocesses its inputs itself, so that no mean and std may be added.
@@ -102,11 +102,11 @@ def building(ask: Ask, cure: str) -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"{ask.text} cannot be had: a file of its weights is damaged, is no weights file (an "
-            f"error page?), or holds pickled objects, which could run code. {cure}"
+            f"{ask.text} cannot be loaded: a file of its weights is damaged, is no weights file "
+            f"(an error page?), or holds pickled objects, which could run code. {cure}"
         ) from error
     except (Exception, SystemExit) as error:
-        raise UsageError(f"{ask.text} cannot be had: {failure(error)}. {cure}") from error
+        raise UsageError(f"{ask.text} cannot be loaded: {failure(error)}. {cure}") from error
 
 
 def offline(ask: Ask) -> str:
@@ -155,8 +155,8 @@ def prepare(
     """Put normalization and resizing in front of `model`, and say so in `notes`."""
     if mean is not None and std is not None:
         model = nn.Sequential(Normalize(mean, std), model)
-        told = ", ".join(f"{value:.4g}" for value in (*mean, *std))
-        notes.append(f"inputs are normalized as the source says: mean and std {told}")
+        numbers = ", ".join(f"{value:.4g}" for value in (*mean, *std))
+        notes.append(f"inputs are normalized as the source says: mean and std {numbers}")
     if resize is not None:
         model = Resized(model, resize)
         notes.append(f"inputs are resized to {resize} x {resize} inside the model")

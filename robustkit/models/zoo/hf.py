@@ -104,10 +104,10 @@ def _model(
     if not pretrained:
         config = transformers.AutoConfig.from_pretrained(place, **options)
         return kind.from_config(config).eval(), []
-    model, told = kind.from_pretrained(
+    model, report = kind.from_pretrained(
         place, use_safetensors=True, output_loading_info=True, **options
     )
-    lacking = [*told.get("missing_keys", ()), *told.get("mismatched_keys", ())]
+    lacking = [*report.get("missing_keys", ()), *report.get("mismatched_keys", ())]
     return model.eval(), sorted(map(str, lacking))
 
 

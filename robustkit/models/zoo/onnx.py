@@ -20,13 +20,13 @@ _TOLERANCE = 1e-3  # of the largest logit
 def load(ask: Ask) -> Found:
     """Convert an ONNX graph with one input [b, c, h, w] and logits [b, k] as its first output.
 
-    The conversion is believed only after its answers agree with those of onnxruntime, or of the
+    The conversion is accepted only if its outputs agree with those of onnxruntime, or of the
     reference implementation in the package onnx where that is not installed. Option: `resize=224`.
     Normalization is left to --mean and --std.
 
     Raises:
         UsageError: when a package is absent, the file cannot be read, an operator has no
-            counterpart, or the answers differ.
+            counterpart, or the outputs differ.
     """
     ask.refuse_weights()
     resize, ask = ask.option("resize", int)
@@ -55,7 +55,7 @@ def _compare(ask: Ask, path: Path, graph: Any, model: nn.Module, resize: int | N
         theirs.abs().max()
     ):
         raise UsageError(
-            f"{ask.text}: the converted module does not answer like the graph "
+            f"{ask.text}: the outputs of the converted module are not those of the graph "
             f"({list(mine.shape)} against {list(theirs.shape)}): it cannot be evaluated."
         )
 

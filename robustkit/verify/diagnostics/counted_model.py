@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustkit.core.attribution import raised_by_model
 from robustkit.core.imports import failure
+from robustkit.core.losses import input_gradient
 from robustkit.core.types import Images, Logits, Model, Scalars
 from robustkit.errors import UsageError
 
@@ -90,27 +91,14 @@ class CountedModel:
         Raises:
             UsageError: when the model cannot be differentiated.
         """
-        query = x.detach().clone().requires_grad_(True)
         self.forwards += len(x)
         self.backwards += len(x)
         try:
-            with torch.enable_grad():
-                logits = self._answer(query).float()
-                total = value(logits).sum()
-                if not total.requires_grad:
-                    return logits.detach(), None
-                (gradient,) = torch.autograd.grad(total, query, allow_unused=True)
+            return input_gradient(self._answer, x, value)
         except RuntimeError as error:
             raise UsageError(f"{self.name} cannot be differentiated: {error}") from error
-        return logits.detach(), gradient
 
 
 def spread(logits: Logits) -> Scalars:
     """Return the largest minus the smallest logit of each row."""
     return logits.amax(1) - logits.amin(1)
-
-
-def difference(a: Logits, b: Logits) -> float:
-    """Largest distance between two rows, in units of the longer one."""
-    length = torch.maximum(a.norm(dim=1), b.norm(dim=1)).clamp_min(1e-12)
-    return float(((a - b).norm(dim=1) / length).max())

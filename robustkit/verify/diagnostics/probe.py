@@ -8,15 +8,14 @@ import torch
 
 from robustkit.core.types import Images, Logits, Model
 from robustkit.errors import UsageError
-from robustkit.verify.diagnostics.counted_model import CountedModel, difference
+from robustkit.models.agreement import OTHER_BATCH, SAME_KERNEL, row_distance
+from robustkit.verify.diagnostics.counted_model import CountedModel
 from robustkit.verify.diagnostics.gradients import of_gradients
 from robustkit.verify.diagnostics.logits import of_answers
 from robustkit.verify.diagnostics.side_effects import Buffers, differentiates
 from robustkit.verify.diagnostics.unbounded import of_reach
 from robustkit.verify.flags import Flag, flag
 
-_TOLERANCE = 1e-3  # of the length of the logits; batched kernels may differ in the last bits
-_SAME = 1e-4  # likewise, of one kernel
 _SEED = 20_000  # of the draws that are repeated
 
 
@@ -77,8 +76,8 @@ def examine(
     counted, buffers = CountedModel(model, name), Buffers(model)
     first = counted.strictly(x, classes)
     repeats = torch.stack([counted.strictly(x, classes) for _ in range(4)])
-    noise = max(difference(first, other) for other in repeats)
-    randomized = noise > _SAME or bool((repeats.argmax(2) != first.argmax(1)).any())
+    noise = max(row_distance(first, other) for other in repeats)
+    randomized = noise > SAME_KERNEL or bool((repeats.argmax(2) != first.argmax(1)).any())
     flags, tied = list[Flag](), None
     if getattr(model, "untrained", False):
         seen = "the weights are random, as was asked for: no number here says anything about a "
@@ -99,7 +98,7 @@ def examine(
         flags += _probe(counted, x, first, box, randomized=not steady)
         if steady and "stateful" not in {found.name for found in flags}:
             seen = f"after {counted.forwards} passes an input is answered otherwise than before"
-            changed = difference(first, counted.strictly(x, classes)) > _SAME
+            changed = row_distance(first, counted.strictly(x, classes)) > SAME_KERNEL
             if told := buffers.changed() or (seen if changed else ""):
                 flags.append(flag("stateful", told))
     return Diagnosis(
@@ -131,7 +130,7 @@ def look(model: Model, name: str, x: Images, box: tuple[float, float]) -> Gradie
     x = _two(x)
     counted = CountedModel(model, name, seed=_SEED)
     first, again = counted.logits(x), counted.logits(x)
-    steady = difference(first, again) <= _SAME
+    steady = row_distance(first, again) <= SAME_KERNEL
     flags = of_gradients(counted, x, first, box, randomized=not steady) + of_reach(
         counted, x, first, box
     )
@@ -147,7 +146,7 @@ def recheck(model: Model, before: Diagnosis) -> str:
         return ""
     with torch.no_grad():
         now = model(before.sample).float()
-    if now.shape == before.answers.shape and difference(before.answers, now) <= _SAME:
+    if now.shape == before.answers.shape and row_distance(before.answers, now) <= SAME_KERNEL:
         return ""
     return "after the attacks the model answers otherwise to the same inputs than before"
 
@@ -156,7 +155,7 @@ def _tied(counted: CountedModel, x: Images, classes: int) -> Logits | None:
     """Repeat the draws from now on, and return the answers, if they are always the same then."""
     counted.seed = _SEED
     once, again = (counted.strictly(x, classes) for _ in range(2))
-    if difference(once, again) <= _SAME:
+    if row_distance(once, again) <= SAME_KERNEL:
         return once
     counted.seed = None  # random by other means
     return None
@@ -177,8 +176,8 @@ def _moved(
 ) -> str | None:
     """Ask about other inputs in between, the negatives; say so if the answer is another then."""
     counted.logits(ends - x.flip(0))
-    change = difference(first, counted.strictly(x, classes))
-    if change <= _SAME:
+    change = row_distance(first, counted.strictly(x, classes))
+    if change <= SAME_KERNEL:
         return None
     return (
         "repeated passes agree, but after other inputs the answer is another one (by "
@@ -188,8 +187,8 @@ def _moved(
 
 def _refuse_coupling(counted: CountedModel, x: Images, first: Logits, classes: int) -> None:
     alone = torch.cat([counted.strictly(x[i : i + 1], classes) for i in range(len(x))])
-    change = difference(first, alone)
-    if change > _TOLERANCE:
+    change = row_distance(first, alone)
+    if change > OTHER_BATCH:
         raise UsageError(
             f"{counted.name} answers differently to a point alone and in a batch (by {change:.2g} "
             "of the logits' length), so that a verdict would depend on the other points. Is it in "

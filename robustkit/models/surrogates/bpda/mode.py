@@ -1,4 +1,8 @@
-"""The function mode under which a model runs unchanged, with a gradient where it has none."""
+"""The function mode under which a model runs unchanged, with a gradient where it has none.
+
+PyTorch hands every call of a torch function to the innermost mode. This one runs the call as it is
+and gives the result the gradient of a differentiable approximation (`rules.RULES`).
+"""
 
 from __future__ import annotations
 
@@ -10,86 +14,95 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from robustkit.models.surrogates.bpda import boolean, selection
-from robustkit.models.surrogates.bpda.rule import BackwardRule, Call, names
+from robustkit.models.surrogates.bpda import boolean, in_place, selection
+from robustkit.models.surrogates.bpda.rule import BackwardPolicy, Call, names
 from robustkit.models.surrogates.bpda.rules import RULES
-from robustkit.models.surrogates.bpda.similarity import follow, traced
+from robustkit.models.surrogates.bpda.similarity import follow, reconnect
 from robustkit.models.surrogates.bpda.straight_through import (
-    Guard,
-    Inside,
+    FiniteGradient,
+    InnerAutograd,
     StraightThrough,
-    attach,
-    choice,
-    exposed,
-    finish,
-    floats,
-    full,
-    keep,
-    shadow,
-    shadowed,
+    has_proxy,
+    index_weights,
+    is_full_float,
+    proxy,
+    remember_graph,
+    undo_custom_backward,
+    with_gradient_of,
+    with_proxies,
 )
 
+# Run again for its gradient, a random function would draw other numbers than its value has.
 _RANDOM = ("dropout", "bernoulli", "rand", "normal", "uniform", "multinomial", "rrelu", "gumbel")
 _TENSOR: Any = torch.Tensor
 _DATA, _READS = _TENSOR.data.__get__, (_TENSOR.grad.__get__, _TENSOR.data.__get__)
 _SETS_GRAD = _TENSOR.requires_grad.__set__
-# What has its derivative, or none that matters, unless a shadow goes in.
-_WITH_SHADOWS = names(
+# Rules for these are needed only where an argument carries a proxy: with float arguments alone
+# autograd has the right derivative, and a rule would cost a second pass over the tensor.
+_WITH_PROXIES = names(
     "where masked_fill and or xor invert dequantize logical_and logical_or logical_xor "
     "logical_not bitwise_and bitwise_or bitwise_xor bitwise_not"
 )
+# Derivatives that are inf or NaN at 0 or 1, where clipped pixels and saturated outputs lie.
 _SINGULAR = names("sqrt rsqrt pow norm vector_norm log acos asin atan2 reciprocal std var xlogy")
-_LEAVES = ("numpy", "__array__", "tolist")
-_ARRIVES = ("tensor", "as_tensor", "asarray")
+_EXPORTS = ("numpy", "__array__", "tolist")
+_IMPORTS = ("tensor", "as_tensor", "asarray")
+# What an approximation may raise for a use of an operation that it does not know.
 _FAILURES = (RuntimeError, TypeError, IndexError, ValueError)
 
 
-class Bypassing(TorchFunctionMode):
-    """Runs torch functions as they are, and puts differentiable stand-ins on the way back.
+class BpdaMode(TorchFunctionMode):
+    """Runs torch functions as they are, with differentiable approximations on the backward pass.
 
     Values stay those of the model, bit by bit. Gradients are recorded inside `no_grad` and
     `inference_mode` too; autograd that the model runs itself gets the true gradients.
 
     Attributes:
-        front: the input, where results that follow it closely count as the input itself.
-        rows: length of the batch whose results [b, k] are kept in `seen`; 0 for none.
-        sought: what the model itself asks gradients of.
-        left: tensors that left torch, as arrays or lists.
+        bypass_from: the input, where results that correlate with it are to have its gradient.
+        rows: length of the batch whose results [b, k] are collected in `seen`; 0 for none.
+        asked_for: tensors that the model itself wants gradients of.
+        exported: tensors that left torch, as arrays or lists.
     """
 
-    def __init__(self, manner: BackwardRule, front: Tensor | None = None, rows: int = 0) -> None:
+    def __init__(
+        self, policy: BackwardPolicy, bypass_from: Tensor | None = None, rows: int = 0
+    ) -> None:
         super().__init__()
-        self.manner, self.inside, self.front, self.rows = manner, Inside(), front, rows
-        self.sought: list[Tensor] = []
-        self.left: list[Tensor] = []
+        self.policy, self.inner_autograd = policy, InnerAutograd()
+        self.bypass_from, self.rows = bypass_from, rows
+        self.asked_for: list[Tensor] = []
+        self.exported: list[Tensor] = []
         self.seen: list[Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Answer one call."""
+        """Run one call of a torch function."""
         kwargs = kwargs or {}
+        # The model's own no_grad must go on telling it that gradients are off: see `off` below.
         if func is torch._C._set_grad_enabled:
             return func(*args, **kwargs)
         off = not torch.is_grad_enabled()
-        self.inside.wanted |= kwargs.get("requires_grad") is True
+        self.inner_autograd.wanted |= kwargs.get("requires_grad") is True
         with contextlib.ExitStack() as stack:
+            # Tensors made in inference mode can never enter a graph; it must be left, not nested.
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            args, kwargs = self._exposed(func, args, kwargs)
-            out = self._answer(func, args, kwargs)
+            args, kwargs = self._undo_custom(func, args, kwargs)
+            out = self._dispatch(func, args, kwargs)
+            # `.grad` and `.data` hand out tensors that belong to others: nothing is attached there.
             if func in _READS or not isinstance(out, Tensor) or any(out is value for value in args):
                 return out
-            if self.front is not None and out.shape == self.front.shape:
-                out = follow(out, self.front, self.inside)
+            if self.bypass_from is not None and out.shape == self.bypass_from.shape:
+                out = follow(out, self.bypass_from, self.inner_autograd)
             if off:
-                out = self._off(out)
+                out = self._constant_to_model(out)
             if self.rows and out.ndim == 2 and len(out) == self.rows and out.requires_grad:
                 self.seen.append(out)
         return out
 
-    def _answer(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _dispatch(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         name = func.__name__
         if not args:
             return func(**kwargs)
@@ -97,198 +110,145 @@ class Bypassing(TorchFunctionMode):
             return self._differentiate(func, args, kwargs)
         if func == _DATA:
             return args[0].view_as(args[0])
-        if name in _LEAVES:
-            return self._leave(func, args, kwargs)
+        if name in _EXPORTS:
+            return self._export(func, args, kwargs)
         if name == "requires_grad_" or func == _SETS_GRAD:
-            return self._seek(func, args, kwargs)
-        if name == "detach_":
+            return self._require_grad(func, args, kwargs)
+        if name == "detach_":  # it would cut the tensor itself out of the graph, for good
             return args[0]
         if name == "register_hook":
-            return func(args[0], self.only_inside(args[1]))
+            return func(args[0], self.only_inner(args[1]))
         if name == "__setitem__":
-            return self._put(func, *args)
+            return in_place.assign(func, args[0], args[1], args[2], self.inner_autograd)
         if _changes(name):
-            return self._in_place(func, name, args, kwargs)
+            return in_place.change(
+                self._approximate, func, args, kwargs, self.policy, self.inner_autograd
+            )
         if name in _SINGULAR:
-            args = tuple(self._guarded(value) for value in args)
+            args = tuple(self._finite_gradient(value) for value in args)
         out = func(*args, **kwargs)
-        if name in _ARRIVES and isinstance(out, Tensor) and not out.requires_grad and out.ndim:
-            return traced(out, self.left, self.inside)
+        if name in _IMPORTS and isinstance(out, Tensor) and not out.requires_grad and out.ndim:
+            return reconnect(out, self.exported, self.inner_autograd)
         name = name[2:-2] if name.startswith("__") else name
-        return self._finished(func, name, args, kwargs, out)
+        return self._attach(func, name, args, kwargs, out)
 
-    def _guarded(self, value: Any) -> Any:
-        """Keep what is not a number, in a derivative at a singular point, from all before it."""
-        if isinstance(value, Tensor) and value.requires_grad and full(value):
-            return Guard.apply(value, self.inside)
+    def _finite_gradient(self, value: Any) -> Any:
+        """Stop a gradient that is not finite at the argument of a singular function."""
+        if isinstance(value, Tensor) and value.requires_grad and is_full_float(value):
+            return FiniteGradient.apply(value, self.inner_autograd)
         return value
 
-    def _leave(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Hand values to what is outside of torch, and remember whose they were."""
-        held = shadow(args[0])
+    def _export(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Hand values to NumPy or Python, and remember the tensor that they came from."""
+        held = proxy(args[0])
         if (source := args[0] if held is None else held).requires_grad:
-            self.left.append(source)
+            self.exported.append(source)
         return func(args[0].detach(), *args[1:], **kwargs)
 
-    def _finished(
-        self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any
-    ) -> Any:
-        """Give the true result of an operation its stand-in."""
-        call = Call(args, kwargs, self.manner, self.inside)
+    def _attach(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any) -> Any:
+        """Give the true result of an operation the gradient of its approximation."""
+        call = Call(args, kwargs, self.policy, self.inner_autograd)
         if name in selection.SELECTS:
             try:
                 return selection.select(name, call, out)
             except _FAILURES:
                 return out
         if not isinstance(out, Tensor):
-            return self._many(func, name, args, kwargs, out)
-        soft = self._stand_in(func, name, call, out)
-        if name in selection.RESHAPES and choice(args[0]) is not None:
-            selection.carried(args[0], out)
-        return boolean.settled(call, out, soft)
+            return self._attach_each(func, args, kwargs, out)
+        soft = self._approximate(func, name, call, out)
+        if name in selection.RESHAPES and index_weights(args[0]) is not None:
+            selection.carry_weights(args[0], out)
+        return boolean.with_approximation(call, out, soft)
 
-    def _stand_in(
+    def _approximate(
         self, func: Callable[..., Any], name: str, call: Call, out: Tensor
     ) -> Tensor | None:
         try:
             if (
-                name in selection.LOOKS
-                and (found := selection.looked_up(name, call, out)) is not None
+                name in selection.INDEXING
+                and (found := selection.by_index(name, call, out)) is not None
             ):
                 return found
-            touched = shadowed(call.args) or shadowed(call.kwargs)
+            touched = has_proxy(call.args) or has_proxy(call.kwargs)
             rule = RULES.get(name)
+            # Division is under a rule for its rounding_mode; without one it has its derivative.
             plain = name in ("div", "divide") and call.kwargs.get("rounding_mode") is None
-            if rule is not None and not plain and (touched or name not in _WITH_SHADOWS):
+            if rule is not None and not plain and (touched or name not in _WITH_PROXIES):
                 found = rule(call, out)
                 if found is not None or not touched:
                     return found
             if touched and not any(word in name for word in _RANDOM):
-                soft = func(*call.soft, **floats(call.kwargs))
+                soft = func(*call.soft, **with_proxies(call.kwargs))
                 return soft if isinstance(soft, Tensor) else None
-        except _FAILURES:  # no stand-in for this use: the result stays as it is
+        except _FAILURES:  # no approximation of this use: the result keeps its own gradient
             return None
         return None
 
-    def _many(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any) -> Any:
-        """Give several results of a call with shadows theirs."""
-        if not isinstance(out, (tuple, list)) or not (shadowed(args) or shadowed(kwargs)):
+    def _attach_each(self, func: Callable[..., Any], args: Any, kwargs: Any, out: Any) -> Any:
+        """Give each of several results (split, unbind, ...) the gradient of its approximation."""
+        if not isinstance(out, (tuple, list)) or not (has_proxy(args) or has_proxy(kwargs)):
             return out
         try:
-            softs = func(*floats(args), **floats(kwargs))
+            softs = func(*with_proxies(args), **with_proxies(kwargs))
         except _FAILURES:
             return out
         pairs = [
-            finish(hard, soft, self.inside) if isinstance(hard, Tensor) else hard
+            with_gradient_of(hard, soft, self.inner_autograd) if isinstance(hard, Tensor) else hard
             for hard, soft in zip(out, softs, strict=True)
         ]
         return type(out)(pairs)
 
-    def _in_place(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
-        """Change a tensor in place, with the stand-in of the operation that does not."""
-        old, base = args[0], getattr(torch.Tensor, name[:-1], None)
-        bound = isinstance(old, Tensor) and old.is_leaf and old.requires_grad
-        if bound or not isinstance(old, Tensor):
-            with torch.no_grad():
-                return func(*args, **kwargs)
-        touched = shadowed(args) or shadowed(kwargs) or choice(_at(args, 2)) is not None
-        if name == "copy_" and (touched or not full(old)):
-            soft = floats(args[1])
-            func(*args, **kwargs)
-            if soft.requires_grad:
-                self._replace(old, soft.expand_as(old))
-            return old
-        if base is None or not (touched or name[:-1] in RULES):
-            return func(*args, **kwargs)
-        before = old.clone()  # stand-ins may keep it for the way back
-        if (held := shadow(old)) is not None:
-            attach(before, held)
-        hard, call = base(before, *args[1:], **kwargs), (before, *args[1:])
-        soft = self._stand_in(base, name[:-1], Call(call, kwargs, self.manner, self.inside), hard)
-        if soft is None:
-            return func(*args, **kwargs)
-        with torch.no_grad():
-            func(old.detach(), *args[1:], **kwargs)
-        self._replace(old, soft)
-        return old
-
-    def _replace(self, old: Tensor, soft: Tensor) -> None:
-        """Let `old`, whose value is right already, have the gradient of `soft` from now on."""
-        if full(old):
-            old.copy_(StraightThrough.apply(old.detach(), soft, self.inside))
-        else:
-            attach(old, soft if full(soft) else soft.float())
-
-    def _put(self, func: Callable[..., Any], old: Tensor, index: Any, value: Any) -> None:
-        """Assign to a part of a tensor."""
-        mask = shadow(index)
-        scalar = not isinstance(value, Tensor) or value.ndim == 0
-        if mask is not None and index.dtype == torch.bool and scalar and full(old):
-            wide = index.view(*index.shape, *[1] * (old.ndim - index.ndim))
-            jump = (value - old.detach()) * (mask - mask.detach()).view_as(wide)
-            soft = torch.where(wide, value, old) + jump
-            with torch.no_grad():
-                func(old.detach(), index, value)
-            return self._replace(old, soft)
-        soft = floats(value)
-        if not full(old) and isinstance(soft, Tensor) and soft.requires_grad:
-            canvas = (old.float() if (held := shadow(old)) is None else held).clone()
-            canvas[index] = soft.to(canvas.dtype)
-            func(old, index, value)
-            return attach(old, canvas)
-        if full(old) and isinstance(value, Tensor) and shadow(value) is not None:
-            value = finish(value.to(old.dtype), soft, self.inside)
-        func(old, index, value)
-        return None
-
-    def _seek(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Take note that the model asks for gradients of a tensor."""
-        self.inside.wanted = True
+    def _require_grad(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Note that the model wants gradients of a tensor."""
+        self.inner_autograd.wanted = True
         tensor, wanted = args[0], _at(args, 1)
         wanted = kwargs.get("requires_grad", True) if wanted is None else wanted
         if tensor.is_leaf:
             return func(*args, **kwargs)
+        # To the model this is a leaf; in the recorded graph it is none, and requires_grad_ on an
+        # inner tensor would raise.
         if wanted:
             tensor.retain_grad()
-            self.sought.append(tensor)
+            self.asked_for.append(tensor)
         return tensor
 
     def _differentiate(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run autograd inside the forward pass, with true gradients, leaving the graph usable."""
-        if func is torch.Tensor.backward and self.sought and not kwargs.get("inputs"):
-            kwargs = {**kwargs, "inputs": self.sought}
+        """Run the model's own autograd with true gradients, and leave the graph usable."""
+        if func is torch.Tensor.backward and self.asked_for and not kwargs.get("inputs"):
+            kwargs = {**kwargs, "inputs": self.asked_for}
+        # The outer backward pass goes through the same graph later, so that it must be retained.
         places = {"grad": 3, "backward": 2}
         if len(args) <= places[func.__name__]:
             kwargs = {**kwargs, "retain_graph": True}
-        before, self.inside.active = self.inside.active, True
+        before, self.inner_autograd.active = self.inner_autograd.active, True
         try:
             return func(*args, **kwargs)
         finally:
-            self.inside.active = before
+            self.inner_autograd.active = before
 
-    def only_inside(self, hook: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def only_inner(self, hook: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         """Let a hook that changes gradients act in the model's own autograd alone."""
-        return lambda gradient: hook(gradient) if self.inside.active else None
+        return lambda gradient: hook(gradient) if self.inner_autograd.active else None
 
-    def _exposed(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """See through custom autograd functions, in the arguments of a call."""
-        fresh = exposed(tuple(args), self.inside)
+    def _undo_custom(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Replace results of custom autograd functions among the arguments of a call."""
+        fresh = undo_custom_backward(tuple(args), self.inner_autograd)
         if _changes(func.__name__) and args and fresh[0] is not args[0]:
-            args[0].copy_(fresh[0])  # the tensor itself is wanted: it gets the other past
+            args[0].copy_(fresh[0])  # changed in place: the tensor itself must get the new graph
             fresh = (args[0], *fresh[1:])
-        return fresh, {name: exposed(value, self.inside) for name, value in kwargs.items()}
+        return fresh, {k: undo_custom_backward(v, self.inner_autograd) for k, v in kwargs.items()}
 
-    def _off(self, out: Tensor) -> Tensor:
-        """What came about under `no_grad` is a constant to the model's own autograd."""
-        if not out.requires_grad or not full(out) or out.is_leaf:
+    def _constant_to_model(self, out: Tensor) -> Tensor:
+        """Make a result of `no_grad` a constant to the model's own autograd, and to it alone."""
+        if not out.requires_grad or not is_full_float(out) or out.is_leaf:
             return out
-        if out._is_view():
-            return keep(out)
-        return keep(StraightThrough.apply(out.detach(), out, self.inside), out)
+        if out._is_view():  # it shares memory with its base, which a clone would break
+            return remember_graph(out)
+        return remember_graph(StraightThrough.apply(out.detach(), out, self.inner_autograd), out)
 
 
 def _changes(name: str) -> bool:
-    """Tell whether a function of this name changes its first argument."""
+    """Whether a function of this name changes its first argument."""
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 

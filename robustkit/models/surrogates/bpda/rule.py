@@ -1,6 +1,7 @@
-"""One call of an operation, and what its stand-in is made of.
+"""One call of an operation, and the pieces that backward rules are made of.
 
-Scales are those of a row (the first axis), never of a batch: rows do not influence each other.
+Scales are those of a row (the first axis), never of a batch: the gradient at one point must not
+depend on the points that share its batch.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from robustkit.models.surrogates.bpda.straight_through import Inside, floats
+from robustkit.models.surrogates.bpda.straight_through import InnerAutograd, with_proxies
 
 
-class BackwardRule(NamedTuple):
-    """How far the stand-ins go.
+class BackwardPolicy(NamedTuple):
+    """How far the backward pass departs from the true derivatives.
 
     Attributes:
         clamps: gradients pass through clamps that are saturated.
         spread: width over which a selected value shares its gradient with others, in units of the
-            row's spread; 0 leaves selection as it is.
-        level: a maximum that keeps its axis is a reference level, without gradient.
+            row's standard deviation; 0 leaves selection as it is.
+        level: a maximum that keeps its axis is a constant: softmax and CrossMax subtract one.
         temper: squashing functions are as wide as their arguments, so that none is saturated.
     """
 
@@ -31,17 +32,17 @@ class BackwardRule(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call of an operation: its arguments as given."""
+    """One call of an operation: its arguments as given, and how far its rule may go."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    manner: BackwardRule
-    inside: Inside
+    policy: BackwardPolicy
+    inner: InnerAutograd
 
     @property
     def soft(self) -> tuple[Any, ...]:
-        """The arguments with shadows in place of what carries them."""
-        return tuple(floats(value) for value in self.args)
+        """The positional arguments, each replaced by its proxy where it has one."""
+        return tuple(with_proxies(value) for value in self.args)
 
     def get(self, place: int, name: str, default: Any = None) -> Any:
         """Return an argument, by place or by name."""
@@ -53,6 +54,7 @@ Rule: TypeAlias = Callable[[Call, Any], "Tensor | None"]
 
 def scale(values: Tensor) -> Tensor:
     """Mean size of a row's values, as a constant that broadcasts over them."""
+    # A constant: with a gradient of its own, the scale would let values push each other.
     size = values.detach().abs()
     if size.ndim > 1:
         size = size.flatten(1).mean(1).view(-1, *[1] * (values.ndim - 1))
@@ -60,12 +62,12 @@ def scale(values: Tensor) -> Tensor:
 
 
 def step(margin: Tensor) -> Tensor:
-    """0 below zero and 1 above, rising over the scale of the row's margins."""
+    """A sigmoid as wide as the row's margins: a comparison far from equality still has a slope."""
     return (margin / scale(margin)).sigmoid()
 
 
 def straight(call: Call, out: Tensor) -> Tensor | None:
-    """The identity."""
+    """The identity on the first argument: the straight-through estimator."""
     first = call.soft[0]
     if not isinstance(first, Tensor):
         return None

@@ -1,7 +1,8 @@
-"""What takes the place of operations on the way back: for each name, a differentiable stand-in.
+"""The table of backward rules: torch function name -> differentiable approximation.
 
 A rule gets a call and its true result, and returns a tensor of the result's shape whose gradient is
-used; None leaves the result as it is.
+used in place of the true one (Athalye et al. 2018, section 4.1: f(x) forward, g(x) ≈ f(x)
+backward). None leaves the result as it is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ def under(text: str, rule: Rule) -> dict[str, Rule]:
     return dict.fromkeys(names(text), rule)
 
 
+# Names of torch functions and of Tensor methods, without underscores: `mode` strips those of
+# operators (__and__) and of operations in place (round_).
 RULES: dict[str, Rule] = {
     **under("round floor ceil trunc fix detach dequantize", straight),
     **under("quantize_per_tensor quantize_per_channel quantize_per_tensor_dynamic", straight),
@@ -23,13 +26,13 @@ RULES: dict[str, Rule] = {
         "to type type_as int long short byte char bool half bfloat16 float double", rounding.cast
     ),
     **under("sign sgn", rounding.sign),
-    **under("gt ge greater greater_equal", rounding.rises),
-    **under("lt le less less_equal", rounding.falls),
+    **under("gt ge greater greater_equal", rounding.greater),
+    **under("lt le less less_equal", rounding.less),
     **under("eq", rounding.equal),
     **under("ne not_equal", rounding.unequal),
     **under("clamp clip clamp_min clamp_max", rounding.clamp),
-    **under("minimum maximum", rounding.wall),
-    **under("hardtanh", rounding.tanh_wall),
+    **under("minimum maximum", rounding.one_sided),
+    **under("hardtanh", rounding.hardtanh),
     **under("remainder fmod mod frac", rounding.periodic),
     **under("floor_divide floordiv div divide", rounding.ratio),
     **under("rshift bitwise_right_shift", boolean.power_of_two(-1)),
