@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,12 @@ from robustkit.registry import defenses
 
 # `benchmarks` is no part of the package; last, so that the checkout shadows nothing installed.
 sys.path.append(str(Path(__file__).parents[1]))
+# One thread here and in whatever the tests start: bits do not depend on the number of cores, and
+# workers of pytest-xdist do not crowd each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("repeatable")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def single_thread() -> Iterator[None]:
-    """Bits do not depend on the number of cores, and parallel test runs do not crowd each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -78,9 +74,9 @@ def hardened(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> nn.M
 
     folder, defense = (
         tmp_path_factory.mktemp("hardened"),
-        defenses.build("pgd_at(steps=3, width=4)"),
+        defenses.build("pgd_at(steps=2, width=4)"),
     )
-    recipe = Recipe(epochs=8, batch_size=50, lr=5e-3)
+    recipe = Recipe(epochs=5, batch_size=50, lr=1e-2)
     device = torch.device("cpu")
     for _ in fit(defense, bundled, folder, recipe=recipe, seed=0, device=device, identity={}):
         pass

@@ -47,7 +47,6 @@ def run_page(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, str(SITE / "_examples.py"), str(path), *flags],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 

@@ -178,7 +178,7 @@ class TestInstalled:
     def run(self, place: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "robustkit", *words],
-            env={**os.environ, "PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(place)},
             cwd=folder, capture_output=True, text=True,
         )  # fmt: skip
 

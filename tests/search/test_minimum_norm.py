@@ -88,10 +88,9 @@ def build(norm: Norm, shape: tuple[int, ...], classes: int, batch: int) -> Linea
     return Linear(model, x, torch.zeros(batch, dtype=torch.long), distance)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize(("name", "norm"), PAIRS)
-def test_searches_end_at_the_optimum(name: str, norm: Norm, classes: int) -> None:
-    for shape, batch in zip(SHAPES, (1, 3, 8), strict=True):
+def test_searches_end_at_the_optimum(name: str, norm: Norm) -> None:
+    for shape, batch, classes in zip(SHAPES, (1, 3, 8), (2, 10, 3), strict=True):
         case = build(norm, shape, classes, batch)
         threat = Threat.whole(norm, math.prod(shape))
         search = attacks.build("sigma_zero(steps=300)" if name == "sigma_zero" else name)
