@@ -76,7 +76,7 @@ def hardened(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> nn.M
         tmp_path_factory.mktemp("hardened"),
         defenses.build("pgd_at(steps=2, width=4)"),
     )
-    recipe = Recipe(epochs=5, batch_size=50, lr=1e-2)
+    recipe = Recipe(epochs=5, batch_size=25, lr=5e-3)
     device = torch.device("cpu")
     for _ in fit(defense, bundled, folder, recipe=recipe, seed=0, device=device, identity={}):
         pass
