@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -17,11 +18,12 @@ from torch import nn
 from robustkit.data.arrays import from_arrays
 from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
+from robustkit.evaluation import adapt
 from robustkit.models.training import Recipe, fit
 from robustkit.record.points import Points, Status
 from robustkit.record.record import Record
 from robustkit.record.schema import DataInfo, ThreatInfo, WeightsInfo
-from robustkit.registry import defenses
+from robustkit.registry import defenses, suites
 
 # `benchmarks` is no part of the package; last, so that the checkout shadows nothing installed.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -83,6 +85,18 @@ def hardened(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> nn.M
     model: nn.Module = defense.network(bundled.shape, bundled.classes)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def brief_adaptive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite `adaptive` with short lessons for its student and a short audit.
+
+    `parity` is replaced by two of its attacks, at a hundredth of their queries.
+    """
+    (parity,) = (entry.target for entry in suites.entries() if entry.name == "parity")
+    line = ["apgd(steps=10)", "square(queries=50)"]
+    monkeypatch.setattr(parity, "attacks", lambda *_: line)
+    monkeypatch.setattr(adapt, "distill", functools.partial(adapt.distill, steps=40))
 
 
 @pytest.fixture(scope="session")

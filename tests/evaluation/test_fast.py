@@ -196,12 +196,13 @@ def test_a_kill_after_the_last_attack_of_the_audit_does_not_forget_the_alarm(
     assert cut.audit is not None and cut.audit.escalated
 
 
+@pytest.mark.slow
 def test_fast_does_not_depend_on_the_batch(
     hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
     suite = "fast(audit_least=2)"
-    small = run(hardened, few, tmp_path / "a", suite=suite, batch_size=5, n=40)
-    large = run(hardened, few, tmp_path / "b", suite=suite, batch_size=200, n=40)
+    small = run(hardened, few, tmp_path / "a", suite=suite, batch_size=3, n=16)
+    large = run(hardened, few, tmp_path / "b", suite=suite, batch_size=200, n=16)
     assert outcome(small) == outcome(large)
     assert small.audit == large.audit
 
