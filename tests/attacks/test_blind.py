@@ -125,6 +125,7 @@ def test_hopskipjump_comes_near_what_gradients_find(norm: Norm) -> None:
     assert 0.9 < float(ratio.median()) < 1.2
 
 
+@pytest.mark.slow
 def test_rays_finds_the_nearest_input_of_a_linear_model() -> None:
     """In linf it lies at margin / ‖w‖₁, and is reached along the signs of w."""
     generator = torch.Generator().manual_seed(0)
@@ -238,6 +239,7 @@ def test_with_a_walk_rows_do_not_look_at_each_other(name: str) -> None:
 
 
 @pytest.mark.parametrize("spec", ["spsa", "hopskipjump(queries=1000)", "rays"])
+@pytest.mark.slow
 def test_rounded_inputs_do_not_stop_it(spec: str) -> None:
     """Gradients are zero everywhere; the answers change from step to step of 1/15."""
     model, x, y = rows()

@@ -58,6 +58,7 @@ def test_a_page_does_what_it_says(path: Path) -> None:
 
 
 class TestExamples:
+    @pytest.mark.slow
     def test_a_wrong_output_an_error_and_a_wrong_exit_code_are_seen_and_outputs_renewed(
         self, tmp_path: Path
     ) -> None:

@@ -115,6 +115,7 @@ def test_an_audit_that_does_not_alarm_states_its_bound(
 @pytest.mark.usefixtures("lazy")
 @pytest.mark.parametrize("suite", ["lazy", "lazy(threshold=1.0)"])
 @pytest.mark.parametrize("length", [2, 4, 6, 9])
+@pytest.mark.slow
 def test_an_interrupted_audit_ends_like_an_uninterrupted_one(
     hardened: nn.Module, few: Dataset, uninterrupted: Callable[[str], Record], tmp_path: Path,
     suite: str, length: int,

@@ -78,6 +78,7 @@ class TestFaults:
              "lists attacks that support linf", "has no option 'stepz'"),
         ],
     )  # fmt: skip
+    @pytest.mark.slow
     def test_what_an_attack_does_wrong_is_named(
         self, was: str, now: str, what: str, told: str, tmp_path: Path
     ) -> None:

@@ -233,6 +233,7 @@ class TestTheEngine:
         assert 0.27 not in [round(length, 2) for length in judge.heard]
 
     @pytest.mark.parametrize("norm", NORMS)
+    @pytest.mark.slow
     def test_distances_do_not_depend_on_order_and_slots(self, norm: Norm) -> None:
         case, threat = build(norm, (36,), 4, 8), Threat.whole(norm, 36)
         weight, bias = case.model[1].weight, case.model[1].bias  # type: ignore[index]
@@ -314,6 +315,7 @@ class TestEvaluate:
         assert all(closest is not None and closest <= first for first, closest in pairs)
         assert any(closest < first for first, closest in pairs if closest is not None)
 
+    @pytest.mark.slow
     def test_batch_size_and_interruption_change_nothing(
         self, nearest: nn.Module, blobs: Dataset, tmp_path: Path
     ) -> None:
