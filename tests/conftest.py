@@ -19,6 +19,7 @@ from robustkit.data.arrays import from_arrays
 from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
 from robustkit.evaluation import adapt
+from robustkit.models.surrogates.distillation import distill
 from robustkit.models.training import Recipe, fit
 from robustkit.record.points import Points, Status
 from robustkit.record.record import Record
@@ -96,7 +97,7 @@ def brief_adaptive(monkeypatch: pytest.MonkeyPatch) -> None:
     (parity,) = (entry.target for entry in suites.entries() if entry.name == "parity")
     line = ["apgd(steps=10)", "square(queries=50)"]
     monkeypatch.setattr(parity, "attacks", lambda *_: line)
-    monkeypatch.setattr(adapt, "distill", functools.partial(adapt.distill, steps=40))
+    monkeypatch.setattr(adapt, "distill", functools.partial(distill, steps=40))
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,8 @@ def worst(net: nn.Module, x: Tensor, threat: Threat, rounds: int = 40) -> Tensor
     step = threat.project(x - 10 * threat.eps * threat.steepest(gradient), x)
     answers = (net(point) for point in (z.detach(), step))
     margins = torch.stack([answer.gather(1, y) - answer for answer in answers])
-    return margins.unflatten(1, (rounds, -1)).amin((0, 1))
+    least: Tensor = margins.unflatten(1, (rounds, -1)).amin((0, 1))
+    return least
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
