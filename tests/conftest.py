@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
+import os
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +21,22 @@ from torch import nn
 from robustkit.data.arrays import from_arrays
 from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
+from robustkit.evaluation import adapt
+from robustkit.models.surrogates.distillation import distill
 from robustkit.models.training import Recipe, fit
 from robustkit.record.points import Points, Status
 from robustkit.record.record import Record
 from robustkit.record.schema import DataInfo, ThreatInfo, WeightsInfo
-from robustkit.registry import defenses
+from robustkit.registry import defenses, suites
 
 # `benchmarks` is no part of the package; last, so that the checkout shadows nothing installed.
 sys.path.append(str(Path(__file__).parents[1]))
+# One thread here and in whatever the tests start: bits do not depend on the number of cores, and
+# workers of pytest-xdist do not crowd each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("repeatable")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def single_thread() -> Iterator[None]:
-    """Bits do not depend on the number of cores, and parallel test runs do not crowd each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -81,15 +80,27 @@ def hardened(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> nn.M
 
     folder, defense = (
         tmp_path_factory.mktemp("hardened"),
-        defenses.build("pgd_at(steps=3, width=4)"),
+        defenses.build("pgd_at(steps=2, width=4)"),
     )
-    recipe = Recipe(epochs=8, batch_size=50, lr=5e-3)
+    recipe = Recipe(epochs=5, batch_size=25, lr=5e-3)
     device = torch.device("cpu")
     for _ in fit(defense, bundled, folder, recipe=recipe, seed=0, device=device, identity={}):
         pass
     model: nn.Module = defense.network(bundled.shape, bundled.classes)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def brief_adaptive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite `adaptive` with short lessons for its student and a short audit.
+
+    `parity` is replaced by two of its attacks, at a hundredth of their queries.
+    """
+    (parity,) = (entry.target for entry in suites.entries() if entry.name == "parity")
+    line = ["apgd(steps=10)", "square(queries=50)"]
+    monkeypatch.setattr(parity, "attacks", lambda *_: line)
+    monkeypatch.setattr(adapt, "distill", functools.partial(distill, steps=40))
 
 
 @pytest.fixture(scope="session")

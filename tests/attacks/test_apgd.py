@@ -142,6 +142,7 @@ def test_both_give_the_same_verdicts(
     assert int((ours_stand != theirs_stand).sum()) <= 4
 
 
+@pytest.mark.slow
 def test_more_steps_and_restarts_find_no_less(hardened: nn.Module, bundled: Dataset) -> None:
     x, y = bundled.fetch(range(0, 1000, 20))
     threat = Threat("linf", 0.08)

@@ -112,6 +112,7 @@ def test_it_sees_the_class_alone(name: str, norm: Norm) -> None:
     assert torch.equal(plain, hidden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_hopskipjump_comes_near_what_gradients_find(norm: Norm) -> None:
     model, x, y = rows()
@@ -124,6 +125,7 @@ def test_hopskipjump_comes_near_what_gradients_find(norm: Norm) -> None:
     assert 0.9 < float(ratio.median()) < 1.2
 
 
+@pytest.mark.slow
 def test_rays_finds_the_nearest_input_of_a_linear_model() -> None:
     """In linf it lies at margin / ‖w‖₁, and is reached along the signs of w."""
     generator = torch.Generator().manual_seed(0)
@@ -161,6 +163,7 @@ class Brightness(nn.Module):
         return torch.stack([level, -level], 1)
 
 
+@pytest.mark.slow
 def test_rays_comes_nearer_than_hopskipjump() -> None:
     model, x, y = rows()
     threat = Threat.whole("linf", 36)
@@ -235,8 +238,9 @@ def test_with_a_warm_start_rows_do_not_influence_each_other(name: str) -> None:
     assert left(model, whole, y) < len(x)
 
 
-@pytest.mark.parametrize("name", ["spsa", "hopskipjump", "rays"])
-def test_rounded_inputs_do_not_stop_it(name: str) -> None:
+@pytest.mark.parametrize("spec", ["spsa", "hopskipjump(queries=1000)", "rays"])
+@pytest.mark.slow
+def test_rounded_inputs_do_not_stop_it(spec: str) -> None:
     """Gradients are zero everywhere; the answers change from step to step of 1/15."""
     model, x, y = rows()
 
@@ -247,7 +251,7 @@ def test_rounded_inputs_do_not_stop_it(name: str) -> None:
 
     rounded = Rounded()
     y = rounded(x).argmax(1)
-    z = attack(rounded, x, y, attacks.build(name), Threat("linf", 0.2))
+    z = attack(rounded, x, y, attacks.build(spec), Threat("linf", 0.2))
     assert left(rounded, z, y) <= len(x) / 4
     blind = attack(rounded, x, y, attacks.build("apgd"), Threat("linf", 0.2))
     assert left(rounded, z, y) < left(rounded, blind, y)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,6 @@ from torch import Tensor
 from robustkit.core.threat import Norm, Threat
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def planes(seed: int, n: int = 40, d: int = 17) -> tuple[Tensor, Tensor, Tensor]:

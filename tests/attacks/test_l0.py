@@ -124,6 +124,7 @@ def test_suites_have_a_line_up(name: str) -> None:
 
 
 class TestCertificates:
+    @pytest.mark.slow
     def test_bounds_hold_against_every_change_of_few_features(self) -> None:
         """A network of 8 inputs, one of which may change: every value of each is tried."""
         with torch.random.fork_rng():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,14 +19,6 @@ from robustkit.search.tasks import fresh_tasks
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 EPS = {"linf": 0.1, "l2": 1.0, "l1": 4.0}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def linear(seed: int = 0, features: int = 40) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -24,14 +24,6 @@ from robustkit.search.tasks import fresh_tasks
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 REFERENCE = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Points(NamedTuple):

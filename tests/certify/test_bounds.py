@@ -99,9 +99,9 @@ def test_bounds_hold_every_sample(name: str, threat: Threat, method: str) -> Non
     graph = trace(net, (1, 6, 6))
     lower = METHODS[method](graph, x, y, threat, True)
     single = copy.deepcopy(net).float()
-    for z in samples(x, threat, 200):
-        assert bool((margins(net(z), y) >= lower).all())
-        assert bool((margins(single(z.float()).double(), y) >= lower).all())
+    z, labels = samples(x, threat, 200).flatten(0, 1), y.repeat(200)
+    for logits in (net(z), single(z.float()).double()):
+        assert bool((margins(logits, labels).unflatten(0, (200, -1)) >= lower).all())
     assert bool((METHODS[method](graph, x, y, threat, False) >= lower).all())  # rounding widens
 
 

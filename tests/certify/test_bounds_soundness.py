@@ -98,20 +98,19 @@ def network(name: str) -> tuple[nn.Module, Graph, Tensor]:
 
 def worst(net: nn.Module, x: Tensor, threat: Threat, rounds: int = 40) -> Tensor:
     """Return the least margins [b, k] that samples, corners and gradient steps find."""
-    found = []
-    for index in range(rounds):
-        z = x + (torch.rand_like(x) * 2 - 1).sign() * threat.eps if index % 2 else x
-        z = threat.project(z + torch.randn_like(x) * threat.eps, x).requires_grad_(True)
-        logits = net(z)
-        j = index % logits.shape[1]
-        (gradient,) = torch.autograd.grad(
-            (logits.gather(1, Y[:, None])[:, 0] - logits[:, j]).sum(), z
-        )
-        step = threat.project(x - 10 * threat.eps * threat.steepest(gradient), x)
-        for point in (z.detach(), step):
-            answer = net(point)
-            found.append(answer.gather(1, Y[:, None]) - answer)
-    return torch.stack(found).amin(0)
+    single = [1] * (x.ndim - 1)
+    index, y = torch.arange(rounds).repeat_interleave(len(x)), Y.repeat(rounds)[:, None]
+    x = x.repeat(rounds, *single)
+    corner = (torch.rand_like(x) * 2 - 1).sign() * (index % 2).view(-1, *single)
+    z = threat.project(x + (corner + torch.randn_like(x)) * threat.eps, x).requires_grad_(True)
+    logits = net(z)
+    j = (index % logits.shape[1])[:, None]
+    (gradient,) = torch.autograd.grad((logits.gather(1, y) - logits.gather(1, j)).sum(), z)
+    step = threat.project(x - 10 * threat.eps * threat.steepest(gradient), x)
+    answers = (net(point) for point in (z.detach(), step))
+    margins = torch.stack([answer.gather(1, y) - answer for answer in answers])
+    least: Tensor = margins.unflatten(1, (rounds, -1)).amin((0, 1))
+    return least
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

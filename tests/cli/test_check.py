@@ -243,6 +243,7 @@ tolerance = 0.2
 
 
 class TestProject:
+    @pytest.mark.slow
     def test_from_init_to_check_and_back_to_a_new_baseline(self, room: Path) -> None:
         (room / "robustkit.toml").write_text(CONFIG)
         missing = check()

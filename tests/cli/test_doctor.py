@@ -71,6 +71,7 @@ def _only(found: Iterator[Finding]) -> Finding:
     return finding
 
 
+@pytest.mark.slow
 def test_this_environment_runs_the_core(tmp_path: Path) -> None:
     found = {finding.name: finding for finding in examine(tmp_path)}
     for name in ("python", "torch", "numpy", "cpu", "numpy and torch", "packs", "bundled images"):

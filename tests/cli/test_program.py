@@ -455,6 +455,7 @@ def test_help_and_version_do_not_import_torch(tmp_path: Path) -> None:
     assert b"robustkit, version" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_exit_code_and_json_of_a_real_process(room: Path) -> None:
     common = ["--data", "npz:data.npz", "--threat", "linf:0.1", "--attack", "fgsm", "--json"]
     result = shell("evaluate", "models.py:Late", "models.py:net", *common, cwd=room)
@@ -463,6 +464,7 @@ def test_the_exit_code_and_json_of_a_real_process(room: Path) -> None:
     assert "error: models.py:Late: " in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 def test_ctrl_c_on_a_real_process(room: Path) -> None:
     arguments = ["evaluate", "models.py:Slow", "--data", "npz:data.npz", "--threat", "linf:1e-6"]

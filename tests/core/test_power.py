@@ -71,6 +71,7 @@ def test_the_planned_sequential_gate_keeps_its_promise_on_other_pairs() -> None:
     assert np.mean(runs.points <= need.usual[1]) == pytest.approx(0.9, abs=0.06)
 
 
+@pytest.mark.slow
 def test_pairing_needs_fewer_points_and_half_the_effect_four_times_as_many() -> None:
     points = {n.test: n.points for n in needs(0.02)}
     assert points["paired, exact McNemar"] is not None

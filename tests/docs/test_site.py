@@ -48,7 +48,6 @@ def run_page(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, str(SITE / "_examples.py"), str(path), *flags],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -60,6 +59,7 @@ def test_a_page_does_what_it_says(path: Path) -> None:
 
 
 class TestExamples:
+    @pytest.mark.slow
     def test_a_wrong_output_an_error_and_a_wrong_exit_code_are_seen_and_outputs_renewed(
         self, tmp_path: Path
     ) -> None:

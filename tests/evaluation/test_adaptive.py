@@ -146,6 +146,7 @@ def asked(model: Any, data: Dataset, folder: Path) -> Settings:
     return ask(model, data, THREAT, name="net", suite="adaptive", device="cpu", folder=folder)
 
 
+@pytest.mark.usefixtures("brief_adaptive")
 def test_the_noise_of_a_model_and_of_its_surrogates_is_found(
     hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
@@ -189,6 +190,8 @@ def outcome(record: Record) -> list[tuple[int, str, str | None]]:
     return list(zip(points.index, points.status, points.attack, strict=True))
 
 
+@pytest.mark.usefixtures("brief_adaptive")
+@pytest.mark.slow
 def test_a_mask_is_attacked_through(hardened: nn.Module, few: Dataset, tmp_path: Path) -> None:
     truth = run(hardened, few, tmp_path / "open", suite="quick")
     fooled = run(Masked(hardened).eval(), few, tmp_path / "quick", suite="quick")
@@ -228,6 +231,7 @@ class Cast(nn.Module):
         return logits.to(getattr(torch, self.how))
 
 
+@pytest.mark.usefixtures("brief_adaptive")
 @pytest.mark.parametrize("how", ["float64", "float16", "labels", "more"])
 def test_a_lender_is_compared_with_outputs_of_any_type(
     how: str, hardened: nn.Module, few: Dataset, tmp_path: Path
@@ -263,6 +267,7 @@ class Shattered(nn.Module):
         return logits + 0.003 * torch.sin(3000 * x.flatten(1)[:, :700:70])
 
 
+@pytest.mark.usefixtures("brief_adaptive")
 def test_a_stand_in_with_a_bent_gradient_answers_nothing(
     hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
@@ -275,6 +280,7 @@ def test_a_stand_in_with_a_bent_gradient_answers_nothing(
     assert any(spec.name == "spsa" for spec in line.specs[: line.audited])
 
 
+@pytest.mark.usefixtures("brief_adaptive")
 def test_a_fresh_run_has_a_student_of_its_own(
     hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
@@ -292,6 +298,7 @@ def test_a_fresh_run_has_a_student_of_its_own(
     assert students[0] != students[1]
 
 
+@pytest.mark.slow
 def test_health_costs_little_and_changes_nothing(bundled: Dataset, tmp_path: Path) -> None:
     model, data = load_model("pgd_at", data=bundled).model, subset(bundled, range(0, 1000, 20))
     fast = run(model, data, tmp_path / "fast", suite="fast(audit_least=2)")
@@ -303,6 +310,8 @@ def test_health_costs_little_and_changes_nothing(bundled: Dataset, tmp_path: Pat
     assert not any(attack.startswith("spsa") for attack in record.attacks)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("brief_adaptive")
 def test_an_interrupted_run_goes_on_with_what_was_found(
     hardened: nn.Module, few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

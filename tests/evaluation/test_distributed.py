@@ -257,6 +257,8 @@ class TestSeveralDevices:
         assert verdicts(two) == verdicts(one)
         assert books(two) == books(one)
 
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("brief_adaptive")
     def test_are_lent_the_same_stand_ins(
         self, nearest: nn.Module, blobs: Dataset, tmp_path: Path
     ) -> None:

@@ -116,6 +116,7 @@ def test_what_stood_at_an_eps_is_not_attacked_again(run: Callable[..., list[Reco
     assert set(origins) - {None} == set(GRID[1:])
 
 
+@pytest.mark.slow
 def test_the_cost_is_that_of_about_one_survival(
     run: Callable[..., list[Record]], nearest: nn.Module, blobs: Dataset, tmp_path: Path
 ) -> None:
@@ -136,6 +137,7 @@ def test_the_cost_is_that_of_about_one_survival(
     assert spent <= 80 * survival + sum(broken) * survival / 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_grid_goes_on_to_the_same_records(
     scouted: bool, run: Callable[..., list[Record]], nearest: nn.Module
 ) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,14 @@ class Lazy:
         return Audit(FULL, near=0.2, random=0.2, least=4, threshold=self.threshold)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lazy() -> Iterator[None]:
     suites.register("lazy")(Lazy)
     yield
     registry.suites._entries.pop("lazy")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def few(bundled: Dataset) -> Dataset:
     return subset(bundled, range(0, 1000, 12))
 
@@ -64,11 +65,24 @@ def outcome(record: Record) -> list[tuple[int, str, str | None]]:
     return list(zip(points.index, points.status, points.attack, strict=True))
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(
+    lazy: None, hardened: nn.Module, few: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Record]:
+    """The record of a run of this suite that nothing cut short."""
+
+    @functools.cache
+    def whole(suite: str) -> Record:
+        return run(hardened, few, tmp_path_factory.mktemp("whole"), suite=suite)
+
+    return whole
+
+
 @pytest.mark.usefixtures("lazy")
 def test_an_audit_that_alarms_gives_the_full_line_up(
-    hardened: nn.Module, few: Dataset, tmp_path: Path
+    hardened: nn.Module, few: Dataset, uninterrupted: Callable[[str], Record], tmp_path: Path
 ) -> None:
-    audited = run(hardened, few, tmp_path / "lazy", suite="lazy")
+    audited = uninterrupted("lazy")
     full = run(hardened, few, tmp_path / "full", attacks=[*WEAK, *FULL])
     assert audited.audit is not None
     assert audited.audit.near_broken + audited.audit.random_broken > 0
@@ -80,9 +94,9 @@ def test_an_audit_that_alarms_gives_the_full_line_up(
 
 @pytest.mark.usefixtures("lazy")
 def test_an_audit_that_does_not_alarm_states_its_bound(
-    hardened: nn.Module, few: Dataset, tmp_path: Path
+    uninterrupted: Callable[[str], Record],
 ) -> None:
-    record = run(hardened, few, tmp_path, suite="lazy(threshold=1.0)")
+    record = uninterrupted("lazy(threshold=1.0)")
     audit = record.audit
     assert audit is not None
     assert not audit.escalated
@@ -101,9 +115,11 @@ def test_an_audit_that_does_not_alarm_states_its_bound(
 @pytest.mark.usefixtures("lazy")
 @pytest.mark.parametrize("suite", ["lazy", "lazy(threshold=1.0)"])
 @pytest.mark.parametrize("length", [2, 4, 6, 9])
+@pytest.mark.slow
 def test_an_interrupted_audit_ends_like_an_uninterrupted_one(
-    hardened: nn.Module, few: Dataset, tmp_path: Path, suite: str, length: int
-) -> None:
+    hardened: nn.Module, few: Dataset, uninterrupted: Callable[[str], Record], tmp_path: Path,
+    suite: str, length: int,
+) -> None:  # fmt: skip
     class Fuse(Watcher):
         left = length
 
@@ -112,7 +128,7 @@ def test_an_interrupted_audit_ends_like_an_uninterrupted_one(
             if not self.left:
                 raise KeyboardInterrupt
 
-    whole = run(hardened, few, tmp_path / "whole", suite=suite)
+    whole = uninterrupted(suite)
     with pytest.raises(KeyboardInterrupt):
         run(hardened, few, tmp_path / "cut", suite=suite, watcher=Fuse(), batch_size=7)
     cut = run(hardened, few, tmp_path / "cut", suite=suite, batch_size=16)
@@ -123,8 +139,9 @@ def test_an_interrupted_audit_ends_like_an_uninterrupted_one(
 @pytest.mark.usefixtures("lazy")
 @pytest.mark.parametrize("suite", ["lazy", "lazy(threshold=1.0)"])
 def test_a_budget_ends_an_audit_too_and_the_record_says_so(
-    hardened: nn.Module, few: Dataset, tmp_path: Path, suite: str
-) -> None:
+    hardened: nn.Module, few: Dataset, uninterrupted: Callable[[str], Record], tmp_path: Path,
+    suite: str,
+) -> None:  # fmt: skip
     class Late(StoppingRule):
         """Time runs out at the first look in the second attack of the audit."""
 
@@ -138,7 +155,7 @@ def test_a_budget_ends_an_audit_too_and_the_record_says_so(
         def stage(self, name: str, tasks: int) -> None:
             self.attack = name
 
-    heard, whole = Heard(), run(hardened, few, tmp_path / "whole", suite=suite)
+    heard, whole = Heard(), uninterrupted(suite)
     search = run(hardened, few, tmp_path / "search", attacks=WEAK)
     spent = StoppingRule(Budget(forwards=search.forwards + 1))
     for pace, reason in ((spent, "forward passes are used"), (Late(), "the time is up")):
@@ -152,9 +169,10 @@ def test_a_budget_ends_an_audit_too_and_the_record_says_so(
 
 @pytest.mark.usefixtures("lazy")
 def test_a_kill_after_the_last_attack_of_the_audit_does_not_forget_the_alarm(
-    hardened: nn.Module, few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run(hardened, few, tmp_path / "whole", suite="lazy")
+    hardened: nn.Module, few: Dataset, uninterrupted: Callable[[str], Record], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    whole = uninterrupted("lazy")
 
     class Killed(BaseException):
         pass
@@ -179,12 +197,13 @@ def test_a_kill_after_the_last_attack_of_the_audit_does_not_forget_the_alarm(
     assert cut.audit is not None and cut.audit.escalated
 
 
+@pytest.mark.slow
 def test_fast_does_not_depend_on_the_batch(
     hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:
     suite = "fast(audit_least=2)"
-    small = run(hardened, few, tmp_path / "a", suite=suite, batch_size=5, n=40)
-    large = run(hardened, few, tmp_path / "b", suite=suite, batch_size=200, n=40)
+    small = run(hardened, few, tmp_path / "a", suite=suite, batch_size=3, n=16)
+    large = run(hardened, few, tmp_path / "b", suite=suite, batch_size=200, n=16)
     assert outcome(small) == outcome(large)
     assert small.audit == large.audit
 

@@ -12,8 +12,7 @@ nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 
 RUN = """
-import torch, robustkit
-torch.set_num_threads(1)
+import robustkit
 record = robustkit.evaluate("pgd_at", data="bundled", threat="linf:0.1", attacks=["fgsm"], n=20)
 """
 

@@ -33,7 +33,6 @@ from robustkit.evaluation.watcher import Watcher
 from robustkit.core.threat import Threat
 from robustkit.models.training import Recipe, fit
 
-torch.set_num_threads(1)
 base = Path(sys.argv[1])
 KINDS = ("look", "pass", "report", "write")
 data = open_dataset(f"npz:{base / 'blobs.npz'}")

@@ -456,6 +456,7 @@ class TestJudge:
         assert (worst.answer, tail.answer) == ("pass", "regressed")
         assert "weakest class" in worst.detail
 
+    @pytest.mark.slow
     def test_bounds_of_a_class_metric_hold_at_every_moment(
         self, judge: Callable[..., GateJudge]
     ) -> None:

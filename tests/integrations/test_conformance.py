@@ -78,6 +78,7 @@ class TestFaults:
              "lists attacks that support linf", "has no option 'stepz'"),
         ],
     )  # fmt: skip
+    @pytest.mark.slow
     def test_what_an_attack_does_wrong_is_named(
         self, was: str, now: str, what: str, told: str, tmp_path: Path
     ) -> None:
@@ -178,7 +179,7 @@ class TestInstalled:
     def run(self, place: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "robustkit", *words],
-            env={**os.environ, "PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(place)},
             cwd=folder, capture_output=True, text=True,
         )  # fmt: skip
 

@@ -22,7 +22,6 @@ CONFTEST = """
 import warnings
 import pytest, torch
 from torch import nn
-torch.set_num_threads(1)
 
 def net():
     torch.manual_seed(0)
@@ -72,7 +71,6 @@ def test_gate_fails(robustness):
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project with points, a baseline and tests."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     x = np.random.default_rng(0).random((60, 1, 6, 6), dtype=np.float32)
     scope: dict[str, object] = {}
     exec(CONFTEST, scope)

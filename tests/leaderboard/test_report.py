@@ -384,6 +384,7 @@ def test_a_missing_library_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatc
         optional.need("plotly.graph_objects")
 
 
+@pytest.mark.slow
 def test_importing_it_does_not_import_what_draws() -> None:
     code = "import json, sys\n"
     code += "import robustkit.leaderboard.report.html, robustkit.leaderboard.report.figures\n"

@@ -39,6 +39,7 @@ def records(make_record: Make) -> list[tuple[str, Record]]:
     ]
 
 
+@pytest.mark.slow
 def test_all_are_written_in_each_format(records: list[tuple[str, Record]], tmp_path: Path) -> None:
     heard: list[str] = []
     written = write_figures(records, tmp_path, formats=["png", "svg", "pdf"], advance=heard.append)
@@ -65,6 +66,7 @@ def test_all_are_written_in_each_format(records: list[tuple[str, Record]], tmp_p
             assert b"/Type3" not in content  # fonts that publishers refuse
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_bytes(
     records: list[tuple[str, Record]], tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ def test_a_gallery_has_three_images_a_row() -> None:
     assert [axes.get_title() for axes in figure.axes] == ["bear", "ball", "change × 5"] * 2
 
 
+@pytest.mark.slow
 def test_a_name_in_a_script_without_glyphs_is_no_warning(make_record: Make, tmp_path: Path) -> None:
     write_figures([("a", make_record("堅牢", "rb"))], tmp_path, formats=["pdf"])
 

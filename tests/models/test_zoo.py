@@ -99,6 +99,7 @@ class TestNames:
         with pytest.raises(UsageError, match=r'pip install "robustkit-eval\[onnx\]"'):
             library("no_such_library_at_all", "onnx")
 
+    @pytest.mark.slow
     def test_importing_the_sources_imports_no_library(self) -> None:
         import subprocess
 
