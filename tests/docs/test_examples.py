@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 SITE = ROOT / "docs"
 DOCUMENTS = [
-    *(README, ROOT / "leaderboards" / "README.md", ROOT / "benchmarks" / "gauntlet" / "README.md"),
+    *(README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"),
+    *(ROOT / "leaderboards" / "README.md", ROOT / "benchmarks" / "gauntlet" / "README.md"),
     *sorted(SITE.rglob("*.md")),
 ]
 EXTRAS = set(
