@@ -2,7 +2,7 @@
 
 Enters: a model, points, a threat model.
 Leaves: per point whether a bound holds, by IBP, CROWN, alpha-CROWN or randomized smoothing.
-Read first: certifier.py, then graph.py and crown.py.
+Read first: certifier.py, then graph.py, crown.py and alpha_crown.py.
 """
 
 from __future__ import annotations

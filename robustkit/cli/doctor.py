@@ -13,7 +13,7 @@ from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.program import debug
 
 if TYPE_CHECKING:
-    from robustkit.cli.finding import Finding
+    from robustkit.cli.doctor_finding import Finding
 
 SCHEMA = "robustkit/doctor/1"
 _STYLES = {"ok": "green", "absent": "dim", "warning": "yellow", "broken": "bold red"}

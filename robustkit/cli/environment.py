@@ -20,8 +20,8 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import ModuleType
 
-from robustkit.cli.finding import Finding, curable
-from robustkit.cli.namesake import own_files
+from robustkit.cli.doctor_finding import Finding, curable
+from robustkit.cli.name_collision import own_files
 from robustkit.core.packages import (
     DISTRIBUTION,
     altered,

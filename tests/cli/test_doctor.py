@@ -21,8 +21,8 @@ import pytest
 from click.testing import CliRunner
 
 from robustkit.cli import environment
+from robustkit.cli.doctor_finding import Finding
 from robustkit.cli.environment import examine
-from robustkit.cli.finding import Finding
 from robustkit.cli.program import program as main
 from robustkit.core.packages import altered
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from robustkit.cli.finding import Finding, State, curable
+from robustkit.cli.doctor_finding import Finding, State, curable
 from robustkit.core.packages import DISTRIBUTION, altered, is_robustkit, recorded, reinstall
 
 _FACE = "robustkit/__init__.py"

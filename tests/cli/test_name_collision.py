@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from robustkit.cli import namesake
-from robustkit.cli.finding import Finding
+from robustkit.cli.doctor_finding import Finding
 from robustkit.core import packages
 from robustkit.core.packages import not_installed, recorded
 
@@ -36,7 +35,7 @@ Put = Callable[..., Path]
 def put(tmp_path: Path, write_wheel: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Put:
     """Unpack a wheel into a folder of the search path, over what is there, as pip does."""
     places: list[Path] = []
-    for home in (packages, namesake):
+    for home in (packages, name_collision):
         monkeypatch.setattr(
             home, "recorded", lambda name: _recorded(name, [str(place) for place in places])
         )
@@ -58,7 +57,7 @@ def _recorded(name: str, path: list[str]) -> Distribution | None:
 
 
 def found() -> list[Finding]:
-    return list(namesake.own_files())
+    return list(name_collision.own_files())
 
 
 class TestOtherProject:
