@@ -109,6 +109,7 @@ def test_aimed_attacks_find_the_nearest_of_many(name: str, norm: Norm) -> None:
         assert fooled(case, search, norm, reach * float(case.distance.max())).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 10])
 @pytest.mark.parametrize(("name", "norm"), pairs(attacks))
 def test_no_attack_does_better_than_the_optimum(name: str, classes: int, norm: Norm) -> None:

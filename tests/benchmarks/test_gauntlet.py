@@ -51,6 +51,7 @@ def inputs(bare: nn.Module, data: Dataset) -> Images:
     return torch.cat([x, (x + noise).clamp(0, 1), z])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=list(ENTRIES))
 def test_wrappers_keep_the_decisions(entry: Entry, bare: nn.Module, inputs: Images) -> None:
     torch.manual_seed(0)

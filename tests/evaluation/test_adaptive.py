@@ -280,6 +280,7 @@ def test_a_stand_in_with_a_bent_gradient_answers_nothing(
     assert any(spec.name == "spsa" for spec in line.specs[: line.audited])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief_adaptive")
 def test_a_fresh_run_has_a_student_of_its_own(
     hardened: nn.Module, few: Dataset, tmp_path: Path
