@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from robustkit.cli import name_collision
 from robustkit.cli.doctor_finding import Finding
 from robustkit.core import packages
 from robustkit.core.packages import not_installed, recorded
