@@ -229,8 +229,9 @@ class Run:
         if not (self.settings.attack_certified or self.settings.minimum_norm):
             robust = {p: order for p, order in robust.items() if p not in proved}
         others -= len(robust)
-        broken = self.ledger.broken().items()
-        taken = sum(found.stage == number and p not in robust for p, found in broken)
+        # Those it was given before: broken by it, or by a later attack of an audit's sample.
+        given = {p for p, found in self.ledger.broken().items() if found.stage == number}
+        given |= {p for p, _ in self.ledger.spent(number)}
 
         def report(done: int, left: int) -> None:
             self.watcher.advance(done, others + left, len(points))
@@ -241,7 +242,7 @@ class Run:
         spent = {item for item in self.ledger.spent(number) if item[0] in robust}
         self.watcher.stage(str(stage.spec), len(robust) * len(jobs) - len(spent))
         self.executor.attack(stage, PointsToAttack(robust, spent, proved), report,
-                             entered=len(robust) + taken, last=last)  # fmt: skip
+                             entered=len(given | robust.keys()), last=last)  # fmt: skip
 
     def _stage(self, number: int) -> AttackStage:
         settings, within = self.settings, self.settings.threat

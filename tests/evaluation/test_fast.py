@@ -27,6 +27,7 @@ from robustkit.search.audit import Audit
 THREAT = Threat("linf", 0.08)
 WEAK = ["pgd(steps=1, step_size=0.3, random_start=false)"]
 FULL = ["apgd(steps=20)", "square(queries=30)"]
+BLUNT = ["pgd(steps=1, step_size=0.2, random_start=false)", "apgd(steps=20)"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,28 @@ def test_an_audit_that_alarms_gives_the_full_line_up(
     assert audited.audit_bound == 0
     assert outcome(audited) == outcome(full)
     assert audited.stages[1].entered == full.stages[1].entered
+
+
+@dataclass(frozen=True)
+class Blunt(Lazy):
+    """Its audit begins with an attack that breaks nothing more."""
+
+    def audit(self, threat: Threat) -> Audit:
+        return Audit(BLUNT, near=0.2, random=0.2, least=4, threshold=0.002)
+
+
+def test_points_of_the_sample_that_another_attack_broke_have_entered_too(
+    hardened: nn.Module, few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suites, "_entries", dict(suites._entries))
+    suites.register("blunt")(Blunt)
+    audited = run(hardened, few, tmp_path / "audited", suite="blunt")
+    full = run(hardened, few, tmp_path / "full", attacks=[*WEAK, *BLUNT])
+    assert audited.audit is not None and audited.audit.escalated
+    assert audited.audit.near_broken + audited.audit.random_broken > 0
+    entered = [stage.entered for stage in audited.stages]
+    assert entered[:2] == [stage.entered for stage in full.stages[:2]]
+    assert outcome(audited) == outcome(full)
 
 
 @pytest.mark.usefixtures("lazy")
