@@ -192,7 +192,7 @@ class TestEvaluate:
         def stop(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("robustkit.cli.evaluate.run.evaluate", stop)
+        monkeypatch.setattr("robustkit.cli.evaluate.run.evaluate_settings", stop)
         result = evaluate("models.py:net")
         assert result.exit_code == 130
         assert result.stderr.endswith("stopped: nothing is lost, and the same command resumes.\n")
@@ -243,7 +243,7 @@ class TestBadInput:
             (["--n", "13"], "expected n from 1 to 12"),
             (["--n", "0"], "Invalid value for '--n': 0 is not in the range x>=1."),
             (["--device", "tpu"], "expected device auto, cpu, cuda or cuda:0, got 'tpu'"),
-            (["--device", "cuda:99"], "device 'cuda:99' is not there"),
+            (["--device", "cuda:99"], "device 'cuda:99' does not exist"),
             (["--batch-size", "many"], "expected 'auto' or a positive whole number, got 'many'"),
             (["--mean", "a,b"], "Invalid value for '--mean': expected comma-separated numbers"),
             (["--weights", "gone.pt"], "gone.pt does not exist"),
@@ -294,7 +294,7 @@ class TestBadInput:
         def bug(*_: Any, **__: Any) -> None:
             raise KeyError("inner")
 
-        monkeypatch.setattr("robustkit.cli.evaluate.run.evaluate", bug)
+        monkeypatch.setattr("robustkit.cli.evaluate.run.evaluate_settings", bug)
         result = evaluate("models.py:net")
         assert result.exit_code == 3
         assert "KeyError: 'inner'. robustkit did not expect this" in result.stderr

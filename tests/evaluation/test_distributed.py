@@ -534,7 +534,7 @@ class TestErrors:
 
 
 def test_the_plan_in_the_docs_is_what_its_code_prints() -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "clusters.md"
+    page = Path(__file__).resolve().parents[2] / "docs" / "howto" / "clusters.md"
     code, told = re.findall(r"```(?:python|text)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == told

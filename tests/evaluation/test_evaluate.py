@@ -501,7 +501,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
         ({"n": 0}, "expected n from 1 to 80"),
         ({"n": 81}, "expected n from 1 to 80"),
         ({"device": "tpu"}, "expected device auto, cpu"),
-        ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
+        ({"device": "cuda:99"}, "device 'cuda:99' does not exist"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(

@@ -196,10 +196,10 @@ def test_what_cannot_be_replayed_is_refused(
 def test_the_digest_sees_every_example(earlier: Path, tmp_path: Path) -> None:
     shutil.copytree(earlier, tmp_path / "copy")
     same = find_examples(tmp_path / "copy", (1, 6, 6))
-    assert same.digest == find_examples(earlier, (1, 6, 6)).digest
+    assert same.digest() == find_examples(earlier, (1, 6, 6)).digest()
     database = sqlite3.connect(tmp_path / "copy" / "toy" / "ledger.sqlite")
     database.execute("UPDATE broken SET example = NULL WHERE point = ?", (min(same.points(0)),))
     database.commit()
     database.close()
-    assert same.digest != find_examples(earlier, (1, 6, 6)).digest
+    assert same.digest() != find_examples(earlier, (1, 6, 6)).digest()
     assert np.isfinite(same.fetch(0, [max(same.points(0))], (1, 6, 6)).numpy()).all()

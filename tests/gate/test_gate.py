@@ -230,7 +230,7 @@ class TestCheck:
         small, large = load_baselines(tmp_path / "grid")
         assert small.threat.eps < large.threat.eps
         model = Candidate("same", nearest)
-        with pytest.raises(UsageError, match=r"part of a curve, and \d+ of its points stand"):
+        with pytest.raises(UsageError, match=r"part of a curve, and \d+ of its points are robust"):
             check(model, small, blobs, tmp_path / "new", device="cpu")
         with pytest.raises(UsageError, match="nothing attacked them here"):
             compare(small, small)

@@ -179,7 +179,7 @@ class TestFaults:
         self, photos: Dataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(robustbench, "installed", lambda name: None)
-        with pytest.raises(UsageError, match=r"robustkit\[robustbench\].*brings an old copy"):
+        with pytest.raises(UsageError, match=r"robustkit-eval\[robustbench\].*brings an old copy"):
             load_model("robustbench:Standard", data=photos)
 
     @pytest.mark.slow

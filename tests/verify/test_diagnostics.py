@@ -187,7 +187,7 @@ def test_black_box_success_is_flagged(
     flags = review(stages(*broken), white, 900, 1000, 10)
     assert names(flags) == (["black_box"] if raised else [])
     if raised:
-        assert "took 3 points" in flags[0].message
+        assert "broke 3 points" in flags[0].message
 
 
 def test_one_point_of_few_is_no_sign_of_masking() -> None:

@@ -381,7 +381,7 @@ def test_transfer_that_beats_the_gradient_is_flagged(
     stages = [stage("one", 10), stage("two", 3)]
     found = review(stages, white, 900, 1000, 10, transfer=transfer)
     assert [flag.name for flag in found] == flags
-    assert all("took 3 points" in flag.message for flag in found)
+    assert all("broke 3 points" in flag.message for flag in found)
 
 
 @pytest.mark.parametrize(
