@@ -52,6 +52,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
         getattr(robustkit, "evaluations")  # noqa: B009  a constant attribute would not type-check
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [

@@ -44,6 +44,7 @@ def queries(search: Search[Any], model: nn.Module, tasks: Tasks, threat: Threat)
     return torch.stack(queried)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ce", "dlr", "targeted_dlr"])
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.02), ("l2", 0.3), ("l1", 2.0)])
 def test_both_take_the_same_steps(

@@ -101,6 +101,7 @@ def test_a_survivor_costs_the_budget(spec: str, budget: int, norm: Norm) -> None
     assert counting.queries == len(x) * (1 + budget)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "norm"), [("hopskipjump", "linf"), ("hopskipjump", "l2"), ("rays", "linf")]
 )

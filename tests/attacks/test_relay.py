@@ -118,6 +118,7 @@ def test_classes_beyond_the_candidates_are_let_be() -> None:
     assert bool(threat.contains(z, x).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_it_misses_nothing_that_ten_times_the_passes_find(
     norm: Any, bundled: Dataset, hardened: nn.Module

@@ -196,6 +196,7 @@ def _without_repeats(z: Tensor) -> Tensor:
     return z[torch.cat([new.new_ones(1), new])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.8), ("l1", 4.0)])
 def test_fab_breaks_what_the_reference_breaks(points: Points, norm: Norm, eps: float) -> None:
     """A point is broken at eps exactly if the reference's smallest perturbation is not longer.

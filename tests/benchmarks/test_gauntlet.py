@@ -142,6 +142,7 @@ def test_targets_wait_for_the_columns() -> None:
     assert "| error |" in markdown([row], ["standard"])
 
 
+@pytest.mark.slow
 def test_a_gauntlet_runs_and_resumes(tmp_path: Path) -> None:
     line = ["--n", "6", "--controls", "1", "--columns", "parity", "--only", "zeroed",
             "--threat", "linf:0.3", "--out", str(tmp_path), "--markdown"]  # fmt: skip

@@ -16,7 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from robustkit import registry
-from robustkit.cli.evaluate.plan import Request, make
+from robustkit.cli.evaluate.plan import make
+from robustkit.cli.evaluate.request import Request
 from robustkit.cli.program import program as main
 
 MODELS = """

@@ -193,6 +193,7 @@ class TestProse:
         for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", prose(document)):
             assert anchor in anchors(document.parent / link if link else document), (link, anchor)
 
+    @pytest.mark.slow
     def test_names_in_the_package_exist(self, document: Path) -> None:
         for name in re.findall(r"\brobustkit(?:\.\w+)+", document.read_text(encoding="utf-8")):
             if not name.endswith((".toml", ".sarif", ".packs", ".git")):

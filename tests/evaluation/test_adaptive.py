@@ -146,6 +146,7 @@ def asked(model: Any, data: Dataset, folder: Path) -> Settings:
     return ask(model, data, THREAT, name="net", suite="adaptive", device="cpu", folder=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief_adaptive")
 def test_the_noise_of_a_model_and_of_its_surrogates_is_found(
     hardened: nn.Module, few: Dataset, tmp_path: Path
@@ -231,6 +232,7 @@ class Cast(nn.Module):
         return logits.to(getattr(torch, self.how))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief_adaptive")
 @pytest.mark.parametrize("how", ["float64", "float16", "labels", "more"])
 def test_a_lender_is_compared_with_outputs_of_any_type(
@@ -363,6 +365,7 @@ def toy() -> Iterator[None]:
     registry.suites._entries.pop("toy")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("called", [False, True])
 def test_the_reserve_runs_where_attacks_without_gradients_took_points(

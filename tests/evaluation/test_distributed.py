@@ -244,6 +244,7 @@ class TestSeveralDevices:
         assert near(two.points.distance, one.points.distance)
         assert "distributed: 2 processes on cpu, cpu" in two.notes
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("threshold", [0.002, 1.0])
     def test_draw_the_same_audit(
         self, run: Callable[..., Record], audited: None, threshold: float
@@ -275,6 +276,7 @@ class TestSeveralDevices:
         assert two.attacks == one.attacks
         assert verdicts(two) == verdicts(one)
 
+    @pytest.mark.slow
     def test_prove_replay_and_seek_the_nearest_alike(self, run: Callable[..., Record],
                                                      tmp_path: Path) -> None:  # fmt: skip
         options: list[dict[str, Any]] = [
@@ -300,6 +302,7 @@ class TestSeveralDevices:
         assert list(map(verdicts, two)) == list(map(verdicts, one))
         assert list(map(books, two)) == list(map(books, one))
 
+    @pytest.mark.slow
     def test_stop_at_a_budget_on_the_same_points(self, run: Callable[..., Record]) -> None:
         one = run("one", batch_size=1, n=60, budget=StoppingRule(Budget(forwards=500)))
         two = run(
@@ -309,6 +312,7 @@ class TestSeveralDevices:
         assert verdicts(two) == verdicts(one)
         assert books(two) == books(one)
 
+    @pytest.mark.slow
     def test_show_their_progress_as_one_does(self, run: Callable[..., Record]) -> None:
         class Heard(Watcher):
             def __init__(self) -> None:
@@ -348,6 +352,7 @@ class Picky(nn.Module):
 
 
 class TestDeath:
+    @pytest.mark.slow
     @pytest.mark.parametrize("fuse", [2, 9])
     @pytest.mark.parametrize(
         "options",

@@ -46,6 +46,7 @@ def scouted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return bool(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
 def test_the_curve_falls_and_every_verdict_has_its_evidence(
     norm: Norm, scouted: bool, run: Callable[..., list[Record]], nearest: nn.Module,
@@ -77,6 +78,7 @@ def test_the_curve_falls_and_every_verdict_has_its_evidence(
         assert threat.distance(z, x).tolist() == [distance[p] for p in examples]
 
 
+@pytest.mark.slow
 def test_verdicts_are_those_of_single_runs_or_carried(
     scouted: bool, run: Callable[..., list[Record]], nearest: nn.Module, blobs: Dataset,
     tmp_path: Path,

@@ -143,6 +143,7 @@ class TestFaults:
 
 @pytest.mark.usefixtures("own_registry")
 class TestCommand:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("fault", "code"), [("", 0), ("x", 1)])
     def test_exit_codes(self, fault: str, code: int, tmp_path: Path) -> None:
         path = tmp_path / "pack.py"

@@ -195,6 +195,7 @@ BACKS: dict[str, Front] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FRONTS)
 def test_bpda_sees_through_what_stands_before_a_network(name: str) -> None:
     def model(x: Tensor) -> Tensor:

@@ -211,6 +211,7 @@ def test_augmentation_mirrors_and_shifts(tmp_path: Path) -> None:
     assert min(shifted.values()) > 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

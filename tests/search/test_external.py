@@ -258,6 +258,7 @@ def some(bundled: Dataset) -> dict[str, Any]:
 
 @have("torchattacks")
 class TestTorchattacks:
+    @pytest.mark.slow
     def test_pgd_costs_what_it_says(
         self, hardened: nn.Module, bundled: Dataset, some: dict[str, Any], tmp_path: Path
     ) -> None:

@@ -88,6 +88,7 @@ def build(norm: Norm, shape: tuple[int, ...], classes: int, batch: int) -> Linea
     return Linear(model, x, torch.zeros(batch, dtype=torch.long), distance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), PAIRS)
 def test_searches_end_at_the_optimum(name: str, norm: Norm) -> None:
     for shape, batch, classes in zip(SHAPES, (1, 3, 8), (2, 10, 3), strict=True):
@@ -113,6 +114,7 @@ def test_aimed_searches_do_no_worse(spec: str) -> None:
     assert float((threat.distance(z, case.x) / case.distance).max()) < 1.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_constants_of_the_paper_work_too(norm: Norm) -> None:
     step = ", step_size=1" if norm == "l0" else ""

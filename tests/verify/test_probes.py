@@ -334,6 +334,7 @@ def test_small_models_raise_nothing_trained_or_not(kind: str, bundled: Dataset) 
             assert raised(small(kind), x, 10) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["undefended", "pgd_at", "trades", "ibp", "doubly_robust"])
 def test_healthy_models_raise_nothing(name: str, bundled: Dataset) -> None:
     assert name in shipped(bundled)

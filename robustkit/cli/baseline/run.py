@@ -13,7 +13,8 @@ from typing import Any
 from rich.text import Text
 
 from robustkit.cli.console import open_table, say, stderr, stdout
-from robustkit.cli.evaluate.plan import Request, claim, make
+from robustkit.cli.evaluate.plan import claim, make
+from robustkit.cli.evaluate.request import Request
 from robustkit.cli.evaluate.run import evaluate_one
 from robustkit.cli.options import use_threads
 from robustkit.cli.progress import Screen

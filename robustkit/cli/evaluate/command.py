@@ -142,7 +142,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     The same command again resumes. Exit codes: 0 done, 2 the request cannot be carried out as it
     stands, 3 a model could not be finished.
     """
-    from robustkit.cli.evaluate.plan import Request
+    from robustkit.cli.evaluate.request import Request
     from robustkit.cli.evaluate.run import run
     from robustkit.models.tuning import Tuning
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustkit.certify.certifier import build_certifier
+from robustkit.cli.evaluate.request import Request
 from robustkit.cli.evaluate.run_folder import previous, refuse_other
 from robustkit.core import json_files
 from robustkit.core.spec import Spec
@@ -25,7 +26,6 @@ from robustkit.evaluation.prepare import chosen_points
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.stages.replay import find_examples
 from robustkit.models.load import Subject, bundled, load_model
-from robustkit.models.tuning import AUTOMATIC, Tuning
 from robustkit.record.provenance import weights_digest
 from robustkit.registry import datasets
 
@@ -34,41 +34,6 @@ _DEFAULT_SUITE, _NEAREST_SUITE = "quick", "minimum_norm"
 
 
 FIRST_LOOK = 200  # points, where no model is named and every bundled one runs
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for, as it was typed."""
-
-    models: tuple[str, ...] = ()
-    data: str = "bundled"
-    data_root: Path | None = None
-    threat: str | None = None
-    eps_grid: tuple[float, ...] | None = None
-    minimum_norm: bool = False
-    suite: str | None = None
-    attacks: tuple[str, ...] = ()
-    certify: str | None = None
-    attack_certified: bool = False
-    n: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    distributed: str | None = None
-    workers: int | None = None
-    batch_size: int | None = None
-    tuning: Tuning = AUTOMATIC
-    replay: Path | None = None
-    max_time: float | None = None
-    max_forwards: int | None = None
-    out: Path | None = None
-    fresh: bool = False
-    save_adversarial: bool | None = None
-    weights: Path | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    threads: int | None = None
-    as_json: bool = False
-    quiet: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import pandas as pd
 
 from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.evaluate.curves import tables
-from robustkit.cli.evaluate.plan import Plan, Request, claim, make
+from robustkit.cli.evaluate.plan import Plan, claim, make
+from robustkit.cli.evaluate.request import Request
 from robustkit.cli.options import use_threads
 from robustkit.cli.program import fail
 from robustkit.cli.progress import Screen
