@@ -33,9 +33,8 @@ class Baseline(NamedTuple):
         parsed = Threat.parse(f"{info.norm}:{info.eps!r}")
         return replace(parsed, lower=info.lower, upper=info.upper)
 
-    @property
     def examples(self) -> Path | None:
-        """The folder with the adversarial inputs of its run, where they lie beside the record."""
+        """Find the folder with the adversarial inputs of its run, if it lies beside the record."""
         folder = self.path.parent
         return folder if (folder / "ledger.sqlite").is_file() else None
 
@@ -206,13 +205,14 @@ def _same(suite: str, threat: Threat, own: list[Spec]) -> bool:
 
 def stored_examples(baseline: Baseline, shape: tuple[int, ...]) -> Path | None:
     """Return the folder whose adversarial inputs can be replayed, if there are any."""
-    if baseline.examples is None:
+    folder = baseline.examples()
+    if folder is None:
         return None
     try:
-        find_examples(baseline.examples, shape)
+        find_examples(folder, shape)
     except UsageError:
         return None
-    return baseline.examples
+    return folder
 
 
 def _told(baseline: Baseline) -> str:

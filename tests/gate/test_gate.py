@@ -538,5 +538,5 @@ def test_saved_records_are_baselines_too(baseline: Baseline, tmp_path: Path) -> 
     save(baseline.record, tmp_path / "kept" / "records" / "toy.json")
     (found,) = load_baselines(tmp_path / "kept")
     assert found.record == baseline.record
-    assert found.examples is None
-    assert baseline.examples == baseline.path.parent
+    assert found.examples() is None
+    assert baseline.examples() == baseline.path.parent
