@@ -153,39 +153,39 @@ def _audit(run: Run) -> AuditInfo | None:
 
 
 def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
-    costs, falls, status = run.ledger.costs(), run.ledger.broken(), run.statuses(finished)
+    costs, broken, status = run.ledger.costs(), run.ledger.broken(), run.statuses(finished)
     spared = (
         set()
         if run.settings.attack_certified
         else {p for p, s in status.items() if s == "certified"}
     )
     left = {p for p in finished if status[p] != "misclassified" and p not in spared}
-    left -= {p for p in left if p in falls and falls[p].stage in (REPLAYED, CARRIED)}
+    left -= {p for p in left if p in broken and broken[p].stage in (REPLAYED, CARRIED)}
     left -= set(run.carried.get("survived", {}))
     stages, reserve = [], len(run.line.specs) - run.line.reserve
     for number, spec in enumerate(run.line.specs):
         cost = costs.get(number, Cost())
         if number >= reserve and not cost.entered:
             continue  # nothing called for it
-        taken = {point for point in left if point in falls and falls[point].stage == number}
+        by_this = {point for point in left if point in broken and broken[point].stage == number}
         attack = run.line.searches[number]
         jobs = attack.jobs(run.settings.threat, run.prepared.diagnosis.classes)
         # Of the audit's sample and of a search that runs on after a success, the ledger knows.
         counted = run.line.scouts <= number < run.line.audited
-        entered = len(left) if counted else max(cost.entered, len(taken))
+        entered = len(left) if counted else max(cost.entered, len(by_this))
         stages.append(
             Stage(
                 attack=str(spec),
                 jobs=entered * len(jobs),
                 entered=entered,
-                broken=len(taken),
+                broken=len(by_this),
                 forwards=cost.forwards,
                 backwards=cost.backwards,
                 seconds=cost.seconds,
                 strength=strength(attack, run.settings.threat, run.prepared.diagnosis.classes),
             )
         )
-        left -= set() if run.settings.minimum_norm else taken
+        left -= set() if run.settings.minimum_norm else by_this
     return stages
 
 
@@ -194,8 +194,8 @@ def _replayed(run: Run, finished: Sequence[int]) -> list[Stage]:
     if run.replay is None:
         return []
     cost, among = run.ledger.costs().get(REPLAYED, Cost()), set(finished)
-    falls = run.ledger.broken().values()
-    broken = sum(fall.stage == REPLAYED and fall.point in among for fall in falls)
+    found = run.ledger.broken().values()
+    broken = sum(one.stage == REPLAYED and one.point in among for one in found)
     tried = sum(point in among for point, _ in run.ledger.spent(REPLAYED)) + broken
     correct = sum(s != "misclassified" for s in run.statuses(finished).values())
     return [
@@ -227,24 +227,24 @@ def _points(run: Run, finished: Sequence[int]) -> Points:
     clean, found, index = run.ledger.clean(), run.ledger.broken(), list(finished)
     before = _carried(run)
     # A minimum-norm run looks beyond the radius at which its verdicts are read.
-    falls = {p: fall for p, fall in found.items() if fall.distance <= run.limit}
-    taken = {p: before.get(p) or run.attack_name(fall.stage) for p, fall in falls.items()}
+    broken = {p: one for p, one in found.items() if one.distance <= run.limit}
+    attack = {p: before.get(p) or run.attack_name(one.stage) for p, one in broken.items()}
     return Points(
         index=index,
         label=[clean[point][0] for point in index],
         predicted=[clean[point][1] for point in index],
         status=list(run.statuses(index).values()),
-        attack=[taken.get(point) for point in index],
-        distance=[falls[p].distance if p in falls else None for p in index],
+        attack=[attack.get(point) for point in index],
+        distance=[broken[p].distance if p in broken else None for p in index],
         nearest=[found[p].distance if p in found else None for p in index]
         if run.settings.minimum_norm
         else None,
         carried=_origins(run, index),
-        errors=_errors(run, index, falls) if run.prepared.diagnosis.randomized else None,
+        errors=_errors(run, index, broken) if run.prepared.diagnosis.randomized else None,
     )
 
 
-def _errors(run: Run, index: list[int], falls: dict[int, BrokenPoint]) -> list[float | None]:
+def _errors(run: Run, index: list[int], broken: dict[int, BrokenPoint]) -> list[float | None]:
     """Return how often the model errs at the input that a point is judged by.
 
     Of a robust point it is the one that fooled the model most often while it was judged, clean
@@ -253,8 +253,8 @@ def _errors(run: Run, index: list[int], falls: dict[int, BrokenPoint]) -> list[f
     known, refused = run.ledger.errors(), run.ledger.refused()
     clean = {p: known.get((p, CLEAN)) for p in index}
     return [
-        known.get((p, falls[p].stage))
-        if p in falls
+        known.get((p, broken[p].stage))
+        if p in broken
         else refused[p].errors
         if p in refused and refused[p].seen > (clean[p] or 0)
         else clean[p]
@@ -266,8 +266,8 @@ def _carried(run: Run) -> dict[int, str]:
     """Return the points broken at a larger eps by a distance that counts here, and by what."""
     return {
         point: run.carried["attacks"][point]
-        for point, fall in run.ledger.broken().items()
-        if fall.stage == CARRIED
+        for point, one in run.ledger.broken().items()
+        if one.stage == CARRIED
     }
 
 

@@ -75,7 +75,7 @@ def collect(
     with open_readonly(folder / "ledger.sqlite") as ledger:
         shape = ledger.shape()
         assert shape is not None, "a run that has finished has told its shape"
-        clean, falls, certified = ledger.clean(), ledger.broken(), ledger.certified()
+        clean, broken, certified = ledger.clean(), ledger.broken(), ledger.certified()
         examples, shares = ledger.examples(shape), ledger.errors()
         before = settled(ledger) or {"survived": {}, "proved": {}, "attacks": {}}
     limit = smaller.limit(prod(shape))
@@ -84,11 +84,11 @@ def collect(
             example=examples[point].numpy() if point in examples else None,
             errors=shares.get((point, found.stage)),
         )
-        for point, found in falls.items()
+        for point, found in broken.items()
         if found.distance <= limit
     ]
     proved = {point for point, holds in certified.items() if holds}
-    robust = [p for p, (y, guess, _) in clean.items() if y == guess and p not in falls]
+    robust = [p for p, (y, guess, _) in clean.items() if y == guess and p not in broken]
     return Carried(
         grid=grid,
         clean=clean,

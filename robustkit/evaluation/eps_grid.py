@@ -206,10 +206,10 @@ def _promising(line: LineUp, larger: Record, threat: Threat) -> LineUp:
     """
     limit, points = threat.limit(prod(larger.data.shape)), larger.points
     pairs = zip(points.attack, points.distance, strict=True)
-    taken = Counter(attack for attack, length in pairs if length is not None and length > limit)
+    counts = Counter(attack for attack, length in pairs if length is not None and length > limit)
     blind = {spec: not known.entry(spec.name).facts["white_box"] for spec in line.specs}
     pairs_of = zip(line.specs, line.searches, strict=True)
-    order = sorted(pairs_of, key=lambda pair: (blind[pair[0]], -taken[str(pair[0])]))
+    order = sorted(pairs_of, key=lambda pair: (blind[pair[0]], -counts[str(pair[0])]))
     return line._replace(specs=[spec for spec, _ in order], searches=[found for _, found in order])
 
 

@@ -78,11 +78,14 @@ def evaluate(
         workers: how many; several may share a device.
         named: how workers load the model; by default it is pickled for them, by this process.
         batch_size: points in flight at once; chosen by device when not given.
+        seed: names the random streams of attacks, the subset `n` and the order under a budget.
         tuning: how the model is made fast for searches; verdicts are always float32.
+        fresh: discard what the folder holds of an earlier run, and start over.
         save_adversarial: store what was found; by default up to 1 GiB.
         minimum_norm: seek the closest adversarial input of every point, out to the edge of the box
             (`record.points.nearest`); the verdicts are those at the eps of `threat`.
-        arguments: what the user typed, for the record.
+        arguments, notes: for the record: what the user typed, and what its readers must know.
+        watcher: hears what the run does; see `robustkit.Watcher`.
         progress: show bars; by default only in a notebook, and never beside a `watcher`.
 
     Raises:

@@ -21,8 +21,8 @@ def same_answers(ledger: Ledger, settings: Settings, prepared: Prepared) -> Diag
     """Refuse to go on with a model that answers otherwise than when the run began.
 
     Compared are the logits of the first look, and logits and input gradients at random inputs
-    around it: images hold 8 bits, what attacks ask about does not. A randomized model, or one with
-    a memory, never answers alike and is not compared.
+    around it: images hold 8 bits, what attacks ask about does not. A randomized model never
+    answers alike and is not compared; of one with a memory, only the first look is.
 
     Returns:
         The diagnosis with the passes that this took.

@@ -19,9 +19,10 @@ def perform(
     seed: int,
     attack: Callable[[int, Sequence[int], bool], None],
 ) -> None:
-    """Attack a sample of the survivors, and all points if too much of it breaks; then the reserve.
+    """Attack a sample of the survivors, and all points if too much of it breaks.
 
-    The sample is drawn once and kept in the ledger: a run that was killed goes on with it.
+    The reserve runs on every survivor where attacks without gradients broke points (`masked`). The
+    sample is drawn once and kept in the ledger: a run that was killed goes on with it.
 
     Args:
         left: tells which points the search has left robust.
@@ -68,8 +69,8 @@ def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
     """
     before = line.searches[: len(line.searches) - line.reserve]
     blind = [not getattr(search, "uses_gradient", True) for search in before]
-    taken = sum(0 <= f.stage < len(blind) and blind[f.stage] for f in ledger.broken().values())
-    return many(taken, n)
+    count = sum(0 <= f.stage < len(blind) and blind[f.stage] for f in ledger.broken().values())
+    return many(count, n)
 
 
 def drawn(ledger: Ledger) -> Sample | None:
@@ -80,5 +81,5 @@ def drawn(ledger: Ledger) -> Sample | None:
 
 def broken_by_audit(ledger: Ledger, sample: Sample, line: LineUp) -> set[int]:
     """Return which points of the sample the audit broke."""
-    falls = ledger.broken()
-    return {p for p in sample.points if p in falls and falls[p].stage >= line.audited}
+    broken = ledger.broken()
+    return {p for p in sample.points if p in broken and broken[p].stage >= line.audited}

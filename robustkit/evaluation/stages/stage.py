@@ -19,7 +19,7 @@ from robustkit.search.protocol import Job
 from robustkit.verify.diagnostics.probe import Diagnosis
 
 Report: TypeAlias = Callable[[int, int], None]
-"""Called after every batch: with the points of it, and how many of them passed."""
+"""Hears two counts after every batch; what they count is said where one is passed."""
 
 
 @dataclass(frozen=True)
