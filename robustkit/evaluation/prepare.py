@@ -63,8 +63,8 @@ def prepare(settings: Settings, diagnosis: Diagnosis | None = None) -> Prepared:
     """
     device, points = pick_devices(settings.device)[0], chosen_points(settings)
     private = private_copy(settings.model, device, settings.name)
-    diagnosis = diagnosis or first_look(settings, private)
     sample = _sample(settings.data, points).to(device)
+    diagnosis = diagnosis or _look(settings, private, sample)
     tuned = tune(private, sample, settings.tuning, randomized=diagnosis.randomized)
     content, parameters = weights_digest(
         private if isinstance(private, nn.Module) else nn.Identity()
@@ -79,22 +79,22 @@ def prepare(settings: Settings, diagnosis: Diagnosis | None = None) -> Prepared:
     )
 
 
-def first_look(settings: Settings, private: Model | None = None) -> Diagnosis:
+def first_look(settings: Settings) -> Diagnosis:
     """Probe the model on a few of the points; nothing is written, and `settings.model` stays.
-
-    Args:
-        private: a copy of the model that may be used; one is made when it is not given.
 
     Raises:
         UsageError: when model and data cannot be evaluated together.
     """
+    device, points = pick_devices(settings.device)[0], chosen_points(settings)
+    private = private_copy(settings.model, device, settings.name)
+    return _look(settings, private, _sample(settings.data, points).to(device))
+
+
+def _look(settings: Settings, private: Model, sample: Images) -> Diagnosis:
     data = settings.data
     if data.classes < 2:
         raise UsageError(f"{data.name} has one class: a classifier has nothing to tell apart.")
-    device, points = pick_devices(settings.device)[0], chosen_points(settings)
-    model = private_copy(settings.model, device, settings.name) if private is None else private
-    sample = _sample(data, points).to(device)
-    return examine(model, sample, data.classes, settings.name, box=settings.threat.box)
+    return examine(private, sample, data.classes, settings.name, box=settings.threat.box)
 
 
 def chosen_points(settings: Settings) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -150,5 +150,4 @@ def private_copy(model: Model | nn.Module, device: torch.device, name: str) -> M
             f"{name} cannot be copied ({error}); hand over a module whose attributes are "
             "parameters, buffers and plain values, not tensors with a gradient history."
         ) from error
-    private = private.to(device).eval().requires_grad_(False)
-    return private
+    return private.to(device).eval().requires_grad_(False)
