@@ -1,5 +1,5 @@
 """`python -m robustkit` is `robustkit`."""
 
-from robustkit.cli.program import program as main
+from robustkit.cli import main
 
-main(prog_name="robustkit")
+main()

@@ -220,7 +220,7 @@ def _load_point(point: EntryPoint) -> None:
         point.load()
     except RobustkitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if _ours(point) and isinstance(error, ModuleNotFoundError) and error.name == point.module:
             raise _not_installed(f"{point.module} is not importable") from None
         whose = point.dist.name if point.dist else "an installed distribution"

@@ -5,7 +5,7 @@ Leaves: results on standard output; progress, warnings and errors on standard er
 Read first: program.py, then evaluate/command.py.
 
 What a command needs beyond its options is imported when it runs, so that help and version answer
-at once.
+at once. Commands that import a user's code run in a child process; see supervisor.py.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from robustkit.cli.init import command as _init
 from robustkit.cli.leaderboard import command as _leaderboard
 from robustkit.cli.list import command as _catalog
 from robustkit.cli.power import command as _power
-from robustkit.cli.program import program as main
+from robustkit.cli.program import program
 from robustkit.cli.report import command as _report
+from robustkit.cli.supervisor import main
 from robustkit.cli.train.command import command as _train
 from robustkit.cli.validate import command as _validate
 
@@ -40,4 +41,4 @@ for _command in (
     _doctor,
     _validate,
 ):
-    main.add_command(_command)
+    program.add_command(_command)

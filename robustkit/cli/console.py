@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+import stat
+import sys
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 from rich.console import Console
@@ -23,6 +27,46 @@ def stdout() -> Console:
 def stderr() -> Console:
     """Return the console for progress, warnings and errors."""
     return _console(stderr=True)
+
+
+def outlive_readers() -> None:
+    """Let standard output and error be pipes whose reader leaves early (`| head`): no failure.
+
+    What is printed after that is lost; the exit code is the one that was earned.
+    """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and _is_pipe(number):
+            setattr(sys, name, _forgiving(stream, number))
+
+
+def _is_pipe(number: int) -> bool:
+    try:
+        mode = os.fstat(number).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+class _Pipe(io.FileIO):
+    """A pipe that swallows what nobody reads any more."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content) or 0
+        except BrokenPipeError:
+            return memoryview(content).nbytes
+
+
+def _forgiving(stream: io.TextIOWrapper, number: int) -> TextIO:
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Pipe(number, "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def say(console: Console, label: str, message: str, style: str) -> None:

@@ -6,7 +6,6 @@ finish. 130: stopped by Ctrl-C.
 
 from __future__ import annotations
 
-import errno
 import traceback
 from typing import Any, NoReturn
 
@@ -14,11 +13,13 @@ import click
 from click.exceptions import Abort, Exit
 
 from robustkit.cli.console import say, stderr
+from robustkit.core.imports import ended_by_code
 from robustkit.core.packages import DISTRIBUTION
 from robustkit.errors import RobustkitError, unknown
 
 _DEBUG = "robustkit.debug"
-_RESUMES = {
+STOPPED = 130  # exit code after Ctrl-C
+RESUMES = {
     "evaluate": "nothing is lost, and the same command resumes.",
     "check": "nothing is lost, and the same command resumes.",
     "baseline": "nothing is lost, and the same command resumes.",
@@ -37,9 +38,9 @@ class CommandGroup(click.Group):
             raise
         except KeyboardInterrupt:
             code = _stopped(ctx)
+        except SystemExit as error:  # click's own way out is `Exit`: this is a user's code
+            code = fail(ended_by_code(error), debug=debugging(ctx))
         except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise
             code = fail(error, debug=debugging(ctx))
         ctx.exit(int(code))
 
@@ -83,9 +84,9 @@ def told(error: Exception) -> tuple[str, int]:
 
 
 def _stopped(ctx: click.Context) -> int:
-    rest = _RESUMES.get(ctx.invoked_subcommand or "", "nothing was changed.")
+    rest = RESUMES.get(ctx.invoked_subcommand or "", "nothing was changed.")
     say(stderr(), "stopped", rest, "bold yellow")
-    return 130
+    return STOPPED
 
 
 def _remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:

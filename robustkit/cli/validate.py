@@ -11,11 +11,12 @@ import click
 from robustkit.cli import options
 from robustkit.cli.console import open_table, result, stdout
 from robustkit.cli.program import debug
+from robustkit.cli.supervisor import Supervised
 
 SCHEMA = "robustkit/validate/1"
 
 
-@click.command("validate", short_help="Check a pack of attacks and defenses.")
+@click.command("validate", cls=Supervised, short_help="Check a pack of attacks and defenses.")
 @click.argument("pack", metavar="PACKAGE_OR_FILE")
 @options.as_json
 @options.quiet

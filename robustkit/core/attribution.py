@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from robustkit.core.imports import failure
+from robustkit.core.imports import ended_by_code, failure
 from robustkit.errors import RobustkitError
 
 _PACKAGE = Path(str(sys.modules["robustkit"].__file__)).resolve().parent
@@ -18,6 +18,8 @@ _PACKAGE = Path(str(sys.modules["robustkit"].__file__)).resolve().parent
 def blaming(name: str) -> Iterator[None]:
     """Turn what the model `name` raises inside into a clear error; leave any other as it is.
 
+    Code that would end the program (SystemExit) never does.
+
     Raises:
         RobustkitError: naming the model, its file and line.
     """
@@ -25,8 +27,10 @@ def blaming(name: str) -> Iterator[None]:
         yield
     except RobustkitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         place = raised_by_model(error)
+        if place is None and isinstance(error, SystemExit):
+            raise ended_by_code(error, name) from error
         if place is None:
             raise
         message = failure(error).rstrip(".")
@@ -37,7 +41,20 @@ def blaming(name: str) -> Iterator[None]:
         ) from error
 
 
-def raised_by_model(error: Exception) -> str | None:
+@contextmanager
+def outliving_exits() -> Iterator[None]:
+    """Turn what would end the program, such as `sys.exit(0)` in a user's code, into an error.
+
+    Raises:
+        RobustkitError: for a SystemExit that is raised inside.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise ended_by_code(error) from error
+
+
+def raised_by_model(error: BaseException) -> str | None:
     """Return file and line if robustkit's innermost frame is a call of a model.
 
     Modules that call models are marked by `CALLS_MODELS = True`.

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from robustkit.errors import RobustkitError, UsageError
+
+_digests: ContextVar[dict[Path, str] | None] = ContextVar("digests", default=None)
+
+
+@contextlib.contextmanager
+def digesting() -> Iterator[dict[Path, str]]:
+    """Keep the SHA-256 of what `write` writes inside, by path; the last one of each."""
+    found: dict[Path, str] = {}
+    token = _digests.set(found)
+    try:
+        yield found
+    finally:
+        _digests.reset(token)
 
 
 def make_folder(path: Path) -> None:
@@ -37,6 +54,8 @@ def write(content: bytes, path: Path) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(draft, path)
+            if (digests := _digests.get()) is not None:
+                digests[path.resolve()] = hashlib.sha256(content).hexdigest()
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:

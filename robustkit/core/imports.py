@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from robustkit.errors import UsageError
+from robustkit.errors import RobustkitError, UsageError
 
 USER = "robustkit_user_"  # prefix of the names of modules that were loaded from a file
 
@@ -50,6 +50,21 @@ def failure(error: BaseException, file: str | None = None) -> str:
     if isinstance(error, SyntaxError) or not file or not lines:
         return message
     return f"{message} (line {lines[-1]})"
+
+
+def ended_by_code(error: SystemExit, name: str = "") -> RobustkitError:
+    """Return the error that stands for code which tried to end the program, such as `sys.exit(0)`.
+
+    Args:
+        name: of the model that was evaluated, if it is known.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return RobustkitError(
+        f"{name or 'some code'} tried to end the program in the middle of the run{place}: "
+        f"{failure(error)}. Nothing has passed. Code of a model, of data or of a plugin must raise "
+        "an error instead."
+    )
 
 
 def _lacks(source: str, found: Any, part: str) -> UsageError:

@@ -30,7 +30,7 @@ def library(name: str, extra: str) -> ModuleType:
                     f"Run `{install_command(extra)}`."
                 ) from error
             raise UsageError(f"{name} is not installed. Run `{install_command(extra)}`.") from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(
                 f"{name} is installed but fails when it is imported: {failure(error)}. "
                 "`robustkit doctor` says what is broken."

@@ -88,7 +88,7 @@ def open_function(text: str) -> Dataset:
     if callable(made):
         try:
             made = made()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(f"{text}() fails: {failure(error)}.") from error
     return as_dataset(text, made)
 

@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from robustkit.core.attribution import outliving_exits
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
@@ -89,6 +90,7 @@ def evaluate_grid(
     return evaluate_grid_settings(settings, descending(settings.threat, grid), watcher, progress)
 
 
+@outliving_exits()
 def evaluate_grid_settings(
     settings: Settings,
     radii: Sequence[Threat],

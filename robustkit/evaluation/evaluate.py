@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robustkit.core.attribution import blaming
+from robustkit.core.attribution import blaming, outliving_exits
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.evaluation.adapt import adapt_line_up
@@ -104,6 +104,7 @@ def evaluate(
     return evaluate_settings(settings, watcher, progress)
 
 
+@outliving_exits()
 def evaluate_settings(
     settings: Settings,
     watcher: Watcher | None = None,

@@ -159,7 +159,7 @@ def _build(defense: Network | Composed, data: Dataset, spec: Spec) -> nn.Module:
             return assemble(defense, data)
     except RobustkitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"{spec} cannot be built for inputs {list(data.shape)} and {data.classes} classes: "
             f"{failure(error)}."
@@ -231,7 +231,7 @@ def _module(value: Any, text: str) -> nn.Module:
         made = value()
     except RobustkitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{text}() fails: {failure(error)}.") from error
     if not isinstance(made, nn.Module):
         raise UsageError(f"{text}() returned a {type(made).__name__}; expected an nn.Module.")

@@ -114,7 +114,7 @@ def candidates(
             f"{spec}: out of memory with {len(batch.x)} points at once; ask for fewer: "
             f"batch_size={max(1, attack.batch_size // 2)} in the spec."
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RobustkitError(f"{spec} fails inside {attack.package}: {failure(error)}.") from error
     if not isinstance(found, torch.Tensor) or found.shape != batch.x.shape:
         got = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.shell_completion import ShellComplete
 
-from robustkit.cli import main
+from robustkit.cli.program import program as main
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "completion.md"
 

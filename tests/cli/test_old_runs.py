@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from robustkit import adversarial_inputs
-from robustkit.cli import main
+from robustkit.cli.program import program as main
 from robustkit.leaderboard.rows import load_records
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import Cost

@@ -445,7 +445,7 @@ def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_help_and_version_do_not_import_torch(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom robustkit.cli import main\n"
+        "import sys\nfrom robustkit.cli.program import program as main\n"
         "for word in ('--help', '--version', 'evaluate --help', 'train --help'):\n"
         "    main(word.split(), standalone_mode=False)\n"
         "heavy = {'torch', 'numpy', 'pandas', 'pydantic'} & set(sys.modules)\n"

@@ -9,6 +9,7 @@ import click
 
 from robustkit.cli import options
 from robustkit.cli.program import debug
+from robustkit.cli.supervisor import Supervised
 
 PLACE = click.Path(file_okay=False, path_type=Path)
 
@@ -18,7 +19,7 @@ def command() -> None:
     """Record new baselines with their reason, or list those that there are."""
 
 
-@command.command("update")
+@command.command("update", cls=Supervised)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--reason", required=True, metavar="TEXT", help="Why the old one no longer holds.")
 @click.option("--baseline", type=PLACE, metavar="DIR", help="Folder of the baselines.")

@@ -9,11 +9,14 @@ import click
 
 from robustkit.cli import options
 from robustkit.cli.program import debug, debugging
+from robustkit.cli.supervisor import Supervised
 
 PLACE = click.Path(path_type=Path)
 
 
-@click.command("check", short_help="Fail when a model is less robust than its baseline.")
+@click.command(
+    "check", cls=Supervised, short_help="Fail when a model is less robust than its baseline."
+)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option(
     "--baseline",

@@ -8,9 +8,10 @@ import click
 
 from robustkit.cli import options
 from robustkit.cli.program import debug, debugging
+from robustkit.cli.supervisor import Supervised
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=Supervised)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option(
     "--data",

@@ -9,9 +9,10 @@ import click
 
 from robustkit.cli import options
 from robustkit.cli.program import debug
+from robustkit.cli.supervisor import Supervised
 
 
-@click.command("train", short_help="Train a defense and measure it.")
+@click.command("train", cls=Supervised, short_help="Train a defense and measure it.")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--data", default="fashion_mnist", show_default=True, metavar="NAME", help="Training data."

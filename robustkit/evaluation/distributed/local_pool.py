@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from robustkit.core.imports import failure
+from robustkit.core.lifeline import end_with_parent
 from robustkit.errors import UsageError
 from robustkit.evaluation.distributed.messages import Lost, ModelSetup, Note, Order
 from robustkit.evaluation.distributed.worker import serve
@@ -139,6 +140,9 @@ class LocalPool:
 
 
 def _main(line: Connection, device: str, threads: int) -> None:
+    driver = multiprocessing.parent_process()
+    assert driver is not None and driver.pid is not None, "started by `_start`"
+    end_with_parent(driver.pid, driver.join)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
     sys.stdout = sys.stderr  # a user's code may print; results stay alone
     serve(line.recv, line.send, device, threads)

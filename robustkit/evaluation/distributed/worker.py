@@ -70,7 +70,7 @@ def serve(
                 send(Done())
         except (EOFError, OSError):
             return
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             code = error.exit_code if isinstance(error, RobustkitError) else None
             reason = str(error) if code is not None else failure(error)
             send(Failed(code, reason, traceback.format_exc()))

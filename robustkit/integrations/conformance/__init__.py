@@ -106,6 +106,6 @@ def _outcome(run: Callable[[], Any]) -> tuple[bool, str]:
         run()
     except Unmet as unmet:
         return False, str(unmet)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return False, failure(error)
     return True, ""

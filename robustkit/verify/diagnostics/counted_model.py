@@ -49,7 +49,7 @@ class CountedModel:
         try:
             with torch.no_grad():
                 answer: object = self._answer(x)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             place = raised_by_model(error)
             where = f" ({place})" if place else ""
             raise UsageError(
