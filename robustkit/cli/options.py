@@ -71,6 +71,10 @@ seed = click.option(
     help="Every random draw follows from it.",
 )
 fresh = click.option("--fresh", is_flag=True, help="Start over instead of resuming.")
+trust_code = click.option(
+    "--trust-code", multiple=True, type=FILE, metavar="FILE",
+    help="Let the code in FILE run, such as that of export:FILE; repeatable.",
+)  # fmt: skip
 max_time = click.option(
     "--max-time", callback=duration, metavar="30s|5m|1h",
     help="Stop then; what is finished is a random sample of the points.",

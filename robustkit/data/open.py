@@ -22,6 +22,7 @@ __all__ = [
     "data_root",
     "digest",
     "from_arrays",
+    "names_code",
     "open_dataset",
     "select",
     "subset",
@@ -68,6 +69,14 @@ def open_dataset(
     if colon:
         return open_function(text)
     raise _guess(text)
+
+
+def names_code(text: str) -> bool:
+    """Tell whether opening `text` can run code: all but files and registered names.
+
+    What a record, a card or another file names is opened only where this is false.
+    """
+    return ":" in text and not text.startswith(("npz:", "folder:"))
 
 
 def data_root(root: Path | None = None) -> Path:

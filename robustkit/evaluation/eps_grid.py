@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -23,6 +23,7 @@ from robustkit.evaluation.prepare import Prepared, prepare, warn_of_eps
 from robustkit.evaluation.progress import listening
 from robustkit.evaluation.settings import GivenData, GivenModel, Settings, ask
 from robustkit.evaluation.watcher import Watcher
+from robustkit.models.trust import trusting
 from robustkit.models.tuning import AUTOMATIC, Tuning
 from robustkit.record.record import Record
 from robustkit.registry import attacks as known
@@ -58,6 +59,7 @@ def evaluate_grid(
     save_adversarial: bool | None = None,
     arguments: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    trust_code: Collection[Path | str] = (),
     watcher: Watcher | None = None,
     progress: bool | None = None,
 ) -> list[Record]:
@@ -81,13 +83,16 @@ def evaluate_grid(
             twice or one that is not positive.
     """
     norm = f"{threat}:1" if isinstance(threat, str) and ":" not in threat else threat
-    settings = ask(
-        model, data, norm, name=name, arguments=arguments, notes=notes, folder=folder, suite=suite,
-        attacks=attacks, certify=certify, attack_certified=attack_certified, n=n, seed=seed,
-        device=device, distributed=distributed, workers=workers, named=named,
-        batch_size=batch_size, tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,
-    )  # fmt: skip
-    return evaluate_grid_settings(settings, descending(settings.threat, grid), watcher, progress)
+    with trusting(trust_code):
+        settings = ask(
+            model, data, norm, name=name, arguments=arguments, notes=notes, folder=folder,
+            suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified, n=n,
+            seed=seed, device=device, distributed=distributed, workers=workers, named=named,
+            batch_size=batch_size, tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,
+        )  # fmt: skip
+        return evaluate_grid_settings(
+            settings, descending(settings.threat, grid), watcher, progress
+        )
 
 
 @outliving_exits()

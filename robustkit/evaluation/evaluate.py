@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from robustkit.evaluation.prepare import prepare, warn_of_eps
 from robustkit.evaluation.progress import listening
 from robustkit.evaluation.settings import GivenData, GivenModel, Settings, ask
 from robustkit.evaluation.watcher import Watcher
+from robustkit.models.trust import trusting
 from robustkit.models.tuning import AUTOMATIC, Tuning
 from robustkit.record.record import Record
 from robustkit.search.suites import acts_on_findings
@@ -53,6 +54,7 @@ def evaluate(
     minimum_norm: bool = False,
     arguments: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    trust_code: Collection[Path | str] = (),
     watcher: Watcher | None = None,
     progress: bool | None = None,
 ) -> Record:
@@ -67,6 +69,7 @@ def evaluate(
         data, threat: also by name ("npz:PATH", "linf:8/255"); data also as (x, y), two tensors.
         folder: by default one in robustkit-runs, always the same for the same evaluation.
         suite, attacks: a named line-up, or specs such as "apgd(steps=50)"; exactly one of them.
+        trust_code: files that may run code when they are loaded; see `robustkit.load_model`.
         certify: a certificate to try first: "ibp", "crown", "alpha-crown", "smoothing" or "auto".
             Points that are proved robust get no attack, unless `attack_certified` is set.
         n: evaluate a fixed, seeded, class-balanced subset of this size.
@@ -94,14 +97,16 @@ def evaluate(
         RobustkitError: when the run cannot finish; what was found so far is kept. Also when an
             attack breaks a point with a certificate.
     """
-    settings = ask(
-        model, data, threat, name=name, arguments=arguments, notes=notes, folder=folder,
-        suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified, n=n,
-        points=points, replay=replay, budget=budget, seed=seed, device=device,
-        distributed=distributed, workers=workers, named=named, batch_size=batch_size,
-        tuning=tuning, fresh=fresh, save_adversarial=save_adversarial, minimum_norm=minimum_norm,
-    )  # fmt: skip
-    return evaluate_settings(settings, watcher, progress)
+    with trusting(trust_code):
+        settings = ask(
+            model, data, threat, name=name, arguments=arguments, notes=notes, folder=folder,
+            suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified, n=n,
+            points=points, replay=replay, budget=budget, seed=seed, device=device,
+            distributed=distributed, workers=workers, named=named, batch_size=batch_size,
+            tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,
+            minimum_norm=minimum_norm,
+        )  # fmt: skip
+        return evaluate_settings(settings, watcher, progress)
 
 
 @outliving_exits()

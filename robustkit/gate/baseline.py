@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.core.types import Model
 from robustkit.data.dataset import Dataset, digest
-from robustkit.data.open import open_dataset
+from robustkit.data.open import names_code, open_dataset
 from robustkit.errors import UsageError
 from robustkit.evaluation.stages.replay import find_examples
 from robustkit.leaderboard.rows import load_records
@@ -53,6 +54,22 @@ def load_baselines(place: Path) -> list[Baseline]:
     return [Baseline(record, path) for path, record in load_records([place])]
 
 
+def models_of(known: Sequence[Baseline]) -> list[str]:
+    """Name the models of baselines, to check them where the user names none.
+
+    Raises:
+        UsageError: for one that is no registered name: loading it could run code.
+    """
+    for baseline in known:
+        if ":" in (name := baseline.record.defense):
+            raise UsageError(
+                f"the baseline {baseline.path} is of {name}, which can run code, and a record is "
+                f"data. If you trust it, name it yourself: `robustkit check {shlex.quote(name)}`, "
+                "or list it under [[models]] in robustkit.toml."
+            )
+    return list(dict.fromkeys(baseline.record.defense for baseline in known))
+
+
 def choose(
     known: Sequence[Baseline],
     name: str,
@@ -91,17 +108,33 @@ def choose(
     raise UsageError(f"several baselines fit {what}: {listed}. Name one of them with --baseline.")
 
 
-def open_points(baseline: Baseline, text: str | None, root: Path | None) -> Dataset:
+def open_points(
+    baseline: Baseline,
+    text: str | None,
+    root: Path | None,
+    *,
+    named: Collection[str | None] = (),
+) -> Dataset:
     """Open the data that a baseline was recorded on, and make sure that its points are the same.
+
+    A record is data: what it names is opened only if that runs no code, or the user named it too.
 
     Args:
         text: what `--data` says; by default what the record says.
+        named: what the user's configuration names.
 
     Raises:
         UsageError: when the data cannot be had, or its points are others than the baseline's.
     """
     record = baseline.record
     name = text or str(record.arguments.get("data") or record.data.name)
+    if not text and names_code(name) and name not in named:
+        raise UsageError(
+            f"the baseline {baseline.path} names {name} as its data, which can run code, and a "
+            "record is data. If you trust it, name it yourself: "
+            f"`robustkit check {shlex.quote(record.defense)} --data {shlex.quote(name)}`, data = "
+            f'"{name}" in robustkit.toml, or data="{name}" in Python.'
+        )
     try:
         data = open_dataset(name, root=root)
     except UsageError as error:
@@ -132,6 +165,12 @@ def attacks_of(
         UsageError: when an attack of the baseline is not known here.
     """
     record, threat = baseline.record, baseline.threat
+    if record.suite is not None and ":" in record.suite:
+        raise UsageError(
+            f"the baseline {baseline.path} names {record.suite} as its suite, and with it a model "
+            "that may be code; a record is data, and runs none. Record a baseline with a suite of "
+            "registered names: `robustkit baseline update --suite NAME`."
+        )
     recorded = [Spec.parse(text) for text in record.attacks]
     if record.suite is None:
         own = recorded

@@ -7,7 +7,7 @@ import inspect
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from robustkit.models import checkpoints, zoo
 from robustkit.models.architectures import Normalize
 from robustkit.models.checkpoints import Card, Checkpoint
 from robustkit.models.protocols import Composed, Network, assemble, learned
+from robustkit.models.trust import trusting
 from robustkit.registry import Entry, defenses
 
 _SPEC = re.compile(r"\s*[A-Za-z_]\w*\s*(\(.*\))?\s*", re.DOTALL)
@@ -43,6 +44,7 @@ def load_model(
     weights: Path | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    trust_code: Collection[Path | str] = (),
 ) -> Subject:
     """Load what `text` names.
 
@@ -54,6 +56,7 @@ def load_model(
         weights: a `.safetensors`, `.pt` or `.pth` file with a state dict.
         mean: of each channel, or one for all; subtracted inside the model.
         std: likewise; divided by.
+        trust_code: files that may run code when they are loaded, as that of `export:FILE` can.
 
     Returns:
         The model on the CPU. What was built here is in evaluation mode; a user's own instance is
@@ -62,6 +65,17 @@ def load_model(
     Raises:
         UsageError: when there is no such model, or it cannot be loaded with these arguments.
     """
+    with trusting(trust_code):
+        return _loaded(text, data, weights, mean, std)
+
+
+def _loaded(
+    text: str,
+    data: Dataset,
+    weights: Path | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Subject:
     if zoo.is_named(text):
         return _from_library(text, data, weights, mean, std)
     if not _SPEC.fullmatch(text):
@@ -125,6 +139,13 @@ def _as_trained(spec: Spec, requested: Any, card: Card | None) -> Any:
         raise UsageError(
             f"these weights are not of {spec}: their card says {_spec(card)}. "
             f"Name {card.defense!r}, without options or with those."
+        )
+    given = dict(spec.options)
+    if any(":" in str(value) and key not in given for key, value in card.options.items()):
+        named = shlex.quote(str(_spec(card)))
+        raise UsageError(
+            f"the card of these weights names a model that may be code: {_spec(card)}. A card is "
+            f"data and runs no code: name that model yourself, `robustkit evaluate {named}`."
         )
     return defenses.build(_spec(card))
 

@@ -18,6 +18,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from robustkit.cli.program import program as main
+from robustkit.errors import UsageError
+from robustkit.gate.baseline import Baseline, attacks_of, models_of
 from robustkit.leaderboard.history import history
 from robustkit.record.record import Record
 
@@ -102,12 +104,14 @@ class TestCheck:
         (folder,) = (base.parent / "robustkit-runs").iterdir()
         assert {"record.json", "check.json", "ledger.sqlite"} <= {p.name for p in folder.iterdir()}
 
-    def test_without_a_model_those_of_the_baseline_are_checked(self, base: Path) -> None:
+    def test_without_a_model_those_of_the_baseline_are_checked(self, room: Path) -> None:
+        how = ["--data", "bundled", "--n", "20", "--threat", "linf:0.1", "--attack", "fgsm"]
+        assert run("evaluate", "pgd_at", *how, "--out", "base", "--quiet").exit_code == 0
         result = check("--baseline", "base", "--json", "--tolerance", "0.2")
         assert result.exit_code == 0, result.stderr
         told = json.loads(result.stdout)
         assert (told["schema"], told["exit_code"]) == ("robustkit/checks/1", 0)
-        assert [one["candidate"] for one in told["checks"]] == ["models.py:net"]
+        assert [one["candidate"] for one in told["checks"]] == ["pgd_at"]
 
     def test_a_regression_is_exit_code_1_and_quiet_says_why(self, base: Path) -> None:
         result = check(
@@ -426,6 +430,77 @@ class TestHistory:
         result = run("history", "base", "--plot", "h.png")
         assert result.exit_code == 3
         assert 'pip install "robustkit-eval[report]"' in result.stderr
+
+
+MINE = """
+from pathlib import Path
+import numpy as np
+
+Path("mark").touch()
+
+def load():
+    file = np.load(Path(__file__).with_name("data.npz"))
+    return file["x"], file["y"]
+"""
+
+
+class TestARecordIsDataNeverCode:
+    """What a baseline names is imported only if the user named it too; the mark says so."""
+
+    @pytest.fixture
+    def strange(self, base: Path) -> Path:
+        """A baseline whose record names mine.py:load as its data."""
+        (base.parent / "mine.py").write_text(MINE)
+        (path,) = base.rglob("record.json")
+        path.write_text(path.read_text().replace("npz:data.npz", "mine.py:load"))
+        return base.parent / "mark"
+
+    def test_its_data_is_not_imported(self, strange: Path) -> None:
+        result = check("models.py:net", "--baseline", "base")
+        assert (result.exit_code, strange.exists()) == (2, False)
+        assert "`robustkit check models.py:net --data mine.py:load`" in result.stderr
+
+    def test_unless_the_command_names_it(self, strange: Path) -> None:
+        words = ["models.py:net", "--baseline", "base", "--tolerance", "0.2"]
+        result = check(*words, "--data", "mine.py:load")
+        assert (result.exit_code, strange.exists()) == (0, True), result.stderr
+
+    def test_or_the_configuration(self, strange: Path) -> None:
+        Path("robustkit.toml").write_text('data = "mine.py:load"\n')
+        result = check("models.py:net", "--baseline", "base", "--tolerance", "0.2")
+        assert (result.exit_code, strange.exists()) == (0, True), result.stderr
+
+    def test_nor_from_python(self, strange: Path) -> None:
+        from robustkit.integrations.testing import assert_not_regressed
+
+        with pytest.raises(UsageError, match='data="mine.py:load" in Python'):
+            assert_not_regressed("models.py:net", "base")
+        assert not strange.exists()
+
+    def test_its_model_is_not_imported(self, base: Path) -> None:
+        (base.parent / "models.py").write_text("open('mark', 'w')" + MODELS)
+        result = check("--baseline", "base")
+        assert result.exit_code == 2
+        assert "`robustkit check models.py:net`" in result.stderr
+        assert not Path("mark").exists()
+
+    def test_nor_one_inside_its_model_or_its_suite(
+        self, room: Path, make_record: Callable[..., Record]
+    ) -> None:
+        for field, value in (
+            ("defense", "smoothed(base='mine.py:load')"),
+            ("suite", "adaptive(transfer='mine.py:load')"),
+        ):
+            record = make_record("undefended", "rrbm").model_copy(update={field: value})
+            baseline = Baseline(record, Path("record.json"))
+            with pytest.raises(UsageError, match="code"):
+                models_of([baseline])
+                attacks_of(baseline, None)
+
+    @pytest.mark.parametrize("command", ["history", "leaderboard", "report"])
+    def test_nor_by_what_only_reads_records(self, strange: Path, command: str) -> None:
+        assert run(command, "base").exit_code == 0
+        assert not strange.exists()
 
 
 @pytest.mark.slow

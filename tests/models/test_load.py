@@ -396,6 +396,17 @@ def _trained(folder: Path, data: Dataset, width: int) -> Path:
     return folder / "model.safetensors"
 
 
+def test_a_card_is_data_and_imports_nothing(data: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
+    content = save(small_cnn(data.shape, 10, 4).state_dict())
+    (tmp_path / "model.safetensors").write_bytes(content)
+    card = _card("smoothed", {"base": f"{tmp_path / 'mine.py'}:make"}, content)
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    with pytest.raises(UsageError, match=r"names a model that may be code: smoothed\(base="):
+        load_model("smoothed", data=data, weights=tmp_path / "model.safetensors")
+    assert not (tmp_path / "mark").exists()
+
+
 def test_a_card_survives_writing_and_reading() -> None:
     card = Card.parse(json.dumps(_card("toy", {"eps": 0.1}, b"x")).encode(), "here")
     assert Card.parse(json.dumps(card.plain()).encode(), "there") == card

@@ -21,6 +21,7 @@ from robustkit.data.arrays import from_arrays
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
 from robustkit.models import zoo
+from robustkit.models.checkpoints import read_weights
 from robustkit.models.load import load_model
 from robustkit.models.zoo.base import no_pickles
 from robustkit.verify.diagnostics.probe import examine
@@ -299,7 +300,8 @@ class TestExport:
         self, net: nn.Module, photos: Dataset, x: Tensor, tmp_path: Path
     ) -> None:
         self.save(net, tmp_path / "m.pt2", dynamic_shapes=({0: torch.export.Dim("batch")},))
-        found = load_model(f"export:{tmp_path / 'm.pt2'}", data=photos, std=(0.5,))
+        found = load_model(f"export:{tmp_path / 'm.pt2'}", data=photos, std=(0.5,),
+                           trust_code=[tmp_path / "m.pt2"])  # fmt: skip
         agree(found.model, net(x / 0.5), x)
         found.model.eval()
 
@@ -308,16 +310,44 @@ class TestExport:
     ) -> None:
         self.save(net, tmp_path / "m.pt2")
         with pytest.raises(UsageError, match="Export it with a dynamic batch"):
-            load_model(f"export:{tmp_path / 'm.pt2'}", data=photos)
+            load_model(f"export:{tmp_path / 'm.pt2'}", data=photos, trust_code=[tmp_path / "m.pt2"])
 
     def test_damaged_and_missing_files(self, photos: Dataset, tmp_path: Path) -> None:
         (tmp_path / "m.pt2").write_bytes(b"nonsense")
         with pytest.raises(UsageError, match="cannot be loaded"):
-            load_model(f"export:{tmp_path / 'm.pt2'}", data=photos)
+            load_model(f"export:{tmp_path / 'm.pt2'}", data=photos, trust_code=[tmp_path / "m.pt2"])
         with pytest.raises(UsageError, match="there is no file"):
             load_model(f"export:{tmp_path / 'n.pt2'}", data=photos)
         with pytest.raises(UsageError, match="leave out --weights"):
             load_model("export:m.pt2", data=photos, weights=tmp_path / "w.pt")
+
+    def test_its_code_runs_only_if_the_file_is_named(
+        self, net: nn.Module, photos: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.save(net, tmp_path / "m.pt2", dynamic_shapes=({0: torch.export.Dim("batch")},))
+        text = f"export:{tmp_path / 'm.pt2'}"
+        opened: list[object] = []
+        plain = torch.export.load
+        monkeypatch.setattr(
+            torch.export, "load", lambda path: (opened.append(path), plain(path))[1]
+        )
+        for others in ([], [tmp_path / "n.pt2"], [tmp_path]):
+            with pytest.raises(UsageError, match=r"--trust-code .*m\.pt2"):
+                load_model(text, data=photos, trust_code=others)
+        assert opened == []
+        nested = f"smoothed(base={text!r}, draws=2)"
+        with pytest.raises(UsageError, match="--trust-code"):
+            load_model(nested, data=photos)
+        load_model(nested, data=photos, trust_code=[str(tmp_path / "m.pt2")])
+        assert opened == [tmp_path / "m.pt2"]
+        with pytest.raises(UsageError, match="--trust-code"):  # trust ends with the call
+            load_model(text, data=photos)
+
+
+def test_a_torchscript_archive_is_no_weights_file(tmp_path: Path) -> None:
+    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "w.pt"))
+    with pytest.raises(UsageError, match=r"w\.pt"):
+        read_weights(tmp_path / "w.pt")
 
 
 @have("onnx", "onnx2torch")

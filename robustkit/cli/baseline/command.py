@@ -42,6 +42,7 @@ def command() -> None:
 )
 @options.fresh
 @options.device
+@options.trust_code
 @options.threads
 @options.quiet
 @debug
@@ -51,8 +52,10 @@ def update(**given: Any) -> None:
     Without MODEL, those of the configuration. The reason stands in the record and in log.jsonl.
     """
     from robustkit.cli.baseline.run import BaselineRequest, run
+    from robustkit.models.trust import trusting
 
-    run(BaselineRequest(**given))
+    with trusting(given.pop("trust_code")):
+        run(BaselineRequest(**given))
 
 
 @command.command("list")

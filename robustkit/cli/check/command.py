@@ -64,6 +64,7 @@ PLACE = click.Path(path_type=Path)
 @options.fresh
 @options.device
 @click.option("--batch-size", callback=options.batch_size, default="auto", metavar="auto|N")
+@options.trust_code
 @options.threads
 @click.option("--junit", type=options.FILE, metavar="FILE", help="Write JUnit XML.")
 @click.option("--sarif", type=options.FILE, metavar="FILE", help="Write SARIF 2.1.0.")
@@ -83,5 +84,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     run could not finish or the answer is open.
     """
     from robustkit.cli.check.run import CheckRequest, run
+    from robustkit.models.trust import trusting
 
-    return run(CheckRequest(**given), debug=debugging(ctx))
+    with trusting(given.pop("trust_code")):
+        return run(CheckRequest(**given), debug=debugging(ctx))

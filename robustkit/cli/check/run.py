@@ -24,7 +24,7 @@ from robustkit.errors import UsageError
 from robustkit.evaluation.budget import Budget
 from robustkit.evaluation.identity import source_digest
 from robustkit.gate import config as configuration
-from robustkit.gate.baseline import Baseline, choose, load_baselines, open_points
+from robustkit.gate.baseline import Baseline, choose, load_baselines, models_of, open_points
 from robustkit.gate.comparison import Candidate, check, compare
 from robustkit.gate.config import Config, ModelEntry
 from robustkit.gate.criteria import Terms, tolerances
@@ -144,8 +144,7 @@ def _entries(asked: CheckRequest, setup: Config) -> list[ModelEntry]:
     if setup.models:
         return list(setup.models)
     place = asked.baseline or setup.place(setup.baseline)
-    names = dict.fromkeys(b.record.defense for b in load_baselines(place))
-    return [ModelEntry(model=name) for name in names]
+    return [ModelEntry(model=name) for name in models_of(load_baselines(place))]
 
 
 def _gate(entry: ModelEntry, asked: CheckRequest, setup: Config) -> _Gate:
@@ -161,7 +160,8 @@ def _gate(entry: ModelEntry, asked: CheckRequest, setup: Config) -> _Gate:
     wanted = {} if asked.baseline else _wanted(entry, setup)
     name = entry.model if ":" in entry.model else ""
     first = choose(known, name or _canonical(entry.model), **wanted)
-    data = open_points(first, asked.data, asked.data_root or setup.root)
+    root, named = asked.data_root or setup.root, (entry.data, setup.data)
+    data = open_points(first, asked.data, root, named=named)
     subject = load_model(
         entry.model,
         data=data,

@@ -126,6 +126,7 @@ from robustkit.cli.supervisor import Supervised
     help="Subtracted from each channel, inside the model; one number for all, or one for each.",
 )
 @click.option("--std", callback=options.numbers, metavar="A,B,C", help="Divided by, likewise.")
+@options.trust_code
 @options.threads
 @options.as_json
 @options.quiet
@@ -145,7 +146,9 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     """
     from robustkit.cli.evaluate.request import Request
     from robustkit.cli.evaluate.run import run
+    from robustkit.models.trust import trusting
     from robustkit.models.tuning import Tuning
 
     tuning = Tuning(*(given.pop(name) for name in ("precision", "layout", "compiled")))
-    return run(Request(**given, tuning=tuning), debug=debugging(ctx))
+    with trusting(given.pop("trust_code")):
+        return run(Request(**given, tuning=tuning), debug=debugging(ctx))

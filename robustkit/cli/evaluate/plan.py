@@ -26,6 +26,7 @@ from robustkit.evaluation.prepare import chosen_points
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.stages.replay import find_examples
 from robustkit.models.load import Subject, bundled, load_model
+from robustkit.models.trust import trusted
 from robustkit.record.provenance import weights_digest
 from robustkit.registry import datasets
 
@@ -87,7 +88,7 @@ class Plan:
         weights = self.request.weights
         return Named(
             _absolute(subject.name), weights and weights.resolve(), self.request.mean,
-            self.request.std,
+            self.request.std, trusted(),
         )  # fmt: skip
 
 

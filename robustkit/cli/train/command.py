@@ -30,6 +30,7 @@ from robustkit.cli.supervisor import Supervised
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Likewise.")
 @options.seed
 @options.device
+@options.trust_code
 @options.threads
 @options.fresh
 @options.quiet
@@ -40,5 +41,7 @@ def command(**given: Any) -> None:
     The same command again resumes, step for step. DIR then holds model.safetensors and card.json.
     """
     from robustkit.cli.train.run import TrainRequest, run
+    from robustkit.models.trust import trusting
 
-    run(TrainRequest(**given))
+    with trusting(given.pop("trust_code")):
+        run(TrainRequest(**given))

@@ -25,6 +25,7 @@ class Named(NamedTuple):
     weights: Path | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    trust_code: tuple[Path, ...] = ()
 
 
 class Facts(NamedTuple):

@@ -115,8 +115,9 @@ def _load(setup: ModelSetup) -> Model:
         return given
     data = _without_images(setup.data)
     return load_model(
-        given.text, data=data, weights=given.weights, mean=given.mean, std=given.std
-    ).model
+        given.text, data=data, weights=given.weights, mean=given.mean, std=given.std,
+        trust_code=given.trust_code,
+    ).model  # fmt: skip
 
 
 def _same_answers(model: Model, diagnosis: Diagnosis, name: str) -> None:

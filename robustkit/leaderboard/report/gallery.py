@@ -6,7 +6,6 @@ both are shown only if they are provably those of the record.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from robustkit.core.text import clean
 from robustkit.data.dataset import Dataset, digest
-from robustkit.data.open import open_dataset
+from robustkit.data.open import names_code, open_dataset
 from robustkit.errors import RobustkitError
 from robustkit.leaderboard.report.images import Pixels, magnified, pixels
 from robustkit.leaderboard.report.view import class_name
@@ -94,7 +93,7 @@ class GalleryMaker:
         name = self._data or record.arguments.get("data")
         if not isinstance(name, str):
             return "The record does not name its data set: name it with --data."
-        if self._data is None and _is_code(name):
+        if self._data is None and names_code(name):
             return (
                 f"The record names {clean(name)}, which would run code: it is opened only if you "
                 "name it yourself with --data."
@@ -125,11 +124,6 @@ class GalleryMaker:
             except RobustkitError:
                 self._same[key] = False
         return self._same[key]
-
-
-def _is_code(name: str) -> bool:
-    """Tell whether opening `name` may import code: all but files and registered names may."""
-    return not (name.startswith(("npz:", "folder:")) or re.fullmatch(r"\w+(\([^()]*\))?", name))
 
 
 def _choose(record: Record, limit: int) -> list[int]:

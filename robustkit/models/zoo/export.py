@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.errors import UsageError
+from robustkit.models.trust import refuse_untrusted
 from robustkit.models.zoo.base import Ask, Found, building, prepare
 
 
@@ -31,13 +32,14 @@ class Program(nn.Module):
 
 
 def load(ask: Ask) -> Found:
-    """Load a program saved by `torch.export.save`, without running code from the file.
+    """Load a program saved by `torch.export.save`. Its format holds code, so it must be trusted.
 
     It must take one batch of inputs of any size and return logits. Option: `resize=224`.
     Normalization is left to --mean and --std.
 
     Raises:
-        UsageError: when the file does not exist, cannot be read, or fixes the size of the batch.
+        UsageError: when the file does not exist, is not trusted (see `robustkit.models.trust`),
+            cannot be read, or fixes the size of the batch.
     """
     ask.refuse_weights()
     resize, ask = ask.option("resize", int)
@@ -45,6 +47,7 @@ def load(ask: Ask) -> Found:
     path = Path(ask.name).expanduser()
     if not path.is_file():
         raise UsageError(f"{ask.text}: there is no file {path} (looked from {Path.cwd()}).")
+    refuse_untrusted(ask.text, path)
     with building(ask, "Save the program with `torch.export.save` of this PyTorch."):
         exported = torch.export.load(path)
         inner: Any = exported.module()
