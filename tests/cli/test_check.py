@@ -473,7 +473,7 @@ class TestARecordIsDataNeverCode:
     def test_nor_from_python(self, strange: Path) -> None:
         from robustkit.integrations.testing import assert_not_regressed
 
-        with pytest.raises(UsageError, match='data="mine.py:load" in Python'):
+        with pytest.raises(UsageError, match=r'data="mine\.py:load" in Python'):
             assert_not_regressed("models.py:net", "base")
         assert not strange.exists()
 

@@ -344,6 +344,7 @@ class TestExport:
             load_model(text, data=photos)
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch says that it is such an archive
 def test_a_torchscript_archive_is_no_weights_file(tmp_path: Path) -> None:
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "w.pt"))
     with pytest.raises(UsageError, match=r"w\.pt"):
