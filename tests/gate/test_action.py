@@ -19,7 +19,9 @@ from robustkit.gate.config import load
 ROOT = Path(__file__).resolve().parents[2]
 STUB = """#!/bin/sh
 printf '%s\\n' "$@" > arguments
-echo '### Robustness' > "$REPORTS/summary.md"
+for report in ${WRITES-junit.xml robustkit.sarif summary.md}; do
+    echo '### Robustness' > "$REPORTS/$report"
+done
 exit ${CODE:-0}
 """
 
@@ -42,7 +44,7 @@ def act(action: Any, folder: Path, code: int, **inputs: str) -> subprocess.Compl
         for name, value in step["env"].items()
     }
     program = folder / "bin" / "robustkit"
-    program.parent.mkdir()
+    program.parent.mkdir(exist_ok=True)
     program.write_text(STUB)
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return subprocess.run(
@@ -50,6 +52,7 @@ def act(action: Any, folder: Path, code: int, **inputs: str) -> subprocess.Compl
         cwd=folder,
         env={
             **environment,
+            **{name: os.environ[name] for name in ("WRITES",) if name in os.environ},
             "CODE": str(code),
             "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
             "GITHUB_OUTPUT": str(folder / "output"),
@@ -72,6 +75,31 @@ class TestAction:
         output = (tmp_path / "output").read_text().splitlines()
         assert output == [f"verdict={verdict}", f"exit-code={code}"]
         assert (tmp_path / "step-summary").read_text() == "### Robustness\n"
+
+    def test_success_without_a_report_of_this_run_is_none(
+        self, action: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither where the program ends early, nor where reports of an earlier run lie about."""
+        (tmp_path / "robustkit-reports").mkdir()
+        for name in ("junit.xml", "robustkit.sarif", "summary.md"):
+            (tmp_path / "robustkit-reports" / name).write_text("of another run")
+        for written in ("", "summary.md"):
+            monkeypatch.setenv("WRITES", written)
+            done = act(action, tmp_path, 0)
+            assert done.returncode == 3
+            assert "was not written" in done.stderr
+            output = (tmp_path / "output").read_text().splitlines()
+            assert output[-2:] == ["verdict=open", "exit-code=3"]
+        assert "of another run" not in (tmp_path / "step-summary").read_text()
+
+    def test_arguments_do_not_lead_the_reports_elsewhere(
+        self, action: Any, tmp_path: Path
+    ) -> None:
+        act(action, tmp_path, 0, args="--junit other.xml")
+        words = (tmp_path / "arguments").read_text().splitlines()
+        assert main.commands["check"].make_context("check", words[1:]).params["junit"] == Path(
+            "robustkit-reports/junit.xml"
+        )
 
     def test_inputs_become_arguments_that_the_command_takes(
         self, action: Any, tmp_path: Path
