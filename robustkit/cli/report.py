@@ -13,6 +13,7 @@ import click
 from robustkit.cli import options
 from robustkit.cli.console import result, stdout
 from robustkit.cli.program import debug
+from robustkit.cli.supervisor import Supervised
 
 if TYPE_CHECKING:
     from robustkit.leaderboard.report.html import Shown
@@ -36,7 +37,9 @@ class ReportRequest:
     quiet: bool
 
 
-@click.command("report", short_help="Write records as a page to read, and as figures.")
+@click.command(
+    "report", cls=Supervised, short_help="Write records as a page to read, and as figures."
+)
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",

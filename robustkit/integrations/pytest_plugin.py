@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     *("at_least", "threat", "data", "suite", "attacks", "n", "seed", "confidence"),
-    *("max_time", "device", "name"),
+    *("max_time", "device", "name", "trust_code"),
 )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from robustkit.evaluation.budget import Budget, Interim, StoppingRule
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.settings import named_model
 from robustkit.gate.criteria import Claim, tolerances
+from robustkit.models.trust import trusting
 from robustkit.record.points import Status
 from robustkit.record.record import Record
 
@@ -52,6 +53,7 @@ def assert_robust(
     device: str = "auto",
     name: str | None = None,
     folder: Path | None = None,
+    trust_code: Collection[Path | str] = (),
 ) -> Record:
     """Assert that the robust accuracy on the points is at least `at_least`.
 
@@ -62,6 +64,7 @@ def assert_robust(
         model: a module or callable, or whatever the command line takes.
         suite, attacks: `quick` unless one of them is given.
         folder: of the evidence; none is kept without it.
+        trust_code: as for `robustkit.evaluate`.
 
     Raises:
         AssertionError: when it is not, with its interval and the weakest classes; also when the
@@ -71,7 +74,7 @@ def assert_robust(
     __tracebackhide__ = True
     if not 0 <= at_least <= 1:
         raise UsageError(f"at_least: expected a fraction from 0 to 1, got {at_least:g}.")
-    points, subject, called = _subject(model, data, name)
+    points, subject, called = _subject(model, data, name, trust_code)
     budget = Budget(seconds(max_time) if max_time else None)
     watch = _Threshold(budget, at_least=at_least, alpha=1 - confidence, total=n or len(points))
     with _room(folder) as room:
@@ -109,6 +112,7 @@ def assert_not_regressed(
     device: str = "auto",
     name: str | None = None,
     folder: Path | None = None,
+    trust_code: Collection[Path | str] = (),
 ) -> gate.GateVerdict:
     """Assert that the model is not less robust than its baseline, as `robustkit check` does.
 
@@ -129,7 +133,7 @@ def assert_not_regressed(
     probe = name or (model if isinstance(model, str) else type(model).__name__)
     chosen = gate.choose(known, probe)
     points = gate.open_points(chosen, data, None)
-    _, subject, called = _subject(model, points, name)
+    _, subject, called = _subject(model, points, name, trust_code)
     budget = Budget(seconds(max_time) if max_time else None)
     with _room(folder) as room:
         verdict = gate.check(
@@ -187,9 +191,12 @@ def _told(record: Record, robust: np.ndarray[Any, Any], watch: _Threshold, threa
     )
 
 
-def _subject(model: Given, data: Dataset | str, name: str | None) -> tuple[Dataset, Any, str]:
+def _subject(
+    model: Given, data: Dataset | str, name: str | None, trust_code: Collection[Path | str]
+) -> tuple[Dataset, Any, str]:
     points = open_dataset(data) if isinstance(data, str) else data
-    subject, called, _ = named_model(model, points)
+    with trusting(trust_code):
+        subject, called, _ = named_model(model, points)
     return points, subject, name or called
 
 

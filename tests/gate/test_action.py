@@ -92,9 +92,7 @@ class TestAction:
             assert output[-2:] == ["verdict=open", "exit-code=3"]
         assert "of another run" not in (tmp_path / "step-summary").read_text()
 
-    def test_arguments_do_not_lead_the_reports_elsewhere(
-        self, action: Any, tmp_path: Path
-    ) -> None:
+    def test_arguments_do_not_lead_the_reports_elsewhere(self, action: Any, tmp_path: Path) -> None:
         act(action, tmp_path, 0, args="--junit other.xml")
         words = (tmp_path / "arguments").read_text().splitlines()
         assert main.commands["check"].make_context("check", words[1:]).params["junit"] == Path(
