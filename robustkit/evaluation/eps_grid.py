@@ -11,6 +11,7 @@ from typing import Any
 
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
+from robustkit.data.sampling import PROPORTIONAL, Sample
 from robustkit.errors import UsageError
 from robustkit.evaluation.carry_over import Carried, collect
 from robustkit.evaluation.distributed.messages import Named
@@ -46,6 +47,7 @@ def evaluate_grid(
     certify: str | None = None,
     attack_certified: bool = False,
     n: int | None = None,
+    sample: Sample = PROPORTIONAL,
     seed: int = 0,
     device: str = "auto",
     distributed: str | None = None,
@@ -82,8 +84,8 @@ def evaluate_grid(
     norm = f"{threat}:1" if isinstance(threat, str) and ":" not in threat else threat
     settings = ask(
         model, data, norm, name=name, arguments=arguments, notes=notes, folder=folder, suite=suite,
-        attacks=attacks, certify=certify, attack_certified=attack_certified, n=n, seed=seed,
-        device=device, distributed=distributed, workers=workers, named=named,
+        attacks=attacks, certify=certify, attack_certified=attack_certified, n=n, sample=sample,
+        seed=seed, device=device, distributed=distributed, workers=workers, named=named,
         batch_size=batch_size, tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,
     )  # fmt: skip
     return evaluate_grid_settings(settings, descending(settings.threat, grid), watcher, progress)

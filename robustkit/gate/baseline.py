@@ -103,7 +103,7 @@ def open_points(baseline: Baseline, text: str | None, root: Path | None) -> Data
     record = baseline.record
     name = text or str(record.arguments.get("data") or record.data.name)
     try:
-        data = open_dataset(name, root=root)
+        data = open_dataset(name, root=root, box=baseline.threat.box)
     except UsageError as error:
         raise UsageError(
             f"the points of the baseline {baseline.path} cannot be had: {error} If the data lies "
