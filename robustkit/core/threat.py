@@ -38,6 +38,13 @@ class Threat:
             raise unknown("norm", self.norm, get_args(Norm))
         if not (self.eps > 0 and math.isfinite(self.eps)):
             raise UsageError(f"eps must be positive and finite, got {self.eps!r}")
+        if not (
+            math.isfinite(self.lower) and math.isfinite(self.upper) and self.lower < self.upper
+        ):
+            raise UsageError(
+                "expected a box with lower < upper, both finite, such as 0 and 1, got lower = "
+                f"{self.lower!r} and upper = {self.upper!r}"
+            )
         if self.norm == "l0" and self.eps != int(self.eps):
             raise UsageError(
                 f"eps in l0 counts the features that may change: a whole number, got {self.eps!r}"

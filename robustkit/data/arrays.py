@@ -1,82 +1,95 @@
 """Data of the user's own: npz files, image folders, Python functions.
 
 How the axes of `x` are read: [n, h, w] is one channel. Of [n, h, w, c] and [n, c, h, w] the one
-whose c is 1, 3 or 4 is taken. Where both or neither are, nothing is guessed: both is an error
-that asks for the axes to be stated (in an npz, the key `layout`: "nhwc" or "nchw").
+whose c is 1, 3 or 4 is taken. Where both are, tensors are channels first, as everywhere in PyTorch.
+Else nothing is guessed: the axes must be stated (in an npz, the key `layout`: "nhwc" or "nchw").
+
+How the pixels are read: integers are bytes and become x / 255; floats of any precision are taken
+as they are. See `robustkit.data.values`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from robustkit.core.imports import failure, load_attribute
 from robustkit.data import npz
-from robustkit.data.dataset import Dataset, ImageSet, Reader, unit
+from robustkit.data.dataset import Dataset, ImageSet, Reader
+from robustkit.data.npz import Stored
+from robustkit.data.values import UNIT, Box, in_box, rounded
 from robustkit.errors import UsageError
 
 _CHANNELS = (1, 3, 4)
 _SCAN, _PART = 1 << 28, 1 << 22
 
 
-def open_npz(name: str, path: Path) -> ImageSet:
+def open_npz(name: str, path: Path, *, box: Box = UNIT) -> ImageSet:
     """Open an npz with `x` and `y`, and optionally `classes` and `layout`.
 
     Args:
         name: what records call it.
-        path: x is uint8 or float in [0, 1]; y is integers [n].
+        path: x is uint8 or float in the box; y is integers [n].
+        box: the range of floats.
 
     Raises:
         UsageError: for a missing file or key and whatever `from_arrays` refuses.
     """
     stored = npz.keys(path)
-    x, y = npz.array(path, "x"), npz.array(path, "y")
+    x, y = npz.rows(path, "x"), npz.array(path, "y")
     classes = npz.array(path, "classes") if "classes" in stored else None
     layout = str(npz.array(path, "layout")) if "layout" in stored else None
-    return from_arrays(name, x, y, classes=classes, layout=layout)
+    opened = from_arrays(name, x, y, classes=classes, layout=layout, box=box)
+    return replace(opened, source=str(path))
 
 
 def from_arrays(
     name: str,
-    x: NDArray[Any],
+    x: Stored,
     y: NDArray[Any],
     *,
     classes: Any = None,
     layout: str | None = None,
+    box: Box = UNIT,
 ) -> ImageSet:
-    """Make a data set of two arrays; `x` may be mapped from disk and is not copied.
+    """Make a data set of two arrays; `x` may lie on disk and is not copied.
 
     Float images are checked here as far as the first 256 MB go, and always when they are fetched.
 
     Args:
         name: what records call it.
-        x: uint8, or float in [0, 1]; [n, h, w], [n, h, w, c] or [n, c, h, w].
+        x: bytes as any integers, or floats in the box; [n, h, w], [n, h, w, c] or [n, c, h, w].
         y: integers [n], 0 to classes − 1.
-        classes: largest label + 1 when not given.
+        classes: largest label + 1 when not given, and at least two.
         layout: "nhw", "nhwc" or "nchw"; read off the shape when not given.
+        box: the range of floats.
 
     Raises:
         UsageError: for a type, a shape, a pixel or a label that does not fit.
     """
-    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
+    if not (np.issubdtype(x.dtype, np.integer) or np.issubdtype(x.dtype, np.floating)):
         raise UsageError(
-            f"{name}: expected x as uint8, or as float in [0, 1], got {x.dtype}. "
-            "Use x.astype('uint8') for bytes, or divide by the largest value a pixel can have."
+            f"{name}: expected x as bytes, or as float in [{box[0]:g}, {box[1]:g}], got {x.dtype}. "
+            "Use x.astype('uint8') for bytes, x.astype('float32') for numbers in the range."
         )
     axes = _axes(name, x.shape, layout)
     labels, count = _labels(name, y, len(x), classes)
-    read = _reader(x, axes)
-    _scan(name, x, read)
     sizes = dict(zip(axes, x.shape, strict=True))
     shape = (int(sizes.get("c", 1)), int(sizes["h"]), int(sizes["w"]))
-    return ImageSet(name, name, shape, count, labels, read)
+    if 0 in shape:
+        raise UsageError(f"{name}: expected images of at least one pixel, got x {list(x.shape)}.")
+    read = _reader(x, axes)
+    note = _scan(name, x, read, box)
+    return ImageSet(name, name, shape, count, labels, read, note=note, box=box)
 
 
-def open_function(text: str) -> Dataset:
+def open_function(text: str, *, box: Box = UNIT) -> Dataset:
     """Call the function that `text` (`module:function` or `path/to/file.py:function`) names.
 
     It takes no arguments and returns (x, y), as arrays or tensors, or a `Dataset`.
@@ -90,11 +103,14 @@ def open_function(text: str) -> Dataset:
             made = made()
         except (Exception, SystemExit) as error:
             raise UsageError(f"{text}() fails: {failure(error)}.") from error
-    return as_dataset(text, made)
+    return as_dataset(text, made, box=box)
 
 
-def as_dataset(name: str, made: Any) -> Dataset:
+def as_dataset(name: str, made: Any, *, box: Box = UNIT) -> Dataset:
     """Make a data set named `name` of (x, y), arrays or tensors; a `Dataset` comes back as it is.
+
+    Args:
+        box: the range of floats.
 
     Raises:
         UsageError: for something else, and whatever `from_arrays` refuses.
@@ -108,8 +124,25 @@ def as_dataset(name: str, made: Any) -> Dataset:
             f"{name}: expected (x, y) or a robustkit.data.Dataset, got {type(made).__name__}, "
             f"which as a Dataset lacks {lacking or '__len__'}."
         )
-    x, y = (part.detach().cpu().numpy() if isinstance(part, Tensor) else part for part in made)
-    return from_arrays(name, np.asarray(x), np.asarray(y))
+    x, y = (_array(name, part) for part in made)
+    both = x.ndim == 4 and x.shape[1] in _CHANNELS and x.shape[3] in _CHANNELS
+    layout = "nchw" if isinstance(made[0], Tensor) and both else None
+    return from_arrays(name, x, y, layout=layout, box=box)
+
+
+def _array(name: str, part: Any) -> NDArray[Any]:
+    """Return a tensor as an array; NumPy has no bfloat16, of which every number is a float32."""
+    try:
+        if isinstance(part, Tensor):
+            part = part.detach()
+            part = part.float() if part.dtype == torch.bfloat16 else part
+            part = part.cpu().resolve_conj().resolve_neg().numpy()
+        return np.asarray(part)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise UsageError(
+            f"{name}: expected x and y as arrays or dense tensors, got {type(part).__name__} "
+            f"that cannot be read as an array: {error}."
+        ) from error
 
 
 def _axes(name: str, shape: tuple[int, ...], stated: str | None) -> str:
@@ -149,7 +182,8 @@ def _labels(name: str, y: NDArray[Any], n: int, stated: Any) -> tuple[NDArray[np
         )
     if stated is not None and not (np.issubdtype(np.asarray(stated).dtype, np.integer)):
         raise UsageError(f"{name}: expected classes as an integer, got {stated!r}.")
-    classes = int(y.max()) + 1 if stated is None else int(stated)
+    # Points of one class are a subset like any other, whichever class it is.
+    classes = max(2, int(y.max()) + 1) if stated is None else int(stated)
     wrong = np.flatnonzero((y < 0) | (y >= classes))
     if len(wrong):
         raise UsageError(
@@ -159,9 +193,9 @@ def _labels(name: str, y: NDArray[Any], n: int, stated: Any) -> tuple[NDArray[np
     return y.astype(np.int64), classes
 
 
-def _reader(x: NDArray[Any], axes: str) -> Reader:
+def _reader(x: Stored, axes: str) -> Reader:
     def read(indices: NDArray[np.int64]) -> NDArray[Any]:
-        raw = np.asarray(x[indices])
+        raw = x[indices]
         if axes == "nhw":
             return raw[:, None]
         return raw.transpose(0, 3, 1, 2) if axes == "nhwc" else raw
@@ -169,12 +203,27 @@ def _reader(x: NDArray[Any], axes: str) -> Reader:
     return read
 
 
-def _scan(name: str, x: NDArray[Any], read: Reader) -> None:
-    """Check float images before the run starts: no more than 256 MB, 4 MB at a time."""
+def _scan(name: str, x: Stored, read: Reader, box: Box) -> str:
+    """Check images before the run starts: no more than 256 MB, 4 MB at a time.
+
+    Returns:
+        A note where something had to be clipped.
+    """
     if x.dtype == np.uint8:
-        return
+        return ""
     row = max(1, int(np.prod(x.shape[1:])) * x.dtype.itemsize)
     end, part = min(len(x), max(1, _SCAN // row)), max(1, _PART // row)
+    clipped, most = False, 0
     for start in range(0, end, part):
         indices = np.arange(start, min(start + part, end))
-        unit(read(indices), indices, name)
+        raw = read(indices)
+        in_box(raw, indices, name, box)
+        clipped = clipped or rounded(raw, box)
+        most = max(most, int(raw.max())) if np.issubdtype(raw.dtype, np.integer) else 2
+    if most < 2:
+        raise UsageError(
+            f"{name}: expected integers from 0 to 255, got {x.dtype} from 0 to {most}: read as "
+            "bytes, all of it is black. Use x.astype('float32') if 1 is white."
+        )
+    told = f"pixels outside [{box[0]:g}, {box[1]:g}] by a rounding of float32 are clipped to it"
+    return told if clipped else ""

@@ -15,6 +15,7 @@ from robustkit.data.arrays import from_arrays, open_npz
 from robustkit.data.dataset import Augment, ImageSet
 from robustkit.data.download import cache_root, download, put
 from robustkit.data.image_folder import decode
+from robustkit.data.rows import Rows
 from robustkit.errors import UsageError
 from robustkit.registry import datasets
 
@@ -26,6 +27,7 @@ _THINGS = ("airplane", "automobile", "bird", "cat", "deer",
            "dog", "frog", "horse", "ship", "truck")
 # fmt: on
 _DIGITS = tuple("0123456789")
+_PART = 1000  # records whose labels are read at once
 
 
 class _Known(NamedTuple):
@@ -150,13 +152,14 @@ def _described(known: _Known, found: ImageSet) -> ImageSet:
 
 
 def _npz(known: _Known, path: Path, split: str) -> ImageSet:
-    x, y = npz.array(path, f"x_{split}"), npz.array(path, f"y_{split}")
-    return replace(from_arrays(f"{path}[{split}]", x, y), name=known.name)
+    x, y = npz.rows(path, f"x_{split}"), npz.array(path, f"y_{split}")
+    found = from_arrays(f"{path}[{split}]", x, y)
+    return replace(found, name=known.name, source=str(path))
 
 
 def _jpeg(known: _Known, path: Path, split: str) -> ImageSet:
     """Concatenated JPEG files: file i is bytes offset[i] to offset[i + 1]."""
-    files, labels = npz.array(path, f"jpeg_{split}"), npz.array(path, f"y_{split}")
+    files, labels = npz.rows(path, f"jpeg_{split}"), npz.array(path, f"y_{split}")
     offset = np.asarray(npz.array(path, f"offset_{split}"))
     if offset.shape != (len(labels) + 1,) or offset[-1] > len(files) or (np.diff(offset) < 0).any():
         raise UsageError(
@@ -167,7 +170,7 @@ def _jpeg(known: _Known, path: Path, split: str) -> ImageSet:
     def read(indices: NDArray[np.int64]) -> NDArray[Any]:
         encoded = [files[offset[i] : offset[i + 1]].tobytes() for i in indices]
         named = zip(encoded, indices, strict=True)
-        return np.stack([decode(file, f"{path}: image {i}", "RGB") for file, i in named])
+        return np.stack([decode(f, f"{path}: image {i}", known.shape) for f, i in named])
 
     return ImageSet(
         name=f"{known.name}_jpeg",
@@ -177,6 +180,7 @@ def _jpeg(known: _Known, path: Path, split: str) -> ImageSet:
         labels=labels.astype(np.int64),
         read=read,
         note="CIFAR-10 (JPEG): lossy recompression",
+        source=str(path),
     )
 
 
@@ -199,19 +203,33 @@ def _binary(known: _Known, folder: Path, files: Sequence[str], label_bytes: int)
         raw = np.empty((len(indices), 3072), dtype=np.uint8)
         for part, start in zip(parts, starts, strict=False):
             inside = (indices >= start) & (indices < start + len(part))
-            raw[inside] = part[indices[inside] - start, label_bytes:]
+            raw[inside] = part[indices[inside] - start][:, label_bytes:]
         return raw.reshape(-1, *known.shape)
 
-    labels = np.concatenate([part[:, label_bytes - 1] for part in parts]).astype(np.int64)
-    classes = int(labels.max()) + 1
-    return ImageSet(known.name, known.name, known.shape, classes, labels, read)
+    labels = np.concatenate([_last_label(part, label_bytes) for part in parts])
+    return ImageSet(
+        name=known.name,
+        family=known.name,
+        shape=known.shape,
+        classes=int(labels.max()) + 1,
+        labels=labels,
+        read=read,
+        source=str(folder),
+    )
 
 
-def _records(path: Path, record: int) -> NDArray[np.uint8]:
+def _last_label(part: Rows, label_bytes: int) -> NDArray[np.int64]:
+    starts = range(0, len(part), _PART)
+    columns = [part[start : start + _PART][:, label_bytes - 1] for start in starts]
+    return np.concatenate(columns).astype(np.int64)
+
+
+def _records(path: Path, record: int) -> Rows:
     size = path.stat().st_size if path.is_file() else 0
     if size == 0 or size % record:
         got = f"{size:,} bytes" if path.is_file() else "no such file"
         raise UsageError(
             f"{path}: expected records of {record:,} bytes, got {got}. Unpack the archive again."
         )
-    return np.memmap(path, np.uint8, "r").reshape(-1, record)
+    with path.open("rb") as file:
+        return Rows(file, 0, (size // record, record), np.dtype(np.uint8), str(path))

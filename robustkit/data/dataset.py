@@ -1,4 +1,4 @@
-"""Data sets: labels in memory, images fetched by the batch; subsets, random orders, digests."""
+"""Data sets: labels in memory, images fetched by the batch; subsets and digests."""
 
 from __future__ import annotations
 
@@ -12,13 +12,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustkit.core.rng import Keys, bits, task_key
 from robustkit.core.types import Images, Labels
-from robustkit.errors import UsageError
+from robustkit.data.sampling import select, shuffled
+from robustkit.data.values import UNIT, Box, in_box
+
+__all__ = [
+    "AS_IS",
+    "Augment",
+    "Dataset",
+    "ImageSet",
+    "Indices",
+    "Reader",
+    "digest",
+    "select",
+    "shuffled",
+    "subset",
+]
 
 Indices: TypeAlias = "Tensor | NDArray[Any] | Sequence[int]"
 Reader: TypeAlias = Callable[[NDArray[np.int64]], NDArray[Any]]
-_CHUNK = 256
+_CHUNK, _CHUNK_BYTES = 256, 1 << 26
 
 
 class Augment(NamedTuple):
@@ -83,7 +96,7 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def fetch(self, indices: Indices) -> tuple[Images, Labels]:
-        """Read the points `indices` [b]: float32 images in [0, 1] and int64 labels."""
+        """Read the points `indices` [b]: float32 images in [0, 1] and int64 labels, copies both."""
         ...
 
 
@@ -92,7 +105,9 @@ class ImageSet:
     """A `Dataset` over any storage.
 
     Attributes:
-        read: returns the raw images [b, c, h, w] at the indices [b], as uint8 or as floating point.
+        read: returns the raw images [b, c, h, w] at the indices [b], of any real type.
+        box: the range of floating-point images; bytes become x / 255.
+        source: the file or folder that the images are read from, for messages.
     """
 
     name: str
@@ -104,68 +119,25 @@ class ImageSet:
     class_names: tuple[str, ...] = ()
     augment: Augment = AS_IS
     note: str = ""
+    box: Box = UNIT
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def fetch(self, indices: Indices) -> tuple[Images, Labels]:
-        """Read the points `indices` [b]: float32 images in [0, 1] and int64 labels.
+        """Read the points `indices` [b]: float32 images in the box and int64 labels.
 
-        Bytes become x / 255, correctly rounded.
+        Both are contiguous copies: whoever writes into them does not change the data set. Bytes
+        become x / 255, correctly rounded.
 
         Raises:
             IndexError: for an index outside 0 to n − 1.
-            UsageError: for an image outside [0, 1] or that cannot be read, with its index.
+            UsageError: for an image outside the box or that cannot be read, with its index.
         """
-        chosen = _checked(indices, len(self))
-        x = unit(self.read(chosen), chosen, self.name)
+        chosen = checked(indices, len(self))
+        x = in_box(self.read(chosen), chosen, self.name, self.box)
         return torch.from_numpy(x), torch.from_numpy(self.labels[chosen])
-
-
-def unit(raw: NDArray[Any], indices: NDArray[np.int64], name: str) -> NDArray[np.float32]:
-    """Turn raw images [b, ...] into float32 in [0, 1].
-
-    Raises:
-        UsageError: for a value that is not in [0, 1] or is NaN, with the first point that has one.
-    """
-    if raw.dtype == np.uint8:
-        scaled: NDArray[np.float32] = np.divide(raw, np.float32(255), dtype=np.float32)
-        return scaled
-    x = np.ascontiguousarray(raw, dtype=np.float32)
-    inside = ((x >= 0) & (x <= 1)).reshape(len(x), -1)
-    if not inside.all():
-        first = int(np.flatnonzero(~inside.all(axis=1))[0])
-        worst = x[first].reshape(-1)[np.flatnonzero(~inside[first])[0]]
-        raise UsageError(
-            f"{name}: expected float images in [0, 1], got {worst:g} at point {indices[first]}. "
-            "Divide by the largest value a pixel can have, or store the images as uint8."
-        )
-    return x
-
-
-def select(data: Dataset, n: int | None, seed: int) -> NDArray[np.int64]:
-    """Choose `n` points, as evenly over the classes as possible; all of them without `n`.
-
-    One point of each class in turn, each class in the order of a counter-based draw keyed by
-    (seed, point). The choice is the same on every platform, and that of a smaller `n` is a subset
-    of that of a larger one.
-
-    Returns:
-        Indices [n], ascending. Counts of any two classes that are not used up differ by at most 1.
-
-    Raises:
-        UsageError: when `n` is below 1 or above the number of points.
-    """
-    if n is None:
-        return np.arange(len(data), dtype=np.int64)
-    if not 1 <= n <= len(data):
-        raise UsageError(f"expected n from 1 to {len(data)} (all of {data.name}), got {n}.")
-    labels, draw = data.labels, _draw(len(data), seed)
-    order = np.lexsort((draw, labels))
-    counts = np.unique(labels, return_counts=True)[1]
-    turn = np.empty(len(data), dtype=np.int64)
-    turn[order] = np.concatenate([np.arange(count) for count in counts])
-    return np.sort(np.lexsort((draw, turn))[:n]).astype(np.int64)
 
 
 def subset(data: Dataset, indices: Indices) -> ImageSet:
@@ -174,7 +146,7 @@ def subset(data: Dataset, indices: Indices) -> ImageSet:
     Raises:
         IndexError: for an index outside 0 to n − 1.
     """
-    chosen = _checked(indices, len(data))
+    chosen = checked(indices, len(data))
     return ImageSet(
         name=data.name,
         family=data.family,
@@ -185,45 +157,43 @@ def subset(data: Dataset, indices: Indices) -> ImageSet:
         class_names=data.class_names,
         augment=data.augment,
         note=data.note,
+        box=getattr(data, "box", UNIT),
+        source=getattr(data, "source", ""),
     )
 
 
-def shuffled(points: Sequence[int] | NDArray[np.int64], seed: int) -> list[int]:
-    """Put points into a random order that depends on (seed, point) alone.
+class Points(Protocol):
+    """What a digest reads: points by their position."""
 
-    Any first part of the order is a uniform random sample of the points without replacement.
-    """
-    chosen = np.asarray(points, dtype=np.int64)
-    draw = _draw(int(chosen.max()) + 1, seed, "order")[chosen] if len(chosen) else chosen
-    return [int(point) for point in chosen[np.lexsort((chosen, draw))]]
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    def __len__(self) -> int: ...
+    def fetch(self, indices: Indices) -> tuple[Images, Labels]: ...
 
 
-def digest(data: Dataset, indices: Indices) -> str:
+def digest(data: Points, indices: Indices) -> str:
     """Return the SHA-256 of exactly these points: shape, pixels (float32) and labels, in order.
 
     Every point is fetched, so an image that cannot be read or leaves [0, 1] is found here.
     """
-    chosen = _checked(indices, len(data))
+    chosen = checked(indices, len(data))
     state = hashlib.sha256(np.array([len(chosen), *data.shape], dtype="<i8").tobytes())
     labels = []
-    for start in range(0, len(chosen), _CHUNK):
-        x, y = data.fetch(chosen[start : start + _CHUNK])
+    chunk = max(1, min(_CHUNK, _CHUNK_BYTES // max(1, 4 * int(np.prod(data.shape)))))
+    for start in range(0, len(chosen), chunk):
+        x, y = data.fetch(chosen[start : start + chunk])
         state.update(x.numpy().astype("<f4").tobytes())
         labels.append(y.numpy())
     state.update(np.concatenate([np.empty(0, dtype=np.int64), *labels]).astype("<i8").tobytes())
     return state.hexdigest()
 
 
-def _draw(n: int, seed: int, purpose: str = "select") -> NDArray[np.int64]:
-    """One 63-bit number a point, a pure function of (seed, index)."""
-    point = torch.arange(n)
-    keys = Keys(torch.full_like(point, seed), point, torch.full_like(point, task_key(purpose)))
-    words = bits(keys, 2, 0)
-    drawn: NDArray[np.int64] = ((words[:, 0] << 31) | (words[:, 1] >> 1)).numpy()
-    return drawn
+def checked(indices: Indices, n: int) -> NDArray[np.int64]:
+    """Return indices as an array [b].
 
-
-def _checked(indices: Indices, n: int) -> NDArray[np.int64]:
+    Raises:
+        IndexError: for an index outside 0 to n − 1, or what is none.
+    """
     raw = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
     if raw.ndim != 1 or not (np.issubdtype(raw.dtype, np.integer) or raw.size == 0):
         raise IndexError(f"expected integer indices [b], got {raw.dtype} {list(raw.shape)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -17,54 +19,68 @@ from robustkit.errors import UsageError
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _GRAY, _COLOR = ("1", "L"), ("RGB", "P")
+_MOST = 1 << 26  # pixels of an image
 
 
-def open_folder(name: str, path: Path) -> ImageSet:
-    """Open `path`: its subfolders, sorted by name, are the classes 0, 1, ...
+def open_folder(name: str, path: Path, *, most: int = _MOST) -> ImageSet:
+    """Open `path`: its subfolders are the classes 0, 1, ...
 
+    They are sorted by name, or, where all names are whole numbers, by number.
     Images that are all gray have one channel; if any is in color, all are read as RGB. The headers
     of all files are read here, the pixels when they are fetched. Rotation tags are not applied.
 
+    Args:
+        most: pixels that an image may have.
+
     Raises:
-        UsageError: without subfolders or with an empty one; for a file that is no image, has
-            another size than the first, or has transparency or more than 8 bits a channel.
+        UsageError: with fewer than two subfolders or with an empty one; for a file that is no
+            image, has another size than the first, more than `most` pixels, or transparency or
+            more than 8 bits a channel.
     """
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder (looked from {Path.cwd()}).")
-    classes = sorted(
-        (p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_name
-    )
-    if not classes:
+    found = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    if not found:
         raise UsageError(f"{path}: expected one subfolder a class, got none.")
+    named = sorted(found, key=_name)
+    numbered = all(re.fullmatch("[0-9]{1,18}", p.name) for p in found)
+    classes = sorted(named, key=_number) if numbered else named
     files, labels = [], []
     for label, folder in enumerate(classes):
         inside = _images(folder)
         files += inside
         labels += [label] * len(inside)
-    (width, height), channels = _headers(files)
+    (width, height), channels = _headers(files, most)
+    shape = (channels, height, width)
 
     def read(indices: NDArray[np.int64]) -> NDArray[Any]:
-        mode = "RGB" if channels == 3 else "L"
-        return np.stack([decode(files[i], files[i], mode) for i in indices])
+        if not len(indices):
+            return np.empty((0, *shape), dtype=np.uint8)
+        return np.stack([decode(files[i], files[i], shape) for i in indices])
 
     return ImageSet(
         name=name,
         family=name,
-        shape=(channels, height, width),
+        shape=shape,
         classes=len(classes),
         labels=np.array(labels, dtype=np.int64),
         read=read,
         class_names=tuple(folder.name for folder in classes),
+        note="" if classes == named else "classes are the subfolders in the order of their numbers",
+        source=str(path),
     )
 
 
-def decode(source: Path | bytes, where: object, mode: str) -> NDArray[np.uint8]:
-    """Decode one image to uint8 [c, h, w], in Pillow's `mode` "RGB" or "L".
+def decode(source: Path | bytes, where: object, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Decode one image to uint8 [c, h, w].
 
     Raises:
-        UsageError: when it cannot be decoded, naming `where`.
+        UsageError: when it cannot be decoded or has another size, naming `where`.
     """
+    mode = "RGB" if shape[0] == 3 else "L"
     with _image(source, where) as image:
+        if image.size != (shape[2], shape[1]):  # before any pixel is unpacked
+            raise _other_size(where, (shape[2], shape[1]), image.size, "")
         pixels = np.asarray(image.convert(mode), dtype=np.uint8)
     return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
 
@@ -72,16 +88,38 @@ def decode(source: Path | bytes, where: object, mode: str) -> NDArray[np.uint8]:
 @contextmanager
 def _image(source: Path | bytes, where: object) -> Iterator[Image.Image]:
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with warnings.catch_warnings():
+            # The size is judged by us, before a pixel is unpacked.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        with opened as image:
             yield image
+    except UsageError:
+        raise
     except UnidentifiedImageError as error:
         raise UsageError(f"{where}: expected an image, got something else.") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"{where} cannot be decoded: {error}.") from error
+    except Exception as error:  # a damaged file fails in every way that Pillow knows
+        raise UsageError(
+            f"{where} cannot be decoded: {type(error).__name__}: {error}. Replace the file, or "
+            "leave it out."
+        ) from error
+
+
+def _other_size(
+    where: object, expected: tuple[int, int], got: tuple[int, int], beside: str
+) -> UsageError:
+    return UsageError(
+        f"{where}: expected {expected[0]} × {expected[1]} pixels{beside}, got {got[0]} × {got[1]}. "
+        "Resize the images to one size."
+    )
 
 
 def _name(path: Path) -> str:
     return path.name
+
+
+def _number(path: Path) -> int:
+    return int(path.name)
 
 
 def _images(folder: Path) -> list[Path]:
@@ -93,7 +131,7 @@ def _images(folder: Path) -> list[Path]:
     return found
 
 
-def _headers(files: Sequence[Path]) -> tuple[tuple[int, int], int]:
+def _headers(files: Sequence[Path], most: int) -> tuple[tuple[int, int], int]:
     """Return (width, height) and the number of channels that all files share."""
     size, channels = None, 1
     for path in files:
@@ -103,11 +141,13 @@ def _headers(files: Sequence[Path]) -> tuple[tuple[int, int], int]:
                     f"{path}: expected 8-bit gray or RGB without transparency, got mode "
                     f"{image.mode!r}. Convert it to RGB or L first."
                 )
-            if size is not None and image.size != size:
+            if image.size[0] * image.size[1] > most:
                 raise UsageError(
-                    f"{path}: expected {size[0]} × {size[1]} pixels as in {files[0]}, "
-                    f"got {image.size[0]} × {image.size[1]}. Resize the images to one size."
+                    f"{path}: expected at most {most:,} pixels, got {image.size[0]} × "
+                    f"{image.size[1]}: such an image can fill the memory. Cut or resize it."
                 )
+            if size is not None and image.size != size:
+                raise _other_size(path, size, image.size, f" as in {files[0]}")
             size = image.size
             channels = 3 if image.mode in _COLOR else channels
     if size is None:

@@ -11,6 +11,7 @@ from robustkit.data.arrays import from_arrays, open_function, open_npz
 from robustkit.data.dataset import Augment, Dataset, ImageSet, digest, select, subset
 from robustkit.data.download import cache_root
 from robustkit.data.image_folder import open_folder
+from robustkit.data.values import UNIT, Box
 from robustkit.errors import UsageError, unknown
 from robustkit.registry import datasets
 
@@ -42,7 +43,12 @@ class DatasetSource(Protocol):
 
 
 def open_dataset(
-    text: str, *, root: Path | None = None, split: str = "test", download: bool = True
+    text: str,
+    *,
+    root: Path | None = None,
+    split: str = "test",
+    download: bool = True,
+    box: Box = UNIT,
 ) -> Dataset:
     """Open what `--data` names. No image is read yet, except to check the range of float images.
 
@@ -52,6 +58,7 @@ def open_dataset(
         root: the data root; see `data_root`.
         split: "train" or "test"; only registered names have two.
         download: whether a named set that is missing may be downloaded, into the cache.
+        box: the range of floating-point images of your own.
 
     Raises:
         UsageError: for a name that is not known or data that cannot be used, with the cure.
@@ -60,14 +67,14 @@ def open_dataset(
         raise UsageError(f"expected the split 'train' or 'test', got {split!r}.")
     kind, colon, rest = text.partition(":")
     if kind == "npz" and colon:
-        return open_npz(text, Path(rest).expanduser())
+        return open_npz(text, Path(rest).expanduser(), box=box)
     if kind == "folder" and colon:
         return open_folder(text, Path(rest).expanduser())
     if re.fullmatch(r"\s*\w+\s*(\(.*\))?\s*", text, re.DOTALL):
         source: DatasetSource = datasets.build(text)
         return source.open(data_root(root), split, download)
     if colon:
-        return open_function(text)
+        return open_function(text, box=box)
     raise _guess(text)
 
 

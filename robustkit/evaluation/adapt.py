@@ -42,7 +42,7 @@ def adapt_line_up(settings: Settings, prepared: Prepared) -> tuple[Prepared, Lin
     """
     assert settings.folder is not None
     suite, threat, folder = settings.suite, settings.threat, settings.folder
-    x = prepared.sample(settings.data)
+    x = prepared.sample()
     others = _transfer_sources(settings, prepared, x)
     findings = None if settings.fresh else _kept(folder / "ledger.sqlite")
     if findings is None:
@@ -53,7 +53,7 @@ def adapt_line_up(settings: Settings, prepared: Prepared) -> tuple[Prepared, Lin
     listed = line_up(suite, (), threat, None, findings)
     wanted = {surrogate_of(search) for search in listed.searches}
     if STUDENT in wanted:
-        taught = prepared.sample(settings.data, _TAUGHT)
+        taught = prepared.sample(_TAUGHT)
         if settings.fresh:  # of a teacher that cannot be told from this one: it has no weights
             (folder / FILE).unlink(missing_ok=True)
         teacher = f"{prepared.weights.digest}/{source_digest(settings.name)}"

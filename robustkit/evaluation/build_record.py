@@ -10,7 +10,7 @@ from typing import Any
 import robustkit.registry as registry
 from robustkit.data.dataset import digest
 from robustkit.errors import UsageError
-from robustkit.evaluation.review import review
+from robustkit.evaluation.review import majority, review
 from robustkit.evaluation.run import Run
 from robustkit.evaluation.stages.audit import broken_by_audit, drawn, unaudited
 from robustkit.evaluation.watcher import Watcher
@@ -99,7 +99,7 @@ def _data(run: Run, finished: Sequence[int]) -> DataInfo:
     whole = len(finished) == planned
     return DataInfo(
         name=data.name,
-        digest=run.prepared.content if whole else digest(data, finished),
+        digest=run.prepared.content if whole else digest(run.prepared.data, finished),
         n=len(finished),
         planned=None if whole else planned,
         total=len(data),
@@ -107,6 +107,7 @@ def _data(run: Run, finished: Sequence[int]) -> DataInfo:
         shape=list(data.shape),
         note=data.note,
         class_names=list(data.class_names) or None,
+        sample="balanced" if run.settings.balanced else None,
     )
 
 
@@ -125,6 +126,8 @@ def _outcome_flags(run: Run, stages: Sequence[Stage], points: Points) -> list[Fl
     n, classes = len(points.status), run.settings.data.classes
     clean = n - points.status.count("misclassified")
     flags = review(stages, white_box, clean, n, classes, transfer=aside)
+    if "chance" not in {flag.name for flag in flags}:
+        flags += majority(points.label, points.predicted)
     known = {flag.name for flag in run.prepared.diagnosis.flags}
     if (changed := run.ledger.remembered("changed")) and "stateful" not in known:
         flags.insert(0, flag("stateful", changed))

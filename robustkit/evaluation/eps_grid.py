@@ -12,6 +12,7 @@ from typing import Any
 from robustkit.core.attribution import outliving_exits
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
+from robustkit.data.sampling import PROPORTIONAL, Sample
 from robustkit.errors import UsageError
 from robustkit.evaluation.carry_over import Carried, collect
 from robustkit.evaluation.distributed.messages import Named
@@ -48,6 +49,7 @@ def evaluate_grid(
     certify: str | None = None,
     attack_certified: bool = False,
     n: int | None = None,
+    sample: Sample = PROPORTIONAL,
     seed: int = 0,
     device: str = "auto",
     distributed: str | None = None,
@@ -87,6 +89,7 @@ def evaluate_grid(
         settings = ask(
             model, data, norm, name=name, arguments=arguments, notes=notes, folder=folder,
             suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified, n=n,
+            sample=sample,
             seed=seed, device=device, distributed=distributed, workers=workers, named=named,
             batch_size=batch_size, tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,
         )  # fmt: skip

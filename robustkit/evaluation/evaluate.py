@@ -10,6 +10,7 @@ from typing import Any
 from robustkit.core.attribution import blaming, outliving_exits
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
+from robustkit.data.sampling import PROPORTIONAL, Sample
 from robustkit.evaluation.adapt import adapt_line_up
 from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.distributed.messages import Named
@@ -39,6 +40,7 @@ def evaluate(
     certify: str | None = None,
     attack_certified: bool = False,
     n: int | None = None,
+    sample: Sample = PROPORTIONAL,
     points: Sequence[int] | None = None,
     replay: Path | str | None = None,
     budget: Budget | StoppingRule | None = None,
@@ -72,7 +74,8 @@ def evaluate(
         trust_code: files that may run code when they are loaded; see `robustkit.load_model`.
         certify: a certificate to try first: "ibp", "crown", "alpha-crown", "smoothing" or "auto".
             Points that are proved robust get no attack, unless `attack_certified` is set.
-        n: evaluate a fixed, seeded, class-balanced subset of this size.
+        n: evaluate a fixed, seeded sample of this size.
+        sample: "proportional": each class has its share of the data; "balanced": all the same.
         points: or exactly these, by their position in the data set.
         replay: folder of an earlier run on the same data, whose adversarial inputs come first.
         budget: may end the run early; the record then speaks of the points that are finished.
@@ -81,7 +84,7 @@ def evaluate(
         workers: how many; several may share a device.
         named: how workers load the model; by default it is pickled for them, by this process.
         batch_size: points in flight at once; chosen by device when not given.
-        seed: names the random streams of attacks, the subset `n` and the order under a budget.
+        seed: names the random streams of attacks, the sample of `n` and the order under a budget.
         tuning: how the model is made fast for searches; verdicts are always float32.
         fresh: discard what the folder holds of an earlier run, and start over.
         save_adversarial: store what was found; by default up to 1 GiB.
@@ -101,6 +104,7 @@ def evaluate(
         settings = ask(
             model, data, threat, name=name, arguments=arguments, notes=notes, folder=folder,
             suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified, n=n,
+            sample=sample,
             points=points, replay=replay, budget=budget, seed=seed, device=device,
             distributed=distributed, workers=workers, named=named, batch_size=batch_size,
             tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,

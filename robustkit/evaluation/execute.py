@@ -103,7 +103,7 @@ def _run(
     examples: Examples | None,
 ) -> Run:
     """Put the parts of a run together."""
-    data, threat, tuned = settings.data, settings.threat, prepared.tuned
+    data, threat, tuned = prepared.data, settings.threat, prepared.tuned
     worker = DeviceWorker(settings.name, prepared.model, tuned, prepared.diagnosis, settings.seed,
                           settings.batch_size or tuned.slots)  # fmt: skip
     replay = None
@@ -129,6 +129,7 @@ def _finish(run: Run, path: Path, notes: Sequence[str], commit: Commit | None) -
         with blaming(name):
             finished = run.all()
             _recheck(run)
+        run.prepared.data.verify()
     notes = list(notes)
     if unaudited(line, ledger):
         told = "is not done: nothing bounds what its search may have missed"

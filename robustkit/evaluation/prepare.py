@@ -12,7 +12,8 @@ from torch import nn
 from robustkit.core.device import pick_devices
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
-from robustkit.data.dataset import Dataset, Indices, digest, select
+from robustkit.data.dataset import Dataset, Indices, select
+from robustkit.data.pinned import PinnedData
 from robustkit.errors import UsageError
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.watcher import Watcher
@@ -32,7 +33,7 @@ class Prepared(NamedTuple):
         model: the private copy that verdicts come from.
         tuned: the copy that searches use.
         points: positions in the data set, ascending.
-        content: digest of the points.
+        data: where every later stage reads them: they must stay as they were at first.
     """
 
     model: Model
@@ -40,16 +41,21 @@ class Prepared(NamedTuple):
     diagnosis: Diagnosis
     weights: WeightsInfo
     points: np.ndarray[Any, np.dtype[np.int64]]
-    content: str
+    data: PinnedData
+
+    @property
+    def content(self) -> str:
+        """Digest of the points."""
+        return self.data.content
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.diagnosis.sample.device
 
-    def sample(self, data: Dataset, most: int = _SAMPLE) -> Images:
+    def sample(self, most: int = _SAMPLE) -> Images:
         """Read up to so many of the points [b, *f], evenly spaced."""
-        return _sample(data, self.points, most).to(self.device)
+        return _sample(self.data, self.points, most).to(self.device)
 
 
 def prepare(settings: Settings, diagnosis: Diagnosis | None = None) -> Prepared:
@@ -63,9 +69,11 @@ def prepare(settings: Settings, diagnosis: Diagnosis | None = None) -> Prepared:
     """
     device, points = pick_devices(settings.device)[0], chosen_points(settings)
     private = private_copy(settings.model, device, settings.name)
-    sample = _sample(settings.data, points).to(device)
+    data = PinnedData(settings.data, settings.threat.box)
+    sample = _sample(data, points).to(device)
     diagnosis = diagnosis or _look(settings, private, sample)
     tuned = tune(private, sample, settings.tuning, randomized=diagnosis.randomized)
+    data.pin(points)
     content, parameters = weights_digest(
         private if isinstance(private, nn.Module) else nn.Identity()
     )
@@ -75,7 +83,7 @@ def prepare(settings: Settings, diagnosis: Diagnosis | None = None) -> Prepared:
         diagnosis.after(tuned.forwards, tuned.backwards),
         WeightsInfo(digest=content, parameters=parameters),
         points,
-        digest(settings.data, points),
+        data,
     )
 
 
@@ -87,7 +95,8 @@ def first_look(settings: Settings) -> Diagnosis:
     """
     device, points = pick_devices(settings.device)[0], chosen_points(settings)
     private = private_copy(settings.model, device, settings.name)
-    return _look(settings, private, _sample(settings.data, points).to(device))
+    data = PinnedData(settings.data, settings.threat.box)
+    return _look(settings, private, _sample(data, points).to(device))
 
 
 def _look(settings: Settings, private: Model, sample: Images) -> Diagnosis:
@@ -105,7 +114,7 @@ def chosen_points(settings: Settings) -> np.ndarray[Any, np.dtype[np.int64]]:
     """
     n, data = settings.n, settings.data
     if settings.points is None:
-        return select(data, n, settings.seed)
+        return select(data, n, settings.seed, settings.sample)
     chosen = np.unique(np.asarray(settings.points, dtype=np.int64))
     if n is not None or not len(chosen):
         raise UsageError("expected n, or a list of at least one point, got both or an empty list.")
@@ -117,7 +126,7 @@ def chosen_points(settings: Settings) -> np.ndarray[Any, np.dtype[np.int64]]:
     return chosen
 
 
-def _sample(data: Dataset, points: Indices, most: int = _SAMPLE) -> Images:
+def _sample(data: PinnedData, points: Indices, most: int = _SAMPLE) -> Images:
     chosen = np.asarray(points)
     return data.fetch(chosen[:: max(1, len(chosen) // most)][:most])[0]
 

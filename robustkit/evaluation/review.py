@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from scipy.stats import binomtest
@@ -48,6 +49,32 @@ def review(
     if unused := [text for stage in stages if (text := _unused(stage))]:
         flags.append(flag("unused_budget", "; ".join(unused)))
     return flags
+
+
+def majority(labels: Sequence[int], predicted: Sequence[int]) -> list[Flag]:
+    """Compare a model with the one that answers the most frequent class whatever it is shown.
+
+    `majority_class` is raised where the model recognizes fewer than half of the points of other
+    classes and cannot be told from that one (sign test over the points where the two differ, 5%
+    level). Points of a single class tell nothing.
+    """
+    (label, most), *others = Counter(labels).most_common()
+    rest = len(labels) - most
+    pairs = list(zip(labels, predicted, strict=True))
+    gained = sum(y == guess for y, guess in pairs if y != label)
+    lost = sum(y != guess for y, guess in pairs if y == label)
+    if not others or 2 * gained >= rest:
+        return []
+    if gained and binomtest(gained, gained + lost, alternative="greater").pvalue <= 0.05:
+        return []
+    n, right = len(labels), most - lost + gained
+    answered = sum(guess == label for guess in predicted)
+    return [flag(
+        "majority_class",
+        f"clean accuracy {right / n:.3f} on {n} points cannot be told from always answering class "
+        f"{label}, which {most / n:.3f} of them are; the model answers it {answered} times and "
+        f"recognizes {gained} of the {rest} other points",
+    )]  # fmt: skip
 
 
 def _broken_after(stages: Sequence[Stage], which: Sequence[bool], before: Sequence[bool]) -> int:

@@ -16,6 +16,8 @@ from robustkit.core.types import Model
 from robustkit.data.arrays import as_dataset
 from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
+from robustkit.data.sampling import PROPORTIONAL, Sample
+from robustkit.data.values import UNIT, Box
 from robustkit.errors import UsageError
 from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.distributed.messages import Named
@@ -36,6 +38,7 @@ class Settings:
         model, name, data, threat: objects, where a user may have given names; `model` is None
             while a request is checked before its models are loaded.
         attacks: specs, as text or parsed; empty where a suite is named.
+        n, sample: how many points, and how they are drawn (`robustkit.data.sampling`).
         budget: ends the run early; a `Budget` alone stops when it is used up.
     """
 
@@ -49,6 +52,7 @@ class Settings:
     certify: str | None = None
     attack_certified: bool = False
     n: int | None = None
+    sample: Sample = PROPORTIONAL
     points: tuple[int, ...] | None = None
     replay: Path | None = None
     budget: StoppingRule | None = None
@@ -64,6 +68,11 @@ class Settings:
     minimum_norm: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the points are as many of every class, whatever its share of the data."""
+        return self.n is not None and self.sample == "balanced"
 
     def line_up(self) -> LineUp:
         """Return the attacks in order, checked against the rest of the request.
@@ -118,7 +127,8 @@ def ask(
     Raises:
         UsageError: for a name that is not known, or data that cannot be used.
     """
-    points, radius = dataset(data), threat_model(threat)
+    radius = threat_model(threat)
+    points = dataset(data, radius.box)
     given = dict(arguments or {})
     if isinstance(data, str):
         given.setdefault("data", data)
@@ -148,13 +158,15 @@ def named_model(model: GivenModel | None, data: Dataset) -> tuple[Any, str, tupl
     return model, str(getattr(model, "__name__", type(model).__name__)), ()
 
 
-def dataset(data: GivenData) -> Dataset:
-    """Open data by its name, or make a data set of (x, y).
+def dataset(data: GivenData, box: Box = UNIT) -> Dataset:
+    """Open data by its name, or make a data set of (x, y); floats lie in the box.
 
     Raises:
         UsageError: when it is neither these nor a `Dataset`.
     """
-    return open_dataset(data) if isinstance(data, str) else as_dataset("arrays", data)
+    if isinstance(data, str):
+        return open_dataset(data, box=box)
+    return as_dataset("arrays", data, box=box)
 
 
 def threat_model(threat: Threat | str) -> Threat:

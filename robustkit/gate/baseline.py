@@ -136,7 +136,7 @@ def open_points(
             f'"{name}" in robustkit.toml, or data="{name}" in Python.'
         )
     try:
-        data = open_dataset(name, root=root)
+        data = open_dataset(name, root=root, box=baseline.threat.box)
     except UsageError as error:
         raise UsageError(
             f"the points of the baseline {baseline.path} cannot be had: {error} If the data lies "

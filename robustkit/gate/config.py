@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from robustkit.core.text import seconds
 from robustkit.core.threat import Threat
+from robustkit.data.sampling import PROPORTIONAL, Sample
 from robustkit.errors import RobustkitError, UsageError, unknown
 from robustkit.gate.criteria import METRICS
 from robustkit.registry import suites
@@ -34,7 +35,8 @@ data = {data}  # or npz:PATH, folder:PATH, module:function
 threat = {threat}  # norm, and eps in units of inputs between 0 and 1
 suite = {suite}
 seed = 0
-# n = 1000  # a fixed, class-balanced subset; all points without it
+# n = 1000  # a fixed sample of the data; all points without it
+# sample = "balanced"  # as many points of every class; by default each has its share
 baseline = "robustkit-baseline"  # commit this folder; `robustkit baseline update` writes it
 
 [[{table}models]]
@@ -140,6 +142,7 @@ class Config(_Table):
     suite: SuiteText | None = None
     certify: Literal["auto", "ibp", "crown", "alpha-crown", "smoothing"] | None = None
     n: Number | None = None
+    sample: Sample = PROPORTIONAL
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     baseline: str = str(BASELINE)
@@ -190,6 +193,11 @@ def load(path: Path | None) -> Config:
     text = _text(path)
     try:
         table = tomllib.loads(text)
+    except RecursionError:
+        raise UsageError(
+            f"{path}: expected a configuration, got arrays or tables nested hundreds deep. Write "
+            "lists of plain values."
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: expected TOML, got an error: {error}.") from None
     inside: tuple[str, ...] = ("tool", "robustkit") if path.name == "pyproject.toml" else ()

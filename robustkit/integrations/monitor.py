@@ -53,7 +53,7 @@ class RobustnessMonitor:
 
         Args:
             every: epochs between two looks; those that it divides are due.
-            n: a fixed, class-balanced subset; None: all points.
+            n: a fixed sample of the data; None: all points.
             writer: where records are logged as they come; see `robustkit.log_record`.
             folder: of the evidence; every look has its own in it, named by epoch and weights.
             others: keywords of `robustkit.evaluate`; the suite is `quick` unless it or attacks are

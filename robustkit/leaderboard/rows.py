@@ -82,7 +82,7 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
     return Row(
         rank=rank,
         defense=record.defense,
-        data=record.data.name,
+        data=record.data.title,
         norm=record.threat.norm,
         eps=record.threat.eps,
         n=record.n,

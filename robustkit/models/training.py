@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 
 from robustkit.core import files
 from robustkit.core.rng import generator
-from robustkit.data.dataset import Dataset
+from robustkit.data.dataset import Dataset, digest
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.models.protocols import assemble, learned
 
@@ -96,9 +96,9 @@ def fit(
         identity: what the run is (defense, data, seed, ...); a state of another run is refused.
 
     Raises:
-        UsageError: when `folder` holds the state of a different training, or the data does not
-            fill a batch.
-        RobustkitError: when the state cannot be read or written.
+        UsageError: when `folder` holds the state of a different training or of one on other data,
+            or the data does not fill a batch.
+        RobustkitError: when the state cannot be read or written, or the data has changed.
     """
     per_epoch = len(data) // recipe.batch_size
     if not per_epoch:
@@ -110,7 +110,8 @@ def fit(
     part = learned(defense, model) or model
     optimizer = torch.optim.AdamW(part.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     total, memory = recipe.epochs * per_epoch, dict[str, Tensor]()
-    done = _resume(folder, part, optimizer, memory, identity)
+    content = digest(data, range(len(data)))
+    done = _resume(folder, part, optimizer, memory, identity, content)
     saved, on_gpu = time.monotonic(), device.type == "cuda"
     order, flips = torch.empty(0, dtype=torch.long), data.augment
     model.train()
@@ -131,10 +132,24 @@ def fit(
         nn.utils.clip_grad_norm_(part.parameters(), recipe.clip)
         optimizer.step()
         if step + 1 == total or position + 1 == per_epoch or time.monotonic() - saved > 60:
-            _save(folder, part, optimizer, memory, identity, step + 1)
+            _save(folder, part, optimizer, memory, identity, content, step + 1)
             saved = time.monotonic()
         yield Progress(step + 1, total, epoch + 1, float(loss.detach()))
+    if done < total and (now := digest(data, range(len(data)))) != content:
+        raise RobustkitError(
+            f"{data.name} changed while the training went on: its digest was {content}, now it is "
+            f"{now}. No weights were written. Put the data back, and start over with --fresh."
+        )
     save_weights(part, folder / "model.safetensors")
+
+
+def tells_its_data(folder: Path) -> bool:
+    """Whether the state in `folder`, if there is one, says which data its training began with.
+
+    Those of earlier versions do not, and are resumed all the same.
+    """
+    path = folder / "state.pt"
+    return not path.exists() or "data" in _read(path)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -176,11 +191,13 @@ def _save(
     optimizer: torch.optim.Optimizer,
     memory: dict[str, Tensor],
     identity: dict[str, Any],
+    content: str,
     step: int,
 ) -> None:
     buffer = io.BytesIO()
     state = {
         "identity": identity,
+        "data": content,
         "step": step,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -207,6 +224,7 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     memory: dict[str, Tensor],
     identity: dict[str, Any],
+    content: str,
 ) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "state.pt"
@@ -220,6 +238,11 @@ def _resume(
                 f"{folder} holds another training: {key} was {was!r}, now {now!r}. "
                 "Choose another --out, or start over with --fresh."
             )
+    if (was := state.get("data", content)) != content:
+        raise UsageError(
+            f"{folder} holds a training that began on other data: its digest was {was}, now it is "
+            f"{content}. Put the data back, choose another --out, or start over with --fresh."
+        )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     device = next(model.parameters()).device

@@ -44,7 +44,7 @@ class RecordDisplay:
             columns["errors"] = pd.Series(points.errors, index=points.index, dtype=float)
         frame = pd.DataFrame(columns, index=pd.Index(points.index, name="point"))
         frame.attrs = dict(
-            defense=record.defense, data=record.data.name, threat=_threat(record), seed=record.seed
+            defense=record.defense, data=record.data.title, threat=_threat(record), seed=record.seed
         )
         return frame
 
@@ -102,7 +102,7 @@ def _facts(shown: RecordDisplay) -> list[tuple[str, str]]:
     record = cast(Any, shown)
     facts = [
         ("defense", clean(record.defense)),
-        ("data", clean(record.data.name)),
+        ("data", clean(record.data.title)),
         ("threat", _threat(record)),
         ("n", str(record.n)),
         ("clean", f"{record.clean:.4f}"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -76,6 +76,16 @@ class DataInfo(Part):
     note: str = ""
     """Origin and license."""
     class_names: list[str] | None = None
+    sample: Literal["balanced"] | None = None
+    """Balanced: as many points of every class as possible, whatever its share of the data.
+
+    None: all points, those that were named, or a sample in which every point was as likely.
+    """
+
+    @property
+    def title(self) -> str:
+        """Name of what the accuracies are of; a balanced sample is another mix of classes."""
+        return self.name if self.sample is None else f"{self.name} (class-balanced)"
 
 
 class ThreatInfo(Part):

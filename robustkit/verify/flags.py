@@ -160,10 +160,18 @@ _KINDS = (
         "the clean accuracy cannot be told from guessing (5% level)",
         "Look at preprocessing (--mean, --std), channel order and labels.",
     ),
+    FlagKind(
+        "majority_class",
+        "suspicious",
+        "the clean accuracy cannot be told from always answering the most frequent class (5% "
+        "level), and fewer than half of the other points are recognized: robust accuracy is then "
+        "the share of that class",
+        "Look at the accuracy by class, or evaluate with --sample balanced.",
+    ),
 )
 FLAGS: dict[str, FlagKind] = {kind.name: kind for kind in _KINDS}
 # What is judged by the outcome on all points: on a few of them chance alone can raise these.
-OUTCOME = ("black_box", "transfer", "unused_budget", "chance")
+OUTCOME = ("black_box", "transfer", "unused_budget", "chance", "majority_class")
 _ORDER: tuple[str, ...] = get_args(Reliability)
 
 

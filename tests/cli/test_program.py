@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from robustkit import registry
@@ -411,6 +412,22 @@ class TestTrain:
         result = self.train(root, "--out", "trained", "--seed", "1")
         assert result.exit_code == 2
         assert "trained holds another training: seed was 0, now 1" in result.stderr
+
+    def test_a_training_on_other_data_is_refused(self, root: Path) -> None:
+        self.train(root, "--out", "trained", "--quiet")
+        state = torch.load(root / "trained" / "state.pt", weights_only=True)
+        with np.load(root / "mnist.npz") as stored:
+            arrays = dict(stored)
+        arrays["x_train"][5, 3, 3] ^= 1
+        np.savez(root / "mnist.npz", **arrays)
+        result = self.train(root, "--out", "trained")
+        assert result.exit_code == 2
+        assert "a training that began on other data" in result.stderr.replace("\n", " ")
+        del state["data"]
+        torch.save(state, root / "trained" / "state.pt")
+        result = self.train(root, "--out", "trained")
+        assert result.exit_code == 0
+        assert "does not say which data it began on" in result.stderr.replace("\n", " ")
 
     def test_a_calibration_leaves_another_training_alone(self, root: Path) -> None:
         self.train(root, "--out", "trained", "--quiet")

@@ -107,7 +107,7 @@ class TestSelect:
     def test_is_balanced_nested_and_sorted(self, labels: list[int], seed: int, part: float) -> None:
         data = toy(labels, classes=5)
         n = 1 + round(part * (len(labels) - 1))
-        chosen = select(data, n, seed)
+        chosen = select(data, n, seed, "balanced")
         assert chosen.dtype == np.int64 and len(set(chosen.tolist())) == n
         assert (np.diff(chosen) > 0).all() and chosen[0] >= 0 and chosen[-1] < len(labels)
         got = np.bincount(data.labels[chosen], minlength=5)
@@ -115,8 +115,46 @@ class TestSelect:
         open_classes = got[got < available]
         assert (got <= available).all()
         assert all(got.max() - count <= 1 for count in open_classes)
-        assert set(chosen) <= set(select(data, len(labels), seed))
+        assert set(chosen) <= set(select(data, len(labels), seed, "balanced"))
+        assert set(select(data, max(1, n - 1), seed, "balanced")) <= set(chosen)
+
+    @given(
+        labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
+        seed=st.integers(0, 2**40),
+        part=st.floats(0, 1),
+    )
+    def test_every_class_has_its_share(self, labels: list[int], seed: int, part: float) -> None:
+        data = toy(labels, classes=5)
+        n = 1 + round(part * (len(labels) - 1))
+        chosen = select(data, n, seed)
+        assert len(set(chosen.tolist())) == n and (np.diff(chosen) > 0).all()
         assert set(select(data, max(1, n - 1), seed)) <= set(chosen)
+        got = np.bincount(data.labels[chosen], minlength=5)
+        there = np.bincount(data.labels, minlength=5)
+        # All shares lie within one point of a common threshold t: ⌊t · size⌋ or one more.
+        low, high = (got - 1) / there.clip(1), (got + 1) / there.clip(1)
+        assert max(low[there > 0]) <= min(high[there > 0]) + 1e-9
+
+    @pytest.mark.parametrize("sizes", [(955, 45), (300, 20, 3), (190, *[1] * 10)])
+    def test_every_point_is_as_likely(self, sizes: tuple[int, ...]) -> None:
+        """The share of each class is right on average, however small the class."""
+        data, n, draws = toy(np.repeat(np.arange(len(sizes)), sizes).tolist()), 20, 400
+        got = np.zeros(len(sizes))
+        for seed in range(draws):
+            got += np.bincount(data.labels[select(data, n, seed)], minlength=len(sizes))
+        want = np.array(sizes) / sum(sizes) * n
+        error = np.sqrt(np.maximum(want, 0.1) / draws)  # no more than that of a Poisson count
+        assert (np.abs(got / draws - want) <= 4 * error).all()
+
+    @pytest.mark.parametrize("n", [1, 7, 10, 25, 200])
+    def test_where_classes_are_of_one_size_both_samples_are_the_same(self, n: int) -> None:
+        data = open_dataset("bundled")
+        for seed in range(5):
+            assert np.array_equal(select(data, n, seed), select(data, n, seed, "balanced"))
+
+    def test_another_kind_of_sample(self) -> None:
+        with pytest.raises(UsageError, match=r"Unknown kind of sample 'weighted'.*balanced"):
+            select(toy([0, 1]), 1, 0, "weighted")  # type: ignore[arg-type]
 
     def test_is_the_same_everywhere(self) -> None:
         chosen = select(open_dataset("bundled"), 10, 0)

@@ -153,6 +153,22 @@ def test_no_value_is_told_twice(tmp_path: Path) -> None:
     assert str(caught.value).count("linf:0.1.2") == 1
 
 
+def test_nesting_without_end_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "robustkit.toml"
+    path.write_text(f"n = {'[' * 1500}{']' * 1500}\n")
+    with pytest.raises(UsageError, match=r"robustkit\.toml: .* nested hundreds deep"):
+        load(path)
+
+
+def test_a_sample_is_proportional_or_balanced(tmp_path: Path) -> None:
+    path = tmp_path / "robustkit.toml"
+    path.write_text('n = 5\nsample = "balanced"\n')
+    assert (load(path).sample, Config().sample) == ("balanced", "proportional")
+    path.write_text('sample = "some"\n')
+    with pytest.raises(UsageError, match=r"robustkit\.toml:1: sample: .*proportional"):
+        load(path)
+
+
 def test_broken_toml_is_named_with_its_line(tmp_path: Path) -> None:
     path = write(tmp_path, 'data = "a"\nseed == 3\n')
     with pytest.raises(UsageError, match=r"robustkit\.toml: expected TOML, got an error: .*line 2"):

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from robustkit.core.rng import generator
 from robustkit.core.threat import Norm, Threat
 from robustkit.data.arrays import from_arrays
-from robustkit.data.dataset import Augment, Dataset, ImageSet
+from robustkit.data.dataset import Augment, Dataset, ImageSet, digest
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.models.adversarial_training import perturb
-from robustkit.models.training import Progress, Recipe, Step, fit
+from robustkit.models.training import Progress, Recipe, Step, fit, tells_its_data
 from robustkit.registry import defenses
 
 RECIPE = Recipe(epochs=3, batch_size=16)
@@ -121,6 +121,55 @@ def test_another_training_is_refused_by_name(
     with pytest.raises(UsageError, match="epochs was None, now 3"):
         train("run", identity={"seed": 0, "epochs": 3})
     assert (tmp_path / "run" / "state.pt").read_bytes() == before
+
+
+def changed(data: Dataset) -> ImageSet:
+    """The same points, with one other pixel."""
+    assert isinstance(data, ImageSet)
+
+    def read(indices: Any) -> Any:
+        x = data.fetch(indices)[0].numpy()
+        x[indices == 79, 0, 0, 0] = 0.5
+        return x
+
+    return replace(data, read=read)
+
+
+def test_a_training_on_other_data_is_refused_by_digest(
+    train: Callable[..., dict[str, Tensor]], data: Dataset, tmp_path: Path
+) -> None:
+    whole = train("whole")
+    train("run", stop=6)
+    other = changed(data)
+    was, now = digest(data, range(80)), digest(other, range(80))
+    with pytest.raises(UsageError, match=f"began on other data: its digest was {was}, .* {now}"):
+        train("run", data=other)
+    assert tells_its_data(tmp_path / "run")
+    assert same(train("run"), whole)
+
+
+def test_a_state_without_a_digest_is_resumed_and_can_be_told(
+    train: Callable[..., dict[str, Tensor]], tmp_path: Path
+) -> None:
+    whole = train("whole")
+    train("old", stop=6)
+    path = tmp_path / "old" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    del state["data"]
+    torch.save(state, path)
+    assert not tells_its_data(tmp_path / "old") and tells_its_data(tmp_path / "nowhere")
+    assert same(train("old"), whole)
+
+
+def test_data_that_changes_during_a_training_leaves_no_weights(
+    train: Callable[..., dict[str, Tensor]], data: Dataset, tmp_path: Path
+) -> None:
+    assert isinstance(data, ImageSet)
+    calls = itertools.count()
+    live = replace(data, read=lambda i: data.read(i) * (1 if next(calls) < 8 else 0.5))
+    with pytest.raises(RobustkitError, match="changed while the training went on"):
+        train("run", data=live)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_a_damaged_state_is_reported_and_left_alone(

@@ -115,6 +115,7 @@ def _request(entry: ModelEntry, asked: BaselineRequest, setup: Config) -> Reques
         suite=asked.suite or entry.suite or setup.suite,
         certify=asked.certify or setup.certify,
         n=asked.n or entry.n or setup.n,
+        sample=setup.sample,
         seed=setup.seed if asked.seed is None else asked.seed,
         device=asked.device if asked.device != "auto" else setup.device,
         weights=asked.weights or setup.weights(entry),

@@ -61,7 +61,14 @@ from robustkit.cli.supervisor import Supervised
     "--n",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Points: a seeded, class-balanced subset; all by default, 200 where no MODEL is named.",
+    help="Points: a seeded sample of the data; all by default, 200 where no MODEL is named.",
+)
+@click.option(
+    "--sample",
+    type=click.Choice(["proportional", "balanced"]),
+    default="proportional",
+    show_default=True,
+    help="Of --n points, each class has its share of the data, or all have the same.",
 )
 @options.seed
 @options.device

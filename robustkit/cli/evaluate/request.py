@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustkit.data.sampling import PROPORTIONAL, Sample
 from robustkit.models.tuning import AUTOMATIC, Tuning
 
 
@@ -23,6 +24,7 @@ class Request:
     certify: str | None = None
     attack_certified: bool = False
     n: int | None = None
+    sample: Sample = PROPORTIONAL
     seed: int = 0
     device: str = "auto"
     distributed: str | None = None

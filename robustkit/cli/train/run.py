@@ -28,7 +28,7 @@ from robustkit.errors import UsageError
 from robustkit.models.checkpoints import Card, beside, digest, put, read_weights
 from robustkit.models.load import name_of
 from robustkit.models.protocols import assemble, learned
-from robustkit.models.training import Recipe, Step, Trainable, fit, save_weights
+from robustkit.models.training import Recipe, Step, Trainable, fit, save_weights, tells_its_data
 from robustkit.registry import attacks, datasets, defenses
 from robustkit.search.functional import attack
 
@@ -200,6 +200,9 @@ def _refuse_another(plan: _TrainPlan) -> None:
 
 
 def _fit(plan: _TrainPlan) -> Iterator[Any]:
+    if not tells_its_data(plan.folder):
+        told = "holds a training of an earlier robustkit, which does not say which data it began on"
+        say(stderr(), "warning", f"{plan.folder} {told}: it is taken to be this one.", "yellow")
     return fit(
         plan.defense,
         plan.data,

@@ -15,7 +15,7 @@ import torch
 
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
-from robustkit.data.dataset import Dataset
+from robustkit.data.dataset import Points
 from robustkit.errors import UsageError
 from robustkit.evaluation.stages.judge import broken_points, refuse_refuted_certificates
 from robustkit.evaluation.stages.stage import DeviceWorker, Report
@@ -92,7 +92,7 @@ class Replay:
 
     examples: Examples
     worker: DeviceWorker
-    data: Dataset
+    data: Points
     threat: Threat
     ledger: Ledger
     keep: bool

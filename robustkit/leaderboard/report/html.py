@@ -151,7 +151,7 @@ def _provenance(line: Line) -> list[tuple[str, str]]:
     found = {
         "record": line.row.record,
         "started": record.started,
-        "data": f"{record.data.name}, {record.n} of {record.data.total} points",
+        "data": f"{record.data.title}, {record.n} of {record.data.total} points",
         "digest of the points": record.data.digest,
         "note on the data": record.data.note,
         "digest of the weights": record.weights.digest,
