@@ -62,7 +62,7 @@ def history(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
 def _distinct(records: Iterable[tuple[Path | str, Record]]) -> list[tuple[Path | str, Record]]:
     found: dict[str, tuple[Path | str, Record]] = {}
     for path, record in records:
-        key = record.model_dump_json(exclude={"arguments"})
+        key = record.model_dump_json(exclude={"arguments", "digest", "ledger"})
         if key not in found or (_reason(record) and not _reason(found[key][1])):
             found[key] = (path, record)
     return list(found.values())

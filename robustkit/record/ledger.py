@@ -24,11 +24,14 @@ from robustkit.record.ledger_schema import (
     CERTIFY,
     CLEAN,
     NAMES,
+    SEAL,
     TABLES,
+    VOLATILE,
     BrokenPoint,
     Cost,
     RefusedCandidate,
 )
+from robustkit.record.schema import LedgerDigests
 
 _CHANGED = {"source": "the model's file has changed", "weights": "the weights have changed"}
 
@@ -44,6 +47,7 @@ class Ledger(LedgerReader):
 
     Raises:
         UsageError: when another run holds the file, or it belongs to another configuration.
+        EvidenceAltered: when it is not as its run had left it.
         RobustkitError: when the file cannot be read or written.
     """
 
@@ -112,16 +116,19 @@ class Ledger(LedgerReader):
                     f"{self.path.parent} holds a run of another configuration: "
                     f"{'; '.join(changes)}. Choose another --out, or start over with --fresh."
                 )
+            self.refuse_altered()
         else:
             with self.transaction():
                 self._db.executemany("INSERT INTO meta VALUES (?, ?)", fresh.items())
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Write all that happens inside, or nothing."""
+    def transaction(self, *, breaks_seal: bool = True) -> Iterator[None]:
+        """Write all that happens inside, or nothing; the digests of before hold no longer."""
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                if breaks_seal:
+                    self._db.execute("DELETE FROM memo WHERE key = ?", (SEAL,))
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
@@ -143,8 +150,19 @@ class Ledger(LedgerReader):
 
     def remember(self, key: str, value: Any) -> None:
         """Store a JSON value that belongs to the run but not to its identity."""
-        with self.transaction():
-            self._db.execute("INSERT OR REPLACE INTO memo VALUES (?, ?)", (key, json.dumps(value)))
+        text = json.dumps(value)
+        with self._errors():
+            row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
+        if row == (text,):  # nothing new: the digests stay
+            return
+        with self.transaction(breaks_seal=key not in VOLATILE):
+            self._db.execute("INSERT OR REPLACE INTO memo VALUES (?, ?)", (key, text))
+
+    def seal(self) -> LedgerDigests:
+        """Store the digests of what it holds, until the run goes on; return them."""
+        digests = self.digests()
+        self.remember(SEAL, digests.model_dump())
+        return digests
 
     def write_clean(
         self,

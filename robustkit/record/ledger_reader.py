@@ -11,7 +11,7 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,13 @@ import numpy as np
 import torch
 
 from robustkit.core.types import Images
-from robustkit.errors import RobustkitError, UsageError
-from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
+from robustkit.errors import RobustkitError, UsageError, digests_differ
+from robustkit.record.ledger_schema import DIGESTED, SEAL, BrokenPoint, Cost, RefusedCandidate
+from robustkit.record.schema import LedgerDigests
+
+
+class InUse(UsageError):
+    """A run is using the ledger."""
 
 
 class LedgerReader:
@@ -44,7 +49,7 @@ class LedgerReader:
     def _refusal(self, error: sqlite3.DatabaseError) -> RobustkitError:
         """Say what SQLite's error means here."""
         if "locked" in str(error):
-            return UsageError(f"{self.path.parent} is in use by another run. Wait for it.")
+            return InUse(f"{self.path.parent} is in use by another run. Wait for it.")
         return UsageError(
             f"{self.path} cannot be read ({error}): it is damaged, or no ledger of robustkit."
         )
@@ -140,6 +145,34 @@ class LedgerReader:
         found = self.remembered("shape")
         return None if found is None else tuple(found)
 
+    def digests(self) -> LedgerDigests:
+        """Return the digests of what it holds now."""
+        with self._errors():
+            told = {key: _of_rows(map(self._db.execute, DIGESTED[key])) for key in DIGESTED}
+        return LedgerDigests(**told, inputs=digest_of_inputs([self]))
+
+    def refuse_altered(self, expected: LedgerDigests | None = None) -> None:
+        """Refuse a ledger that is not as its run left it.
+
+        A run that is going on, or was killed, has left no digests: there is nothing to compare.
+
+        Args:
+            expected: what the record beside it says; by default what the ledger says itself.
+
+        Raises:
+            EvidenceAltered: naming what differs.
+        """
+        sealed = self.remembered(SEAL)
+        if expected is None and sealed is None:
+            return
+        known, now = expected or LedgerDigests(**sealed), self.digests()
+        whats = {"run": "what identifies its run", "verdicts": "its verdicts",
+                 "inputs": "its stored adversarial inputs"}  # fmt: skip
+        for key, what in whats.items():
+            told, got = getattr(known, key), getattr(now, key)
+            if told != got:
+                raise digests_differ(self.path, what, told, got)
+
     def packed(self) -> Iterator[tuple[int, bytes]]:
         """Yield the stored adversarial inputs as they lie in the file, in order of the points."""
         query = "SELECT point, example FROM broken WHERE example IS NOT NULL ORDER BY point"
@@ -174,9 +207,23 @@ def digest_of_stored(paths: Sequence[Path]) -> str:
     Raises:
         UsageError: as `open_readonly`.
     """
+    with ExitStack() as stack:
+        return digest_of_inputs(stack.enter_context(open_readonly(path)) for path in paths)
+
+
+def digest_of_inputs(ledgers: Iterable[LedgerReader]) -> str:
+    """Return the SHA-256 of all adversarial inputs in open ledgers."""
     state = hashlib.sha256()
-    for path in paths:
-        with open_readonly(path) as ledger:
-            for point, blob in ledger.packed():
-                state.update(f"{point}:".encode() + blob)
+    for ledger in ledgers:
+        for point, blob in ledger.packed():
+            state.update(f"{point}:".encode() + blob)
+    return state.hexdigest()
+
+
+def _of_rows(tables: Iterable[Iterable[tuple[Any, ...]]]) -> str:
+    state = hashlib.sha256()
+    for rows in tables:
+        for row in rows:
+            state.update(json.dumps(row).encode() + b"\n")
+        state.update(b"\n")
     return state.hexdigest()

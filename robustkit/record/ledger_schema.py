@@ -30,6 +30,21 @@ CREATE TABLE IF NOT EXISTS cost (
     flips INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0);
 """
 NAMES = re.findall(r"EXISTS (\w+)", TABLES)
+# What two digests cover: all but what every life of a run may write anew, and the inputs' own.
+SEAL = "digests"
+VOLATILE = (SEAL, "answers", "answers_near", "gradients_near")
+DIGESTED = {
+    "run": ["SELECT key, value FROM meta ORDER BY key"],
+    "verdicts": [
+        f"SELECT key, value FROM memo WHERE key NOT IN {VOLATILE} ORDER BY key",
+        "SELECT point, stage, predicted, distance FROM broken ORDER BY point",
+        *(
+            f"SELECT * FROM {name} ORDER BY 1, 2, 3"
+            for name in ("clean", "spent", "judged", "refused")
+        ),
+        *(f"SELECT * FROM {name} ORDER BY 1, 2" for name in ("certified", "closest", "cost")),
+    ],
+}
 # Stages that are no attack: clean pass, certificate, earlier inputs, finds at a larger eps.
 CLEAN, CERTIFY, REPLAYED, CARRIED = -1, -2, -3, -4
 

@@ -132,9 +132,9 @@ def _put(record: Record, folder: Path, place: Path, asked: BaselineRequest) -> P
     path = place / name / "record.json"
     before = _robust(path)
     arguments = {**record.arguments, "reason": asked.reason}
-    save(record.model_copy(update={"arguments": arguments}), path)
     ledger = path.with_name("ledger.sqlite")
-    ledger.unlink(missing_ok=True)  # of the run before
+    ledger.unlink(missing_ok=True)  # of the run before, which does not bear out the new record
+    save(record.model_copy(update={"arguments": arguments}), path)
     if asked.examples:
         shutil.copyfile(folder / "ledger.sqlite", ledger)
     _log(place / LOG, {

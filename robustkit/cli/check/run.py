@@ -211,7 +211,12 @@ def _file(text: str) -> str:
 
 def _code(baseline: Baseline, subject: Subject, replay: bool) -> str:
     weights, source = weights_digest(subject.model)[0], source_digest(subject.name)
-    facts = [baseline.record.model_dump_json(), weights, replay, *([source] if source else [])]
+    facts = [
+        baseline.record.model_dump_json(exclude={"digest", "ledger"}),
+        weights,
+        replay,
+        *([source] if source else []),
+    ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
