@@ -18,7 +18,7 @@ _FORMATS = ("table", "csv", "markdown", "latex", "json")
 @click.command("leaderboard", short_help="Rank records.")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--format", "layout", type=click.Choice(_FORMATS), default="table", show_default=True)
-@click.option("--output", type=options.FILE, metavar="FILE", help="Write there instead.")
+@click.option("--output", type=options.OUTPUT, metavar="FILE", help="Write there instead.")
 @click.option(
     "--published",
     multiple=True,
@@ -31,6 +31,7 @@ def command(
     paths: tuple[Path, ...], layout: str, output: Path | None, published: tuple[Path, ...]
 ) -> None:
     """Rank the records in PATHS: record files, or folders that are searched for them."""
+    from robustkit.core import files
     from robustkit.leaderboard import formats, rows
 
     if published:
@@ -46,13 +47,14 @@ def command(
     if output is None:
         result(text)
     else:
-        output.write_text(text, encoding="utf-8", newline="\n")
+        files.write(text.encode(), output)
 
 
 def _with_published(
     paths: tuple[Path, ...], layout: str, output: Path | None, places: tuple[Path, ...]
 ) -> None:
     """Write measured rows, where there are any, and published ones, never in one table."""
+    from robustkit.core import files
     from robustkit.errors import UsageError
     from robustkit.leaderboard import formats, published, rows
 
@@ -77,7 +79,7 @@ def _with_published(
     if output is None:
         result(text)
     else:
-        output.write_text(text, encoding="utf-8", newline="\n")
+        files.write(text.encode(), output)
 
 
 def _table(frame: Any) -> str:

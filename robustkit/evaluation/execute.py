@@ -68,6 +68,8 @@ def execute(
     if settings.minimum_norm:
         line = line._replace(scouts=len(line.specs))
     with Ledger(folder / "ledger.sqlite", facts, fresh=settings.fresh) as ledger:
+        for place in ledger.aside:
+            watcher.note(f"{ledger.path} could not be used: what was there is now {place}.")
         if settings.fresh:
             path.unlink(missing_ok=True)
         prepared = prepared._replace(diagnosis=same_answers(ledger, settings, prepared))

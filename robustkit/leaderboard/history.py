@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robustkit.core import stats
+from robustkit.core import files, stats
 from robustkit.core.packages import install_command
 from robustkit.core.text import posix
 from robustkit.errors import RobustkitError
@@ -100,10 +101,12 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
+    picture, kind = io.BytesIO(), path.suffix[1:] or "png"
     try:
-        figure.savefig(path, metadata={} if path.suffix == ".png" else None)
-    except (OSError, ValueError) as error:
+        figure.savefig(picture, format=kind, metadata={} if kind == "png" else None)
+    except ValueError as error:
         raise RobustkitError(f"{path}: could not be drawn ({error}).") from None
+    files.write(picture.getvalue(), path)
 
 
 def _entry(path: Path | str, record: Record) -> HistoryRow:

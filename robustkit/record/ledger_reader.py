@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +60,19 @@ class LedgerReader:
         """Return one of the things that the verdicts depend on, or None."""
         with self._errors():
             row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        return self._value(row)
+
+    def _value(self, row: tuple[str] | None) -> Any:
+        try:
+            return None if row is None else json.loads(row[0])
+        except ValueError as error:
+            raise self._refusal(sqlite3.DatabaseError(str(error))) from None
 
     def remembered(self, key: str) -> Any:
         """Return what was remembered under `key`, or None."""
         with self._errors():
             row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        return self._value(row)
 
     def clean(self) -> dict[int, tuple[int, int, list[int]]]:
         """Return point to (label, predicted, classes by falling logit)."""
@@ -189,16 +197,26 @@ def open_readonly(path: Path) -> Iterator[LedgerReader]:
     """
     # Without a write-ahead log nobody is writing, and a folder without write access will do.
     log = path.with_name(f"{path.name}-wal")
-    still = not log.exists() or not log.stat().st_size
-    address = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
     try:
+        still = not os.path.lexists(log) or not log.stat().st_size
+        address = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
         database = sqlite3.connect(address, uri=True, timeout=0)
-    except sqlite3.DatabaseError as error:
+    except (OSError, sqlite3.DatabaseError) as error:
         raise UsageError(f"{path} cannot be read ({error}).") from None
-    try:
-        yield LedgerReader(path, database)
-    finally:
-        database.close()
+    with closing(database):
+        ledger = LedgerReader(path, database)
+        try:
+            ledger.remembered(SEAL)
+        except UsageError as error:
+            if still or not re.search("unable to open|readonly", str(error)):
+                raise
+            # SQLite needs a file beside a log to read it; without the log, verdicts would be lost.
+            raise UsageError(
+                f"{path} cannot be read where it lies: its last verdicts are in {log.name}, as its "
+                "run was killed or goes on, and the folder cannot be written. Copy the folder to "
+                "where it can, and read it there."
+            ) from None
+        yield ledger
 
 
 def digest_of_stored(paths: Sequence[Path]) -> str:

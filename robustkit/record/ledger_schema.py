@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +47,18 @@ DIGESTED = {
         *(f"SELECT * FROM {name} ORDER BY 1, 2" for name in ("certified", "closest", "cost")),
     ],
 }
+
+
+def columns() -> dict[str, list[str]]:
+    """Return the columns of every table, as SQLite reads `TABLES`."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(TABLES)
+        return {
+            name: [row[1] for row in database.execute(f"PRAGMA table_info({name})")]
+            for name in NAMES
+        }
+
+
 # Stages that are no attack: clean pass, certificate, earlier inputs, finds at a larger eps.
 CLEAN, CERTIFY, REPLAYED, CARRIED = -1, -2, -3, -4
 

@@ -7,13 +7,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from robustkit.cli.check.verdicts import show
 from robustkit.cli.console import result, stderr, stdout
-from robustkit.cli.options import use_threads
+from robustkit.cli.options import takes_stdout, use_threads
 from robustkit.cli.program import fail, told
 from robustkit.cli.progress import GateScreen
 from robustkit.core import files, json_files
@@ -88,6 +88,9 @@ def run(asked: CheckRequest, *, debug: bool) -> int:
         UsageError: when the request is refused; no model was run then.
     """
     use_threads(asked.threads)
+    reports = (asked.junit, asked.sarif, asked.markdown)
+    if takes_stdout(reports, as_json=asked.as_json):
+        asked = replace(asked, quiet=True)
     verdicts: list[GateVerdict] = []
     failures: list[Failure] = []
     with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone

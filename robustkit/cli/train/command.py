@@ -19,7 +19,7 @@ from robustkit.cli.program import debug
 @options.data_root
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=options.OUTPUT_FOLDER,
     metavar="DIR",
     help="Folder of the weights and their card; robustkit-models/<name>-<data> by default.",
 )
