@@ -11,6 +11,7 @@ import click
 from robustkit.cli import options
 from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.program import debug
+from robustkit.core.text import shown_json
 
 _FORMATS = ("table", "csv", "markdown", "latex", "json")
 
@@ -69,7 +70,7 @@ def _with_published(
     if layout == "json":
         whole = json.loads(formats.to_json(frame)) if frame is not None else {}
         whole |= {"published_schema": published.SCHEMA, "published": published.to_json(found)}
-        text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
+        text = shown_json(whole)
     elif layout == "table":
         text = _plain(published.to_rich(found))
         text = text if frame is None else f"{_table(frame)}\n{text}"

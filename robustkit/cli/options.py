@@ -57,7 +57,7 @@ class Written(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read the path, and see whether it can be written."""
-        path = super().convert(value, param, ctx)
+        path: Any = super().convert(value, param, ctx)
         if ctx is None or not ctx.resilient_parsing:
             try:
                 self._check(path)

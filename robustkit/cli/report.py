@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from robustkit.cli import options
 from robustkit.cli.console import result, stdout
 from robustkit.cli.program import debug
 from robustkit.core.files import is_stream
+from robustkit.core.text import shown_json
 
 if TYPE_CHECKING:
     from robustkit.leaderboard.report.html import Shown
@@ -110,7 +110,7 @@ def command(**given: Any) -> None:
             "figures": [path.as_posix() for path in drawn],
             "rows": [row._asdict() for row in shown],
         }
-        result(json.dumps(told, indent=2))
+        result(shown_json(told))
     elif not asked.quiet:
         _tell(asked, shown, len(drawn))
 

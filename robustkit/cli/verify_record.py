@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import click
 from robustkit.cli import options
 from robustkit.cli.console import open_table, result, say, stderr, stdout
 from robustkit.cli.program import debug
+from robustkit.core.text import shown_json
 
 SCHEMA = "robustkit/verify-record/1"
 
@@ -56,7 +56,7 @@ def command(
     if as_json:
         rows = [found._asdict() for found in findings]
         told = {"schema": SCHEMA, "record": record.as_posix(), "holds": holds, "checks": rows}
-        result(json.dumps(told, indent=2))
+        result(shown_json(told))
         return 0 if holds else 1
     if not quiet or not holds:
         table = open_table("what", "checked", "differ", "points", whole=("checked", "differ"))

@@ -52,9 +52,10 @@ def write(content: bytes, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        why = getattr(error, "strerror", None) or error
         raise RobustkitError(
-            f"{path}: could not be written ({getattr(error, 'strerror', None) or error}); what it held "
-            "before is untouched. Free some space or choose another place."
+            f"{path}: could not be written ({why}); what it held before is untouched. "
+            "Free some space or choose another place."
         ) from error
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from robustkit.core import files, stats
 from robustkit.core.packages import install_command
-from robustkit.core.text import posix
+from robustkit.core.text import clean, posix, short
 from robustkit.errors import RobustkitError
 from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record
@@ -94,7 +94,7 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
         below = middle - group["robust_low"].to_numpy()
         above = group["robust_high"].to_numpy() - middle
         axes.errorbar(where, middle, yerr=[below, above], marker="o", capsize=3,
-                      label=", ".join(map(str, key)))  # fmt: skip
+                      label=short(clean(", ".join(map(str, key))), 80))  # fmt: skip
     names = dict(zip(frame["started"], frame["commit"], strict=True))
     axes.set_xticks(list(ticks.values()), [_tick(s, names[s]) for s in ticks], rotation=30)
     axes.set_ylabel("robust accuracy")
@@ -143,4 +143,4 @@ def _paired(before: Record, now: Record) -> float | None:
 
 
 def _tick(started: str, commit: Any) -> str:
-    return f"{started[:10]}\n{str(commit)[:8]}" if commit else started[:10]
+    return f"{clean(started[:10])}\n{clean(str(commit)[:8])}" if commit else clean(started[:10])

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import tty
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,12 +98,39 @@ def test_a_socket_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert stat.S_ISSOCK(Path("socket").stat().st_mode)
 
 
-def test_a_device_stays_a_device() -> None:
-    before = os.stat(os.devnull)
-    files.write(TEXT, Path(os.devnull))
-    after = os.stat(os.devnull)
-    assert stat.S_ISCHR(after.st_mode)
-    assert (before.st_ino, before.st_rdev) == (after.st_ino, after.st_rdev)
+class Device:
+    """The end of a terminal of our own: a device that no mistake here can take from the system."""
+
+    def __init__(self) -> None:
+        self._end, self.slave = os.openpty()
+        tty.setraw(self.slave)
+        self.path, self.found = Path(os.ttyname(self.slave)), bytearray()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        try:
+            while part := os.read(self._end, 65536):
+                self.found += part
+        except OSError:  # it was closed
+            return
+
+    def close(self) -> bytes:
+        os.close(self.slave)
+        self._reader.join(20)
+        os.close(self._end)
+        return bytes(self.found)
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+def test_a_device_stays_a_device(device: Device) -> None:
+    files.write(TEXT, device.path)
+    assert stat.S_ISCHR(device.path.stat().st_mode)
+    assert device.close() == TEXT
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link", "-"])
@@ -161,17 +189,18 @@ def named(words: tuple[str, ...], record: Path) -> list[str]:
 
 @pytest.mark.parametrize("words", REPORTS, ids=" ".join)
 def test_every_report_follows_links_and_goes_to_devices(
-    words: tuple[str, ...], record: Path, tmp_path: Path
+    words: tuple[str, ...], record: Path, tmp_path: Path, device: Device
 ) -> None:
     asked = named(words, record)
     (tmp_path / "link.png").symlink_to(tmp_path / "target.png")
     assert ask(*asked, tmp_path / "link.png").exit_code == 0
     assert (tmp_path / "link.png").is_symlink()
     assert (tmp_path / "target.png").stat().st_size > 0
-    (tmp_path / "null").symlink_to(os.devnull)
-    assert ask(*asked, tmp_path / "null").exit_code == 0
-    assert (tmp_path / "null").is_symlink()
-    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    (tmp_path / "device").symlink_to(device.path)
+    assert ask(*asked, tmp_path / "device").exit_code == 0
+    assert (tmp_path / "device").is_symlink()
+    assert stat.S_ISCHR(device.path.stat().st_mode)
+    assert len(device.close()) > 0
 
 
 @pytest.mark.parametrize("words", REPORTS, ids=" ".join)
@@ -291,6 +320,7 @@ def test_a_read_only_file_is_refused(room: Path) -> None:
                 os.seteuid(0)
 
 
-def test_a_page_in_a_pipe_has_no_size(record: Path, tmp_path: Path) -> None:
-    result = ask("report", record, "--out", os.devnull, "--json")
+def test_a_page_on_a_device_has_no_size(record: Path, device: Device) -> None:
+    result = ask("report", record, "--out", device.path, "--json")
     assert json.loads(result.stdout)["bytes"] is None
+    assert device.close().startswith(b"<!doctype html>")

@@ -49,7 +49,7 @@ def change(folder: Path, statement: str, *values: Any) -> None:
     plain.close()
 
 
-def rewrite(path: Path, edit: Callable[[dict[str, Any]], None], *, renew: bool = False) -> None:
+def rewrite(path: Path, edit: Callable[[dict[str, Any]], object], *, renew: bool = False) -> None:
     raw = json.loads(path.read_text())
     edit(raw)
     if renew:  # as somebody does who knows the digest
@@ -71,7 +71,7 @@ def slower(raw: dict[str, Any]) -> None:
     raw["seconds"] += 1
 
 
-LEDGER_EDITS = {
+LEDGER_EDITS: dict[str, tuple[Any, ...]] = {
     "its verdicts": ("UPDATE broken SET distance = distance / 2",),
     "what identifies its run": ("UPDATE meta SET value = '7' WHERE key = 'seed'",),
     "its stored adversarial inputs": ("UPDATE broken SET example = ?", b"another"),
@@ -232,3 +232,17 @@ def test_any_input_that_was_swapped_shows(folder: Path) -> None:
         before = ledger.digests()
         ledger.write(0, [], [BrokenPoint(point, 0, 1, 0.0, torch.zeros(SHAPE).numpy())], Cost())
         assert ledger.digests().inputs != before.inputs
+
+
+def test_records_without_digests_are_named(
+    folder: Path, make_record: Callable[..., Any], tmp_path: Path
+) -> None:
+    """An earlier robustkit wrote them: they are read, and it is said that edits do not show."""
+    old, new = tmp_path / "old" / "record.json", folder / "record.json"
+    save(make_record("toy", "rrrbbm" * 3), old)
+    rewrite(old, lambda raw: [raw.pop(key) for key in ("digest", "ledger")])
+    assert load(old).ledger is None
+    told = f"{old} carries no digests of its ledger"
+    assert told in ask("check", old, "--baseline", old).stderr
+    assert "no digests" not in ask("check", old, "--baseline", old, "--quiet").stderr
+    assert "no digests" not in ask("check", new, "--baseline", new).stderr
