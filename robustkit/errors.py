@@ -2,6 +2,7 @@
 
 RobustkitError      3  the run could not finish
 ├── UsageError      2  bad arguments, data, models or configuration: nothing was run
+│   └── EvidenceAltered    a record or a ledger is not what robustkit wrote
 └── GateFailed      1  the run finished and the answer is no
 """
 
@@ -21,6 +22,21 @@ class UsageError(RobustkitError):
     """The request cannot be carried out as it stands; nothing was run and nothing was written."""
 
     exit_code = 2
+
+
+class EvidenceAltered(UsageError):
+    """A record, a ledger or stored inputs were altered after robustkit had written them."""
+
+    def __init__(self, path: object, what: str) -> None:
+        super().__init__(
+            f"{path} was altered after robustkit had written it: {what}. Take the folder from "
+            "where it is unchanged, or run the evaluation again with --fresh."
+        )
+
+
+def digests_differ(path: object, what: str, expected: str, got: str) -> EvidenceAltered:
+    """Say that something has not the digest that it had."""
+    return EvidenceAltered(path, f"{what} differ (digest expected {expected[:16]}, got {got[:16]})")
 
 
 class GateFailed(RobustkitError):

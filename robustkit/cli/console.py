@@ -6,17 +6,32 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
+
+from robustkit.core.text import clean_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _PIPED = 120  # columns, where no terminal says otherwise
+
+
+class CleanConsole(Console):
+    """A console on which no text acts: what is printed is cleaned, its styles are not."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render, and clean what comes of it; at every depth, so that tables measure the same."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else clean_lines(segment.text)
+            yield segment if text == segment.text else Segment(text, segment.style)
 
 
 def stdout() -> Console:
@@ -91,12 +106,12 @@ def open_table(*heads: str, whole: Collection[str] = ()) -> Table:
 
 
 def result(text: str) -> None:
-    """Print plain text, exactly, as a result."""
-    click.echo(text, nl=not text.endswith("\n"))
+    """Print plain text as a result, exactly but for what would act on a terminal or a log."""
+    click.echo(clean_lines(text), nl=not text.endswith("\n"))
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr)
+    console = CleanConsole(stderr=stderr)
     if not console.is_terminal:  # whoever reads it, a file has no right margin
         console.width = max(_PIPED, console.width)
     return console

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 from robustkit.cli import options
 from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.program import debug
+from robustkit.core.text import shown_json
 
 if TYPE_CHECKING:
     from robustkit.cli.doctor_finding import Finding
@@ -41,7 +41,7 @@ def command(data_root: Path | None, fix: bool, as_json: bool) -> int:
     healthy = all(finding.state != "broken" for finding in findings)
     if as_json:
         rows = [finding._asdict() for finding in findings]
-        result(json.dumps({"schema": SCHEMA, "healthy": healthy, "findings": rows}, indent=2))
+        result(shown_json({"schema": SCHEMA, "healthy": healthy, "findings": rows}))
         return 0 if healthy else 1
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, state, detail, cure, _ in findings:

@@ -17,9 +17,9 @@ from robustkit.core.text import with_interval
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "layout", type=click.Choice(["table", "csv"]), default="table",
               show_default=True)  # fmt: skip
-@click.option("--output", type=options.FILE, metavar="FILE", help="Write the CSV there instead.")
+@click.option("--output", type=options.OUTPUT, metavar="FILE", help="Write the CSV there instead.")
 @click.option(
-    "--plot", "picture", type=options.FILE, metavar="FILE",
+    "--plot", "picture", type=options.OUTPUT, metavar="FILE",
     help="Draw it, as .png, .svg or .pdf (extra `report`).",
 )  # fmt: skip
 @debug
@@ -32,6 +32,7 @@ def command(
     from robustkit.leaderboard.history import history, plot
     from robustkit.leaderboard.rows import load_records
 
+    silent = options.takes_stdout([output, picture])
     frame = history(load_records(paths))
     if picture is not None:
         plot(frame, picture)
@@ -39,7 +40,7 @@ def command(
         files.write(to_csv(frame).encode(), output)
     elif layout == "csv":
         result(to_csv(frame))
-    else:
+    elif not silent:
         stdout().print(_table(frame))
 
 

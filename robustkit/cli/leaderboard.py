@@ -11,6 +11,7 @@ import click
 from robustkit.cli import options
 from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.program import debug
+from robustkit.core.text import shown_json
 
 _FORMATS = ("table", "csv", "markdown", "latex", "json")
 
@@ -18,7 +19,7 @@ _FORMATS = ("table", "csv", "markdown", "latex", "json")
 @click.command("leaderboard", short_help="Rank records.")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--format", "layout", type=click.Choice(_FORMATS), default="table", show_default=True)
-@click.option("--output", type=options.FILE, metavar="FILE", help="Write there instead.")
+@click.option("--output", type=options.OUTPUT, metavar="FILE", help="Write there instead.")
 @click.option(
     "--published",
     multiple=True,
@@ -31,6 +32,7 @@ def command(
     paths: tuple[Path, ...], layout: str, output: Path | None, published: tuple[Path, ...]
 ) -> None:
     """Rank the records in PATHS: record files, or folders that are searched for them."""
+    from robustkit.core import files
     from robustkit.leaderboard import formats, rows
 
     if published:
@@ -46,13 +48,14 @@ def command(
     if output is None:
         result(text)
     else:
-        output.write_text(text, encoding="utf-8", newline="\n")
+        files.write(text.encode(), output)
 
 
 def _with_published(
     paths: tuple[Path, ...], layout: str, output: Path | None, places: tuple[Path, ...]
 ) -> None:
     """Write measured rows, where there are any, and published ones, never in one table."""
+    from robustkit.core import files
     from robustkit.errors import UsageError
     from robustkit.leaderboard import formats, published, rows
 
@@ -67,7 +70,7 @@ def _with_published(
     if layout == "json":
         whole = json.loads(formats.to_json(frame)) if frame is not None else {}
         whole |= {"published_schema": published.SCHEMA, "published": published.to_json(found)}
-        text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
+        text = shown_json(whole)
     elif layout == "table":
         text = _plain(published.to_rich(found))
         text = text if frame is None else f"{_table(frame)}\n{text}"
@@ -77,7 +80,7 @@ def _with_published(
     if output is None:
         result(text)
     else:
-        output.write_text(text, encoding="utf-8", newline="\n")
+        files.write(text.encode(), output)
 
 
 def _table(frame: Any) -> str:

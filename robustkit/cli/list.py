@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +9,7 @@ import click
 from robustkit.cli import options
 from robustkit.cli.console import open_table, result, stdout
 from robustkit.cli.program import debug
+from robustkit.core.text import shown_json
 
 if TYPE_CHECKING:
     from robustkit.registry import Entry
@@ -29,7 +29,7 @@ def command(kind: str, as_json: bool) -> None:
     entries = getattr(registry, kind).entries()
     rows = [_row(entry, weights=kind == "defenses") for entry in entries]
     if as_json:
-        result(json.dumps({"schema": SCHEMA, "kind": kind, "entries": rows}, indent=2))
+        result(shown_json({"schema": SCHEMA, "kind": kind, "entries": rows}))
     else:
         _print(rows)
 

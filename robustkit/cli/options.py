@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from robustkit.core.files import STDOUT, refuse_unwritable, refuse_unwritable_folder
 from robustkit.core.text import number, seconds
 from robustkit.errors import UsageError
 
@@ -42,8 +44,32 @@ def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> f
         raise click.BadParameter(str(error), ctx, param) from None
 
 
+class Written(click.Path):
+    """A place to write to, which is refused at once where nothing can be written.
+
+    Args:
+        check: one of `robustkit.core.files`.
+    """
+
+    def __init__(self, check: Callable[[Path], None], **kind: Any) -> None:
+        super().__init__(path_type=Path, **kind)
+        self._check = check
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the path, and see whether it can be written."""
+        path: Any = super().convert(value, param, ctx)
+        if ctx is None or not ctx.resilient_parsing:
+            try:
+                self._check(path)
+            except UsageError as error:
+                self.fail(str(error), param, ctx)
+        return path
+
+
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+OUTPUT = Written(refuse_unwritable, dir_okay=False, allow_dash=True)
+OUTPUT_FOLDER = Written(refuse_unwritable_folder, file_okay=False)
 
 data_root = click.option(
     "--data-root",
@@ -88,6 +114,18 @@ quiet = click.option("--quiet", is_flag=True, help="Only errors (and --json).")
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else."
 )
+
+
+def takes_stdout(places: Iterable[Path | None], *, as_json: bool = False) -> bool:
+    """Tell whether a report goes to standard output, which then holds nothing else.
+
+    Raises:
+        click.UsageError: when more than one thing would.
+    """
+    many = sum(str(place) == STDOUT for place in places) + as_json
+    if many > 1:
+        raise click.UsageError("only one thing can go to standard output (-, --json).")
+    return many - as_json > 0
 
 
 def use_threads(threads: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import click
 from robustkit.cli import options
 from robustkit.cli.console import open_table, result, stdout
 from robustkit.cli.program import debug
+from robustkit.core.text import shown_json
 
 SCHEMA = "robustkit/plan/1"
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
@@ -84,7 +84,7 @@ def command(**given: Any) -> None:
     )
     if asked.as_json:
         rows = [need._asdict() for need in found]
-        result(json.dumps({"schema": SCHEMA, "effect": effect, "needs": rows}, indent=2))
+        result(shown_json({"schema": SCHEMA, "effect": effect, "needs": rows}))
         return
     table = open_table("purpose", "test")
     table.add_column("points", justify="right")

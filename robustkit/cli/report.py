@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,8 @@ from robustkit.cli import options
 from robustkit.cli.console import result, stdout
 from robustkit.cli.program import debug
 from robustkit.cli.supervisor import Supervised
+from robustkit.core.files import is_stream
+from robustkit.core.text import shown_json
 
 if TYPE_CHECKING:
     from robustkit.leaderboard.report.html import Shown
@@ -43,14 +44,16 @@ class ReportRequest:
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
-    type=options.FILE,
+    type=options.OUTPUT,
     default="report.html",
     show_default=True,
     metavar="FILE",
     help="The page: one HTML file that opens offline.",
 )
 @click.option("--title", default="Robustness report", show_default=True, help="Its heading.")
-@click.option("--figures", type=options.FOLDER, metavar="DIR", help="Write static figures there.")
+@click.option(
+    "--figures", type=options.OUTPUT_FOLDER, metavar="DIR", help="Write static figures there."
+)
 @click.option(
     "--format",
     "formats",
@@ -89,6 +92,8 @@ def command(**given: Any) -> None:
     asked = ReportRequest(**given)
     if asked.formats and asked.figures is None:
         raise click.UsageError("--format goes with --figures: name the folder that they go to.")
+    if options.takes_stdout([asked.out], as_json=asked.as_json):
+        asked = replace(asked, quiet=True)
     records, silent = load_records(asked.paths), asked.quiet or asked.as_json
     images: dict[str, Any] = {
         "data_root": asked.data_root, "data": asked.data, "pictures": asked.pictures
@@ -104,19 +109,25 @@ def command(**given: Any) -> None:
         told = {
             "schema": SCHEMA,
             "page": asked.out.as_posix(),
-            "bytes": asked.out.stat().st_size,
+            "bytes": _size(asked.out),
             "figures": [path.as_posix() for path in drawn],
             "rows": [row._asdict() for row in shown],
         }
-        result(json.dumps(told, indent=2))
+        result(shown_json(told))
     elif not asked.quiet:
         _tell(asked, shown, len(drawn))
 
 
+def _size(path: Path) -> int | None:
+    """Return the bytes of a page that was written; None: to a device or a pipe."""
+    return None if is_stream(path) else path.stat().st_size
+
+
 def _tell(asked: ReportRequest, shown: Sequence[Shown], figures: int) -> None:
     console = stdout()
-    size = asked.out.stat().st_size / 2**20
-    console.out(f"page: {asked.out} ({size:.1f} MiB)", highlight=False)
+    size = _size(asked.out)
+    told = "" if size is None else f" ({size / 2**20:.1f} MiB)"
+    console.out(f"page: {asked.out}{told}", highlight=False)
     for reason in dict.fromkeys(row.reason for row in shown if row.reason):
         names = [row.defense for row in shown if row.reason == reason]
         many = f" ({len(names)} records)" if len(names) > 1 else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 
 import click
@@ -12,6 +11,7 @@ from robustkit.cli import options
 from robustkit.cli.console import open_table, result, stdout
 from robustkit.cli.program import debug
 from robustkit.cli.supervisor import Supervised
+from robustkit.core.text import shown_json
 
 SCHEMA = "robustkit/validate/1"
 
@@ -43,7 +43,7 @@ def command(pack: str, as_json: bool, quiet: bool) -> int:
     sound = all(found.passed for found in results)
     if as_json:
         rows = [found._asdict() for found in results]
-        result(json.dumps({"schema": SCHEMA, "sound": sound, "checks": rows}, indent=2))
+        result(shown_json({"schema": SCHEMA, "sound": sound, "checks": rows}))
         return 0 if sound else 1
     table = open_table()
     for kind, name, check, passed, detail in results:

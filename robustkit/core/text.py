@@ -7,23 +7,75 @@ in one way.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 from robustkit.errors import UsageError
 
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_MOVES = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
+# What moves the cursor, the line or the direction of writing, what has no width, and halves of
+# characters. Not the line feed, which a text of many lines keeps.
+_ACTS = (
+    r"\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f"
+    r"\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff"
+    r"\U0001d173-\U0001d17a\U000e0000-\U000e007f"
+)
+_ACTING, _ACTING_OR_FEED = re.compile(f"[{_ACTS}]+"), re.compile(f"[{_ACTS}\\n]+")
+# What a CI system takes for an order, wherever a terminal may break the line: workflow commands of
+# GitHub (::error::, ##[error]), Azure's ##vso[, TeamCity's ##teamcity[, sections of GitLab.
+_ORDER = re.compile(
+    r"::(?=(?:error|warning|notice|debug|group|endgroup|echo|add-mask|add-path|add-matcher|"
+    r"remove-matcher|set-env|set-output|save-state|stop-commands|internal-[a-z-]+)[\s:])"
+    r"|##(?=\[|vso\[|teamcity\[)|section_(?=(?:start|end):)",
+    re.IGNORECASE,
+)
 
 
 def clean(text: str) -> str:
-    r"""Replace what moves the cursor, the line or the direction of writing by a space.
+    r"""Return one line in which nothing acts on a terminal, on the eye or on a CI system.
 
-    >>> clean("a\x1b[2Jb\nc")
-    'a [2Jb c'
+    >>> clean("a\x1b[2Jb\nc"), clean("::error::d")
+    ('a [2Jb c', ': :error::d')
     """
-    return _MOVES.sub(" ", text)
+    return _ORDER.sub(_parted, _ACTING_OR_FEED.sub(" ", text))
+
+
+def clean_lines(text: str) -> str:
+    """Do to each line what `clean` does to one: for all that is printed or exported at once."""
+    return _ORDER.sub(_parted, _ACTING.sub(" ", text))
+
+
+def cleaned(value: Any) -> Any:
+    """Do to every string in a JSON value what `clean_lines` does to one."""
+    if isinstance(value, dict):
+        return {key: cleaned(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [cleaned(item) for item in value]
+    return clean_lines(value) if isinstance(value, str) else value
+
+
+def escape_orders(document: str) -> str:
+    r"""Write what a CI system takes for an order, in a JSON document, as JSON's escapes: no change.
+
+    >>> print(escape_orders('{"name": "::error::"}'))
+    {"name": ":\u003aerror::"}
+    """
+    return _ORDER.sub(lambda found: f"{found[0][:-1]}\\u{ord(found[0][-1]):04x}", document)
+
+
+def shown_json(value: Any) -> str:
+    """Lay out a JSON value for a reader or a log: in ASCII, with no string that acts on it.
+
+    Raises ValueError for NaN and infinities.
+    """
+    return escape_orders(json.dumps(value, indent=2, allow_nan=False)) + "\n"
+
+
+def _parted(found: re.Match[str]) -> str:
+    return f"{found[0][:-1]} {found[0][-1].replace('_', '')}"
 
 
 def spreadsheet(text: str) -> str:

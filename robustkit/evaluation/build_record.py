@@ -15,6 +15,7 @@ from robustkit.evaluation.run import Run
 from robustkit.evaluation.stages.audit import broken_by_audit, drawn, unaudited
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record import provenance
+from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, BrokenPoint, Cost
 from robustkit.record.points import Points
 from robustkit.record.record import REPLAY, Record, load, save
@@ -24,21 +25,40 @@ from robustkit.search.external import strength
 from robustkit.search.protocol import surrogate_of
 from robustkit.verify.flags import Flag, flag
 
-_CIRCUMSTANCES = {"arguments", "notes", "versions", "device", "commit"}
+_CIRCUMSTANCES = {"arguments", "notes", "versions", "device", "commit", "digest", "ledger"}
 
 
-def settle_record(record: Record, path: Path, watcher: Watcher) -> Record:
-    """Return the record on disk if it says what the ledger says, else write the ledger's."""
+def settle_record(record: Record, path: Path, ledger: Ledger, watcher: Watcher) -> Record:
+    """Return the record on disk if it says what the ledger says, else write the ledger's.
+
+    A record that is written gets the digests of the ledger.
+    """
     if path.exists():
-        try:
-            kept = load(path)
-            if _derived(kept) == _derived(record):
-                return kept
-        except UsageError:
-            pass
+        kept = _kept(path)
+        if kept is not None and _derived(kept) == _derived(record):
+            return kept
         watcher.note(f"{path} did not agree with the ledger and was written anew from it")
+    record = record.model_copy(update={"ledger": ledger.seal()})
     save(record, path)
     return record
+
+
+def refuse_another_ledger(path: Path, ledger: Ledger) -> None:
+    """Refuse to go on where the record on disk was written from another ledger.
+
+    Raises:
+        EvidenceAltered: naming what differs.
+    """
+    kept = _kept(path) if path.exists() and ledger.costs() else None
+    if kept is not None and kept.ledger is not None:
+        ledger.refuse_altered(kept.ledger)
+
+
+def _kept(path: Path) -> Record | None:
+    try:
+        return load(path)
+    except UsageError:  # damaged or edited: the ledger knows better
+        return None
 
 
 def _derived(record: Record) -> dict[str, Any]:

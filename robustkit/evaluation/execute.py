@@ -10,7 +10,7 @@ from pathlib import Path
 
 from robustkit.certify.certifier import Certifier, build_certifier
 from robustkit.core.attribution import blaming
-from robustkit.evaluation.build_record import make_record, settle_record
+from robustkit.evaluation.build_record import make_record, refuse_another_ledger, settle_record
 from robustkit.evaluation.carry_over import Carried, settled
 from robustkit.evaluation.distributed.executor import DistributedExecutor
 from robustkit.evaluation.distributed.scheduler import Scheduler
@@ -68,6 +68,10 @@ def execute(
     if settings.minimum_norm:
         line = line._replace(scouts=len(line.specs))
     with Ledger(folder / "ledger.sqlite", facts, fresh=settings.fresh) as ledger:
+        for place in ledger.aside:
+            watcher.note(f"{ledger.path} could not be used: what was there is now {place}.")
+        if settings.fresh:
+            path.unlink(missing_ok=True)
         prepared = prepared._replace(diagnosis=same_answers(ledger, settings, prepared))
         ledger.remember("shape", list(data.shape))
         if carried is not None:
@@ -124,6 +128,7 @@ def _finish(run: Run, path: Path, notes: Sequence[str], commit: Commit | None) -
     ledger, line, name = run.ledger, run.line, run.settings.name
     started = _first_start(ledger)
     finished: list[int] = run.prepared.points.tolist()
+    refuse_another_ledger(path, ledger)
     if not ledger.costs().get(len(line.specs) - 1, Cost()).finished:
         path.unlink(missing_ok=True)  # of fewer points, or of an earlier configuration
         with blaming(name):
@@ -136,7 +141,7 @@ def _finish(run: Run, path: Path, notes: Sequence[str], commit: Commit | None) -
         notes.append(f"the audit of {run.settings.suite} {told}")
         run.watcher.note(f"{name}: {notes[-1]}.")
     record = make_record(run, finished, notes, started, commit)
-    return settle_record(record, path, run.watcher)
+    return settle_record(record, path, ledger, run.watcher)
 
 
 def _recheck(run: Run) -> None:

@@ -13,7 +13,7 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Model
 from robustkit.data.dataset import Dataset, digest
 from robustkit.data.open import names_code, open_dataset
-from robustkit.errors import UsageError
+from robustkit.errors import EvidenceAltered, UsageError
 from robustkit.evaluation.stages.replay import find_examples
 from robustkit.leaderboard.rows import load_records
 from robustkit.record.points import Status
@@ -243,12 +243,18 @@ def _same(suite: str, threat: Threat, own: list[Spec]) -> bool:
 
 
 def stored_examples(baseline: Baseline, shape: tuple[int, ...]) -> Path | None:
-    """Return the folder whose adversarial inputs can be replayed, if there are any."""
+    """Return the folder whose adversarial inputs can be replayed, if there are any.
+
+    Raises:
+        EvidenceAltered: when its ledger is not as its run left it.
+    """
     folder = baseline.examples()
     if folder is None:
         return None
     try:
         find_examples(folder, shape)
+    except EvidenceAltered:
+        raise
     except UsageError:
         return None
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from robustkit.core.text import clean
 from robustkit.errors import UsageError
 from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record
@@ -48,7 +49,7 @@ def log_record(
     Raises:
         UsageError: for a writer of another kind.
     """
-    values, flags = scalars(record, prefix), ", ".join(flag.name for flag in record.flags)
+    values, flags = scalars(record, prefix), ", ".join(clean(flag.name) for flag in record.flags)
     if hasattr(writer, "add_scalar"):
         for name, value in values.items():
             writer.add_scalar(name, value, step)

@@ -22,7 +22,7 @@ from torch import nn
 from robustkit import gate
 from robustkit.core import stats
 from robustkit.core.stats.sequential import peak
-from robustkit.core.text import seconds
+from robustkit.core.text import clean, seconds
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset, shuffled
 from robustkit.data.open import open_dataset
@@ -94,7 +94,7 @@ def assert_robust(
     order = [p for p in shuffled(record.points.index, seed)]
     robust = np.array([record.outcomes[p] for p in order], dtype=float)
     if watch.answer(robust) is not True:
-        raise AssertionError(_told(record, robust, watch, threat))
+        raise AssertionError(clean(_told(record, robust, watch, threat)))
     return record
 
 
@@ -142,7 +142,7 @@ def assert_not_regressed(
         )  # fmt: skip
     failing = {"regressed", "undecided"} if undecided == "fail" else {"regressed"}
     if verdict.answer in failing:
-        raise AssertionError(verdict.sentence())
+        raise AssertionError(clean(verdict.sentence()))
     return verdict
 
 

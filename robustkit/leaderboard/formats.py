@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -19,7 +18,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from robustkit.core.text import clean, spreadsheet, with_interval
+from robustkit.core.text import clean, shown_json, spreadsheet, with_interval
 from robustkit.leaderboard import grouping
 
 SCHEMA = "robustkit/rows/1"
@@ -77,7 +76,7 @@ def to_json(frame: pd.DataFrame, **more: pd.DataFrame) -> str:
     for cells in rows:
         cells["flags"] = cells["flags"].split(";") if cells["flags"] else []
     beside = {name: _rows(table) for name, table in more.items()}
-    return json.dumps({"schema": SCHEMA, "rows": rows, **beside}, indent=2, allow_nan=False) + "\n"
+    return shown_json({"schema": SCHEMA, "rows": rows, **beside})
 
 
 def to_markdown(frame: pd.DataFrame) -> str:

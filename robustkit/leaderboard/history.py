@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robustkit.core import stats
+from robustkit.core import files, stats
 from robustkit.core.packages import install_command
-from robustkit.core.text import posix
+from robustkit.core.text import clean, posix, short
 from robustkit.errors import RobustkitError
 from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record
@@ -62,7 +63,7 @@ def history(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
 def _distinct(records: Iterable[tuple[Path | str, Record]]) -> list[tuple[Path | str, Record]]:
     found: dict[str, tuple[Path | str, Record]] = {}
     for path, record in records:
-        key = record.model_dump_json(exclude={"arguments"})
+        key = record.model_dump_json(exclude={"arguments", "digest", "ledger"})
         if key not in found or (_reason(record) and not _reason(found[key][1])):
             found[key] = (path, record)
     return list(found.values())
@@ -93,17 +94,19 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
         below = middle - group["robust_low"].to_numpy()
         above = group["robust_high"].to_numpy() - middle
         axes.errorbar(where, middle, yerr=[below, above], marker="o", capsize=3,
-                      label=", ".join(map(str, key)))  # fmt: skip
+                      label=short(clean(", ".join(map(str, key))), 80))  # fmt: skip
     names = dict(zip(frame["started"], frame["commit"], strict=True))
     axes.set_xticks(list(ticks.values()), [_tick(s, names[s]) for s in ticks], rotation=30)
     axes.set_ylabel("robust accuracy")
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
+    picture, kind = io.BytesIO(), path.suffix[1:] or "png"
     try:
-        figure.savefig(path, metadata={} if path.suffix == ".png" else None)
-    except (OSError, ValueError) as error:
+        figure.savefig(picture, format=kind, metadata={} if kind == "png" else None)
+    except ValueError as error:
         raise RobustkitError(f"{path}: could not be drawn ({error}).") from None
+    files.write(picture.getvalue(), path)
 
 
 def _entry(path: Path | str, record: Record) -> HistoryRow:
@@ -140,4 +143,4 @@ def _paired(before: Record, now: Record) -> float | None:
 
 
 def _tick(started: str, commit: Any) -> str:
-    return f"{started[:10]}\n{str(commit)[:8]}" if commit else started[:10]
+    return f"{clean(started[:10])}\n{clean(str(commit)[:8])}" if commit else clean(started[:10])

@@ -17,6 +17,7 @@ from robustkit.core.text import posix
 from robustkit.errors import UsageError
 from robustkit.leaderboard.formats import to_csv, to_json, to_latex, to_markdown, to_rich
 from robustkit.leaderboard.grouping import group_of
+from robustkit.record.evidence import refuse_altered
 from robustkit.record.interval import robust_interval
 from robustkit.record.record import Record, load
 from robustkit.record.schema import Stage
@@ -145,11 +146,13 @@ def load_records(paths: Iterable[Path | str]) -> list[tuple[Path, Record]]:
 
     Raises:
         UsageError: naming the file that is no record, or when there is no record at all.
+        EvidenceAltered: naming a record that is not what its run wrote.
     """
     places = [Path(path) for path in paths]
     found: dict[str, tuple[Path, Record]] = {}
     for file in (file for place in places for file in _files(place)):
         record = load(file)
+        refuse_altered(record, file)
         found.setdefault(record.model_dump_json(), (file, record))
     if not found:
         where = ", ".join(map(str, places)) or "nothing"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from robustkit.core.types import Images
 from robustkit.errors import UsageError
+from robustkit.record.evidence import refuse_altered_ledger
 from robustkit.record.ledger_reader import open_readonly
 
 
@@ -17,10 +18,12 @@ def adversarial_inputs(folder: Path | str) -> dict[int, Images]:
 
     Raises:
         UsageError: when there is no ledger in it, or a run is writing it.
+        EvidenceAltered: when the ledger is not as its run left it.
     """
     path = Path(folder) / "ledger.sqlite"
     if not path.exists():
         raise UsageError(f"{folder} holds no ledger.sqlite: name the folder of one model's run.")
+    refuse_altered_ledger(path)
     with open_readonly(path) as ledger:
         shape = ledger.shape()
         return {} if shape is None else ledger.examples(shape)

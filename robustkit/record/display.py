@@ -84,7 +84,7 @@ class RecordDisplay:
             for cells in _stages(record)
         )
         flags = "".join(
-            f"<li>{quote(flag.name)}: {quote(flag.message)}</li>" for flag in record.flags
+            f"<li>{quote(clean(f'{flag.name}: {flag.message}'))}</li>" for flag in record.flags
         )
         return (
             f"<table>{facts}</table><table><thead><tr>{head}</tr></thead>"

@@ -8,10 +8,12 @@ file that cannot be read is reported and left as it is.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,15 @@ from robustkit.record.ledger_schema import (
     CERTIFY,
     CLEAN,
     NAMES,
+    SEAL,
     TABLES,
+    VOLATILE,
     BrokenPoint,
     Cost,
     RefusedCandidate,
+    columns,
 )
+from robustkit.record.schema import LedgerDigests
 
 _CHANGED = {"source": "the model's file has changed", "weights": "the weights have changed"}
 
@@ -40,10 +46,14 @@ class Ledger(LedgerReader):
         path: the SQLite file; created with its folder when absent.
         identity: everything that a verdict depends on; a file of another identity is refused.
             None: whatever it is, to read it.
-        fresh: forget what the file holds; one that cannot be read is moved aside.
+        fresh: forget what the file holds; whatever cannot be used is moved aside.
+
+    Attributes:
+        aside: what was moved aside.
 
     Raises:
         UsageError: when another run holds the file, or it belongs to another configuration.
+        EvidenceAltered: when it is not as its run had left it.
         RobustkitError: when the file cannot be read or written.
     """
 
@@ -51,19 +61,31 @@ class Ledger(LedgerReader):
         self, path: Path, identity: Mapping[str, Any] | None, *, fresh: bool = False
     ) -> None:
         self.path = path
+        self.aside: list[Path] = []
         make_folder(path.parent)
         try:
-            self._open()
+            self._begin(fresh)
         except RobustkitError as error:
-            if not fresh or isinstance(error, UsageError) or not path.exists():
+            if not fresh or isinstance(error, UsageError) or not os.path.lexists(path):
                 raise
             self._move_aside()
-            self._open()
-        try:
-            if fresh:
-                self._forget()
-            if identity is not None:
+            self._begin(fresh)
+        if identity is not None:
+            try:
                 self._check(identity)
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _begin(self, fresh: bool) -> None:
+        """Open the file, empty it where that was asked for, and see whether it can be used."""
+        self._open()
+        try:
+            with self._errors():
+                self._refuse_other_tables()
+                if fresh:
+                    self._forget()
+                    self._refuse_damage()
         except BaseException:
             self._db.close()
             raise
@@ -80,11 +102,38 @@ class Ledger(LedgerReader):
                 self._db.close()
                 raise
 
+    def _refuse_other_tables(self) -> None:
+        for name, expected in columns().items():
+            found = [row[1] for row in self._db.execute(f"PRAGMA table_info({name})")]
+            if found != expected:
+                raise sqlite3.DatabaseError(
+                    f"the table {name} has the columns {', '.join(found)}, expected "
+                    f"{', '.join(expected)}"
+                )
+
+    def _refuse_damage(self) -> None:
+        # Emptying reads every page; what is damaged where nothing was deleted shows here.
+        (told,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if told != "ok":
+            raise sqlite3.DatabaseError(told)
+
     def _move_aside(self) -> None:
-        # The write-ahead log goes too: SQLite would replay it into the next file of this name.
-        for part in (self.path, self.path.with_name(f"{self.path.name}-wal")):
-            if part.exists():
-                part.replace(part.with_name(f"{part.name}.damaged"))
+        # The logs go too: SQLite would replay them into the next file of this name.
+        for part in (
+            self.path,
+            *(Path(f"{self.path}{end}") for end in ("-wal", "-shm", "-journal")),
+        ):
+            if os.path.lexists(part):
+                names = (part.with_name(f"{part.name}.damaged{n or ''}") for n in count())
+                free = next(name for name in names if not os.path.lexists(name))
+                try:
+                    part.rename(free)
+                except OSError as error:
+                    raise RobustkitError(
+                        f"{part} cannot be moved aside ({error.strerror}). Remove it, or choose "
+                        "another --out."
+                    ) from None
+                self.aside.append(free)
 
     def _forget(self) -> None:
         with self.transaction():
@@ -112,16 +161,19 @@ class Ledger(LedgerReader):
                     f"{self.path.parent} holds a run of another configuration: "
                     f"{'; '.join(changes)}. Choose another --out, or start over with --fresh."
                 )
+            self.refuse_altered()
         else:
             with self.transaction():
                 self._db.executemany("INSERT INTO meta VALUES (?, ?)", fresh.items())
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Write all that happens inside, or nothing."""
+    def transaction(self, *, breaks_seal: bool = True) -> Iterator[None]:
+        """Write all that happens inside, or nothing; the digests of before hold no longer."""
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                if breaks_seal:
+                    self._db.execute("DELETE FROM memo WHERE key = ?", (SEAL,))
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
@@ -143,8 +195,19 @@ class Ledger(LedgerReader):
 
     def remember(self, key: str, value: Any) -> None:
         """Store a JSON value that belongs to the run but not to its identity."""
-        with self.transaction():
-            self._db.execute("INSERT OR REPLACE INTO memo VALUES (?, ?)", (key, json.dumps(value)))
+        text = json.dumps(value)
+        with self._errors():
+            row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
+        if row == (text,):  # nothing new: the digests stay
+            return
+        with self.transaction(breaks_seal=key not in VOLATILE):
+            self._db.execute("INSERT OR REPLACE INTO memo VALUES (?, ?)", (key, text))
+
+    def seal(self) -> LedgerDigests:
+        """Store the digests of what it holds, until the run goes on; return them."""
+        digests = self.digests()
+        self.remember(SEAL, digests.model_dump())
+        return digests
 
     def write_clean(
         self,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,13 @@ import numpy as np
 import torch
 
 from robustkit.core.types import Images
-from robustkit.errors import RobustkitError, UsageError
-from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
+from robustkit.errors import RobustkitError, UsageError, digests_differ
+from robustkit.record.ledger_schema import DIGESTED, SEAL, BrokenPoint, Cost, RefusedCandidate
+from robustkit.record.schema import LedgerDigests
+
+
+class InUse(UsageError):
+    """A run is using the ledger."""
 
 
 class LedgerReader:
@@ -44,7 +51,7 @@ class LedgerReader:
     def _refusal(self, error: sqlite3.DatabaseError) -> RobustkitError:
         """Say what SQLite's error means here."""
         if "locked" in str(error):
-            return UsageError(f"{self.path.parent} is in use by another run. Wait for it.")
+            return InUse(f"{self.path.parent} is in use by another run. Wait for it.")
         return UsageError(
             f"{self.path} cannot be read ({error}): it is damaged, or no ledger of robustkit."
         )
@@ -53,13 +60,19 @@ class LedgerReader:
         """Return one of the things that the verdicts depend on, or None."""
         with self._errors():
             row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        return self._value(row)
+
+    def _value(self, row: tuple[str] | None) -> Any:
+        try:
+            return None if row is None else json.loads(row[0])
+        except ValueError as error:
+            raise self._refusal(sqlite3.DatabaseError(str(error))) from None
 
     def remembered(self, key: str) -> Any:
         """Return what was remembered under `key`, or None."""
         with self._errors():
             row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        return self._value(row)
 
     def clean(self) -> dict[int, tuple[int, int, list[int]]]:
         """Return point to (label, predicted, classes by falling logit)."""
@@ -140,6 +153,34 @@ class LedgerReader:
         found = self.remembered("shape")
         return None if found is None else tuple(found)
 
+    def digests(self) -> LedgerDigests:
+        """Return the digests of what it holds now."""
+        with self._errors():
+            told = {key: _of_rows(map(self._db.execute, DIGESTED[key])) for key in DIGESTED}
+        return LedgerDigests(**told, inputs=digest_of_inputs([self]))
+
+    def refuse_altered(self, expected: LedgerDigests | None = None) -> None:
+        """Refuse a ledger that is not as its run left it.
+
+        A run that is going on, or was killed, has left no digests: there is nothing to compare.
+
+        Args:
+            expected: what the record beside it says; by default what the ledger says itself.
+
+        Raises:
+            EvidenceAltered: naming what differs.
+        """
+        sealed = self.remembered(SEAL)
+        if expected is None and sealed is None:
+            return
+        known, now = expected or LedgerDigests(**sealed), self.digests()
+        whats = {"run": "what identifies its run", "verdicts": "its verdicts",
+                 "inputs": "its stored adversarial inputs"}  # fmt: skip
+        for key, what in whats.items():
+            told, got = getattr(known, key), getattr(now, key)
+            if told != got:
+                raise digests_differ(self.path, what, told, got)
+
     def packed(self) -> Iterator[tuple[int, bytes]]:
         """Yield the stored adversarial inputs as they lie in the file, in order of the points."""
         query = "SELECT point, example FROM broken WHERE example IS NOT NULL ORDER BY point"
@@ -156,16 +197,26 @@ def open_readonly(path: Path) -> Iterator[LedgerReader]:
     """
     # Without a write-ahead log nobody is writing, and a folder without write access will do.
     log = path.with_name(f"{path.name}-wal")
-    still = not log.exists() or not log.stat().st_size
-    address = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
     try:
+        still = not os.path.lexists(log) or not log.stat().st_size
+        address = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
         database = sqlite3.connect(address, uri=True, timeout=0)
-    except sqlite3.DatabaseError as error:
+    except (OSError, sqlite3.DatabaseError) as error:
         raise UsageError(f"{path} cannot be read ({error}).") from None
-    try:
-        yield LedgerReader(path, database)
-    finally:
-        database.close()
+    with closing(database):
+        ledger = LedgerReader(path, database)
+        try:
+            ledger.remembered(SEAL)
+        except UsageError as error:
+            if still or not re.search("unable to open|readonly", str(error)):
+                raise
+            # SQLite needs a file beside a log to read it; without the log, verdicts would be lost.
+            raise UsageError(
+                f"{path} cannot be read where it lies: its last verdicts are in {log.name}, as its "
+                "run was killed or goes on, and the folder cannot be written. Copy the folder to "
+                "where it can, and read it there."
+            ) from None
+        yield ledger
 
 
 def digest_of_stored(paths: Sequence[Path]) -> str:
@@ -174,9 +225,23 @@ def digest_of_stored(paths: Sequence[Path]) -> str:
     Raises:
         UsageError: as `open_readonly`.
     """
+    with ExitStack() as stack:
+        return digest_of_inputs(stack.enter_context(open_readonly(path)) for path in paths)
+
+
+def digest_of_inputs(ledgers: Iterable[LedgerReader]) -> str:
+    """Return the SHA-256 of all adversarial inputs in open ledgers."""
     state = hashlib.sha256()
-    for path in paths:
-        with open_readonly(path) as ledger:
-            for point, blob in ledger.packed():
-                state.update(f"{point}:".encode() + blob)
+    for ledger in ledgers:
+        for point, blob in ledger.packed():
+            state.update(f"{point}:".encode() + blob)
+    return state.hexdigest()
+
+
+def _of_rows(tables: Iterable[Iterable[tuple[Any, ...]]]) -> str:
+    state = hashlib.sha256()
+    for rows in tables:
+        for row in rows:
+            state.update(json.dumps(row).encode() + b"\n")
+        state.update(b"\n")
     return state.hexdigest()

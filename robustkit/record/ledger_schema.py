@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,33 @@ CREATE TABLE IF NOT EXISTS cost (
     flips INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0);
 """
 NAMES = re.findall(r"EXISTS (\w+)", TABLES)
+# What two digests cover: all but what every life of a run may write anew, and the inputs' own.
+SEAL = "digests"
+VOLATILE = (SEAL, "answers", "answers_near", "gradients_near")
+DIGESTED = {
+    "run": ["SELECT key, value FROM meta ORDER BY key"],
+    "verdicts": [
+        f"SELECT key, value FROM memo WHERE key NOT IN {VOLATILE} ORDER BY key",
+        "SELECT point, stage, predicted, distance FROM broken ORDER BY point",
+        *(
+            f"SELECT * FROM {name} ORDER BY 1, 2, 3"
+            for name in ("clean", "spent", "judged", "refused")
+        ),
+        *(f"SELECT * FROM {name} ORDER BY 1, 2" for name in ("certified", "closest", "cost")),
+    ],
+}
+
+
+def columns() -> dict[str, list[str]]:
+    """Return the columns of every table, as SQLite reads `TABLES`."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(TABLES)
+        return {
+            name: [row[1] for row in database.execute(f"PRAGMA table_info({name})")]
+            for name in NAMES
+        }
+
+
 # Stages that are no attack: clean pass, certificate, earlier inputs, finds at a larger eps.
 CLEAN, CERTIFY, REPLAYED, CARRIED = -1, -2, -3, -4
 

@@ -6,6 +6,7 @@ per-point verdicts, without another run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -17,7 +18,7 @@ from pydantic import Field, JsonValue
 
 from robustkit.core import json_files
 from robustkit.core.packages import install_command
-from robustkit.errors import UsageError
+from robustkit.errors import UsageError, digests_differ
 from robustkit.record import interval
 from robustkit.record.display import RecordDisplay
 from robustkit.record.points import Points, Status
@@ -27,6 +28,7 @@ from robustkit.record.schema import (
     Commit,
     Count,
     DataInfo,
+    LedgerDigests,
     Part,
     Seconds,
     Stage,
@@ -41,6 +43,7 @@ __all__ = [
     "Commit",
     "DataInfo",
     "Flag",
+    "LedgerDigests",
     "Points",
     "Record",
     "Stage",
@@ -96,6 +99,16 @@ class Record(RecordDisplay, Part):
     versions: dict[str, str]
     device: str
     commit: Commit | None
+    ledger: LedgerDigests | None = None
+    """What the ledger of the run held when the record was written; None: an earlier robustkit's."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        # The digest follows from the rest; `load` compares it with what a file says.
+        if isinstance(value, dict):
+            return {key: item for key, item in value.items() if key != "digest"}
+        return value
 
     @pydantic.field_validator("arguments", mode="before")
     @classmethod
@@ -125,6 +138,12 @@ class Record(RecordDisplay, Part):
         ]:
             raise ValueError(f"a point is not broken, yet an adversarial input lies at {near[0]}")
         return self
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]  # mypy knows no property below it
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything else in the record; no signature, see `LedgerDigests`."""
+        return content_digest(self.model_dump(mode="json", by_alias=True, exclude={"digest"}))
 
     @property
     def n(self) -> int:
@@ -239,13 +258,14 @@ def load(path: Path | str) -> Record:
     Raises:
         UsageError: when the file is missing, is not JSON, has another or a newer schema, or
             contradicts itself.
+        EvidenceAltered: when its contents do not have the digest that it names.
     """
     raw = json_files.read(Path(path))
     found = raw.get("schema") if isinstance(raw, dict) else None
     if found != SCHEMA:
         raise UsageError(f"{path}: expected schema {SCHEMA!r}, got {found!r}. {_cure(found)}")
     try:
-        return Record.model_validate(raw)
+        record = Record.model_validate(raw)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "as a whole"
@@ -253,6 +273,17 @@ def load(path: Path | str) -> Record:
             f"{path}: expected a record of schema {SCHEMA!r}, got an error in {where}: "
             f"{first['msg']}. The file was changed after it was written: run the evaluation again."
         ) from None
+    told, now = raw.pop("digest", None), content_digest(raw)
+    if told is None and record.ledger is None:  # of an earlier robustkit
+        return record
+    if told != now:
+        raise digests_differ(path, "its contents", str(told), now)
+    return record
+
+
+def content_digest(content: Any) -> str:
+    """SHA-256 of a JSON value; the order of keys and the layout of the file do not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _cure(found: object) -> str:

@@ -104,6 +104,20 @@ class WeightsInfo(Part):
     parameters: Count
 
 
+class LedgerDigests(Part):
+    """SHA-256 of what a run's ledger holds, by which a later edit shows.
+
+    They are no signature: whoever can edit the files can compute them anew.
+    """
+
+    run: str
+    """Of what identifies the run."""
+    verdicts: str
+    """Of its verdicts, and of all that they and the numbers of the record follow from."""
+    inputs: str
+    """Of the stored adversarial inputs."""
+
+
 class Commit(Part):
     """The git commit that the run was started in; dirty if tracked files differed from it."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,11 +132,11 @@ def _put(record: Record, folder: Path, place: Path, asked: BaselineRequest) -> P
     path = place / name / "record.json"
     before = _robust(path)
     arguments = {**record.arguments, "reason": asked.reason}
-    save(record.model_copy(update={"arguments": arguments}), path)
     ledger = path.with_name("ledger.sqlite")
-    ledger.unlink(missing_ok=True)  # of the run before
+    ledger.unlink(missing_ok=True)  # of the run before, which does not bear out the new record
+    save(record.model_copy(update={"arguments": arguments}), path)
     if asked.examples:
-        shutil.copyfile(folder / "ledger.sqlite", ledger)
+        files.copy(folder / "ledger.sqlite", ledger)
     _log(place / LOG, {
         "when": record.started,
         "commit": record.commit.hash if record.commit else None,

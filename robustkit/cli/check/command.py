@@ -60,15 +60,15 @@ PLACE = click.Path(path_type=Path)
     "--replay/--no-replay", default=True, show_default=True,
     help="Try the adversarial inputs that lie beside the baseline first.",
 )  # fmt: skip
-@click.option("--out", type=options.FOLDER, metavar="DIR", help="Folder of the run.")
+@click.option("--out", type=options.OUTPUT_FOLDER, metavar="DIR", help="Folder of the run.")
 @options.fresh
 @options.device
 @click.option("--batch-size", callback=options.batch_size, default="auto", metavar="auto|N")
 @options.trust_code
 @options.threads
-@click.option("--junit", type=options.FILE, metavar="FILE", help="Write JUnit XML.")
-@click.option("--sarif", type=options.FILE, metavar="FILE", help="Write SARIF 2.1.0.")
-@click.option("--markdown", type=options.FILE, metavar="FILE", help="Write a summary.")
+@click.option("--junit", type=options.OUTPUT, metavar="FILE", help="Write JUnit XML.")
+@click.option("--sarif", type=options.OUTPUT, metavar="FILE", help="Write SARIF 2.1.0.")
+@click.option("--markdown", type=options.OUTPUT, metavar="FILE", help="Write a summary.")
 @options.as_json
 @options.quiet
 @debug

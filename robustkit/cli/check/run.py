@@ -7,17 +7,17 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from robustkit.cli.check.verdicts import show
-from robustkit.cli.console import result, stderr, stdout
-from robustkit.cli.options import use_threads
+from robustkit.cli.console import result, say, stderr, stdout
+from robustkit.cli.options import takes_stdout, use_threads
 from robustkit.cli.program import fail, told
 from robustkit.cli.progress import GateScreen
 from robustkit.core import files, json_files
-from robustkit.core.text import seconds, slug
+from robustkit.core.text import seconds, shown_json, slug
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
@@ -33,6 +33,7 @@ from robustkit.gate.formats.markdown import to_markdown
 from robustkit.gate.formats.sarif import to_sarif
 from robustkit.gate.verdict import Failure, GateVerdict, exit_code
 from robustkit.models.load import Subject, load_model
+from robustkit.record.evidence import without_digests
 from robustkit.record.provenance import weights_digest
 
 SCHEMA = "robustkit/checks/1"
@@ -88,11 +89,16 @@ def run(asked: CheckRequest, *, debug: bool) -> int:
         UsageError: when the request is refused; no model was run then.
     """
     use_threads(asked.threads)
+    reports = (asked.junit, asked.sarif, asked.markdown)
+    if takes_stdout(reports, as_json=asked.as_json):
+        asked = replace(asked, quiet=True)
     verdicts: list[GateVerdict] = []
     failures: list[Failure] = []
     with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
         setup = configuration.load(asked.config or configuration.find(Path.cwd()))
         terms, gates = _terms(asked, setup), _gates(asked, setup)
+        if not asked.quiet:
+            _say_what_cannot_show(gates)
         with GateScreen(len(gates), quiet=asked.quiet) as screen:
             for gate in gates:
                 try:
@@ -107,6 +113,13 @@ def run(asked: CheckRequest, *, debug: bool) -> int:
     code = 1 if code == 1 else max([code, *(failure.exit_code for failure in failures)])
     _report(asked, verdicts, failures, undecided, code)
     return code
+
+
+def _say_what_cannot_show(gates: Sequence[_Gate]) -> None:
+    """Say which of the records that are compared carry no digests."""
+    found = [known for gate in gates for known in (gate.baseline, gate.record) if known is not None]
+    if told := without_digests({known.path: known.record for known in found}.items()):
+        say(stderr(), "note", told, "yellow")
 
 
 def _terms(asked: CheckRequest, setup: Config) -> Terms:
@@ -211,7 +224,12 @@ def _file(text: str) -> str:
 
 def _code(baseline: Baseline, subject: Subject, replay: bool) -> str:
     weights, source = weights_digest(subject.model)[0], source_digest(subject.name)
-    facts = [baseline.record.model_dump_json(), weights, replay, *([source] if source else [])]
+    facts = [
+        baseline.record.model_dump_json(exclude={"digest", "ledger"}),
+        weights,
+        replay,
+        *([source] if source else []),
+    ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
@@ -255,7 +273,7 @@ def _report(
         rows = [verdict.plain() for verdict in verdicts]
         lost = [{"candidate": f.candidate, "error": f.message} for f in failures]
         facts = {"schema": SCHEMA, "exit_code": code, "checks": rows, "failures": lost}
-        result(json.dumps(facts, indent=2))
+        result(shown_json(facts))
     elif verdicts and not asked.quiet:
         show(verdicts, stdout())
     elif asked.quiet:  # a build that fails must say why

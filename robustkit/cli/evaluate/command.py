@@ -116,7 +116,7 @@ from robustkit.cli.supervisor import Supervised
 )
 @options.max_time
 @options.max_forwards
-@click.option("--out", type=options.FOLDER, metavar="DIR", help="Folder of the run.")
+@click.option("--out", type=options.OUTPUT_FOLDER, metavar="DIR", help="Folder of the run.")
 @options.fresh
 @click.option(
     "--save-adversarial/--no-save-adversarial",

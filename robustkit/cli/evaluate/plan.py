@@ -136,8 +136,8 @@ def make(request: Request) -> Plan:
 
 def claim(plan: Plan) -> None:
     """Write the configuration into the run's folder; `--fresh` drops the records of another run."""
-    if plan.request.fresh and (before := previous(plan.out)):
-        places = [plan.out / slug(name) for name in before["models"]]
+    if plan.request.fresh and (before := previous(plan.out, fresh=True)):
+        places = [plan.out / slug(str(name)) for name in before.get("models") or ()]
         found = {file for place in places for file in place.rglob("record.json")}
         for file in found - {file for subject in plan.subjects for file in plan.records(subject)}:
             file.unlink()

@@ -13,7 +13,7 @@ def refuse_other(out: Path, config: dict[str, Any], *, fresh: bool) -> None:
     """Refuse a folder that holds something else than this run."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --out names a folder.")
-    before = previous(out)
+    before = previous(out, fresh=fresh)
     if before is None or fresh:
         return
     for key in {**config, **before}:
@@ -25,12 +25,21 @@ def refuse_other(out: Path, config: dict[str, Any], *, fresh: bool) -> None:
             )
 
 
-def previous(out: Path) -> dict[str, Any] | None:
-    """Return the configuration of the run in a folder; None where there is none."""
+def previous(out: Path, *, fresh: bool) -> dict[str, Any] | None:
+    """Return the configuration of the run in a folder; None where there is none.
+
+    Args:
+        fresh: one that is damaged is none: it will be written anew.
+    """
     path = out / "config.json"
     if not path.exists():
         return None
-    found = json_files.read(path)
+    try:
+        found = json_files.read(path)
+    except UsageError:
+        if fresh and path.is_file():
+            return None
+        raise
     if not isinstance(found, dict) or not str(found.get("schema")).startswith("robustkit/run/"):
         raise UsageError(f"{path} is not of robustkit: choose a folder of its own for --out.")
     return found

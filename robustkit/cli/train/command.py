@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,7 +19,7 @@ from robustkit.cli.supervisor import Supervised
 @options.data_root
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=options.OUTPUT_FOLDER,
     metavar="DIR",
     help="Folder of the weights and their card; robustkit-models/<name>-<data> by default.",
 )

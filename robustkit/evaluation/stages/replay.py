@@ -19,6 +19,7 @@ from robustkit.data.dataset import Points
 from robustkit.errors import UsageError
 from robustkit.evaluation.stages.judge import broken_points, refuse_refuted_certificates
 from robustkit.evaluation.stages.stage import DeviceWorker, Report
+from robustkit.record.evidence import refuse_altered_ledger
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_reader import digest_of_stored, open_readonly
 from robustkit.record.ledger_schema import REPLAYED, BrokenPoint, Cost
@@ -56,6 +57,7 @@ def find_examples(folder: Path, shape: tuple[int, ...]) -> Examples:
     Raises:
         UsageError: when there is none, it holds no adversarial inputs or those of images of
             another shape, or a run is using it.
+        EvidenceAltered: when one is not as its run left it.
     """
     found = [path for path in (folder / "ledger.sqlite", *sorted(folder.glob("*/ledger.sqlite")))
              if path.is_file()]  # fmt: skip
@@ -65,6 +67,7 @@ def find_examples(folder: Path, shape: tuple[int, ...]) -> Examples:
         )
     kept = []
     for path in found:
+        refuse_altered_ledger(path)
         with open_readonly(path) as ledger:
             stored, theirs = ledger.stored(), ledger.shape()
         if stored and theirs != tuple(shape):

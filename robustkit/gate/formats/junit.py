@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from robustkit.core.text import clean_lines
 from robustkit.gate.verdict import Failure, GateVerdict, MetricFinding
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -80,5 +81,5 @@ def _error(root: ElementTree.Element, failure: Failure) -> None:
 
 
 def _clean(text: str) -> str:
-    """Leave out what XML cannot hold."""
-    return _ILLEGAL.sub("", text)
+    """Leave out what XML cannot hold, and what would act on whoever prints it."""
+    return _ILLEGAL.sub("", clean_lines(text))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from robustkit.core.packages import own_version
+from robustkit.core.text import cleaned, shown_json
 from robustkit.gate.criteria import METRICS
 from robustkit.gate.verdict import Failure, GateVerdict, MetricFinding
 
@@ -40,7 +40,7 @@ def to_sarif(verdicts: Sequence[GateVerdict], failures: Sequence[Failure] = ()) 
     run = {"tool": {"driver": driver}, "results": results, "columnKind": "unicodeCodePoints",
            "invocations": [_invocation(failures)]}  # fmt: skip
     log = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
-    return json.dumps(log, indent=2) + "\n"
+    return shown_json(cleaned(log))
 
 
 def _result(verdict: GateVerdict, finding: MetricFinding) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from robustkit.core import files
 from robustkit.core.packages import own_version
-from robustkit.core.text import clean
+from robustkit.core.text import clean, clean_lines
 from robustkit.leaderboard import formats, rows
 from robustkit.leaderboard.report import plots
 from robustkit.leaderboard.report.gallery import Gallery, GalleryMaker
@@ -90,7 +90,7 @@ def write_page(
         script=markup(script),
         hashes=[_hash(script)],
     )
-    files.write(text.encode(), Path(path))
+    files.write(clean_lines(text).encode(), Path(path))
     return shown
 
 

@@ -1,0 +1,88 @@
+"""`robustkit verify-record`: the model is asked again about what a record says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robustkit.cli import options
+from robustkit.cli.console import open_table, result, say, stderr, stdout
+from robustkit.cli.program import debug
+from robustkit.core.text import shown_json
+
+SCHEMA = "robustkit/verify-record/1"
+
+
+@click.command("verify-record", short_help="Ask a record's model again.")
+@click.argument("record", type=click.Path(path_type=Path))
+@click.option("--model", metavar="MODEL", help="As for evaluate; by default the one named there.")
+@click.option("--data", metavar="NAME|npz:PATH|...", help="Where its points are now.")
+@options.data_root
+@click.option("--weights", type=options.FILE, metavar="FILE", help="State dict of the model.")
+@click.option("--mean", callback=options.numbers, metavar="A,B,C", help="As for evaluate.")
+@click.option("--std", callback=options.numbers, metavar="A,B,C", help="As for evaluate.")
+@options.device
+@options.threads
+@options.as_json
+@options.quiet
+@debug
+def command(
+    record: Path, device: str, threads: int | None, as_json: bool, quiet: bool, **given: Any
+) -> int:
+    """Check the digests of RECORD and its ledger, and ask the model again.
+
+    Every clean prediction, and every stored adversarial input: that it lies in the threat model,
+    that the model misclassifies it, and that the record says so. A model or data that could run
+    code are not opened because a record names them: name them yourself. That a point is robust
+    rests on attacks, which are not repeated.
+
+    Exit codes: 0 all of it holds, 1 something differs, 2 a bad request, 3 it could not finish.
+    """
+    from robustkit.errors import EvidenceAltered, some
+    from robustkit.record.evidence import without_digests
+
+    options.use_threads(threads)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # a user's code may print
+            baseline, findings = _ask(record, device, **given)
+    except EvidenceAltered as error:
+        say(stderr(), "error", str(error), "bold red")
+        return 1
+    holds = not any(found.differing for found in findings)
+    if as_json:
+        rows = [found._asdict() for found in findings]
+        told = {"schema": SCHEMA, "record": record.as_posix(), "holds": holds, "checks": rows}
+        result(shown_json(told))
+        return 0 if holds else 1
+    if not quiet or not holds:
+        table = open_table("what", "checked", "differ", "points", whole=("checked", "differ"))
+        for found in findings:
+            listed = "; ".join(filter(None, (some(found.points), found.note)))
+            table.add_row(found.what, str(found.checked), str(found.differing), listed)
+        stdout().print(table)
+    if not quiet and (note := without_digests([(baseline.path, baseline.record)])):
+        say(stderr(), "note", note, "yellow")
+    return 0 if holds else 1
+
+
+def _ask(record: Path, device: str, **given: Any) -> Any:
+    """Load what the record is about, and ask."""
+    from robustkit.errors import UsageError
+    from robustkit.gate.baseline import load_baselines, open_points
+    from robustkit.gate.verify_record import data_named, model_named, verify_record
+    from robustkit.models.load import load_model
+
+    found = load_baselines(record)
+    if len(found) != 1:
+        raise UsageError(f"{record} holds {len(found)} records: name one of them.")
+    (baseline,) = found
+    name = given["model"] or model_named(baseline)
+    data = open_points(baseline, given["data"] or data_named(baseline), given["data_root"])
+    subject = load_model(
+        name, data=data, weights=given["weights"], mean=given["mean"], std=given["std"]
+    )
+    return baseline, verify_record(baseline, subject.model, data, device)

@@ -1,0 +1,204 @@
+"""A record put to the proof: its model is asked again about what the record says of it.
+
+Digests show an edit by accident; whoever edits on purpose computes them anew. What the model
+answers to the clean points and to the stored adversarial inputs cannot be edited.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isclose, prod
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from robustkit.core.attribution import blaming
+from robustkit.core.device import pick_device
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Model
+from robustkit.data.dataset import Dataset
+from robustkit.errors import UsageError
+from robustkit.evaluation.prepare import private_copy
+from robustkit.gate.baseline import Baseline
+from robustkit.record.evidence import LEDGER, refuse_altered
+from robustkit.record.ledger_reader import open_readonly
+from robustkit.record.provenance import weights_digest
+from robustkit.registry import datasets, defenses
+from robustkit.verify.candidates import predict, verify
+
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
+
+_BATCH, _SAME = 250, 1e-6  # points; how far a distance may be from the one told, relatively
+_REGISTERED = re.compile(r"\s*(\w+)\s*(\([^()]*\))?\s*")
+
+
+class Finding(NamedTuple):
+    """One thing that a record says, held against the model.
+
+    Attributes:
+        differing: in how many of the cases that were checked it does not hold.
+        points: which they are, where they are points.
+        note: what could not be asked, and why.
+    """
+
+    what: str
+    checked: int
+    differing: int = 0
+    points: tuple[int, ...] = ()
+    note: str = ""
+
+
+def _of(what: str, checked: int, points: Sequence[int], note: str = "") -> Finding:
+    return Finding(what, checked, len(points), tuple(points), note)
+
+
+def model_named(baseline: Baseline) -> str:
+    """Return the model that a record names, if naming it runs no code.
+
+    Raises:
+        UsageError: when it may.
+    """
+    name = baseline.record.defense
+    return _named(name, name, "--model", baseline.path, _known(name, defenses))
+
+
+def data_named(baseline: Baseline) -> str:
+    """Return the data that a record names, if opening them runs no code.
+
+    Raises:
+        UsageError: when it may.
+    """
+    record = baseline.record
+    name = str(record.arguments.get("data") or record.data.name)
+    pure = name.startswith(("npz:", "folder:")) or _known(name, datasets)
+    return _named(name, record.data.name, "--data", baseline.path, pure)
+
+
+def _known(name: str, registry: object) -> bool:
+    found = _REGISTERED.fullmatch(name)
+    return found is not None and found[1] in registry  # type: ignore[operator]
+
+
+def _named(name: str, shown: str, option: str, path: Path, pure: bool) -> str:
+    if pure:
+        return name
+    raise UsageError(
+        f"{path} names {shown}, which is neither registered nor a data file: a record is data, and "
+        f"what it names is not run. Name it yourself: robustkit verify-record {path} {option} ..."
+    )
+
+
+def verify_record(
+    baseline: Baseline, model: Model | nn.Module, data: Dataset, device: str = "auto"
+) -> list[Finding]:
+    """Ask `model` again about every clean point and every stored adversarial input of a record.
+
+    That a point is robust rests on attacks, which are not run again; nor are certificates.
+
+    Args:
+        data: holds the points of the record, see `robustkit.gate.baseline.open_points`.
+
+    Raises:
+        EvidenceAltered: when record and ledger do not bear each other out.
+        UsageError, RobustkitError: when the model cannot be asked.
+    """
+    record = baseline.record
+    refuse_altered(record, baseline.path)
+    where = pick_device(device)
+    private = private_copy(model, where, record.defense)
+    with blaming(record.defense):
+        return [
+            _weights(baseline, private),
+            _clean(baseline, private, data, where),
+            *_stored(baseline, private, data, where),
+        ]
+
+
+def _weights(baseline: Baseline, model: Model) -> Finding:
+    if not isinstance(model, nn.Module):
+        return Finding("weights", 0, note="the model is a function: it has none to compare")
+    same = weights_digest(model)[0] == baseline.record.weights.digest
+    return Finding("weights", 1) if same else Finding("weights", 1, 1, note="other digest")
+
+
+def _clean(baseline: Baseline, model: Model, data: Dataset, device: torch.device) -> Finding:
+    record, differing = baseline.record, list[int]()
+    if record.randomized:
+        return Finding("clean predictions", 0, note="the model is randomized: they vary")
+    told = dict(zip(record.points.index, record.points.predicted, strict=True))
+    for points in _batches(record.points.index):
+        answer = predict(model, data.fetch(points)[0].to(device))
+        now = answer.predicted.tolist()
+        differing += [point for point, k in zip(points, now, strict=True) if k != told[point]]
+    return _of("clean predictions", record.n, differing)
+
+
+def _stored(baseline: Baseline, model: Model, data: Dataset, device: torch.device) -> list[Finding]:
+    """Judge the stored inputs as `robustkit.verify` does, and hold the record against that."""
+    record = baseline.record
+    status = dict(zip(record.points.index, record.points.status, strict=True))
+    missing = {point for point, state in status.items() if state == "broken"}
+    outside, futile, untold = list[int](), list[int](), list[int]()
+    found = {p: z for p, z in _inputs(baseline, data).items() if p in status}
+    for points in _batches(sorted(found)):
+        z = torch.stack([found[point] for point in points]).to(device)
+        judged = _judge(baseline, model, data, points, z)
+        for point, (inside, fooled, holds) in zip(points, judged, strict=True):
+            outside += [] if inside else [point]
+            futile += [point] if inside and not fooled else []
+            untold += [point] if inside and fooled and not holds else []
+    missing -= found.keys()
+    note = f"{len(missing)} broken points have no stored input" if missing else ""
+    return [
+        _of("stored inputs lie in the threat model", len(found), outside, note),
+        _of("the model misclassifies them", len(found), futile),
+        _of("the record says so, at their distance", len(found), untold),
+    ]
+
+
+def _inputs(baseline: Baseline, data: Dataset) -> dict[int, Images]:
+    path = baseline.path.with_name(LEDGER)
+    if not path.is_file():
+        return {}
+    with open_readonly(path) as ledger:
+        return ledger.examples(tuple(data.shape))
+
+
+def _judge(
+    baseline: Baseline, model: Model, data: Dataset, points: Sequence[int], z: Images
+) -> list[tuple[bool, bool, bool]]:
+    """Tell of each input whether it is allowed, fools the model, and is what the record says."""
+    record, threat = baseline.record, baseline.threat
+    x, y = (part.to(z.device) for part in data.fetch(points))
+    # A minimum-norm run keeps inputs beyond eps: they have to fool all the same.
+    nearest = record.points.nearest
+    reach = threat if nearest is None else _whole(threat, prod(data.shape))
+    inside = reach.contains(z, x) & z.isfinite().flatten(1).all(1)
+    fooled, distance = torch.zeros_like(inside), reach.distance(z, x)
+    if bool(inside.any()):
+        rows = inside.nonzero().flatten()
+        fooled[rows] = verify(
+            model, z[rows], x[rows], y[rows], reach, attack="the record",
+            points=[points[row] for row in rows.tolist()], randomized=record.randomized,
+        ).broken  # fmt: skip
+    told = dict(zip(record.points.index, nearest or record.points.distance, strict=True))
+    status = dict(zip(record.points.index, record.points.status, strict=True))
+    limit = threat.limit(prod(data.shape))
+    holds = [
+        (status[p] == "broken") == (d <= limit) and isclose(told[p] or 0.0, d, rel_tol=_SAME)
+        for p, d in zip(points, distance.tolist(), strict=True)
+    ]
+    return list(zip(inside.tolist(), fooled.tolist(), holds, strict=True))
+
+
+def _whole(threat: Threat, features: int) -> Threat:
+    whole = Threat.whole(threat.norm, features)
+    return replace(threat, eps=whole.eps * (threat.upper - threat.lower))
+
+
+def _batches(points: Sequence[int]) -> list[Sequence[int]]:
+    return [points[start : start + _BATCH] for start in range(0, len(points), _BATCH)]

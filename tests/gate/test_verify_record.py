@@ -1,0 +1,198 @@
+"""`robustkit verify-record`: what an edit cannot change is how the model answers."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from robustkit.cli import main
+from robustkit.record.ledger import Ledger
+from robustkit.record.record import content_digest, load
+
+MODEL = "pgd_at"
+
+
+def ask(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on bundled images that breaks some points and leaves others robust."""
+    out = tmp_path_factory.mktemp("made")
+    words = ("evaluate", MODEL, "--attack", "fgsm", "--n", "40", "--device", "cpu", "--out", out)
+    assert ask(*words).exit_code == 0
+    return out / MODEL
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy to edit."""
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for file in made.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def checks(folder: Path, *words: str, code: int = 0) -> dict[str, dict[str, Any]]:
+    result = ask("verify-record", folder / "record.json", "--json", *words)
+    assert result.exit_code == code, result.output
+    told = json.loads(result.stdout)
+    assert told["holds"] is (code == 0)
+    return {check["what"]: check for check in told["checks"]}
+
+
+def forge(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Edit a record as somebody does who computes every digest anew."""
+    path = folder / "record.json"
+    raw = json.loads(path.read_text())
+    edit(raw)
+    with Ledger(folder / "ledger.sqlite", None) as ledger:
+        raw["ledger"] = ledger.seal().model_dump()
+    del raw["digest"]
+    path.write_text(json.dumps(raw | {"digest": content_digest(raw)}))
+    load(path)
+
+
+def edit_ledger(folder: Path, statement: str, *values: Any) -> None:
+    with sqlite3.connect(folder / "ledger.sqlite") as plain:
+        assert plain.execute(statement, values).rowcount > 0
+    plain.close()
+
+
+def test_what_was_found_holds_when_the_model_is_asked_again(folder: Path) -> None:
+    record = load(folder / "record.json")
+    broken = record.points.status.count("broken")
+    assert 0 < broken < record.n
+    found = checks(folder)
+    assert {name: (c["checked"], c["differing"]) for name, c in found.items()} == {
+        "weights": (1, 0),
+        "clean predictions": (record.n, 0),
+        "stored inputs lie in the threat model": (broken, 0),
+        "the model misclassifies them": (broken, 0),
+        "the record says so, at their distance": (broken, 0),
+    }
+    assert ask("verify-record", folder, "--quiet").output == ""
+
+
+def test_another_model_is_not_the_one_of_the_record(folder: Path) -> None:
+    found = checks(folder, "--model", "undefended", code=1)
+    assert found["weights"]["differing"] == 1
+
+
+def test_a_verdict_forged_with_its_digests_shows(folder: Path) -> None:
+    """The record and the ledger say that no point was broken; the stored inputs still break."""
+    record = load(folder / "record.json")
+    broken = [p for p, s in zip(record.points.index, record.points.status, strict=True)
+              if s == "broken"]  # fmt: skip
+
+    def shrink(raw: dict[str, Any]) -> None:
+        points = raw["points"]
+        points["distance"] = [d and d / 2 for d in points["distance"]]
+
+    edit_ledger(folder, "UPDATE broken SET distance = distance / 2")
+    forge(folder, shrink)
+    found = checks(folder, code=1)
+    assert found["the record says so, at their distance"]["points"] == broken
+
+
+def test_a_forged_prediction_shows(folder: Path) -> None:
+    record = load(folder / "record.json")
+    row = record.points.status.index("misclassified")
+    point, label = record.points.index[row], record.points.label[row]
+    other = next(k for k in range(10) if k not in (label, record.points.predicted[row]))
+
+    def answer(raw: dict[str, Any]) -> None:
+        raw["points"]["predicted"][row] = other
+
+    edit_ledger(folder, "UPDATE clean SET predicted = ? WHERE point = ?", other, point)
+    forge(folder, answer)
+    assert checks(folder, code=1)["clean predictions"]["points"] == [point]
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [(2.0, "stored inputs lie in the threat model"), (None, "the model misclassifies them")],
+)
+def test_swapped_inputs_show_though_their_digest_is_made_anew(
+    value: float | None, what: str, folder: Path
+) -> None:
+    """An input out of the box; the clean image itself."""
+    from robustkit.data.open import open_dataset
+
+    record = load(folder / "record.json")
+    point = record.points.index[record.points.status.index("broken")]
+    image = open_dataset("bundled").fetch(np.array([point]))[0][0].numpy()
+    image = image if value is None else np.full_like(image, value)
+    blob = zlib.compress(image.astype("<f4").tobytes())
+    edit_ledger(folder, "UPDATE broken SET example = ? WHERE point = ?", blob, point)
+    result = ask("verify-record", folder)  # the digest is the old one
+    assert result.exit_code == 1
+    assert "its stored adversarial inputs differ" in result.stderr
+    forge(folder, lambda raw: None)
+    assert checks(folder, code=1)[what]["points"] == [point]
+
+
+def test_an_edited_record_differs(folder: Path) -> None:
+    path = folder / "record.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1', 1))
+    result = ask("verify-record", path)
+    assert result.exit_code == 1
+    assert "record.json was altered" in result.stderr
+
+
+@pytest.mark.parametrize(("key", "option"), [("defense", "--model"), ("data", "--data")])
+def test_what_a_record_names_is_not_run(
+    key: str, option: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    marker = folder / "ran"
+    (folder / "code.py").write_text(f"open({str(marker)!r}, 'w')\n")
+
+    def name(raw: dict[str, Any]) -> None:
+        if key == "defense":
+            raw["defense"] = "code.py:model"
+        else:
+            raw["arguments"]["data"] = "code.py:points"
+
+    forge(folder, name)
+    result = ask("verify-record", "record.json")
+    assert result.exit_code == 2
+    assert f"Name it yourself: robustkit verify-record record.json {option}" in result.stderr
+    assert not marker.exists()
+
+
+def test_a_record_without_its_ledger_says_what_was_not_asked(folder: Path) -> None:
+    (folder / "ledger.sqlite").unlink()
+    found = checks(folder)
+    assert found["clean predictions"]["checked"] == 40
+    assert "have no stored input" in found["stored inputs lie in the threat model"]["note"]
+
+
+def test_distances_beyond_eps_are_held_against_the_model_too(tmp_path: Path) -> None:
+    out = tmp_path / "near"
+    words = ("--minimum-norm", "--attack", "fmn(steps=20)", "--n", "20", "--out", out)
+    assert ask("evaluate", MODEL, *words, "--threat", "linf:0.1").exit_code == 0
+    found = checks(out / MODEL)
+    assert found["the model misclassifies them"]["checked"] > 0
+
+
+def test_help_answers_without_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from robustkit.cli import main\n"
+        "try: main(['verify-record', '--help'])\n"
+        "except SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
