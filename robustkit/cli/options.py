@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from robustkit.core import arguments
 from robustkit.core.text import number, seconds
 from robustkit.errors import UsageError
 
@@ -42,6 +43,7 @@ def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> f
         raise click.BadParameter(str(error), ctx, param) from None
 
 
+SEED = click.IntRange(0, arguments.SEEDS - 1)
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -60,11 +62,11 @@ device = click.option(
     help="Where the model runs; several (cuda:0,cuda:1): a process on each.",
 )
 threads = click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; all by default."
+    "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads; all by default."
 )
 seed = click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=SEED,
     default=0,
     show_default=True,
     metavar="S",

@@ -54,7 +54,7 @@ def switch(name: str, value: Any) -> bool:
     Raises:
         UsageError: for anything else.
     """
-    if not _is_bool(value):
+    if not _is_bool(value) or getattr(value, "ndim", 0):
         raise refused(name, "True or False", value)
     return bool(value)
 

@@ -60,7 +60,7 @@ def open_dataset(
     if root is not None:
         root = arguments.path("root", root)
     arguments.switch("download", download)
-    if split not in ("train", "test"):
+    if arguments.text("split", split) not in ("train", "test"):
         raise UsageError(f"expected the split 'train' or 'test', got {split!r}.")
     kind, colon, rest = text.partition(":")
     if kind == "npz" and colon:

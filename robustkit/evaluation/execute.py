@@ -68,6 +68,7 @@ def execute(
     if settings.minimum_norm:
         line = line._replace(scouts=len(line.specs))
     with Ledger(folder / "ledger.sqlite", facts, fresh=settings.fresh) as ledger:
+        ledger.check_run()
         prepared = prepared._replace(diagnosis=same_answers(ledger, settings, prepared))
         ledger.remember("shape", list(data.shape))
         if carried is not None:

@@ -209,7 +209,10 @@ def _positions(given: Any, n: int) -> tuple[int, ...]:
     if isinstance(given, Tensor):
         given = given.detach().cpu().numpy()
     listed = given if isinstance(given, np.ndarray) else argument.several("points", given)
-    chosen = np.asarray(listed, dtype=None if len(listed) else np.int64)
+    try:
+        chosen = np.asarray(listed if np.size(listed) else np.empty(0, dtype=np.int64))
+    except (TypeError, ValueError):  # rows of different lengths
+        chosen = np.empty(0)
     if chosen.ndim == 1 and chosen.dtype == np.bool_:
         if len(chosen) != n:
             raise UsageError(f"points: expected a mask of {n}, one for each, got {len(chosen)}.")

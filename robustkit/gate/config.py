@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from robustkit.core.arguments import SEEDS
 from robustkit.core.text import seconds
 from robustkit.core.threat import Threat
 from robustkit.errors import RobustkitError, UsageError, unknown
@@ -140,7 +141,7 @@ class Config(_Table):
     suite: SuiteText | None = None
     certify: Literal["auto", "ibp", "crown", "alpha-crown", "smoothing"] | None = None
     n: Number | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
     device: str = "auto"
     baseline: str = str(BASELINE)
     models: list[ModelEntry] = []

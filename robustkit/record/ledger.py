@@ -62,6 +62,7 @@ class Ledger(LedgerReader):
         try:
             if fresh:
                 self._forget()
+            self._check_rows()
             if identity is not None:
                 self._check(identity)
         except BaseException:

@@ -20,6 +20,7 @@ import torch
 
 from robustkit.core.types import Images
 from robustkit.errors import RobustkitError, UsageError
+from robustkit.record.ledger_check import wrong_rows, wrong_run
 from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
 
 
@@ -49,17 +50,39 @@ class LedgerReader:
             f"{self.path} cannot be read ({error}): it is damaged, or no ledger of robustkit."
         )
 
+    def _check_rows(self) -> None:
+        """Refuse a file whose rows no run has written."""
+        with self._errors():
+            if (told := wrong_rows(self._db)) is not None:
+                raise sqlite3.DatabaseError(told)
+
+    def check_run(self) -> None:
+        """Refuse a file whose rows contradict each other, before a run goes on with it."""
+        with self._errors():
+            try:
+                told = wrong_run(self._db)
+            except ValueError:
+                told = "a fact or a memo is no JSON"
+            if told is not None:
+                raise sqlite3.DatabaseError(told)
+
     def identity(self, key: str) -> Any:
         """Return one of the things that the verdicts depend on, or None."""
         with self._errors():
             row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        return None if row is None else self._json(row[0])
 
     def remembered(self, key: str) -> Any:
         """Return what was remembered under `key`, or None."""
         with self._errors():
             row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        return None if row is None else self._json(row[0])
+
+    def _json(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise self._refusal(sqlite3.DatabaseError(f"{text[:20]!r} is no JSON")) from error
 
     def clean(self) -> dict[int, tuple[int, int, list[int]]]:
         """Return point to (label, predicted, classes by falling logit)."""
@@ -163,7 +186,9 @@ def open_readonly(path: Path) -> Iterator[LedgerReader]:
     except sqlite3.DatabaseError as error:
         raise UsageError(f"{path} cannot be read ({error}).") from None
     try:
-        yield LedgerReader(path, database)
+        reader = LedgerReader(path, database)
+        reader._check_rows()
+        yield reader
     finally:
         database.close()
 
