@@ -72,8 +72,8 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
             f"{path}: expected an npz file, got something else or a damaged one "
             f"({type(error).__name__}: {error}). Write it again with np.savez."
         ) from error
-    except PermissionError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    except OSError as error:  # a damaged archive may point before its own beginning
+        raise UsageError(f"{path} cannot be read, or is damaged: {error.strerror}.") from error
 
 
 def _offset(file: BinaryIO, member: zipfile.ZipInfo) -> int:

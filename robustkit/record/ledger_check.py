@@ -58,27 +58,46 @@ def _rows(database: sqlite3.Connection) -> Iterator[str]:
     for table in (name for name in NAMES if name in there):
         columns = re.findall(r"(\w+)\s+(INTEGER|REAL|TEXT|BLOB)", tables[table])
         names = [name for name, _ in columns]
-        rules = [_TYPES[kind].format(name) for name, kind in columns if name != "key"]
+        rules = [_TYPES[kind].format(name) for name, kind in columns]
         rules += [f"{name} >= 0" for name in ("point", "job") if name in names]
         rules += [f"stage >= {CARRIED}"] * ("stage" in names)
         rules += [_RULES[table]] if table in _RULES else []
         for rule in rules:
             if database.execute(f"SELECT 1 FROM {table} WHERE NOT ({rule}) LIMIT 1").fetchone():
                 yield f"the table {table} holds what no run writes"
+    if "meta" in there:
+        _json_of(database, "meta")
+    if "memo" in there:
+        yield from _memos(_json_of(database, "memo"))
 
 
-def _contradictions(database: sqlite3.Connection) -> Iterator[str]:
-    facts, memos = (
-        {key: json.loads(value) for key, value in database.execute(f"SELECT key, value FROM {name}")}
-        for name in ("meta", "memo")
-    )
+def _json_of(database: sqlite3.Connection, table: str) -> dict[str, Any]:
+    """Read the JSON values of a table by their key.
+
+    Raises:
+        sqlite3.DatabaseError: for one that is no JSON.
+    """
+    try:
+        rows = database.execute(f"SELECT key, value FROM {table}")
+        return {key: json.loads(value) for key, value in rows}
+    except ValueError:
+        raise sqlite3.DatabaseError(f"the table {table} holds what is no JSON") from None
+
+
+def _memos(memos: dict[str, Any]) -> Iterator[str]:
     for key, value in memos.items():
         if key in _WHOLE and (type(value) is not int or value < 0):
             yield f"{key!r} is {type(value).__name__}, not a number"
         if key in _LISTS and not _numbers(value):
             yield f"{key!r} holds something else than numbers"
+    if any(type(size) is not int for size in memos.get("shape", [])):
+        yield "'shape' holds something else than whole numbers"
     if "audit" in memos and not _sample(memos["audit"]):
         yield "the sample of the audit is damaged"
+
+
+def _contradictions(database: sqlite3.Connection) -> Iterator[str]:
+    facts, memos = _json_of(database, "meta"), _json_of(database, "memo")
     query = (
         "SELECT 1 FROM broken LEFT JOIN clean USING (point) "
         "WHERE clean.predicted IS NOT label OR label IS NULL"

@@ -41,6 +41,9 @@ class LedgerReader:
             yield
         except sqlite3.DatabaseError as error:
             raise self._refusal(error) from error
+        except UnicodeDecodeError as error:  # SQLite's message quotes the damaged bytes
+            told = sqlite3.DatabaseError("its schema is damaged")
+            raise self._refusal(told) from error
 
     def _refusal(self, error: sqlite3.DatabaseError) -> RobustkitError:
         """Say what SQLite's error means here."""
@@ -59,30 +62,20 @@ class LedgerReader:
     def check_run(self) -> None:
         """Refuse a file whose rows contradict each other, before a run goes on with it."""
         with self._errors():
-            try:
-                told = wrong_run(self._db)
-            except ValueError:
-                told = "a fact or a memo is no JSON"
-            if told is not None:
+            if (told := wrong_run(self._db)) is not None:
                 raise sqlite3.DatabaseError(told)
 
     def identity(self, key: str) -> Any:
         """Return one of the things that the verdicts depend on, or None."""
         with self._errors():
             row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else self._json(row[0])
+        return None if row is None else json.loads(row[0])
 
     def remembered(self, key: str) -> Any:
         """Return what was remembered under `key`, or None."""
         with self._errors():
             row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
-        return None if row is None else self._json(row[0])
-
-    def _json(self, text: str) -> Any:
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise self._refusal(sqlite3.DatabaseError(f"{text[:20]!r} is no JSON")) from error
+        return None if row is None else json.loads(row[0])
 
     def clean(self) -> dict[int, tuple[int, int, list[int]]]:
         """Return point to (label, predicted, classes by falling logit)."""
