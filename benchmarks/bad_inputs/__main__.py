@@ -6,8 +6,8 @@
 
 Each is something valid with one change: the arguments of a command or of a call, a configuration,
 a record, a ledger, data, weights. It runs in this process, in a copy of a small project. The answer
-must be an exit code from 0 to 3 with a message that names the cause, within 5 seconds and without
-a temporary file left behind; a call may refuse with a `RobustkitError`.
+must be an exit code from 0 to 3 with a message that names the cause, within 5 seconds of computing
+and without a temporary file left behind; a call may refuse with a `RobustkitError`.
 
 Exits with 1 when an answer is none of these; the command that repeats it is printed.
 """

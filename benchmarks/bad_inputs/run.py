@@ -23,7 +23,7 @@ from benchmarks.bad_inputs.families import FAMILIES, Case
 from benchmarks.bad_inputs.world import build, speak
 from robustkit.errors import RobustkitError
 
-SECONDS = 5.0
+SECONDS = 5.0  # of computing; by the clock four times as many, for machines that are busy
 _TEMPORARY = re.compile(r"\.tmp$|-journal$|^tmp|\.damaged-wal$")
 
 
@@ -77,8 +77,7 @@ def try_case(place: Path, seed: int, index: int) -> Finding:
     """Draw the input `index` of a seed, and judge the answer to it."""
     rng = Random(f"{seed}:{index}")
     work = place / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(place / "valid", work)
+    _restore(place / "valid", work)
     os.chdir(work)
     threads, before = torch.get_num_threads(), tempfile.tempdir
     tempfile.tempdir = str(place / "scratch")
@@ -87,12 +86,12 @@ def try_case(place: Path, seed: int, index: int) -> Finding:
         what = case.what
         if case.words:
             what = f"{what}; robustkit {' '.join(map(shlex.quote, case.words))[:300]}"
-        start = time.monotonic()
-        with _at_most(SECONDS), warnings.catch_warnings():
+        start = time.process_time()
+        with _at_most(4 * SECONDS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             outcome, said, trouble = _ask(case)
-        if time.monotonic() - start > SECONDS:
-            trouble = f"it took {time.monotonic() - start:.1f} s"
+        if (spent := time.process_time() - start) > SECONDS and not trouble:
+            trouble = f"it computed for {spent:.1f} s"
         left = [path for path in work.rglob("*") if _TEMPORARY.search(path.name)]
         left += list((place / "scratch").iterdir())
         if left and not trouble:
@@ -107,6 +106,31 @@ def try_case(place: Path, seed: int, index: int) -> Finding:
         os.chdir(place)
 
 
+def _restore(valid: Path, work: Path) -> None:
+    """Make `work` a copy of the project again, by what differs: a whole copy takes longer."""
+    work.mkdir(exist_ok=True)
+    wanted, there = (
+        {path.relative_to(top): path for path in top.rglob("*")} for top in (valid, work)
+    )
+    for name in sorted(there.keys() - wanted.keys()):
+        path = there[name]
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for name, source in sorted(wanted.items()):
+        target = work / name
+        if source.is_dir():
+            target.mkdir(exist_ok=True)
+        elif name not in there or _state(source) != _state(target):
+            shutil.copy2(source, target)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_mtime_ns, found.st_size
+
+
 def _ask(case: Case) -> tuple[str, str, str]:
     """Return the outcome, what was said, and what is wrong with it."""
     try:
@@ -114,10 +138,10 @@ def _ask(case: Case) -> tuple[str, str, str]:
             return _called(case)
         result = speak(*case.words)
     except _TooLate:
-        return "late", traceback.format_exc(), f"it took more than {SECONDS:g} s"
+        return "late", traceback.format_exc(), "it did not come to an end"
     error = result.exception
     if isinstance(error, _TooLate):
-        return "late", _traceback(error), f"it took more than {SECONDS:g} s"
+        return "late", _traceback(error), "it did not come to an end"
     outcome, said = f"exit {result.exit_code}", result.output
     if error is not None and not isinstance(error, SystemExit):
         return outcome, _traceback(error), f"{type(error).__name__} got out"

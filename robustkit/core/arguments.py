@@ -15,6 +15,7 @@ from typing import Any
 
 from robustkit.errors import UsageError
 
+_LONGEST = 255  # bytes of a file's name, on every usual file system
 SEEDS = 2**63  # so many: they are held in int64 tensors
 
 
@@ -79,6 +80,8 @@ def path(name: str, value: Any) -> Path:
     raw = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(raw, str) or not raw or "\0" in raw:
         raise refused(name, "a path, as a text or a pathlib.Path", value)
+    if any(len(os.fsencode(part)) > _LONGEST for part in Path(raw).parts):
+        raise refused(name, f"a path whose names have at most {_LONGEST} bytes", value)
     return Path(raw)
 
 

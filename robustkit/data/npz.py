@@ -107,7 +107,10 @@ def _mapped(file: BinaryIO, start: int, size: int, where: str) -> NDArray[Any]:
     }.get(version)
     if read is None:
         raise ValueError(f"npy version {version}")
-    shape, fortran, dtype = read(file)
+    try:
+        shape, fortran, dtype = read(file)
+    except Exception as error:  # a damaged header fails in many ways
+        raise ValueError(f"{where} has a damaged header: {error}") from error
     if dtype.hasobject:
         raise UsageError(f"{where} holds Python objects: convert it to numbers and save it again.")
     if file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize > start + size:
