@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from robustkit.core import arguments
 from robustkit.core.files import STDOUT, refuse_unwritable, refuse_unwritable_folder
 from robustkit.core.text import number, seconds
 from robustkit.errors import UsageError
@@ -66,6 +67,7 @@ class Written(click.Path):
         return path
 
 
+SEED = click.IntRange(0, arguments.SEEDS - 1)
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 OUTPUT = Written(refuse_unwritable, dir_okay=False, allow_dash=True)
@@ -86,11 +88,11 @@ device = click.option(
     help="Where the model runs; several (cuda:0,cuda:1): a process on each.",
 )
 threads = click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; all by default."
+    "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads; all by default."
 )
 seed = click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=SEED,
     default=0,
     show_default=True,
     metavar="S",

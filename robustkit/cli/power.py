@@ -54,7 +54,7 @@ class PlanRequest:
 )  # fmt: skip
 @click.option("--accuracy", type=_SHARE, metavar="X",
               help="Of the better model, for unpaired tests; 0.5 by default.")  # fmt: skip
-@click.option("--n", "total", type=click.IntRange(min=2), default=10_000, show_default=True,
+@click.option("--n", "total", type=click.IntRange(2, 1_000_000), default=10_000, show_default=True,
               metavar="N", help="Points of the baseline, for the sequential gate.")  # fmt: skip
 @options.as_json
 @debug

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from robustkit.core import arguments
 from robustkit.core.rng import Keys, normal, uniform
 from robustkit.core.text import number
 from robustkit.core.types import Images, Labels, Mask, Scalars, per_point
@@ -18,6 +20,7 @@ Norm: TypeAlias = Literal["linf", "l2", "l1", "l0"]
 _ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0, "l0": 0.0}
 # Points are float32: every coordinate is off by up to half a unit in the last place of 1.0.
 _RELATIVE, _ROUNDING = 1e-6, 2.0**-24
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,15 @@ class Threat:
     upper: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.norm not in _ORDER:
-            raise unknown("norm", self.norm, get_args(Norm))
-        if not (self.eps > 0 and math.isfinite(self.eps)):
-            raise UsageError(f"eps must be positive and finite, got {self.eps!r}")
+        if not isinstance(self.norm, str) or self.norm not in _ORDER:
+            raise unknown("norm", arguments.shown(self.norm).strip("'"), get_args(Norm))
+        if type(self.eps) not in (int, float):  # NumPy's; these two stay as ledgers hold them
+            object.__setattr__(self, "eps", arguments.real("eps", self.eps))
+        if not (self.eps > 0 and self.eps < math.inf):
+            raise UsageError(f"eps must be positive and finite, got {arguments.shown(self.eps)}")
+        if not _SMALLEST <= self.eps <= _LARGEST:
+            told = arguments.shown(self.eps)
+            raise UsageError(f"eps: expected a number that float32 can hold, got {told}.")
         if not (
             math.isfinite(self.lower) and math.isfinite(self.upper) and self.lower < self.upper
         ):
@@ -53,9 +61,23 @@ class Threat:
     @classmethod
     def whole(cls, norm: Norm, features: int, lower: float = 0.0, upper: float = 1.0) -> Threat:
         """Return the threat model that is bounded by the box alone, for inputs of `features`."""
-        order, side = cls(norm, 1.0)._order, upper - lower
-        reach = float(features) if order == 0 else side * features ** (1 / order)
-        return cls(norm, reach, lower, upper)
+        return replace(one := cls(norm, 1.0, lower, upper), eps=one.diameter(features))
+
+    def diameter(self, features: int) -> float:
+        """Largest distance of two inputs in the box."""
+        if not self._order:
+            return float(features)
+        return (self.upper - self.lower) * float(features ** (1 / self._order))
+
+    def refuse_beyond_box(self, shape: Sequence[int]) -> None:
+        """Refuse an eps that no two inputs [*shape] in the box are apart (a UsageError)."""
+        reach = self.diameter(math.prod(shape))
+        if self.eps > reach * (1 + _RELATIVE):
+            raise UsageError(
+                f"{self} reaches beyond the box [{self.lower:g}, {self.upper:g}]: no two inputs "
+                f"{list(shape)} are farther apart than {reach:.6g} in {self.norm}. eps is in units "
+                "of the inputs; was 8/255 meant, not 8?"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Threat:
@@ -64,6 +86,8 @@ class Threat:
         Raises:
             UsageError: for another form, an unknown norm or an eps that is not positive.
         """
+        if not isinstance(text, str):
+            raise arguments.refused("threat", "a text such as 'linf:8/255'", text)
         norm, _, radius = text.partition(":")
         try:
             eps = number(radius)

@@ -180,8 +180,10 @@ def _labels(name: str, y: NDArray[Any], n: int, stated: Any) -> tuple[NDArray[np
             f"{name}: expected one label an image and at least one image, "
             f"got y {list(y.shape)} for {n} images."
         )
-    if stated is not None and not (np.issubdtype(np.asarray(stated).dtype, np.integer)):
-        raise UsageError(f"{name}: expected classes as an integer, got {stated!r}.")
+    if stated is not None and (
+        np.ndim(stated) or not np.issubdtype(np.asarray(stated).dtype, np.integer)
+    ):
+        raise UsageError(f"{name}: expected classes as one integer, got {stated!r}.")
     # Points of one class are a subset like any other, whichever class it is.
     classes = max(2, int(y.max()) + 1) if stated is None else int(stated)
     wrong = np.flatnonzero((y < 0) | (y >= classes))

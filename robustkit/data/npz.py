@@ -111,8 +111,8 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
             f"{path}: expected an npz file, got something else or a damaged one "
             f"({type(error).__name__}: {error}). Write it again with np.savez."
         ) from error
-    except PermissionError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    except OSError as error:  # a damaged archive may point before its own beginning
+        raise UsageError(f"{path} cannot be read, or is damaged: {error.strerror}.") from error
 
 
 def _offset(file: BinaryIO, member: zipfile.ZipInfo) -> int:
@@ -187,7 +187,10 @@ def _header(file: BinaryIO, start: int, where: str) -> tuple[tuple[int, ...], bo
     }.get(version)
     if read is None:
         raise ValueError(f"npy version {version}")
-    shape, fortran, dtype = read(file)
+    try:
+        shape, fortran, dtype = read(file)
+    except Exception as error:  # a damaged header fails in many ways
+        raise ValueError(f"{where} has a damaged header: {error}") from error
     if dtype.hasobject:
         raise UsageError(f"{where} holds Python objects: convert it to numbers and save it again.")
     if min(shape, default=0) < 0 or any(isinstance(side, bool) for side in shape):

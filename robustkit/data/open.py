@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Protocol
 
+from robustkit.core import arguments
 from robustkit.data.arrays import from_arrays, open_function, open_npz
 from robustkit.data.dataset import Augment, Dataset, ImageSet, digest, select, subset
 from robustkit.data.download import cache_root
@@ -63,7 +64,11 @@ def open_dataset(
     Raises:
         UsageError: for a name that is not known or data that cannot be used, with the cure.
     """
-    if split not in ("train", "test"):
+    arguments.text("data", text)
+    if root is not None:
+        root = arguments.path("root", root)
+    arguments.switch("download", download)
+    if arguments.text("split", split) not in ("train", "test"):
         raise UsageError(f"expected the split 'train' or 'test', got {split!r}.")
     kind, colon, rest = text.partition(":")
     if kind == "npz" and colon:

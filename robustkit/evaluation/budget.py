@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
+from robustkit.core import arguments
 from robustkit.errors import RobustkitError
 from robustkit.record.points import Status
 
@@ -37,6 +38,12 @@ class Budget:
 
     seconds: float | None = None
     forwards: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not arguments.real("seconds", self.seconds) > 0:
+            raise arguments.refused("seconds", "a positive number", self.seconds)
+        if self.forwards is not None:
+            arguments.whole("forwards", self.forwards, 1)
 
 
 class Interim(NamedTuple):

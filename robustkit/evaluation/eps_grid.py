@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from robustkit.core import arguments as argument
 from robustkit.core.attribution import outliving_exits
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
@@ -193,9 +194,10 @@ def descending(threat: Threat, grid: Sequence[float]) -> list[Threat]:
     Raises:
         UsageError: for a grid that is empty, holds an eps twice, or one that is not positive.
     """
-    if not grid:
+    given = [argument.real("grid", eps) for eps in argument.several("grid", grid)]
+    if not given:
         raise UsageError("expected at least one eps in the grid, got none.")
-    radii = [replace(threat, eps=float(eps)) for eps in sorted(grid, reverse=True)]
+    radii = [replace(threat, eps=eps) for eps in sorted(given, reverse=True)]
     names = [str(radius) for radius in radii]
     for name in names:
         if names.count(name) > 1:

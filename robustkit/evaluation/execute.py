@@ -72,6 +72,7 @@ def execute(
             watcher.note(f"{ledger.path} could not be used: what was there is now {place}.")
         if settings.fresh:
             path.unlink(missing_ok=True)
+        ledger.check_run()
         prepared = prepared._replace(diagnosis=same_answers(ledger, settings, prepared))
         ledger.remember("shape", list(data.shape))
         if carried is not None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustkit.core import arguments
 from robustkit.core.text import clean
 from robustkit.errors import UsageError
 from robustkit.evaluation.watcher import Watcher
@@ -30,7 +31,13 @@ def listening(watcher: Watcher | None, progress: bool | None) -> Iterator[Watche
     Raises:
         UsageError: when both are asked for.
     """
+    if progress is not None:
+        arguments.switch("progress", progress)
     if watcher is not None:
+        if not all(hasattr(watcher, name) for name in ("model", "stage", "advance", "note")):
+            raise arguments.refused("watcher", "a robustkit.Watcher", watcher)
+        if isinstance(watcher, type):
+            raise arguments.refused("watcher", "an object, not a class", watcher)
         if progress:
             raise UsageError("progress=True shows bars of its own: leave out watcher, or progress.")
         yield watcher

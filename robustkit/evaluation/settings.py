@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
+import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robustkit.core import arguments as argument
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.core.types import Model
@@ -18,11 +21,11 @@ from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
 from robustkit.data.sampling import PROPORTIONAL, Sample
 from robustkit.data.values import UNIT, Box
-from robustkit.errors import UsageError
+from robustkit.errors import UsageError, unknown
 from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.distributed.messages import Named
 from robustkit.models.load import load_model
-from robustkit.models.tuning import AUTOMATIC, Tuning
+from robustkit.models.tuning import AUTOMATIC, Layout, Precision, Tuning
 from robustkit.search.suites import LineUp, line_up, refuse_fixed
 
 Pair: TypeAlias = "tuple[Tensor | NDArray[Any], Tensor | NDArray[Any]]"
@@ -69,10 +72,23 @@ class Settings:
     arguments: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no run can be made with, whoever asks.
+
+        Raises:
+            UsageError: for a seed, a batch size, workers or an eps outside of what there is.
+        """
+        argument.whole("seed", self.seed, 0, argument.SEEDS)
+        for name in ("batch_size", "workers"):
+            if (value := getattr(self, name)) is not None:
+                argument.whole(name, value, 1)
+        self.threat.refuse_beyond_box(self.data.shape)
+
     @property
     def balanced(self) -> bool:
         """Whether the points are as many of every class, whatever its share of the data."""
         return self.n is not None and self.sample == "balanced"
+
 
     def line_up(self) -> LineUp:
         """Return the attacks in order, checked against the rest of the request.
@@ -127,20 +143,94 @@ def ask(
     Raises:
         UsageError: for a name that is not known, or data that cannot be used.
     """
+    more = tuple(argument.text("notes", note) for note in argument.several("notes", notes))
+    others = {key: _read(key, value) for key, value in others.items()}
     radius = threat_model(threat)
     points = dataset(data, radius.box)
+    if not isinstance(arguments, Mapping | None.__class__):
+        raise argument.refused("arguments", "a dict of what the user typed", arguments)
     given = dict(arguments or {})
     if isinstance(data, str):
         given.setdefault("data", data)
-    subject, called, known = named_model(model, points)
-    if isinstance(others.get("budget"), Budget):
-        others["budget"] = StoppingRule(others["budget"])
-    for key, kind in (("folder", Path), ("replay", Path), ("attacks", tuple), ("points", tuple)):
-        if others.get(key) is not None:
-            others[key] = kind(others[key])
+    if others.get("points") is not None:
+        others["points"] = _positions(others["points"], len(points))
+    called = None if name is None else argument.text("name", name)
+    subject, usual, known = named_model(model, points)
     return Settings(
-        subject, name or called, points, radius, arguments=given, notes=(*known, *notes), **others
+        subject, called or usual, points, radius, arguments=given, notes=(*known, *more), **others
     )
+
+
+_SWITCHES = ("attack_certified", "fresh", "save_adversarial", "minimum_norm")
+
+
+def _read(key: str, value: Any) -> Any:
+    """Read one field of `Settings` as it may be given from Python.
+
+    Raises:
+        UsageError: for a value of another type.
+    """
+    if value is None and key not in ("attacks", "seed", "device", "tuning"):
+        return None
+    if key in _SWITCHES:
+        return argument.switch(key, value)
+    match key:
+        case "seed":
+            return argument.whole(key, value, 0, argument.SEEDS)
+        case "n":  # how many there are is for the data to say
+            return argument.whole(key, value, -argument.SEEDS)
+        case "batch_size" | "workers":
+            return argument.whole(key, value, 1)
+        case "folder" | "replay":
+            return argument.path(key, value)
+        case "suite" | "certify" | "distributed":
+            return argument.text(key, value)
+        case "device":
+            return argument.text(key, str(value) if isinstance(value, torch.device) else value)
+        case "attacks":
+            specs = argument.several(key, value)
+            return tuple(s if isinstance(s, Spec) else argument.text(key, s) for s in specs)
+        case "budget":
+            value = StoppingRule(value) if isinstance(value, Budget) else value
+            return _instance(key, value, StoppingRule, "a robustkit.evaluation.budget.Budget")
+        case "tuning":
+            return _tuning(value)
+        case "named":
+            return _instance(key, value, Named, "a Named")
+    return value
+
+
+def _instance(key: str, value: Any, kind: type, told: str) -> Any:
+    if not isinstance(value, kind):
+        raise argument.refused(key, told, value)
+    return value
+
+
+def _tuning(value: Any) -> Any:
+    tuning: Tuning = _instance("tuning", value, Tuning, "a robustkit.models.tuning.Tuning")
+    for name, known in (("precision", get_args(Precision)), ("layout", get_args(Layout))):
+        if (given := getattr(tuning, name)) not in known:
+            raise unknown(f"{name} of the tuning", str(given), known)
+    argument.switch("compiled", tuning.compiled)
+    return tuning
+
+
+def _positions(given: Any, n: int) -> tuple[int, ...]:
+    """Read points as positions in the data set, or as a mask with one bool for each of its n."""
+    if isinstance(given, Tensor):
+        given = given.detach().cpu().numpy()
+    listed = given if isinstance(given, np.ndarray) else argument.several("points", given)
+    try:
+        chosen = np.asarray(listed if np.size(listed) else np.empty(0, dtype=np.int64))
+    except (TypeError, ValueError):  # rows of different lengths
+        chosen = np.empty(0)
+    if chosen.ndim == 1 and chosen.dtype == np.bool_:
+        if len(chosen) != n:
+            raise UsageError(f"points: expected a mask of {n}, one for each, got {len(chosen)}.")
+        chosen = np.flatnonzero(chosen)
+    if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
+        raise argument.refused("points", "positions in the data set, or a mask", given)
+    return tuple(map(int, chosen))
 
 
 def named_model(model: GivenModel | None, data: Dataset) -> tuple[Any, str, tuple[str, ...]]:
@@ -155,6 +245,8 @@ def named_model(model: GivenModel | None, data: Dataset) -> tuple[Any, str, tupl
     if isinstance(model, str):
         subject = load_model(model, data=data)
         return subject.model, subject.name, tuple(subject.notes)
+    if isinstance(model, type) or not (model is None or callable(model)):
+        raise argument.refused("model", "an nn.Module, a function of images, or a name", model)
     return model, str(getattr(model, "__name__", type(model).__name__)), ()
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from robustkit.core.arguments import SEEDS
 from robustkit.core.text import seconds
 from robustkit.core.threat import Threat
 from robustkit.data.sampling import PROPORTIONAL, Sample
@@ -143,7 +144,7 @@ class Config(_Table):
     certify: Literal["auto", "ibp", "crown", "alpha-crown", "smoothing"] | None = None
     n: Number | None = None
     sample: Sample = PROPORTIONAL
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
     device: str = "auto"
     baseline: str = str(BASELINE)
     models: list[ModelEntry] = []

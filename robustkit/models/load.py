@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from robustkit.core import arguments
 from robustkit.core.imports import failure, load_attribute
 from robustkit.core.spec import Spec
 from robustkit.data.dataset import Dataset
@@ -65,6 +66,15 @@ def load_model(
     Raises:
         UsageError: when there is no such model, or it cannot be loaded with these arguments.
     """
+    arguments.text("model", text)
+    if not isinstance(data, Dataset):
+        raise arguments.refused("data", "a robustkit.data.Dataset", data)
+    weights = None if weights is None else arguments.path("weights", weights)
+    mean, std = (
+        values if values is None
+        else [arguments.real(name, value) for value in arguments.several(name, values)]
+        for name, values in (("mean", mean), ("std", std))
+    )  # fmt: skip
     with trusting(trust_code):
         return _loaded(text, data, weights, mean, std)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from robustkit.core import arguments
 from robustkit.core.types import Images
 from robustkit.errors import UsageError
 from robustkit.record.evidence import refuse_altered_ledger
@@ -20,7 +21,7 @@ def adversarial_inputs(folder: Path | str) -> dict[int, Images]:
         UsageError: when there is no ledger in it, or a run is writing it.
         EvidenceAltered: when the ledger is not as its run left it.
     """
-    path = Path(folder) / "ledger.sqlite"
+    path = arguments.path("folder", folder) / "ledger.sqlite"
     if not path.exists():
         raise UsageError(f"{folder} holds no ledger.sqlite: name the folder of one model's run.")
     refuse_altered_ledger(path)

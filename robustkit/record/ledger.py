@@ -70,12 +70,13 @@ class Ledger(LedgerReader):
                 raise
             self._move_aside()
             self._begin(fresh)
-        if identity is not None:
-            try:
+        try:
+            self._check_rows()
+            if identity is not None:
                 self._check(identity)
-            except BaseException:
-                self._db.close()
-                raise
+        except BaseException:
+            self._db.close()
+            raise
 
     def _begin(self, fresh: bool) -> None:
         """Open the file, empty it where that was asked for, and see whether it can be used."""

@@ -22,6 +22,7 @@ import torch
 
 from robustkit.core.types import Images
 from robustkit.errors import RobustkitError, UsageError, digests_differ
+from robustkit.record.ledger_check import wrong_rows, wrong_run
 from robustkit.record.ledger_schema import DIGESTED, SEAL, BrokenPoint, Cost, RefusedCandidate
 from robustkit.record.schema import LedgerDigests
 
@@ -47,6 +48,9 @@ class LedgerReader:
             yield
         except sqlite3.DatabaseError as error:
             raise self._refusal(error) from error
+        except UnicodeDecodeError as error:  # SQLite's message quotes the damaged bytes
+            told = sqlite3.DatabaseError("its schema is damaged")
+            raise self._refusal(told) from error
 
     def _refusal(self, error: sqlite3.DatabaseError) -> RobustkitError:
         """Say what SQLite's error means here."""
@@ -55,6 +59,18 @@ class LedgerReader:
         return UsageError(
             f"{self.path} cannot be read ({error}): it is damaged, or no ledger of robustkit."
         )
+
+    def _check_rows(self) -> None:
+        """Refuse a file whose rows no run has written."""
+        with self._errors():
+            if (told := wrong_rows(self._db)) is not None:
+                raise sqlite3.DatabaseError(told)
+
+    def check_run(self) -> None:
+        """Refuse a file whose rows contradict each other, before a run goes on with it."""
+        with self._errors():
+            if (told := wrong_run(self._db)) is not None:
+                raise sqlite3.DatabaseError(told)
 
     def identity(self, key: str) -> Any:
         """Return one of the things that the verdicts depend on, or None."""
@@ -216,6 +232,7 @@ def open_readonly(path: Path) -> Iterator[LedgerReader]:
                 "run was killed or goes on, and the folder cannot be written. Copy the folder to "
                 "where it can, and read it there."
             ) from None
+        ledger._check_rows()
         yield ledger
 
 

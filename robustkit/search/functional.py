@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from robustkit.core import arguments
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Model
 from robustkit.errors import RobustkitError, some
@@ -42,6 +44,9 @@ def attack(
         RobustkitError: when the model returns NaN or infinite logits.
         UsageError: when the search does not support the threat model.
     """
+    _refuse(model, x, y, search, threat)
+    arguments.whole("seed", seed, 0, arguments.SEEDS)
+    slots = arguments.whole("slots", slots, 1)
     x = x.detach()
     with torch.no_grad():
         logits = model(x)
@@ -58,6 +63,20 @@ def attack(
     engine = (MinimumNormEngine if nearest else Engine)(model, threat, slots)
     engine.run(search, queue, len(right) * len(jobs), judge)
     return judge.found
+
+
+def _refuse(model: Any, x: Any, y: Any, search: Any, threat: Any) -> None:
+    """Refuse what cannot be attacked, before the model is asked."""
+    if isinstance(model, type) or not callable(model):
+        raise arguments.refused("model", "an nn.Module, or a function of images", model)
+    if not isinstance(threat, Threat):
+        raise arguments.refused("threat", "a robustkit.Threat", threat)
+    if isinstance(search, type) or not hasattr(search, "jobs"):
+        raise arguments.refused("search", "an attack, as registry.attacks.build makes it", search)
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        raise arguments.refused("x", "floating-point inputs [b, *f]", x)
+    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:
+        raise arguments.refused("y", f"int64 labels [{len(x)}]", y)
 
 
 class TrustingJudge:

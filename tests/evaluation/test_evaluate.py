@@ -694,7 +694,7 @@ def test_data_with_one_class_are_refused(run: Callable[..., Record]) -> None:
 
 def test_an_eps_that_covers_the_box_is_doubted(run: Callable[..., Record]) -> None:
     heard = Listener()
-    run(threat=Threat("linf", 8.0), watcher=heard)
+    run(threat=Threat("linf", 0.6), watcher=heard)
     assert any("was 8/255 meant" in note for note in heard.notes)
 
 

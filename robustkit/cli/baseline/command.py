@@ -33,7 +33,7 @@ def command() -> None:
     help="As for evaluate.",
 )  # fmt: skip
 @click.option("--n", type=click.IntRange(min=1), metavar="N", help="As for evaluate.")
-@click.option("--seed", type=click.IntRange(min=0), metavar="S", help="As for evaluate.")
+@click.option("--seed", type=options.SEED, metavar="S", help="As for evaluate.")
 @click.option("--weights", type=options.FILE, metavar="FILE", help="State dict of the one MODEL.")
 @click.option("--mean", callback=options.numbers, metavar="A,B,C", help="As for evaluate.")
 @click.option("--std", callback=options.numbers, metavar="A,B,C", help="As for evaluate.")

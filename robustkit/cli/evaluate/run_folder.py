@@ -42,6 +42,9 @@ def previous(out: Path, *, fresh: bool) -> dict[str, Any] | None:
         raise
     if not isinstance(found, dict) or not str(found.get("schema")).startswith("robustkit/run/"):
         raise UsageError(f"{path} is not of robustkit: choose a folder of its own for --out.")
+    models = found.get("models")
+    if not isinstance(models, list) or not all(isinstance(name, str) for name in models):
+        raise UsageError(f"{path} is damaged: it names no models. Choose another --out.")
     return found
 
 
