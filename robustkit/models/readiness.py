@@ -18,7 +18,7 @@ _MODAL_NAMES = re.compile(r"(Alpha|Feature)*Dropout\dd?|Dropout|\w*BatchNorm\w*|
 _MODAL_OPERATORS = ("dropout", "batch_norm", "rrelu")
 
 DYNAMIC_BATCH = (
-    "export it with a dynamic batch, `torch.export.export(model.eval(), (x,), "
+    "Export it with a dynamic batch: `torch.export.export(model.eval(), (x,), "
     'dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))`, with an example x of at least 2 '
     "inputs."
 )

@@ -40,6 +40,6 @@ def load(ask: Ask) -> Found:
     except Exception as error:
         raise UsageError(
             f"{ask.text} does not take batches of 1 and of 3 inputs {list(ask.shape)}: "
-            f"{str(error).splitlines()[0]}. To cure it, {DYNAMIC_BATCH}"
+            f"{str(error).splitlines()[0]}. {DYNAMIC_BATCH}"
         ) from error
     return Found(model, tuple(notes))

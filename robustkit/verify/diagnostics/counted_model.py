@@ -95,7 +95,7 @@ class CountedModel:
         if not isinstance(self.model, nn.Module):
             return ""
         if any(isinstance(part, torch.fx.GraphModule) for part in self.model.modules()):
-            return f"If it was exported with a fixed batch: {DYNAMIC_BATCH} "
+            return f"Was it exported with a fixed batch? {DYNAMIC_BATCH} "
         kinds = {
             weights.dtype for weights in self.model.parameters() if weights.is_floating_point()
         }
