@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Protocol
@@ -18,7 +17,9 @@ from robustkit.certify.smoothing import TIE_BREAK, Smoothed, certify_point, reac
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
 from robustkit.errors import UsageError
+from robustkit.models.guard import duplicate
 from robustkit.models.mixture import Mixed, certified_by_margins, smoothing_radius
+from robustkit.models.readiness import frozen
 
 METHODS = ("auto", "ibp", "crown", "alpha-crown", "smoothing")
 _ITERATIONS = 20  # of alpha-CROWN
@@ -96,7 +97,7 @@ def build_certifier(
         )
     try:
         # In float64, where rounding is far below what `rounding=True` adds for float32.
-        graph = trace(copy.deepcopy(base).double().eval().requires_grad_(False), shape)
+        graph = trace(frozen(duplicate(base).double()), shape)
     except UsageError:
         if method == "auto":
             return None

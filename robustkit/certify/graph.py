@@ -76,7 +76,7 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
         UsageError: naming the operation that no bounds are known for.
     """
     # Not model.eval(): restoring train(True) would put frozen submodules into training mode too.
-    modes = {m: m.training for m in model.modules()}
+    modes = {m: m.training for m in model.modules() if hasattr(m, "training")}  # frozen: none
     for module in modes:
         module.training = False
     try:

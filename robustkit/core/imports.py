@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from robustkit.core.import_folders import activate, mixed, running
+from robustkit.core.process_state import kept
 from robustkit.errors import RobustkitError, UsageError
 
 USER = "robustkit_user_"  # prefix of the names of modules that were loaded from a file
@@ -22,7 +24,8 @@ def load_attribute(text: str) -> Any:
 
     The working directory (for a module) or the file's folder (for a file) becomes importable, at
     the end of the search path, so that it never shadows an installed package. A file that has not
-    changed since it was last loaded is not executed again.
+    changed since it was last loaded is not executed again. What the code changes for the whole
+    process (working directory, random generators, dtype, threads) is put back.
 
     Args:
         text: `package.module:attr` or `path/to/file.py:attr`; `attr` may be dotted.
@@ -90,15 +93,26 @@ def load_file(text: str) -> ModuleType:
     version = f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}"
     name = f"{USER}{path.stem}_{zlib.crc32(version.encode()):08x}"
     if name in sys.modules:
+        activate(path.parent)
         return sys.modules[name]
+    try:
+        module = _execute(path, name)
+    except UsageError:
+        if not mixed(path.parent):
+            raise
+        return _execute(path, name)
+    return _execute(path, name) if mixed(path.parent) else module
+
+
+def _execute(path: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} cannot be imported: it is no Python source file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    _make_importable(path.parent)
     try:
-        spec.loader.exec_module(module)
+        with running(path.parent), kept():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"{path} fails when it is run: {failure(error, str(path))}.") from error
@@ -111,10 +125,10 @@ def load_module(name: str) -> ModuleType:
     Raises:
         UsageError: when there is none of that name, or it fails.
     """
-    _make_importable(Path.cwd())
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        with running(Path.cwd()), kept():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise UsageError(f"importing {name} fails: {failure(error)}.") from error
@@ -124,8 +138,3 @@ def load_module(name: str) -> ModuleType:
         ) from None
     except (Exception, SystemExit) as error:
         raise UsageError(f"importing {name} fails: {failure(error)}.") from error
-
-
-def _make_importable(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,8 @@ from robustkit.data.pinned import PinnedData
 from robustkit.errors import UsageError
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.watcher import Watcher
-from robustkit.models.load import refuse_training_mode
+from robustkit.models.guard import habits
+from robustkit.models.readiness import private_copy
 from robustkit.models.tuning import Tuned, tune
 from robustkit.record.provenance import weights_digest
 from robustkit.record.schema import WeightsInfo
@@ -72,6 +72,7 @@ def prepare(settings: Settings, diagnosis: Diagnosis | None = None) -> Prepared:
     data = PinnedData(settings.data, settings.threat.box)
     sample = _sample(data, points).to(device)
     diagnosis = diagnosis or _look(settings, private, sample)
+    habits(private, diagnosis.habits)
     tuned = tune(private, sample, settings.tuning, randomized=diagnosis.randomized)
     data.pin(points)
     content, parameters = weights_digest(
@@ -140,23 +141,3 @@ def warn_of_eps(threat: Threat, data: Dataset, watcher: Watcher) -> None:
             f"{threat} reaches from any image to plain gray: no classifier can be robust. eps is "
             "in units of inputs in [0, 1]; was 8/255 meant, not 8?"
         )
-
-
-def private_copy(model: Model | nn.Module, device: torch.device, name: str) -> Model:
-    """Return a copy in evaluation mode with frozen weights; plain callables come back as they are.
-
-    Raises:
-        UsageError: when the model is in a training mode that changes its answers, or cannot be
-            copied.
-    """
-    if not isinstance(model, nn.Module):
-        return model
-    refuse_training_mode(model, name)
-    try:
-        private = copy.deepcopy(model)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{name} cannot be copied ({error}); hand over a module whose attributes are "
-            "parameters, buffers and plain values, not tensors with a gradient history."
-        ) from error
-    return private.to(device).eval().requires_grad_(False)

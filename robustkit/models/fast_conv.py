@@ -21,16 +21,18 @@ class _Fold(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: nn.Conv2d) -> Tensor:
-        ctx.layer, ctx.size = layer, x.shape[2:]
+        ctx.layer, ctx.size, ctx.dtype = layer, x.shape[2:], x.dtype
         padding: Any = layer.padding
         return F.conv2d(x, layer.weight, layer.bias, layer.stride, padding, layer.dilation)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         layer = ctx.layer
-        columns = torch.matmul(layer.weight.flatten(1).t(), gradients[0].flatten(2))
+        # Under autocast the layer answers in 16 bits, while its weights and the input have 32.
+        weights = layer.weight.to(gradients[0].dtype)
+        columns = torch.matmul(weights.flatten(1).t(), gradients[0].flatten(2))
         shape = (ctx.size, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        return F.fold(columns, *shape), None
+        return F.fold(columns, *shape).to(ctx.dtype), None
 
 
 class Stem(nn.Conv2d):

@@ -16,6 +16,7 @@ from torch import nn
 
 from robustkit.core import arguments
 from robustkit.core.imports import failure, load_attribute
+from robustkit.core.process_state import kept
 from robustkit.core.spec import Spec
 from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
@@ -23,11 +24,11 @@ from robustkit.models import checkpoints, zoo
 from robustkit.models.architectures import Normalize
 from robustkit.models.checkpoints import Card, Checkpoint
 from robustkit.models.protocols import Composed, Network, assemble, learned
+from robustkit.models.readiness import evaluation_mode, refuse_training_mode, refuse_unready
 from robustkit.models.trust import trusting
 from robustkit.registry import Entry, defenses
 
 _SPEC = re.compile(r"\s*[A-Za-z_]\w*\s*(\(.*\))?\s*", re.DOTALL)
-_MODAL = {f"torch.nn.modules.{kind}" for kind in ("dropout", "batchnorm", "instancenorm")}
 
 
 class Subject(NamedTuple):
@@ -231,8 +232,9 @@ def _imported(
             f"({', '.join(defenses)}), 'package.module:attr', 'path/to/file.py:attr', or a name of "
             f"another source ({', '.join(f'{prefix}:...' for prefix in zoo.prefixes())})."
         )
-    value = load_attribute(text)
-    model = _module(value, text)
+    with kept():
+        value = load_attribute(text)
+        model = _module(value, text)
     notes = []
     if weights is not None:
         model = copy.deepcopy(model) if model is value else model
@@ -266,7 +268,8 @@ def _module(value: Any, text: str) -> nn.Module:
         raise UsageError(f"{text}() fails: {failure(error)}.") from error
     if not isinstance(made, nn.Module):
         raise UsageError(f"{text}() returned a {type(made).__name__}; expected an nn.Module.")
-    return made.eval()
+    refuse_unready(made, text)
+    return refuse_training_mode(evaluation_mode(made), text)
 
 
 def _needed(function: Any) -> list[str]:
@@ -277,22 +280,6 @@ def _needed(function: Any) -> list[str]:
         return []
     loose = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in loose]
-
-
-def refuse_training_mode(model: nn.Module, text: str) -> nn.Module:
-    """Return `model`, unless it is in a training mode that changes its outputs (a UsageError)."""
-    modal = [
-        f"{name or 'itself'} ({type(layer).__name__})"
-        for name, layer in model.named_modules()
-        if layer.training and any(base.__module__ in _MODAL for base in type(layer).__mro__)
-    ]
-    if modal:
-        listed = ", ".join(modal[:3]) + (", ..." if len(modal) > 3 else "")
-        raise UsageError(
-            f"{text} is in training mode, in which these layers behave differently: {listed}. "
-            "Call .eval() on it where it is defined, or name a function that returns it."
-        )
-    return model
 
 
 def _normalized(

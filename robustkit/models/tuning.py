@@ -6,7 +6,6 @@ float32 (`robustkit.verify.candidates`), and the attack goes on where one is not
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from robustkit.core.types import Images, Model
 from robustkit.models import fast_conv
 from robustkit.models.agreement import HALF_PRECISION, row_change
+from robustkit.models.guard import duplicate
 from robustkit.models.surrogates.resolve import Wrapping, declared
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
@@ -79,7 +79,7 @@ def tune(model: Model, sample: Images, tuning: Tuning, *, randomized: bool = Fal
         return Tuned(model, False, ("search: a plain function is called as it is",), slots, 0, 0)
     slots, spent = _slots(sample, _footprint(model, sample)), 0
     device, notes = sample.device.type, list[str]()
-    tuned = copy.deepcopy(model)
+    tuned = duplicate(model)
     if tuning.layout != "contiguous" and sample.ndim == 4:
         layout: dict[str, Any] = {"memory_format": torch.channels_last}
         tuned = tuned.to(**layout)
@@ -119,9 +119,14 @@ def _footprint(model: nn.Module, sample: Images) -> int:
 
     def note(_: object, __: object, output: object) -> None:
         if isinstance(output, Tensor):
-            sizes.append(output[0].numel() * output.element_size())
+            row = output[0] if output.ndim and len(output) else output
+            sizes.append(row.numel() * output.element_size())
 
-    layers = [layer for layer in model.modules() if not list(layer.children())]
+    layers = [
+        layer
+        for layer in model.modules()
+        if not list(layer.children()) and not isinstance(layer, torch.jit.ScriptModule)
+    ]
     handles = [layer.register_forward_hook(note) for layer in layers]
     try:
         with torch.no_grad():
@@ -147,7 +152,7 @@ class Half(Wrapping):
 
     def __init__(self, body: nn.Module, kind: torch.dtype, edges: Sequence[str]) -> None:
         super().__init__()
-        self.body, self.kind = copy.deepcopy(body), kind
+        self.body, self.kind = duplicate(body), kind
         for name in edges:
             layer = self.body.get_submodule(name)
             layer.forward = _in_full(layer.forward)

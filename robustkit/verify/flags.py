@@ -59,6 +59,19 @@ _KINDS = (
         "Make the answer depend on the input alone: no caches, counters or running statistics.",
     ),
     FlagKind(
+        "alters_inputs",
+        "note",
+        "a pass writes into the input it is given; it got a copy each time",
+        "Begin the forward pass with `x = x.clone()`.",
+    ),
+    FlagKind(
+        "process_state",
+        "note",
+        "a pass seeds the global random generators, or changes the default dtype or device, the "
+        "recording of gradients or determinism; all are put back after each pass",
+        "Keep such settings inside the pass (a generator of its own, a `with` block).",
+    ),
+    FlagKind(
         "probabilities",
         "suspicious",
         "the outputs are probabilities, which saturate and hide their gradients",

@@ -309,8 +309,22 @@ class TestExport:
         self, net: nn.Module, photos: Dataset, tmp_path: Path
     ) -> None:
         self.save(net, tmp_path / "m.pt2")
-        with pytest.raises(UsageError, match="Export it with a dynamic batch"):
+        with pytest.raises(UsageError, match="Export it with a dynamic batch") as told:
             load_model(f"export:{tmp_path / 'm.pt2'}", data=photos, trust_code=[tmp_path / "m.pt2"])
+        cure = str(told.value).split("`")[1]
+        x = torch.rand(2, 3, 32, 32)
+        file = tmp_path / "n.pt2"
+        torch.export.save(eval(cure, {"torch": torch, "model": net, "x": x}), file)
+        model = load_model(f"export:{file}", data=photos, trust_code=[file]).model
+        assert [len(model(torch.rand(n, 3, 32, 32))) for n in (1, 2, 300)] == [1, 2, 300]
+
+    def test_a_program_in_training_mode_is_refused(
+        self, net: nn.Module, photos: Dataset, tmp_path: Path
+    ) -> None:
+        batch, file = torch.export.Dim("batch", min=1), tmp_path / "m.pt2"
+        self.save(net.train(), file, dynamic_shapes=({0: batch},))
+        with pytest.raises(UsageError, match=r"exported in training mode.*aten::batch_norm"):
+            load_model(f"export:{file}", data=photos, trust_code=[file])
 
     def test_damaged_and_missing_files(self, photos: Dataset, tmp_path: Path) -> None:
         (tmp_path / "m.pt2").write_bytes(b"nonsense")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.watcher import Watcher
+from robustkit.models.guard import duplicate
 from robustkit.models.surrogates.resolve import added_surrogates
 from robustkit.record import provenance
 
@@ -124,7 +124,7 @@ def start_workers(
 
 def _portable(model: Model) -> Model:
     """Return a copy on the CPU: the GPU of this process may not be there for another."""
-    return copy.deepcopy(model).cpu() if isinstance(model, nn.Module) else model
+    return duplicate(model).cpu() if isinstance(model, nn.Module) else model
 
 
 def _starter(setup: Setup, model: ModelSetup) -> Callable[[], Pool]:

@@ -39,7 +39,9 @@ from robustkit.evaluation.stages.attack import run_attack
 from robustkit.evaluation.stages.clean_and_certify import classify, prove
 from robustkit.evaluation.stages.stage import DeviceWorker, Report
 from robustkit.models.agreement import OTHER_MACHINE, logit_distance
+from robustkit.models.guard import guarded, habits
 from robustkit.models.load import load_model
+from robustkit.models.readiness import frozen
 from robustkit.models.surrogates.resolve import WithSurrogates
 from robustkit.models.tuning import tune
 from robustkit.record import provenance
@@ -92,7 +94,8 @@ def _open(setup: ModelSetup, device: torch.device) -> DeviceWorker:
                 f"a worker has other weights for {setup.name} than this machine: their digest "
                 f"is {digest[:12]}, expected {setup.digest[:12]}. Give every node the same file."
             )
-    model, diagnosis = _placed(model, device), setup.diagnosis.to(str(device))
+    model, diagnosis = guarded(_placed(model, device)), setup.diagnosis.to(str(device))
+    habits(model, diagnosis.habits)
     if not diagnosis.randomized:
         _same_answers(model, diagnosis, setup.name)
     tuned = tune(model, diagnosis.sample, setup.tuning, randomized=diagnosis.randomized)
@@ -105,7 +108,7 @@ def _open(setup: ModelSetup, device: torch.device) -> DeviceWorker:
 
 def _placed(model: Model, device: torch.device) -> Model:
     if isinstance(model, nn.Module):
-        return model.to(device).eval().requires_grad_(False)
+        return frozen(model.to(device))
     return model
 
 

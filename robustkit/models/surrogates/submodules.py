@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustkit.core.types import Model
+from robustkit.models.guard import GuardedFunction
 
 _DEEP = 8  # levels of nesting that are searched
 
@@ -20,6 +21,8 @@ def within(model: Any) -> dict[str, nn.Module]:
     PyTorch does not register are found too: in lists, dicts, attributes of plain objects, and
     variables that a function has closed over.
     """
+    if isinstance(model, GuardedFunction):
+        model = model.function
     found: dict[str, nn.Module] = {}
     seen = {id(model)}
     waiting = [("", model, 0)]

@@ -17,7 +17,7 @@ from robustkit.models.zoo.base import Ask, Found
 
 __all__ = ["Ask", "Found", "open_model", "prefixes"]
 
-_HELPERS = ("base",)
+_HELPERS = ("base", "processor")
 
 
 def prefixes() -> list[str]:

@@ -6,29 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from robustkit.errors import UsageError
+from robustkit.models.readiness import DYNAMIC_BATCH, Program, evaluation_mode, refuse_training_mode
 from robustkit.models.trust import refuse_untrusted
 from robustkit.models.zoo.base import Ask, Found, building, prepare
-
-
-class Program(nn.Module):
-    """An exported program as a module. Its mode was fixed when it was exported."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, c, h, w] -> logits [b, k]."""
-        answer: Tensor = self.inner(x)
-        return answer
-
-    def train(self, mode: bool = True) -> Program:
-        """Set the flag only: an exported program refuses to change its mode."""
-        self.training = mode
-        return self
 
 
 def load(ask: Ask) -> Found:
@@ -51,6 +33,7 @@ def load(ask: Ask) -> Found:
     with building(ask, "Save the program with `torch.export.save` of this PyTorch."):
         exported = torch.export.load(path)
         inner: Any = exported.module()
+    refuse_training_mode(evaluation_mode(inner), ask.text)
     notes = [f"program: {path}"]
     model = prepare(Program(inner), notes, resize=resize)
     try:
@@ -60,8 +43,6 @@ def load(ask: Ask) -> Found:
     except Exception as error:
         raise UsageError(
             f"{ask.text} does not take batches of 1 and of 3 inputs {list(ask.shape)}: "
-            f"{str(error).splitlines()[0]}. Export it with a dynamic batch: "
-            '`torch.export.export(model.eval(), (x,), dynamic_shapes=({0: "batch"},))`, '
-            "with an example x of at least 2 inputs."
+            f"{str(error).splitlines()[0]}. {DYNAMIC_BATCH}"
         ) from error
     return Found(model, tuple(notes))

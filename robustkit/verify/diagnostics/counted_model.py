@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustkit.core.attribution import raised_by_model
 from robustkit.core.imports import failure
 from robustkit.core.losses import input_gradient
 from robustkit.core.types import Images, Logits, Model, Scalars
 from robustkit.errors import UsageError
+from robustkit.models.readiness import DYNAMIC_BATCH
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
@@ -54,7 +55,7 @@ class CountedModel:
             where = f" ({place})" if place else ""
             raise UsageError(
                 f"{name} failed on a batch of inputs of shape {shape}{where}: "
-                f"{failure(error).rstrip('.')}. --debug shows the way there."
+                f"{failure(error).rstrip('.')}. {self._cure()}--debug shows the way there."
             ) from error
         if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != len(x):
             got, cure = f"{type(answer).__name__}", "Return the logits alone"
@@ -63,6 +64,18 @@ class CountedModel:
             raise UsageError(
                 f"{name} must map inputs [{len(x)}, {', '.join(map(str, shape))}] to logits "
                 f"[{len(x)}, k], got {got}. {cure}."
+            )
+        if answer.device != x.device or answer.layout is not torch.strided or answer.is_complex():
+            raise UsageError(
+                f"{name} must return real logits as a dense tensor on the device of its inputs, "
+                f"{x.device}; got {answer.dtype}, {answer.layout}, on {answer.device}. Convert "
+                "them at the end of its forward pass."
+            )
+        if answer.shape[1] == 1:
+            raise UsageError(
+                f"{name} returns one logit per input, as a binary classifier does; expected one "
+                "for each class. Return both: `torch.cat([torch.zeros_like(z), z], 1)`, if z > 0 "
+                "means class 1."
             )
         if answer.shape[1] < classes:
             raise UsageError(
@@ -76,6 +89,19 @@ class CountedModel:
                 "verdict is defined there. Look at its weights and at --mean and --std."
             )
         return answer.float()
+
+    def _cure(self) -> str:
+        """Say what helps against two usual reasons why a pass fails; "" for others."""
+        if not isinstance(self.model, nn.Module):
+            return ""
+        if any(isinstance(part, torch.fx.GraphModule) for part in self.model.modules()):
+            return f"Was it exported with a fixed batch? {DYNAMIC_BATCH} "
+        kinds = {
+            weights.dtype for weights in self.model.parameters() if weights.is_floating_point()
+        }
+        if kinds and not kinds & {torch.float32, torch.int8, torch.uint8}:
+            return f"Its weights are {', '.join(sorted(map(str, kinds)))}: call .float() on it. "
+        return ""
 
     def logits(self, x: Images) -> Logits:
         """Return the logits, whatever they are."""

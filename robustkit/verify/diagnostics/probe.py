@@ -9,6 +9,7 @@ import torch
 from robustkit.core.types import Images, Logits, Model
 from robustkit.errors import UsageError
 from robustkit.models.agreement import OTHER_BATCH, SAME_KERNEL, row_distance
+from robustkit.models.guard import Habits, habits, watching
 from robustkit.verify.diagnostics.counted_model import CountedModel
 from robustkit.verify.diagnostics.gradients import of_gradients
 from robustkit.verify.diagnostics.logits import of_answers
@@ -28,6 +29,7 @@ class Diagnosis(NamedTuple):
         answers: the logits that were looked at [b, k].
         forwards, backwards: passes spent looking.
         sample: the inputs that were looked at [b, *f].
+        habits: what the model does beside answering, if it stands behind a guard.
     """
 
     randomized: bool
@@ -37,6 +39,7 @@ class Diagnosis(NamedTuple):
     forwards: int
     backwards: int
     sample: Images
+    habits: Habits = Habits()
 
     def after(self, forwards: int, backwards: int) -> Diagnosis:
         """Return the same with more passes spent."""
@@ -72,14 +75,22 @@ def examine(
             least `classes` finite logits per input, or lets the inputs of a batch influence each
             other.
     """
-    x = _two(x)
-    counted, buffers = CountedModel(model, name), Buffers(model)
+    with watching(model):
+        found = _examine(CountedModel(model, name), _two(x), classes, box, probing=probing)
+    seen = habits(model)
+    return found._replace(habits=seen, flags=(*found.flags, *_of_habits(seen)))
+
+
+def _examine(
+    counted: CountedModel, x: Images, classes: int, box: tuple[float, float], *, probing: bool
+) -> Diagnosis:
+    buffers = Buffers(counted.model)
     first = counted.strictly(x, classes)
     repeats = torch.stack([counted.strictly(x, classes) for _ in range(4)])
     noise = max(row_distance(first, other) for other in repeats)
     randomized = noise > SAME_KERNEL or bool((repeats.argmax(2) != first.argmax(1)).any())
     flags, tied = list[Flag](), None
-    if getattr(model, "untrained", False):
+    if getattr(counted.model, "untrained", False):
         seen = "the weights are random, as was asked for: no number here says anything about a "
         flags.append(flag("untrained", f"{seen}trained model"))
     if randomized:
@@ -110,6 +121,20 @@ def examine(
         counted.backwards,
         x,
     )
+
+
+def _of_habits(known: Habits) -> list[Flag]:
+    """Say what the model does beside answering, which its guard has made harmless."""
+    found = []
+    if known.alters:
+        seen = "a pass writes into the input it is given; it was given copies"
+        found.append(flag("alters_inputs", seen))
+    done = [f"seeds the global random generator of {name}" for name in known.seeds]
+    done += [f"changes {name}" for name in known.changes]
+    if done:
+        seen = f"a pass {', '.join(done)}, for the whole process; put back after each pass"
+        found.append(flag("process_state", seen))
+    return found
 
 
 def _two(x: Images) -> Images:
