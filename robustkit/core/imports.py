@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from robustkit.errors import UsageError
+from robustkit.errors import UsageError, hint_at
 
 USER = "robustkit_user_"  # prefix of the names of modules that were loaded from a file
 
@@ -54,8 +53,7 @@ def failure(error: BaseException, file: str | None = None) -> str:
 
 def _lacks(source: str, found: Any, part: str) -> UsageError:
     public = [name for name in dir(found) if not name.startswith("_")]
-    close = difflib.get_close_matches(part, public, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = hint_at(part, public)
     module = getattr(found, "__name__", None)
     own = [n for n in public if getattr(getattr(found, n, None), "__module__", 0) == module]
     listing = f" It defines: {', '.join(own[:20])}{', ...' * (len(own) > 20)}." if own else ""

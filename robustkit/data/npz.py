@@ -47,9 +47,9 @@ def array(path: Path, key: str) -> NDArray[Any]:
         names = [name for name in (f"{key}.npy", key) if name in archive.namelist()]
         if not names:
             found = ", ".join(keys(path)) or "no keys"
+            pair = f"x{key[1:]}=..., y{key[1:]}=..." if key[0] in "xy" else f"{key}=..., ..."
             raise UsageError(
-                f"{path}: expected the key {key!r}, got {found}. "
-                f"Save it with np.savez(path, {key}=...)."
+                f"{path}: expected the key {key!r}, got {found}. Save it with np.savez(path, {pair})."
             )
         member = archive.getinfo(names[0])
         if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
