@@ -33,8 +33,8 @@ from robustkit.data.arrays import from_arrays
 from robustkit.data.dataset import Dataset, select, subset
 from robustkit.data.open import open_dataset
 from robustkit.evaluation.evaluate import evaluate
-from robustkit.evaluation.prepare import private_copy
 from robustkit.models.load import Subject, load_model
+from robustkit.models.readiness import private_copy
 from robustkit.models.tuning import AUTOMATIC, tune
 from robustkit.registry import attacks
 from robustkit.search.engine import Engine, SlotPool

@@ -11,6 +11,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+NEAR = 0.6  # of difflib's ratio; below, a guess is none: 'l2' for 'l7' shares one letter of two
+
 
 class RobustkitError(Exception):
     """The run could not finish. The message says what was expected, what was got, and the cure."""
@@ -48,10 +50,15 @@ class GateFailed(RobustkitError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """Say that a name does not exist: what was asked, the likely intent, the list."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = hint_at(name, names)
     listing = ", ".join(names) if names else "none"
     return UsageError(f"Unknown {kind} {name!r}.{hint} Known: {listing}.")
+
+
+def hint_at(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean ...?" where one of the known names is near, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=NEAR)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def some(points: Sequence[int], limit: int = 8) -> str:

@@ -39,7 +39,17 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
     EVALUATE,
     EVALUATE,
     ("evaluate", "model.py:make", *_CONFIG, "--attack", "fgsm", "--minimum-norm", "--threat", "l2"),
-    ("evaluate", "model.py:make", *_CONFIG, "--attack", "fgsm", "--threat", "linf", "--eps-grid", "0.1"),
+    (
+        "evaluate",
+        "model.py:make",
+        *_CONFIG,
+        "--attack",
+        "fgsm",
+        "--threat",
+        "linf",
+        "--eps-grid",
+        "0.1",
+    ),
     ("check", "record.json", "--baseline", "baseline"),
     ("check", "--config", "robustkit.toml", "--quiet"),
     ("plan", "--effect", "0.1", "--n", "100"),
@@ -151,7 +161,14 @@ def ledger(rng: Random) -> Case:
         _change_cells(rng, path)
     path.with_name("record.json").unlink() if rng.randrange(2) else None
     if path.is_relative_to("curve"):
-        words: tuple[str, ...] = (*EVALUATE[:-1], "curve", "--threat", "linf", "--eps-grid", "0.1,0.05")
+        words: tuple[str, ...] = (
+            *EVALUATE[:-1],
+            "curve",
+            "--threat",
+            "linf",
+            "--eps-grid",
+            "0.1,0.05",
+        )
     elif path.is_relative_to("baseline"):
         words = ("check", "model.py:make", "--baseline", "record.json")
         if path.with_name("record.json").exists():
@@ -167,11 +184,15 @@ def ledger(rng: Random) -> Case:
 def _change_cells(rng: Random, path: Path) -> None:
     """Change a cell, drop rows or a table; SQLite keeps any type in any column."""
     database = sqlite3.connect(path)
-    tables = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+    tables = [
+        row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type='table'")
+    ]
     table = rng.choice(tables)
     columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
     column = rng.choice(columns)
-    value: Any = rng.choice((None, -1, 0, 1, 2**62, 1.5, 1e308, "", "x", "null", "{}", "[1]", b"x", "1e999"))
+    value: Any = rng.choice(
+        (None, -1, 0, 1, 2**62, 1.5, 1e308, "", "x", "null", "{}", "[1]", b"x", "1e999")
+    )
     try:
         match rng.randrange(6):
             case 0:
@@ -215,7 +236,9 @@ def weights(rng: Random) -> Case:
     if rng.randrange(3) == 0:
         calls.save_weights(rng, path)
     elif rng.randrange(6) == 0:
-        other = rng.choice(("weights.pt", "weights.safetensors", "record.json", "x.npy", "data.npz"))
+        other = rng.choice(
+            ("weights.pt", "weights.safetensors", "record.json", "x.npy", "data.npz")
+        )
         path.write_bytes(Path(other).read_bytes())
     else:
         path.write_bytes(mutate.content(rng, path.read_bytes()))

@@ -6,6 +6,7 @@ finish. 130: stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import difflib
 import traceback
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from click.exceptions import Abort, Exit
 from robustkit.cli.console import say, stderr
 from robustkit.core.imports import ended_by_code
 from robustkit.core.packages import DISTRIBUTION
-from robustkit.errors import RobustkitError, unknown
+from robustkit.errors import NEAR, RobustkitError, unknown
 
 _DEBUG = "robustkit.debug"
 STOPPED = 130  # exit code after Ctrl-C
@@ -74,6 +75,11 @@ def told(error: Exception) -> tuple[str, int]:
     """Return one clear message about `error`, and its exit code."""
     if isinstance(error, RobustkitError):
         return str(error), error.exit_code
+    if isinstance(error, click.NoSuchOption):  # dashes make any two options look alike
+        near = {name.strip("-"): name for name in error.possibilities or ()}
+        typed = error.option_name.strip("-")
+        close = difflib.get_close_matches(typed, near, n=1, cutoff=NEAR)
+        error.possibilities = [near[name] for name in close]
     if isinstance(error, click.ClickException):
         return error.format_message(), 2
     if isinstance(error, OSError) and error.strerror:

@@ -12,12 +12,13 @@ import click
 from robustkit.cli import options
 from robustkit.cli.console import open_table, result, say, stderr, stdout
 from robustkit.cli.program import debug
+from robustkit.cli.supervisor import Supervised
 from robustkit.core.text import shown_json
 
 SCHEMA = "robustkit/verify-record/1"
 
 
-@click.command("verify-record", short_help="Ask a record's model again.")
+@click.command("verify-record", cls=Supervised, short_help="Ask a record's model again.")
 @click.argument("record", type=click.Path(path_type=Path))
 @click.option("--model", metavar="MODEL", help="As for evaluate; by default the one named there.")
 @click.option("--data", metavar="NAME|npz:PATH|...", help="Where its points are now.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 from robustkit.core.import_folders import activate, mixed, running
 from robustkit.core.process_state import kept
-from robustkit.errors import RobustkitError, UsageError
+from robustkit.errors import RobustkitError, UsageError, hint_at
 
 USER = "robustkit_user_"  # prefix of the names of modules that were loaded from a file
 
@@ -72,8 +71,7 @@ def ended_by_code(error: SystemExit, name: str = "") -> RobustkitError:
 
 def _lacks(source: str, found: Any, part: str) -> UsageError:
     public = [name for name in dir(found) if not name.startswith("_")]
-    close = difflib.get_close_matches(part, public, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = hint_at(part, public)
     module = getattr(found, "__name__", None)
     own = [n for n in public if getattr(getattr(found, n, None), "__module__", 0) == module]
     listing = f" It defines: {', '.join(own[:20])}{', ...' * (len(own) > 20)}." if own else ""

@@ -80,9 +80,9 @@ def rows(path: Path, key: str, *, most: int | None = None, bomb: Bomb | None = N
         names = [name for name in (f"{key}.npy", key) if name in archive.namelist()]
         if not names:
             found = ", ".join(keys(path)) or "no keys"
+            pair = f"x{key[1:]}=..., y{key[1:]}=..." if key[0] in "xy" else f"{key}=..., ..."
             raise UsageError(
-                f"{path}: expected the key {key!r}, got {found}. "
-                f"Save it with np.savez(path, {key}=...)."
+                f"{path}: expected the key {key!r}, got {found}. Save it with np.savez(path, {pair})."
             )
         member, where = archive.getinfo(names[0]), f"{path}[{key}]"
         if most is not None and member.file_size > most + _HEADER:

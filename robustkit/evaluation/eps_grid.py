@@ -120,7 +120,7 @@ def evaluate_grid_settings(
     runs = [replace(settings, threat=radius) for radius in radii]
     line_ups = [run.line_up() for run in runs]
     refuse_audit(line_ups[0], settings.suite)
-    settings.refuse_beside("--eps-grid")
+    settings.refuse_beside("a grid of eps (--eps-grid)")
     setup = set_up(settings.device, settings.distributed, settings.workers)
     prepared = prepare(settings, diagnosis)
     folder = settings.folder or folder_before_line_up(settings, prepared, radii, line_ups[0])

@@ -23,7 +23,7 @@ from robustkit.record.provenance import weights_digest
 from robustkit.record.schema import WeightsInfo
 from robustkit.verify.diagnostics.probe import Diagnosis, examine
 
-_SAMPLE = 16  # points that are looked at
+SAMPLE = 16  # points that are looked at
 
 
 class Prepared(NamedTuple):
@@ -53,7 +53,7 @@ class Prepared(NamedTuple):
         """Where the model is."""
         return self.diagnosis.sample.device
 
-    def sample(self, most: int = _SAMPLE) -> Images:
+    def sample(self, most: int = SAMPLE) -> Images:
         """Read up to so many of the points [b, *f], evenly spaced."""
         return _sample(self.data, self.points, most).to(self.device)
 
@@ -127,7 +127,15 @@ def chosen_points(settings: Settings) -> np.ndarray[Any, np.dtype[np.int64]]:
     return chosen
 
 
-def _sample(data: PinnedData, points: Indices, most: int = _SAMPLE) -> Images:
+def _sample(data: PinnedData, points: Indices, most: int = SAMPLE) -> Images:
+    chosen = np.asarray(points)
+    if most < len(chosen) < 2 * most:  # every second would be too few, every one the first of them
+        return data.fetch(chosen[np.arange(most) * len(chosen) // most])[0]
+    return first_sample(data, chosen, most)
+
+
+def first_sample(data: PinnedData, points: Indices, most: int = SAMPLE) -> Images:
+    """Read the points that early ledgers were begun with: of fewer than 32 the first 16."""
     chosen = np.asarray(points)
     return data.fetch(chosen[:: max(1, len(chosen) // most)][:most])[0]
 

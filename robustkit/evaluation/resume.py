@@ -9,7 +9,7 @@ from robustkit.core.rng import Keys, generator, task_key, uniform
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 from robustkit.errors import UsageError
-from robustkit.evaluation.prepare import Prepared
+from robustkit.evaluation.prepare import SAMPLE, Prepared, first_sample
 from robustkit.evaluation.settings import Settings
 from robustkit.models.agreement import INPUT_GRADIENTS, OTHER_DEVICE, logit_distance
 from robustkit.record.ledger import Ledger
@@ -21,8 +21,8 @@ def same_answers(ledger: Ledger, settings: Settings, prepared: Prepared) -> Diag
     """Refuse to go on with a model that answers otherwise than when the run began.
 
     Compared are the logits of the first look, and logits and input gradients at random inputs
-    around it: images hold 8 bits, what attacks ask about does not. A randomized model never
-    answers alike and is not compared; of one with a memory, only the first look is.
+    around it: images hold 8 bits, what attacks ask about does not. A model that is randomized or
+    has a memory never answers alike and is not compared.
 
     Returns:
         The diagnosis with the passes that this took.
@@ -33,12 +33,17 @@ def same_answers(ledger: Ledger, settings: Settings, prepared: Prepared) -> Diag
     diagnosis, name = prepared.diagnosis, settings.name
     unstable = diagnosis.randomized or any(flag.name == "stateful" for flag in diagnosis.flags)
     counted = CountedModel(prepared.model, name)
-    now = {"answers": diagnosis.answers.cpu()}
+    sample, now = diagnosis.sample, {"answers": diagnosis.answers.cpu()}
+    if ledger.remembered("answers") is None:
+        ledger.remember("sample", "spaced")
+    elif ledger.remembered("sample") is None and SAMPLE < len(prepared.points) < 2 * SAMPLE:
+        sample = first_sample(prepared.data, prepared.points).to(sample.device)
+        now = {"answers": counted.logits(sample).cpu()}
     if not unstable:
-        now |= _around(counted, diagnosis.sample, settings.threat, settings.seed)
+        now |= _around(counted, sample, settings.threat, settings.seed)
     for key, value in now.items():
         before = ledger.remembered(key)
-        if before is None or diagnosis.randomized:
+        if before is None or unstable:
             ledger.remember(key, value.tolist())
         elif not _alike(torch.tensor(before), value, key):
             raise UsageError(

@@ -89,7 +89,6 @@ class Settings:
         """Whether the points are as many of every class, whatever its share of the data."""
         return self.n is not None and self.sample == "balanced"
 
-
     def line_up(self) -> LineUp:
         """Return the attacks in order, checked against the rest of the request.
 
@@ -100,23 +99,20 @@ class Settings:
         line = line_up(self.suite, self.attacks, self.threat, self.model)
         if self.minimum_norm:
             refuse_fixed(line)
-            self.refuse_beside("--minimum-norm")
+            self.refuse_beside("minimum_norm (--minimum-norm)")
         return line
 
     def refuse_beside(self, mode: str) -> None:
         """Refuse what a run over several eps, or one for distances, cannot be combined with.
 
         Raises:
-            UsageError: naming the option.
+            UsageError: naming the argument, and the option of the command line.
         """
-        limits = self.budget.budget if self.budget is not None else Budget()
         given = {
-            "--replay": self.replay is not None,
-            "--max-time": limits.seconds is not None,
-            "--max-forwards": limits.forwards is not None,
-            "budget": self.budget is not None,
+            "replay (--replay)": self.replay,
+            "budget (--max-time, --max-forwards)": self.budget,
         }
-        for option in (name for name, there in given.items() if there):
+        for option in (name for name, there in given.items() if there is not None):
             raise UsageError(f"{option} does not go with {mode}: leave one of them out.")
 
 

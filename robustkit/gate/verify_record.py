@@ -21,13 +21,14 @@ from robustkit.core.device import pick_device
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
 from robustkit.data.dataset import Dataset
+from robustkit.data.open import names_code
 from robustkit.errors import UsageError
-from robustkit.evaluation.prepare import private_copy
 from robustkit.gate.baseline import Baseline
+from robustkit.models.readiness import private_copy
 from robustkit.record.evidence import LEDGER, refuse_altered
 from robustkit.record.ledger_reader import open_readonly
 from robustkit.record.provenance import weights_digest
-from robustkit.registry import datasets, defenses
+from robustkit.registry import defenses
 from robustkit.verify.candidates import predict, verify
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
@@ -63,7 +64,9 @@ def model_named(baseline: Baseline) -> str:
         UsageError: when it may.
     """
     name = baseline.record.defense
-    return _named(name, name, "--model", baseline.path, _known(name, defenses))
+    found = _REGISTERED.fullmatch(name)
+    known = found is not None and found[1] in defenses
+    return _named(name, name, "--model", baseline.path, known)
 
 
 def data_named(baseline: Baseline) -> str:
@@ -74,13 +77,7 @@ def data_named(baseline: Baseline) -> str:
     """
     record = baseline.record
     name = str(record.arguments.get("data") or record.data.name)
-    pure = name.startswith(("npz:", "folder:")) or _known(name, datasets)
-    return _named(name, record.data.name, "--data", baseline.path, pure)
-
-
-def _known(name: str, registry: object) -> bool:
-    found = _REGISTERED.fullmatch(name)
-    return found is not None and found[1] in registry  # type: ignore[operator]
+    return _named(name, record.data.name, "--data", baseline.path, not names_code(name))
 
 
 def _named(name: str, shown: str, option: str, path: Path, pure: bool) -> str:

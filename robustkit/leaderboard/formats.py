@@ -22,6 +22,7 @@ from robustkit.core.text import clean, shown_json, spreadsheet, with_interval
 from robustkit.leaderboard import grouping
 
 SCHEMA = "robustkit/rows/1"
+_SOUND = " No flags were raised: every row is reliable."
 _DIGITS = {
     **dict.fromkeys(("clean", "robust", "robust_low", "robust_high"), ".4f"),
     **dict.fromkeys(("audit_bound", "certified", "worst_class", "tail_30"), ".4f"),
@@ -174,6 +175,8 @@ def _terminal(title: str, rows: Sequence[_Cells]) -> Table:
         if any(told) and not same and told != {"reliable"}:
             whole = heading not in ("defense", "worst class", "strongest attack", "flags")
             built.add_column(heading, no_wrap=whole, overflow="fold")
+    if not any(line["flags"] or line["verdict"] != "reliable" for line in columns):
+        built.caption, built.caption_justify = Text(_SOUND), "left"
     for line in columns:
         built.add_row(*(Text(line[str(column.header)] or "–") for column in built.columns))
     return built

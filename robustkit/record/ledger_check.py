@@ -114,7 +114,9 @@ def _contradictions(database: sqlite3.Connection) -> Iterator[str]:
     stages = [row[0] for row in database.execute("SELECT DISTINCT stage FROM broken")]
     if max(stages, default=CLEAN) > last and isinstance(attacks, list):
         yield "points were broken by an attack that the run does not have"
-    carried = {row[0] for row in database.execute(f"SELECT point FROM broken WHERE stage={CARRIED}")}
+    carried = {
+        row[0] for row in database.execute(f"SELECT point FROM broken WHERE stage={CARRIED}")
+    }
     if not _carried(memos.get("carried", {}), carried, known):
         yield "what was carried from a larger eps is damaged"
 
@@ -135,7 +137,7 @@ def _carried(note: Any, broken: set[int], known: set[int]) -> bool:
     """Whether the note speaks of known points, and names an attack for every broken one."""
     if not isinstance(note, dict) or not note:
         return note == {} and not broken
-    by = [note.get(name) for name in ("survived", "proved", "attacks")]
+    by: list[Any] = [note.get(name) for name in ("survived", "proved", "attacks")]
     if not all(isinstance(part, dict) for part in by):
         return False
     if not all(key.isdecimal() and int(key) in known for part in by for key in part):

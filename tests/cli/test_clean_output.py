@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.text import Text
 
-from robustkit.cli import main
 from robustkit.cli.console import CleanConsole, open_table
+from robustkit.cli.program import program as main
 from robustkit.core.text import clean, clean_lines, escape_orders, spreadsheet
 from robustkit.record.record import Record, save
 from robustkit.record.schema import Commit, DataInfo

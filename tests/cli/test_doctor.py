@@ -74,7 +74,7 @@ def _only(found: Iterator[Finding]) -> Finding:
 @pytest.mark.slow
 def test_this_environment_runs_the_core(tmp_path: Path) -> None:
     found = {finding.name: finding for finding in examine(tmp_path)}
-    for name in ("python", "torch", "numpy", "cpu", "numpy and torch", "packs", "bundled images"):
+    for name in ("python", "torch", "numpy", "cpu", "numpy and torch", "packs", "bundled"):
         assert found[name].state == "ok", found[name]
     assert found["data root"].detail == str(tmp_path)
     assert found["bundled"].detail == "1000 test points [1, 28, 28]"

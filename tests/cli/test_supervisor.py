@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,10 +78,10 @@ def room(tmp_path: Path) -> Path:
 
 
 def shell(room: Path, *words: str, **how: object) -> subprocess.CompletedProcess[str]:
-    given = {"capture_output": True, **how}
+    given: dict[str, Any] = {"capture_output": True, **how}
     return subprocess.run(
         [sys.executable, "-m", "robustkit", *words], cwd=room, text=True, timeout=300,
-        stdin=subprocess.DEVNULL, **given,  # type: ignore[call-overload]
+        stdin=subprocess.DEVNULL, **given,
     )  # fmt: skip
 
 

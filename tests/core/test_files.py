@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from robustkit.cli import main
+from robustkit.cli.program import program as main
 from robustkit.core import files
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.record.record import save

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from robustkit.cli import main
+from robustkit.cli.program import program as main
 from robustkit.record.ledger import Ledger
 from robustkit.record.record import content_digest, load
 

@@ -342,9 +342,12 @@ class TestExport:
         text = f"export:{tmp_path / 'm.pt2'}"
         opened: list[object] = []
         plain = torch.export.load
-        monkeypatch.setattr(
-            torch.export, "load", lambda path: (opened.append(path), plain(path))[1]
-        )
+
+        def load(path: Any) -> Any:
+            opened.append(path)
+            return plain(path)
+
+        monkeypatch.setattr(torch.export, "load", load)
         for others in ([], [tmp_path / "n.pt2"], [tmp_path]):
             with pytest.raises(UsageError, match=r"--trust-code .*m\.pt2"):
                 load_model(text, data=photos, trust_code=others)

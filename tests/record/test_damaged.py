@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import robustkit
-from robustkit.cli import main
+from robustkit.cli.program import program as main
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_reader import open_readonly

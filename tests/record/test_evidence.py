@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import robustkit
-from robustkit.cli import main
+from robustkit.cli.program import program as main
 from robustkit.errors import EvidenceAltered, UsageError, some
 from robustkit.evaluation.budget import Budget
 from robustkit.evaluation.stages.replay import find_examples

@@ -115,7 +115,7 @@ def make(request: Request) -> Plan:
     line = settings.line_up()
     if grid:
         refuse_audit(line, settings.suite)
-        settings.refuse_beside("--eps-grid")
+        settings.refuse_beside("a grid of eps (--eps-grid)")
     if request.attack_certified and not request.certify:
         raise UsageError("--attack-certified needs --certify: nothing is certified without it.")
     chosen_points(settings)
