@@ -21,7 +21,7 @@ from robustkit.cli.program import program as main
 from robustkit.errors import UsageError
 from robustkit.gate.baseline import Baseline, attacks_of, models_of
 from robustkit.leaderboard.history import history
-from robustkit.record.record import Record
+from robustkit.record.record import Record, load, save
 
 MODELS = """
 import time
@@ -452,7 +452,10 @@ class TestARecordIsDataNeverCode:
         """A baseline whose record names mine.py:load as its data."""
         (base.parent / "mine.py").write_text(MINE)
         (path,) = base.rglob("record.json")
-        path.write_text(path.read_text().replace("npz:data.npz", "mine.py:load"))
+        record = load(path)
+        named = record.arguments | {"data": "mine.py:load"}
+        path.unlink()
+        save(record.model_copy(update={"arguments": named}), path)
         return base.parent / "mark"
 
     def test_its_data_is_not_imported(self, strange: Path) -> None:

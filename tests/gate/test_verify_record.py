@@ -191,7 +191,7 @@ def test_help_answers_without_torch() -> None:
     import sys
 
     code = (
-        "import sys; from robustkit.cli import main\n"
+        "import sys; from robustkit.cli.program import program as main\n"
         "try: main(['verify-record', '--help'])\n"
         "except SystemExit: sys.exit('torch' in sys.modules)"
     )
