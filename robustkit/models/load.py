@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 import re
 import shlex
 from collections.abc import Collection, Sequence
@@ -21,8 +20,8 @@ from robustkit.core.spec import Spec
 from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.models import checkpoints, zoo
-from robustkit.models.architectures import Normalize
 from robustkit.models.checkpoints import Card, Checkpoint
+from robustkit.models.normalization import normalized
 from robustkit.models.protocols import Composed, Network, assemble, learned
 from robustkit.models.readiness import evaluation_mode, refuse_training_mode, refuse_unready
 from robustkit.models.trust import trusting
@@ -212,7 +211,7 @@ def _from_library(
     if normalizes and found.prepared:
         raise UsageError(f"{text} brings its own preprocessing; leave out --mean and --std.")
     if normalizes:
-        model, note = _normalized(model, data.shape[0], mean, std)
+        model, note = normalized(model, data.shape[0], mean, std)
         notes.append(note)
     if found.untrained:
         model.untrained = True  # type: ignore[assignment]  # read when flags are raised
@@ -241,7 +240,7 @@ def _imported(
         checkpoints.put(checkpoints.read_weights(weights), model, str(weights))
         notes.append(f"weights: {weights}")
     if mean is not None or std is not None:
-        model, note = _normalized(model, data.shape[0], mean, std)
+        model, note = normalized(model, data.shape[0], mean, std)
         notes.append(note)
     return Subject(text, model, tuple(notes))
 
@@ -282,35 +281,3 @@ def _needed(function: Any) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind not in loose]
 
 
-def _normalized(
-    model: nn.Module, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[nn.Module, str]:
-    if any(isinstance(layer, Normalize) for layer in model.modules()):
-        raise UsageError(
-            "the model already normalizes its inputs (robustkit.models.architectures.Normalize); "
-            "leave out --mean and --std."
-        )
-    center = _statistics("--mean", mean, 0.0, channels)
-    scale = _statistics("--std", std, 1.0, channels)
-    if min(scale) <= 0:
-        raise UsageError(f"--std: expected positive numbers, got {_listed(scale)}.")
-    layer = Normalize(center, scale).eval()
-    wrapped = nn.Sequential(layer, model)
-    wrapped.training = model.training
-    return wrapped, f"inputs are normalized: mean {_listed(center)}, std {_listed(scale)}"
-
-
-def _statistics(
-    option: str, values: Sequence[float] | None, default: float, channels: int
-) -> tuple[float, ...]:
-    given = tuple(values) if values is not None else (default,)
-    if len(given) not in (1, channels) or not all(map(math.isfinite, given)):
-        expected = "1 finite number" if channels == 1 else f"1 or {channels} finite numbers"
-        raise UsageError(
-            f"{option}: expected {expected}, one for each channel, got {_listed(given) or 'none'}."
-        )
-    return given * channels if len(given) == 1 else given
-
-
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -77,11 +77,11 @@ def room(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def shell(room: Path, *words: str, **how: object) -> subprocess.CompletedProcess[str]:
-    given: dict[str, Any] = {"capture_output": True, **how}
+def shell(room: Path, *words: str, stdout: int = subprocess.PIPE) -> CompletedProcess[str]:
+    command = [sys.executable, "-m", "robustkit", *words]
     return subprocess.run(
-        [sys.executable, "-m", "robustkit", *words], cwd=room, text=True, timeout=300,
-        stdin=subprocess.DEVNULL, **given,
+        command, cwd=room, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE,
+        text=True, timeout=300,
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ class TestStreams:
     def test_a_reader_that_leaves_is_no_failure(self, room: Path) -> None:
         source, sink = os.pipe()
         os.close(source)
-        done = shell(room, "evaluate", "model.py:net", *HOW, capture_output=False, stdout=sink)
+        done = shell(room, "evaluate", "model.py:net", *HOW, stdout=sink)
         os.close(sink)
         assert done.returncode == 0
 
@@ -153,7 +153,7 @@ class TestStreams:
     def test_nor_for_a_command_without_a_child(self, room: Path) -> None:
         source, sink = os.pipe()
         os.close(source)
-        done = shell(room, "--help", capture_output=False, stdout=sink)
+        done = shell(room, "--help", stdout=sink)
         os.close(sink)
         assert done.returncode == 0
 

@@ -340,14 +340,14 @@ class TestExport:
     ) -> None:
         self.save(net, tmp_path / "m.pt2", dynamic_shapes=({0: torch.export.Dim("batch")},))
         text = f"export:{tmp_path / 'm.pt2'}"
-        opened: list[object] = []
+        opened: list[Path] = []
         plain = torch.export.load
 
-        def load(path: Any) -> Any:
+        def kept(path: Path) -> Any:
             opened.append(path)
             return plain(path)
 
-        monkeypatch.setattr(torch.export, "load", load)
+        monkeypatch.setattr(torch.export, "load", kept)
         for others in ([], [tmp_path / "n.pt2"], [tmp_path]):
             with pytest.raises(UsageError, match=r"--trust-code .*m\.pt2"):
                 load_model(text, data=photos, trust_code=others)
