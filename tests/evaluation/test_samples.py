@@ -133,7 +133,7 @@ class TestBox:
             logits: Tensor = inner(x * 0.5 + 0.5)
             return logits
 
-        given = {"attacks": ["pgd(steps=3)"], "device": "cpu", "n": 40}
+        given: dict[str, Any] = {"attacks": ["pgd(steps=3)"], "device": "cpu", "n": 40}
         x = (X * 2 - 1).astype(np.float32)
         threat = Threat("linf", 0.5, -1.0, 1.0)
         there = evaluate(signed, data=(x[:, 0], Y), threat=threat, folder=tmp_path / "a", **given)
