@@ -5,7 +5,8 @@ COLUMNS = {
     "the data do not tell these rows apart ([how it is decided]"
     "(../explanation/robust-accuracy.md#ties)).",
     "defense": "The model: a registered name with its options, an import path or a file.",
-    "data": "The data set that the points were taken from.",
+    "data": "The data set that the points were taken from; `(class-balanced)` marks `--sample "
+    "balanced`, whose rows are ranked by themselves.",
     "norm": "The norm that bounds the perturbation: `linf`, `l2`, `l1` or `l0`.",
     "eps": "The bound, in units of inputs in [0, 1] (8/255, not 8); in l0 the number of features "
     "(channels of pixels) that may change.",

@@ -192,11 +192,13 @@ def _datasets() -> str:
         for entry in entries
     ]
     own = [
-        ("`npz:PATH`", "`x` (uint8, or float in [0, 1]; `[n, h, w]`, `[n, h, w, c]` or "
-         "`[n, c, h, w]`) and `y`"),
-        ("`folder:PATH`", "one subfolder of images per class"),
+        ("`npz:PATH`", "`x` (bytes as integers, or floats in [0, 1]; `[n, h, w]`, `[n, h, w, c]` "
+         "or `[n, c, h, w]`) and `y`"),
+        ("`folder:PATH`", "one subfolder of images per class, sorted by name; by number where all "
+         "names are whole numbers (ImageFolder of torchvision sorts them as text)"),
         ("`module:function`", "returns `(x, y)`; `path/to/file.py:function` likewise"),
-        ("`(x, y)`", "from Python: two tensors or arrays"),
+        ("`(x, y)`", "from Python: two tensors or arrays; tensors are channels first where both "
+         "axes could be"),
     ]  # fmt: skip
     return "\n".join([
         "# Data sets\n",
@@ -207,6 +209,23 @@ def _datasets() -> str:
         "Images stream: memory does not grow with n.\n",
         "## Data of your own\n",
         _table(["data", "what is expected"], own),
+        "Models and attacks get contiguous float32 copies, whatever the storage: any integer type "
+        "or float precision (bfloat16 tensors too), sliced, reversed, broadcast, column by column "
+        "or of the other byte order. Floats that leave [0, 1] by a rounding of float32 are clipped "
+        "to it, and a note in the record says so. From Python a threat model may have another box, "
+        "`Threat(\"linf\", 0.1, lower=-1, upper=1)`, for floats in it; a point outside the box "
+        "is an error at once.\n",
+        "## Data that changes\n",
+        "Every point is read again wherever it is used, and compared with its first reading. If it "
+        "has changed, or cannot be read any more, the run ends with exit code 3 and both digests: "
+        "no record is written, and the ledger keeps the verdicts on what the run began with. All "
+        "points are read once more before the record. `robustkit train` refuses to resume on other "
+        "data than it began with.\n",
+        "## Limits\n",
+        "Nothing is unpacked before it is known to fit: an image of more than 67,108,864 pixels, a "
+        "compressed array of more than 1 GiB whose size is over 200 times that of the file, or "
+        "more than the free space of `TMPDIR`, labels of more than 1 GiB, and an npy header that "
+        "promises more than the file holds are refused. Files are read, not mapped into memory.\n",
     ])  # fmt: skip
 
 

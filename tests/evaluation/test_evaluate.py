@@ -147,7 +147,7 @@ def test_passes_are_counted_one_by_one(
         logits: Tensor = nearest(x)
         return logits
 
-    record = run(counting, n=12, batch_size=1)
+    record = run(counting, n=12, sample="balanced", batch_size=1)
     assert record.forwards == rows[0]
     x, _ = blobs.fetch(record.points.index)
     looked = examine(nearest, x, 4, "toy").backwards + 3 * len(x)  # see robustkit.evaluation.resume

@@ -50,7 +50,8 @@ def evaluated(model: nn.Module, images: Path, folder: Path, **changes: Any) -> D
     name = f"npz:{images}"
     record = evaluate(
         model, name="nearest", data=open_dataset(name), threat=Threat("linf", 0.15), folder=folder,
-        attacks=["pgd(steps=5)"], n=40, device="cpu", arguments={"data": name}, **changes,
+        attacks=["pgd(steps=5)"], n=40, sample="balanced", device="cpu",
+        arguments={"data": name}, **changes,
     )  # fmt: skip
     return Done(folder, record, images)
 
