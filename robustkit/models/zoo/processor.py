@@ -119,14 +119,15 @@ def reproduced(ask: Ask, model: nn.Module, processor: Any) -> Processed:
 
 def _modes(ask: Ask, processor: Any) -> tuple[str, ...]:
     """Return the names PyTorch may have for the filter of a processor."""
-    number, size = getattr(processor, "resample", None), _sizes(processor)[0]
-    modes = _MODES.get(2 if number is None else int(number))
+    given, size = getattr(processor, "resample", None), _sizes(processor)[0]
+    number = 2 if given is None else int(given)
+    modes = _MODES.get(number)
     if modes is None and _target(size, *ask.shape[1:]) in (None, ask.shape[1:]):
         return _MODES[2]  # nothing is resized
     if modes is None:
         raise UsageError(
-            f"{ask.text}: its processor ({type(processor).__name__}) has resample = {int(number)} "
-            f"({_NAMES.get(int(number), 'unknown')}), which PyTorch cannot reproduce; nearest (0), "
+            f"{ask.text}: its processor ({type(processor).__name__}) has resample = {number} "
+            f"({_NAMES.get(number, 'unknown')}), which PyTorch cannot reproduce; nearest (0), "
             f"bilinear (2) and bicubic (3) can be. {_CURE}"
         )
     return modes
