@@ -10,6 +10,7 @@ import hashlib
 import pickle
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -24,8 +25,7 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.registry import Entry
 
 SCHEMA: Literal["robustkit/card/1"] = "robustkit/card/1"
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 
 
 @dataclass(frozen=True)
@@ -144,22 +144,24 @@ def digest(path: Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a `.safetensors`, `.pt` or `.pth` file, without running code from it.
+    """Read a state dict from a file, without running code from it.
 
-    A state dict that lies under `state_dict`, `model_state_dict` or `model` is found there.
+    The file is named `*.safetensors`, `*.pt`, `*.pth` or `*.ckpt`. A state dict that lies under
+    `state_dict`, `model_state_dict`, `model`, `net` or `network` is found there, also in two steps.
 
     Raises:
         UsageError: when the file is missing, damaged, of another kind, or holds pickled objects.
     """
-    readers = {".safetensors": _safetensors, ".pt": _torch, ".pth": _torch}
+    readers = {".safetensors": _safetensors, ".pt": _torch, ".pth": _torch, ".ckpt": _torch}
     reader = readers.get(_existing(path).suffix.lower())
     if reader is None:
-        raise UsageError(f"{path}: expected a file named *.safetensors, *.pt or *.pth.")
+        raise UsageError(f"{path}: expected a file named *.safetensors, *.pt, *.pth or *.ckpt.")
     value = reader(path)
-    for wrapper in _WRAPPERS:
-        if isinstance(value, Mapping) and isinstance(value.get(wrapper), Mapping):
-            value = value[wrapper]
-            break
+    for _ in range(2):
+        inside = [
+            k for k in _WRAPPERS if isinstance(value, dict) and isinstance(value.get(k), dict)
+        ]
+        value = value[inside[0]] if inside else value
     if not isinstance(value, Mapping) or not value:
         raise UsageError(f"{path}: expected a state dict, got {_described(value)}.")
     for key, tensor in value.items():
@@ -170,16 +172,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(value)
 
 
-def put(state: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
-    """Load `state` into `model`, every key and shape agreeing. `module.` prefixes are dropped.
+def put(state: Mapping[str, Tensor], model: nn.Module, source: str) -> str:
+    """Load `state` into `model`, every key and shape agreeing.
+
+    Where all keys lie under names that wrappers put in front (`module.`, `_orig_mod.`, Lightning's
+    `model.`, in any order), and `model` has none of these, the names are left out; so is the
+    counter of `torch.optim.swa_utils.AveragedModel`.
+
+    Returns:
+        The note about the weights, with what was left out.
 
     Raises:
         UsageError: for keys that are missing, unexpected or of another shape.
     """
     own = model.state_dict()
-    for prefix in _PREFIXES:
-        if all(k.startswith(prefix) for k in state) and not all(k.startswith(prefix) for k in own):
-            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    state, omitted = _unwrapped(state, own)
     misfits = [
         f"{key}: expected {list(own[key].shape)}, got {list(state[key].shape)}"
         for key in own
@@ -197,6 +204,23 @@ def put(state: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
             "Name the architecture and options that the weights were trained with."
         )
     model.load_state_dict(state, strict=True)
+    return f"weights: {source}" + (f" ({omitted} left out of its keys)" if omitted else "")
+
+
+def _unwrapped(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[Mapping[str, Tensor], str]:
+    """Return the state under the keys of `own`, and what was left out; as it is if they differ."""
+    counter = ["n_averaged"] if "n_averaged" in state and "n_averaged" not in own else []
+    kept = {key: tensor for key, tensor in state.items() if key not in counter}
+    prefix = ""
+    while kept and kept.keys() != own.keys():
+        first = next(iter(kept)).partition(".")[0] + "."
+        if not all(key.startswith(first) for key in kept):
+            return state, ""
+        kept = {key.removeprefix(first): tensor for key, tensor in kept.items()}
+        prefix += first
+    return kept, " and ".join([*([prefix] if prefix else []), *counter])
 
 
 def _existing(path: Path) -> Path:
@@ -215,7 +239,25 @@ def _safetensors(path: Path) -> Any:
         raise UsageError(f"{path} is no readable safetensors file: {error}.") from None
 
 
+def refuse_compressed(path: Path) -> None:
+    """Refuse a PyTorch archive that would unpack to more than lies on the disk (a UsageError).
+
+    PyTorch stores its entries as they are; compressed ones may be of any size.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(entry.file_size for entry in archive.infolist())
+    except (OSError, zipfile.BadZipFile):
+        return  # an older format, or damaged: the reader says so
+    if declared > (held := path.stat().st_size):
+        raise UsageError(
+            f"{path} would unpack to {declared:,} bytes, but holds {held:,}: it was not written by "
+            "PyTorch, which does not compress. Save it again with torch.save."
+        )
+
+
 def _torch(path: Path) -> Any:
+    refuse_compressed(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

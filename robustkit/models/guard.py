@@ -45,10 +45,11 @@ class Habits(NamedTuple):
 
 
 class _Pass(NamedTuple):
-    """What is remembered while a pass runs: the input that was given, and what the model got."""
+    """What is remembered while a pass runs: the input, what the model got, and what it held."""
 
     given: Tensor
     own: Tensor
+    kept: Tensor | None
     version: int
     tracked: bool
     state: ProcessState
@@ -74,16 +75,16 @@ class Guard:
         if not inputs or not isinstance(inputs[0], Tensor):
             return None
         given = inputs[0]
-        copied = self.habits.alters or self._watched is not None
+        copied, watched = self.habits.alters, self._watched is not None
         own = given.clone() if copied else given
         if not torch.compiler.is_compiling():
             if self._folder is not None:
                 import_folders.activate(self._folder)
-            wanted = self.habits.seeds or self._watched is not None
-            drawn = process_state.generators() if wanted else {}
+            kept = given.detach().clone() if watched and not copied else None
+            drawn = process_state.generators() if self.habits.seeds or watched else {}
             version = 0 if own.is_inference() else own._version
-            state = process_state.read()
-            self._passes.append(_Pass(given, own, version, own.requires_grad, state, drawn))
+            about = (given, own, kept, version, own.requires_grad)
+            self._passes.append(_Pass(*about, process_state.read(), drawn))
         return (own, *inputs[1:]) if copied else None
 
     def after(self, _: object, __: object, answer: Any) -> Any:
@@ -104,7 +105,7 @@ class Guard:
             process_state.set_generators(now)
         if done.own.requires_grad and not done.tracked and done.own.is_leaf:
             done.own.requires_grad_(False).grad = None  # the model differentiates by itself
-        if done.own is done.given and _altered(done):
+        if self._watched is None and done.own is done.given and _altered(done):
             raise RobustkitError(
                 "the model wrote into its input in the middle of the run, which it had not done "
                 "when it was looked at; what follows would be judged on other inputs. Begin its "
@@ -134,8 +135,11 @@ class Guard:
             and process_state.same(after[key], now[key])
         }
         del watched[:-8]
+        altered = done.kept is not None and not _equal(done.kept, done.given)
+        if done.kept is not None and altered:
+            done.given.data.resize_(done.kept.shape).copy_(done.kept)
         self.habits = Habits(
-            self.habits.alters or _altered(done) or not _equal(done.own, done.given),
+            self.habits.alters or altered or _altered(done),
             tuple(sorted({*self.habits.seeds, *seeded})),
             tuple(sorted({*self.habits.changes, *changed})),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
 import shlex
@@ -21,6 +20,7 @@ from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.models import checkpoints, zoo
 from robustkit.models.checkpoints import Card, Checkpoint
+from robustkit.models.guard import duplicate
 from robustkit.models.normalization import normalized
 from robustkit.models.protocols import Composed, Network, assemble, learned
 from robustkit.models.readiness import evaluation_mode, refuse_training_mode, refuse_unready
@@ -131,8 +131,8 @@ def _registered(spec: Spec, data: Dataset, weights: Path | None) -> Subject:
     part = learned(built, model)
     if part is None:
         raise UsageError(f"{spec} takes no weights: it is made of other models.")
-    checkpoints.put(state, part, source)
-    return Subject(name_of(entry, built), model.eval(), (f"weights: {source}",))
+    note = checkpoints.put(state, part, source)
+    return Subject(name_of(entry, built), model.eval(), (note,))
 
 
 def _needs_no_weights(defense: Any) -> bool:
@@ -236,9 +236,8 @@ def _imported(
         model = _module(value, text)
     notes = []
     if weights is not None:
-        model = copy.deepcopy(model) if model is value else model
-        checkpoints.put(checkpoints.read_weights(weights), model, str(weights))
-        notes.append(f"weights: {weights}")
+        model = duplicate(model) if model is value else model
+        notes.append(checkpoints.put(checkpoints.read_weights(weights), model, str(weights)))
     if mean is not None or std is not None:
         model, note = normalized(model, data.shape[0], mean, std)
         notes.append(note)

@@ -15,6 +15,7 @@ from robustkit.models.guard import duplicate, guarded
 
 _MODAL = {f"torch.nn.modules.{kind}" for kind in ("dropout", "batchnorm", "instancenorm")}
 _MODAL_NAMES = re.compile(r"(Alpha|Feature)*Dropout\dd?|Dropout|\w*BatchNorm\w*|InstanceNorm\dd")
+_DYNAMIC = ("torch.ao.nn.quantized.dynamic", "torch.ao.nn.intrinsic.quantized.dynamic")
 _MODAL_OPERATORS = ("dropout", "batch_norm", "rrelu")
 
 DYNAMIC_BATCH = (
@@ -30,7 +31,7 @@ class Program(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self.training = inner.training
+        self.training = getattr(inner, "training", False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, c, h, w] -> logits [b, k]."""
@@ -86,7 +87,11 @@ def evaluation_mode(model: nn.Module) -> nn.Module:
 
 
 def refuse_unready(model: nn.Module, name: str) -> None:
-    """Refuse a module whose weights are not there yet (a UsageError)."""
+    """Refuse weights that are not there yet, and layers that couple points in any mode.
+
+    Raises:
+        UsageError: naming them, with the cure.
+    """
     tensors = [*model.named_parameters(), *model.named_buffers()]
     lazy = [key for key, tensor in tensors if is_lazy(tensor)]
     if lazy:
@@ -101,6 +106,19 @@ def refuse_unready(model: nn.Module, name: str) -> None:
             f"{name} has weights on the device `meta`, which holds no numbers ({_few(empty)}). "
             "Call .to_empty(device='cpu') and load its weights where it is defined."
         )
+    dynamic = [f"{key or 'itself'} ({_kind(part)})" for key, part in model.named_modules()
+               if type(part).__module__.startswith(_DYNAMIC) and not _in_float16(part)]  # fmt: skip
+    if dynamic:
+        raise UsageError(
+            f"{name} is quantized dynamically ({_few(dynamic)}): its activations are scaled by "
+            "the range of the whole batch, so that a verdict would depend on the other points. "
+            "Evaluate the model before quantization, or quantize statically or the weights alone."
+        )
+
+
+def _in_float16(layer: nn.Module) -> bool:
+    """Whether a dynamic layer rounds its weights alone."""
+    return getattr(getattr(layer, "_packed_params", None), "dtype", None) is torch.float16
 
 
 def refuse_training_mode(model: nn.Module, text: str) -> nn.Module:
@@ -108,7 +126,7 @@ def refuse_training_mode(model: nn.Module, text: str) -> nn.Module:
     modal = [
         f"{name or 'itself'} ({_kind(layer)})"
         for name, layer in model.named_modules()
-        if layer.training and _is_modal(layer)
+        if getattr(layer, "training", False) and _is_modal(layer)  # frozen scripts have none
     ]
     if modal:
         raise UsageError(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +59,42 @@ def weights_digest(module: nn.Module) -> tuple[str, int]:
     alike, in the order of their names; device, memory layout and training mode do not enter.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if isinstance(tensor, Tensor):
+    for name, value in sorted({**_constants(module), **module.state_dict()}.items()):
+        for tensor in _tensors(value):
             digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
             digest.update(_content(tensor))
     return digest.hexdigest(), sum(parameter.numel() for parameter in module.parameters())
+
+
+def _constants(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that frozen scripted modules hold in their code; others hold none."""
+    found: dict[str, Tensor] = {}
+    for place, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) and not part.state_dict():
+            graph: Any = part.inlined_graph  # the nodes live as long as it does
+            held = graph.findAllNodes("prim::Constant")
+            tensors = [node.t("value") for node in held if _holds_tensor(node)]
+            found |= {f"{place}\0{number}": tensor for number, tensor in enumerate(tensors)}
+    return found
+
+
+def _holds_tensor(node: Any) -> bool:
+    return node.hasAttribute("value") and node.kindOf("value") == "t"
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Return the plain tensors in an entry of a state dict: quantized weights are made of some."""
+    if isinstance(value, (tuple, list)):  # packed weights and their bias
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, Tensor) and value.is_quantized:
+        yield value.int_repr()
+        yield value.dequantize()  # with what one step of the integers is
+    elif isinstance(value, Tensor) and hasattr(value, "__tensor_flatten__"):
+        for name in value.__tensor_flatten__()[0]:
+            yield from _tensors(getattr(value, name))
+    elif isinstance(value, Tensor):
+        yield value.to_dense() if value.layout is not torch.strided else value
 
 
 def _content(tensor: Tensor) -> bytes:

@@ -81,7 +81,7 @@ def test_the_second_row_of_a_command_is_that_of_its_own_file(tmp_path: Path) -> 
 
     np.savez(
         tmp_path / "d.npz",
-        x=np.tile(np.float32([[0.2, 0.8], [0.8, 0.2]]), (10, 1)).reshape(20, 1, 1, 2),
+        x=np.tile(np.array([[0.2, 0.8], [0.8, 0.2]], np.float32), (10, 1)).reshape(20, 1, 1, 2),
         y=np.tile([1, 0], 10),
     )
     files = [write(tmp_path / name, sign) for name, sign in (("right", 1), ("wrong", -1))]

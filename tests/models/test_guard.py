@@ -121,14 +121,22 @@ class TestInputs:
         assert verdicts(told) == verdicts(wanted)
         assert "alters_inputs" in names(told)
 
-    def test_copies_are_made_for_those_models_alone(self, nearest: nn.Module) -> None:
-        seen = []
-        model = guarded(Around(nearest, lambda x: seen.append(x.data_ptr())))
-        x = torch.rand(3, 1, 6, 6)
-        model(x)
+    @pytest.mark.parametrize("writes", [False, True])
+    def test_copies_are_made_for_those_models_alone(self, writes: bool, nearest: nn.Module) -> None:
+        seen: list[int] = []
+
+        def before(x: Tensor) -> None:
+            seen.append(x.data_ptr())
+            if writes:
+                x.add_(0.5)
+
+        model, x = guarded(Around(nearest, before)), torch.rand(3, 1, 6, 6)
+        held = x.clone()
         with watching(model):
             model(x)
-        assert [place == x.data_ptr() for place in seen] == [True, False]
+        model(x)
+        assert [place == x.data_ptr() for place in seen] == [True, not writes]
+        assert torch.equal(x, held)
 
     def test_writing_that_begins_in_the_middle_of_a_run_is_an_error(
         self, nearest: nn.Module

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,16 +186,67 @@ class TestWeights:
         assert _same(loaded.model, reference)
         assert loaded.notes == (f"weights: {path}",)
 
-    @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
-    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+    @pytest.mark.parametrize(
+        "wrappers",
+        [["state_dict"], ["model_state_dict"], ["model"], ["net"], ["network"],
+         ["model", "state_dict"]],
+        ids="/".join,
+    )  # fmt: skip
+    @pytest.mark.parametrize(
+        "prefix",
+        ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "model.",
+         "model._orig_mod.net."],
+    )  # fmt: skip
+    @pytest.mark.parametrize("counted", [False, True])
     def test_wrappers_and_prefixes_are_seen_through(
-        self, file: str, data: Dataset, tmp_path: Path, wrapper: str, prefix: str
+        self,
+        file: str,
+        data: Dataset,
+        tmp_path: Path,
+        wrappers: list[str],
+        prefix: str,
+        counted: bool,
     ) -> None:
         reference = load_model(f"{file}:conv", data=data).model
-        state = {prefix + key: value for key, value in reference.state_dict().items()}
-        torch.save({wrapper: state, "epoch": 3}, tmp_path / "w.pt")
-        loaded = load_model(f"{file}:conv", data=data, weights=tmp_path / "w.pt")
+        state: Any = {prefix + key: value for key, value in reference.state_dict().items()}
+        if counted:  # by AveragedModel
+            state = {"n_averaged": torch.tensor(5), **state}
+        for wrapper in reversed(wrappers):
+            state = {wrapper: state, "epoch": 3}
+        torch.save(state, tmp_path / "w.ckpt")
+        loaded = load_model(f"{file}:conv", data=data, weights=tmp_path / "w.ckpt")
         assert _same(loaded.model, reference)
+        omitted = f"{prefix} and n_averaged" if counted else prefix
+        assert f"weights: {tmp_path / 'w.ckpt'} ({omitted} left out of its keys)" in loaded.notes
+
+    def test_prefixes_stay_where_leaving_them_out_does_not_help(
+        self, file: str, data: Dataset, tmp_path: Path
+    ) -> None:
+        state = load_model(f"{file}:conv", data=data).model.state_dict()
+        torch.save({f"module.{key}.x": t for key, t in state.items()}, tmp_path / "w.pt")
+        with pytest.raises(UsageError, match=r"4 unexpected \(module.0.weight.x"):
+            load_model(f"{file}:conv", data=data, weights=tmp_path / "w.pt")
+
+    def test_files_that_unpack_to_more_than_they_hold_are_refused(self, tmp_path: Path) -> None:
+        torch.save({"a": torch.zeros(4000)}, tmp_path / "stored.pt")
+        with (
+            zipfile.ZipFile(tmp_path / "stored.pt") as old,
+            zipfile.ZipFile(tmp_path / "w.pt", "w", zipfile.ZIP_DEFLATED) as new,
+        ):
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+        with pytest.raises(UsageError, match="would unpack to .* does not compress"):
+            read_weights(tmp_path / "w.pt")
+        assert read_weights(tmp_path / "stored.pt")["a"].shape == (4000,)
+
+    @pytest.mark.parametrize("shape", [[2**40], [2**32, 2**32], [2**62, 2]])
+    def test_shapes_beyond_the_file_are_refused(self, shape: list[int], tmp_path: Path) -> None:
+        entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}
+        header = json.dumps({"a": entry}).encode()
+        content = len(header).to_bytes(8, "little") + header + bytes(4)
+        (tmp_path / "w.safetensors").write_bytes(content)
+        with pytest.raises(UsageError, match="no readable safetensors file"):
+            read_weights(tmp_path / "w.safetensors")
 
     def test_an_instance_of_the_user_keeps_its_own_weights(
         self, file: str, data: Dataset, tmp_path: Path

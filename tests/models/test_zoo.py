@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
+import robustkit
 from robustkit.cli import environment
 from robustkit.cli.program import program as main
 from robustkit.core.optional import library
@@ -261,6 +262,20 @@ def number():
 """
 
 
+@have("torchvision")
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_weights_behind_another_normalization_must_say_so(
+    name: str, photos: Dataset, tmp_path: Path
+) -> None:
+    torch.save({}, tmp_path / "w.pt")
+    with pytest.raises(UsageError, match=rf"{name}\(transform_input=true\).*Say which"):
+        load_model(f"torchvision:{name}", data=photos, weights=tmp_path / "w.pt")
+    with pytest.raises(UsageError, match="expected a state dict"):
+        load_model(
+            f"torchvision:{name}(transform_input=true)", data=photos, weights=tmp_path / "w.pt"
+        )
+
+
 class TestHub:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -370,7 +385,7 @@ def test_a_torchscript_archive_is_no_weights_file(tmp_path: Path) -> None:
 
 @have("onnx", "onnx2torch")
 class TestOnnx:
-    def graph(self, net: Net, path: Path, fault: bool = False) -> None:
+    def graph(self, net: Net, path: Path, fault: bool = False, more: int = 0) -> None:
         """Write the network as an ONNX graph, node by node."""
         onnx: Any = library("onnx", "onnx")
         make, array = onnx.helper, onnx.numpy_helper.from_array
@@ -389,12 +404,23 @@ class TestOnnx:
             make.make_node("Flatten", ["r"], ["f"], axis=1),
             make.make_node("Gemm", ["f", "v", "c"], ["y"]),
         ]
+        outputs = [("y", ["batch", 10])]
+        if more:  # a second output, and a constant without axes on the way to the first
+            nodes[-1].output[0] = "u"
+            one = make.make_tensor("one", 1, (), [1.0])
+            nodes += [
+                make.make_node("Constant", [], ["k"], value=one),
+                make.make_node("Mul", ["u", "k"], ["y"]),
+                make.make_node("ConstantOfShape", ["n"], ["z"]),
+            ]
+            held["n"] = torch.tensor([more, 7])
+            outputs.append(("z", [None, None]))
         value = make.make_tensor_value_info
         graph = make.make_graph(
             nodes,
             "net",
             [value("x", 1, ["batch", 3, 32, 32])],
-            [value("y", 1, ["batch", 10])],
+            [value(name, 1, shape) for name, shape in outputs],
             [array(tensor.detach().numpy(), name) for name, tensor in held.items()],
         )
         onnx.save(
@@ -416,6 +442,24 @@ class TestOnnx:
         self.graph(net, tmp_path / "m.onnx")
         found = load_model(f"onnx:{tmp_path / 'm.onnx'}", data=photos, mean=(0.5,), std=(0.25,))
         agree(found.model, net((x - 0.5) / 0.25), x)
+
+    def test_the_first_of_several_outputs_is_the_logits(
+        self, net: Net, photos: Dataset, x: Tensor, tmp_path: Path
+    ) -> None:
+        self.graph(net, tmp_path / "m.onnx", more=2)
+        model = load_model(f"onnx:{tmp_path / 'm.onnx'}", data=photos).model
+        agree(model, net(x), x)
+        robustkit.evaluate(
+            model, data=photos, threat="linf:0.1", folder=tmp_path / "out", attacks=["fgsm"]
+        )
+
+    def test_a_graph_that_unpacks_without_bound_is_refused_before_it_does(
+        self, net: Net, photos: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.graph(net, tmp_path / "m.onnx", more=3000)  # 21,000 numbers
+        monkeypatch.setattr("robustkit.models.zoo.onnx._MOST", 20_000)
+        with pytest.raises(UsageError, match=r"'z' of the graph has the shape \[3000, 7\]"):
+            load_model(f"onnx:{tmp_path / 'm.onnx'}", data=photos)
 
     def test_a_conversion_with_other_outputs_is_refused(
         self, net: Net, photos: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

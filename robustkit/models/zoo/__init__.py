@@ -17,7 +17,7 @@ from robustkit.models.zoo.base import Ask, Found
 
 __all__ = ["Ask", "Found", "open_model", "prefixes"]
 
-_HELPERS = ("base", "processor")
+_HELPERS = ("base", "network", "processor")
 
 
 def prefixes() -> list[str]:

@@ -16,6 +16,7 @@ from robustkit.core.optional import library, quiet
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.models import checkpoints
 from robustkit.models.architectures import Normalize
+from robustkit.models.zoo.network import online
 
 __all__ = ["RANDOM", "Ask", "Found", "Resized", "building", "fill", "library", "offline", "prepare"]
 
@@ -78,6 +79,8 @@ def no_pickles() -> Iterator[None]:
     plain = torch.load
 
     def guarded(*args: Any, **options: Any) -> Any:
+        if args and isinstance(args[0], (str, Path)):
+            checkpoints.refuse_compressed(Path(args[0]))
         return plain(*args, **{**options, "weights_only": True})
 
     torch.load = guarded
@@ -88,14 +91,18 @@ def no_pickles() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def building(ask: Ask, cure: str) -> Iterator[None]:
+def building(ask: Ask, cure: str, host: str = "") -> Iterator[None]:
     """Build or download inside: quietly, without pickles, with one clear error.
+
+    Args:
+        host: URL that a download comes from; where it cannot be reached nothing waits for it.
 
     Raises:
         UsageError: for whatever goes wrong inside, followed by `cure`.
     """
     try:
-        with quiet(), no_pickles(), torch.random.fork_rng(devices=[]):
+        reached = online(host) if host else contextlib.nullcontext()
+        with quiet(), no_pickles(), reached, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             yield
     except RobustkitError:
@@ -124,8 +131,7 @@ def fill(model: nn.Module, weights: Path) -> str:
     Raises:
         UsageError: when the file cannot be read, or does not fit.
     """
-    checkpoints.put(checkpoints.read_weights(weights), model, str(weights))
-    return f"weights: {weights}"
+    return checkpoints.put(checkpoints.read_weights(weights), model, str(weights))
 
 
 class Resized(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from robustkit.errors import UsageError
+from robustkit.models import checkpoints
 from robustkit.models.readiness import DYNAMIC_BATCH, Program, evaluation_mode, refuse_training_mode
 from robustkit.models.trust import refuse_untrusted
 from robustkit.models.zoo.base import Ask, Found, building, prepare
@@ -30,6 +31,7 @@ def load(ask: Ask) -> Found:
     if not path.is_file():
         raise UsageError(f"{ask.text}: there is no file {path} (looked from {Path.cwd()}).")
     refuse_untrusted(ask.text, path)
+    checkpoints.refuse_compressed(path)
     with building(ask, "Save the program with `torch.export.save` of this PyTorch."):
         exported = torch.export.load(path)
         inner: Any = exported.module()

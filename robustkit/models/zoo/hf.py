@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ def load(ask: Ask) -> Found:
     local = Path(ask.name).expanduser()
     place = str(local) if local.is_dir() else ask.name
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local.is_dir()}
+    hub: Any = importlib.import_module("huggingface_hub.constants")
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        with building(ask, "Download the repository, and name its folder: hf:FOLDER."):
+        cure = "Download the repository, and name its folder: hf:FOLDER."
+        with building(ask, cure, "" if local.is_dir() else hub.ENDPOINT):
             processor = transformers.AutoImageProcessor.from_pretrained(place, **options)
             model, missing = _model(transformers, place, pretrained, options)
     finally:

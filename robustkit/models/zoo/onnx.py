@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustkit.core.optional import library
 from robustkit.errors import UsageError
 from robustkit.models.zoo.base import Ask, Found, building, prepare
 
 _TOLERANCE = 1e-3  # of the largest logit
+_MOST = 2**30  # numbers of one value of the graph, for two inputs: 4 GiB
+
+
+class _First(nn.Module):
+    """The first of several outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] -> logits [b, k]."""
+        answer: Tensor = self.model(x)[0]
+        return answer
 
 
 def load(ask: Ask) -> Found:
@@ -38,10 +53,43 @@ def load(ask: Ask) -> Found:
     converter: Any = library("onnx2torch", "onnx")
     with building(ask, "Only operators that onnx2torch knows can be converted."):
         graph = onnx.load(str(path))
+        _refuse_huge(ask, graph, onnx.shape_inference, resize)
         model: nn.Module = converter.convert(graph).eval()
+    if len(graph.graph.output) > 1:
+        model = _First(model).eval()
     _compare(ask, path, graph, model, resize)
     notes = [f"graph: {path}, converted by onnx2torch, answers compared"]
     return Found(prepare(model, notes, resize=resize), tuple(notes))
+
+
+def _refuse_huge(ask: Ask, graph: Any, inference: Any, resize: int | None) -> None:
+    """Refuse a graph whose declared shapes ask for more memory than a classifier needs.
+
+    The shapes follow from those of the input without computing anything: a few bytes of a file may
+    ask for any number of zeros.
+    """
+    fixed, held = type(graph)(), {weight.name for weight in graph.graph.initializer}
+    fixed.CopyFrom(graph)
+    for entry in fixed.graph.input:
+        dims = entry.type.tensor_type.shape.dim
+        if entry.name not in held and len(dims) == 4:
+            shape = ask.shape if resize is None else (ask.shape[0], resize, resize)
+            for dim, size in zip(dims, (2, *shape), strict=True):
+                dim.dim_value = size
+    known = inference.infer_shapes(fixed, data_prop=True).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*known.value_info, *known.output)
+    }
+    shapes |= {weight.name: list(weight.dims) for weight in known.initializer}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    for name, size in sizes.items():
+        if size > _MOST or min(shapes[name], default=0) < 0:
+            raise UsageError(
+                f"{ask.text}: the value {name!r} of the graph has the shape {shapes[name]}, with "
+                f"{size:,} numbers for two inputs; expected at most {_MOST:,}. Export the model "
+                "again for inputs of the size of the data."
+            )
 
 
 def _compare(ask: Ask, path: Path, graph: Any, model: nn.Module, resize: int | None) -> None:

@@ -119,8 +119,8 @@ def reproduced(ask: Ask, model: nn.Module, processor: Any) -> Processed:
 
 def _modes(ask: Ask, processor: Any) -> tuple[str, ...]:
     """Return the names PyTorch may have for the filter of a processor."""
-    number, size = getattr(processor, "resample", None), _sizes(processor)[0]
-    number = 2 if number is None else int(number)
+    given, size = getattr(processor, "resample", None), _sizes(processor)[0]
+    number = 2 if given is None else int(given)
     modes = _MODES.get(number)
     if modes is None and _target(size, *ask.shape[1:]) in (None, ask.shape[1:]):
         return _MODES[2]  # nothing is resized

@@ -27,6 +27,7 @@ from robustkit.errors import UsageError, unknown
 from robustkit.models import checkpoints
 from robustkit.models.zoo.base import Ask, Found, building
 
+_HOST = "https://drive.google.com"  # where it downloads from
 _ALIASES = ("autoattack", "autopgd_base", "checks", "fab_base", "fab_projections", "fab_pt",
             "other_utils", "square", "state")  # fmt: skip
 
@@ -55,7 +56,7 @@ def load(ask: Ask) -> Found:
                else "; or give them with --weights FILE.")
         )  # fmt: skip
         try:
-            with building(ask, cure):
+            with building(ask, cure, "" if held or ask.weights else _HOST):
                 model = zoo.load_model(
                     name, model_dir=str(folder), dataset=dataset, threat_model=threat,
                     custom_checkpoint=str(ask.weights or ""),

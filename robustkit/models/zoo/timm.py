@@ -53,7 +53,8 @@ def load(ask: Ask) -> Found:
     fault = hub_fault() if getattr(known, "hf_hub_id", None) else ""
     if fault:
         raise UsageError(f"{ask.text}: no pretrained weights can be had: {fault}. {hub_cure()}.")
-    with building(ask, offline(ask)):
+    host = getattr(known, "url", "") or "https://huggingface.co"
+    with building(ask, offline(ask), host if download else ""):
         model = timm.create_model(ask.name, pretrained=download, **options)
     notes: list[str] = []
     if ask.weights is not None:

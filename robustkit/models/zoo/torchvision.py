@@ -8,6 +8,11 @@ from robustkit.core.optional import library
 from robustkit.errors import UsageError, unknown
 from robustkit.models.zoo.base import RANDOM, Ask, Found, building, fill, offline, prepare
 
+_TRANSFORMED = (
+    "googlenet",
+    "inception_v3",
+)  # the weights were trained behind another normalization
+
 
 def load(ask: Ask) -> Found:
     """Load a model of torchvision by name.
@@ -31,10 +36,17 @@ def load(ask: Ask) -> Found:
     if download and "num_classes" in ask.options:
         raise UsageError(f"{ask.text}: num_classes would replace the trained head by a random one.")
     options = ask.options if download else {"num_classes": ask.classes, **ask.options}
+    if ask.weights is not None and ask.name in _TRANSFORMED and "transform_input" not in options:
+        raise UsageError(
+            f"{ask.text}: weights of torchvision for {ask.name} need "
+            f'"torchvision:{ask.name}(transform_input=true)", with --mean and --std of ImageNet; '
+            "weights trained without that step need (transform_input=false). Say which."
+        )
     chosen: Any = None
-    with building(ask, offline(ask)):
-        if download:
+    if download:
+        with building(ask, offline(ask)):
             chosen = getattr(models.get_model_weights(ask.name), which)
+    with building(ask, offline(ask), getattr(chosen, "url", "")):
         model = models.get_model(ask.name, weights=chosen, **options)
     notes: list[str] = []
     if ask.weights is not None:
