@@ -11,4 +11,3 @@ def cosine(first: float, last: float, taken: Integers, steps: int) -> Scalars:
     """Anneal from `first` at 0 steps taken to `last` at the last of `steps`: half a cosine [s]."""
     share = taken.double() / max(1, steps - 1)
     return (last + (first - last) * (1 + (math.pi * share).cos()) / 2).float()
-
