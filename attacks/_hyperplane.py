@@ -34,7 +34,7 @@ def displace(
         offset: the signed value of the affine function at each point.
         threat: its norm and box.
     """
-    scale = normal.abs().amax(1, keepdim=True).clamp_min(_TINY)
+    scale = normal.abs().amax(1, keepdim=True).clamp_min(torch.finfo(normal.dtype).tiny)
     normal = (normal / scale)[:, None]
     need, weight = offset.abs() / scale, normal.abs()
     direction = normal.sign() * torch.where(offset < 0, 1.0, -1.0)[..., None]

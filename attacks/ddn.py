@@ -10,13 +10,13 @@ import torch
 from pydantic import Field
 
 from robustkit.core.losses import LOSSES, TARGETED, LossName
-from robustkit.core.threat import Threat
+from robustkit.core.threat import Threat, unit
 from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 from robustkit.errors import UsageError
 from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
-from ._schedule import cosine, unit
+from ._schedule import cosine
 
 
 class State(NamedTuple):

@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 
 from robustkit.core.losses import margin, targeted_margin
-from robustkit.core.threat import Threat
+from robustkit.core.threat import Threat, unit
 from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
-from ._schedule import cosine, unit
+from ._schedule import cosine
 
 _DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}  # 1/p + 1/q = 1
 _SHARE = {"linf": 0.5, "l2": 2.0, "l1": 0.5}  # first step, in radii of the ball
@@ -144,5 +144,8 @@ def _count(radius: Scalars, gamma: Scalars, fools: Mask, best: Scalars) -> Scala
 
 
 def _length(gradient: Images, order: float) -> Scalars:
-    length: Scalars = torch.linalg.vector_norm(gradient.flatten(1), order, dim=1)
-    return length.clamp_min(1e-12)
+    flat, least = gradient.flatten(1), torch.finfo(gradient.dtype).tiny
+    # As in `unit`: squares of tiny entries would vanish.
+    largest = torch.linalg.vector_norm(flat, torch.inf, dim=1).clamp_min(least)
+    scaled: Scalars = torch.linalg.vector_norm(flat / largest[:, None], order, dim=1)
+    return (largest * scaled).clamp_min(least)

@@ -10,14 +10,13 @@ import torch
 from pydantic import Field
 
 from robustkit.core.rng import Keys
-from robustkit.core.threat import Threat
+from robustkit.core.threat import Threat, unit
 from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 from robustkit.errors import UsageError
 from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from ._draws import any_row, candidate, renew
-from ._schedule import unit
 
 # Phases of a slot: trying starting points, bisecting the segment from the clean point to an
 # adversarial one, estimating the normal of the boundary there, stepping along it.

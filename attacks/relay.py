@@ -210,7 +210,7 @@ def _record(state: State, reply: Reply, threat: Threat) -> State:
     found = reply.logits.gather(1, state.others)
     # ⟨g, steepest(g)⟩ is the dual norm of g: the most that the objective gains per unit of radius.
     slope = (reply.gradient * threat.steepest(reply.gradient)).flatten(1).sum(1)
-    need = -reply.value / (threat.eps * slope).clamp_min(1e-30)
+    need = -reply.value / (threat.eps * slope).clamp_min(torch.finfo(slope.dtype).tiny)
     place = torch.where(state.aim < 0, found.argmax(1), state.aim)[:, None]
     least = torch.minimum(state.needs.gather(1, place), need[:, None])
     return state._replace(

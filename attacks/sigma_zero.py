@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from robustkit.core.losses import margin, targeted_margin
 from robustkit.core.threat import Threat
@@ -118,7 +120,7 @@ class SigmaZero:
         count = (state.moves + 1).double()
         # Adam's correction of means that start at zero, in the form that ends section 2 of Kingma &
         # Ba: one factor on the step size in place of two on the means.
-        length = (1 - _BETA2**count).sqrt() / (1 - _BETA1**count)
+        length = (1 - _power(_BETA2, count)).sqrt() / (1 - _power(_BETA1, count))
         step = per_point((eta * length).float(), mean) * mean / (square.sqrt() + 1e-8)
         moved = (state.query + step).clamp(threat.lower, threat.upper)
         # Without the threshold no coordinate would return to exactly 0, as l0 counts it.
@@ -141,5 +143,11 @@ class SigmaZero:
         downhill = gradient - count / delta[0].numel()
         # Scaled by the largest coordinate: the step is then in units of the input range, and does
         # not depend on the scale of the logits.
-        largest = downhill.flatten(1).abs().amax(1).clamp_min(1e-12)
+        largest = downhill.flatten(1).abs().amax(1)
+        largest = largest.clamp_min(torch.finfo(largest.dtype).tiny)
         return downhill / per_point(largest, downhill)
+
+
+def _power(base: float, exponent: Tensor) -> Tensor:
+    # Not `**`, which rounds the last elements of a tensor otherwise than the others.
+    return (exponent * math.log(base)).exp()

@@ -11,14 +11,14 @@ from pydantic import Field
 
 from robustkit.core.losses import margin
 from robustkit.core.rng import Keys
-from robustkit.core.threat import Threat
+from robustkit.core.threat import Threat, unit
 from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 from robustkit.errors import UsageError
 from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from ._draws import any_row, renew
-from ._schedule import cosine, unit
+from ._schedule import cosine
 
 
 class State(NamedTuple):

@@ -7,6 +7,7 @@ what is computed instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
@@ -21,6 +22,7 @@ LossName: TypeAlias = Literal[
     "ce", "dlr", "targeted_dlr", "margin", "targeted_margin", "probability"
 ]
 Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+_SURE, _CERTAIN = 64.0, 12.0  # nats from which on losses are straight; see there
 
 
 def _pick(logits: Logits, index: Labels) -> Scalars:
@@ -33,13 +35,20 @@ def _runner_up(logits: Logits, y: Labels) -> Scalars:
 
 
 def ce(logits: Logits, y: Labels, target: Labels) -> Scalars:
-    """Cross-entropy of the true class, log(1 + Σ_{i≠y} exp(z_i − z_y)).
+    """Cross-entropy of the true class, log(1 + exp(u)) with u = log Σ_{i≠y} exp(z_i − z_y).
 
-    Written as softplus of a difference, so that nothing cancels: at confident points the gradient,
-    of size exp(−margin), keeps all its digits, where softmax minus one-hot would round to zero.
+    Written by u, so that nothing cancels: at confident points the gradient, of size exp(u), keeps
+    all its digits, where softmax minus one-hot would round to zero. Below u = −64 the loss goes on
+    in a straight line: exp(u) would be 0 from −104 on. Its order of two points and the direction of
+    its gradient are those of the cross-entropy.
     """
     others = torch.logsumexp(logits.scatter(1, y[:, None], -torch.inf), 1)
-    return torch.nn.functional.softplus(others - _pick(logits, y))
+    odds = others - _pick(logits, y)
+    near = odds.clamp_min(-_SURE)
+    # Not softplus: like sigmoid and pow, it rounds the last elements of a tensor otherwise than
+    # those that fill a vector register, so that a point's loss would depend on its batch.
+    value = torch.maximum(near, torch.zeros_like(near)) + (-near.abs()).exp().log1p()
+    return value + math.exp(-_SURE) * (odds - near)
 
 
 def margin(logits: Logits, y: Labels, target: Labels) -> Scalars:
@@ -53,8 +62,24 @@ def targeted_margin(logits: Logits, y: Labels, target: Labels) -> Scalars:
 
 
 def probability(logits: Logits, y: Labels, target: Labels) -> Scalars:
-    """Margin of the softmax probabilities, max_i p_i − p_y (PMA, arXiv:2411.15210)."""
-    return margin(logits.softmax(1), y, target)
+    """Margin of the softmax probabilities, max_i p_i − p_y (PMA, arXiv:2411.15210).
+
+    Within exp(−12) of −1 and 1 it goes on in a straight line, in log(1 + margin) and
+    log(1 − margin): in float32 it would be constant there.
+    """
+    # By differences to z_y: 1 ± margin are then ratios of two sums of exponentials, and the
+    # gradients of their logarithms do not cancel.
+    shifted = logits - _pick(logits, y)[:, None]
+    other, runner = shifted.scatter(1, y[:, None], -torch.inf).max(1, keepdim=True)
+    whole = shifted.logsumexp(1)
+    above = shifted.scatter(1, y[:, None], other).logsumexp(1) - whole
+    below = shifted.scatter(1, runner, 0.0).logsumexp(1) - whole
+    return torch.where(other[:, 0] < 0, _expm1(above), -_expm1(below))
+
+
+def _expm1(w: Scalars) -> Scalars:
+    near = w.clamp_min(-_CERTAIN)
+    return near.expm1() + math.exp(-_CERTAIN) * (w - near)
 
 
 def dlr(logits: Logits, y: Labels, target: Labels) -> Scalars:

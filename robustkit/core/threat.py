@@ -173,10 +173,9 @@ class Threat:
         """
         if self.norm == "linf":
             return gradient.sign()
-        flat = gradient.flatten(1)
         if self.norm == "l2":
-            norm = flat.norm(dim=1).clamp_min(1e-12)
-            return gradient / per_point(norm, gradient)
+            return unit(gradient)
+        flat = gradient.flatten(1)
         value, place = flat.abs().max(dim=1, keepdim=True)
         signs = flat.gather(1, place).sign() * (value > 0)
         return torch.zeros_like(flat).scatter(1, place, signs).view_as(gradient)
@@ -205,6 +204,20 @@ class Threat:
                 draw = draw / draw.norm(dim=1, keepdim=True).clamp_min(1e-12)
         reach = 1.0 if self.norm == "l1" else per_point(radius, x)
         return self.project(x + reach * draw.view_as(x), x, eps)
+
+
+def unit(gradient: Images) -> Images:
+    """Scale each gradient to l2 norm 1, whatever its scale; a zero gradient stays zero.
+
+    Entries must be finite. Down to subnormal ones: of a confident model nothing else may be left.
+    """
+    flat = gradient.flatten(1)
+    # Squares overflow from 2e19 on and vanish below 1e-23: the largest entry is divided out first.
+    largest = torch.linalg.vector_norm(flat, math.inf, dim=1, keepdim=True)
+    flat = flat / largest.clamp_min(torch.finfo(flat.dtype).tiny)
+    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    # 1.2e-7 is the least that a nonzero entry can come to.
+    return flat.div_(length.clamp_min_(1e-12)).view_as(gradient)
 
 
 def _keep_most(clipped: Images, z: Images, x: Images, radius: Scalars) -> Images:
