@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+_LISTED = 100  # names; a library of models has a thousand
 NEAR = 0.6  # of difflib's ratio; below, a guess is none: 'l2' for 'l7' shares one letter of two
 
 
@@ -52,6 +53,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     names = sorted(known)
     hint = hint_at(name, names)
     listing = ", ".join(names) if names else "none"
+    if len(names) > _LISTED:
+        nearest = difflib.get_close_matches(name, names, n=8, cutoff=0.0)
+        listing = f"{len(names):,} names, such as {', '.join(nearest)}"
     return UsageError(f"Unknown {kind} {name!r}.{hint} Known: {listing}.")
 
 

@@ -87,6 +87,13 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+_SMALL = (
+    *("fgsm", "pgd(steps=2)", "apgd(steps=3)", "apgd(loss=dlr, steps=3)", "square(queries=5)"),
+    *("fab(steps=2)", "ddn(steps=3)", "fmn(steps=3)", "sigma_zero(steps=3)", "apgd_l1(steps=3)"),
+    *("rays(queries=20)", "hopskipjump(queries=30)", "spsa(steps=2)", "relay(steps=3)"),
+)
+
+
 def arguments(rng: Random) -> Case:
     """A command with one word changed, left out or given twice, or with an option more."""
     words = list(rng.choice(_COMMANDS))
@@ -262,9 +269,27 @@ def training_state(rng: Random) -> Case:
     name = rng.choice(("state.pt", "model.safetensors", "card.json"))
     valid = Path(rng.choice(("weights.pt", "weights.safetensors", "record.json")))
     (folder / name).write_bytes(mutate.content(rng, valid.read_bytes()))
-    words = ("train", "adaptive_gate", "--data", "npz:data.npz", "--out", "trained", "--epochs", "1",
-             "--batch-size", "4")  # fmt: skip
+    words = ("train", "undefended", *_CONFIG, "--out", "trained", "--epochs", "1", "--batch-size", "4",
+             "--device", "cpu")  # fmt: skip
     return Case(f"{folder / name}", words)
+
+
+def extremes(rng: Random) -> Case:
+    """What is valid, at its very end: eps, seed, batch, points, budget, for every attack."""
+    spec = rng.choice(_SMALL)
+    radii = ("linf:1", "linf:1e-30", "linf:1.2e-38", "l2:5", "l2:1e-20", "l1:25", "l1:1e-10", "l0:1",
+             "l0:25", "linf:0.1", "l2:0.5")  # fmt: skip
+    words = ["evaluate", "model.py:make", *_CONFIG, "--threat", rng.choice(radii), "--attack", spec,
+             "--out", "other", "--device", "cpu"]  # fmt: skip
+    more = (("--seed", str(2**63 - 1)), ("--seed", str(2**32)), ("--batch-size", "1"),
+            ("--batch-size", str(2**40)), ("--n", "1"), ("--max-forwards", "1"),
+            ("--max-forwards", "9" * 30), ("--max-time", "1s"), ("--max-time", "9" * 400 + "d"),
+            ("--minimum-norm",), ("--certify", "auto"), ("--certify", "smoothing"),
+            ("--mean", "1e30"), ("--std", "1e-38"), ("--std", "1e38"), ("--mean", "nan"),
+            ("--no-save-adversarial",), ("--weights", "weights.pt"))  # fmt: skip
+    for option in rng.sample(more, rng.randrange(1, 4)):
+        words += option
+    return Case("extremes", tuple(words))
 
 
 def published(rng: Random) -> Case:
@@ -292,4 +317,5 @@ def _shown(text: bytes) -> str:
 FAMILIES: tuple[Family, ...] = (
     *(arguments, arguments, arguments, python, python, python, configuration, configuration),
     *(record, record, ledger, ledger, data, data, weights, run_configuration, published),
+    *(training_state, extremes),
 )

@@ -278,5 +278,3 @@ def _needed(function: Any) -> list[str]:
         return []
     loose = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in loose]
-
-

@@ -211,11 +211,20 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in many ways
-        raise RobustkitError(
-            f"cannot read the training state {path} ({type(error).__name__}). Nothing was "
-            "overwritten; move the file away, or start over with --fresh."
-        ) from error
+        raise _unreadable(path, type(error).__name__) from error
+    parts = {"identity": dict, "step": int, "model": dict, "optimizer": dict}
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(name), kind) for name, kind in parts.items()
+    ):
+        raise _unreadable(path, f"it lacks {', '.join(parts)}")
     return state
+
+
+def _unreadable(path: Path, why: str) -> RobustkitError:
+    return RobustkitError(
+        f"cannot read the training state {path} ({why}). Nothing was overwritten; move the file "
+        "away, or start over with --fresh."
+    )
 
 
 def _resume(
@@ -243,8 +252,11 @@ def _resume(
             f"{folder} holds a training that began on other data: its digest was {was}, now it is "
             f"{content}. Put the data back, choose another --out, or start over with --fresh."
         )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
     device = next(model.parameters()).device
-    memory.update({key: value.to(device) for key, value in state.get("memory", {}).items()})
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        memory.update({key: value.to(device) for key, value in state.get("memory", {}).items()})
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(path, f"it is of another network: {type(error).__name__}") from error
     return int(state["step"])
