@@ -400,7 +400,7 @@ class TestDeath:
         line = victim(150, f"import time; (HERE / 'pid').write_text(str(os.getpid())); {BUSY}")
         arguments = [*line, "--out", str(tmp_path / "out"), "--batch-size", "1", "--device"]
         driver = subprocess.Popen([sys.executable, "-m", "robustkit", *arguments, "cpu,cpu"])
-        assert within(120, lambda: note.exists() and note.read_text() != "")
+        assert within(300, lambda: note.exists() and note.read_text() != "")
         worker = int(note.read_text())
         assert running(worker)
         driver.send_signal(signal.SIGKILL)
