@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import shutil
-import socket
 import stat
 import sys
 from collections.abc import Iterator
@@ -186,6 +185,8 @@ def _stream(content: bytes, path: Path) -> None:
         return
     number = _open_file(path)
     if number is None and stat.S_ISSOCK(path.stat().st_mode):
+        import socket  # help answers sooner without it
+
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(path))
             connection.sendall(content)

@@ -83,7 +83,6 @@ class Ledger(LedgerReader):
         self._open()
         try:
             with self._errors():
-                self._refuse_other_tables()
                 if fresh:
                     self._forget()
                     self._refuse_damage()
@@ -98,6 +97,7 @@ class Ledger(LedgerReader):
                 self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=NORMAL")
+                self._refuse_other_tables()
                 self._db.executescript(TABLES)
             except BaseException:
                 self._db.close()
@@ -106,7 +106,7 @@ class Ledger(LedgerReader):
     def _refuse_other_tables(self) -> None:
         for name, expected in columns().items():
             found = [row[1] for row in self._db.execute(f"PRAGMA table_info({name})")]
-            if found != expected:
+            if found and found != expected:
                 raise sqlite3.DatabaseError(
                     f"the table {name} has the columns {', '.join(found)}, expected "
                     f"{', '.join(expected)}"
