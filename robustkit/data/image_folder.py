@@ -33,7 +33,7 @@ def open_folder(name: str, path: Path, *, most: int = _MOST) -> ImageSet:
         most: pixels that an image may have.
 
     Raises:
-        UsageError: with fewer than two subfolders or with an empty one; for a file that is no
+        UsageError: without subfolders or with an empty one; for a file that is no
             image, has another size than the first, more than `most` pixels, or transparency or
             more than 8 bits a channel.
     """

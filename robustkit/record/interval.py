@@ -4,9 +4,10 @@ It is for the population that the points are a sample of, and does not shrink wh
 test set are used: a test set is a sample too.
 
 A number of points that was fixed beforehand has the interval of Clopper and Pearson, or Student's
-for a mean. Where a run ended early, the number may depend on what was found, and both are too
-narrow: there it is a confidence sequence over the order in which the points were drawn, which is
-right whenever one stops.
+for a mean. They are those of independent draws: a sample in which each class has its share of the
+data varies a little less, so that they err on the wide side. Where a run ended early, the number
+may depend on what was found, and both are too narrow: there it is a confidence sequence over the
+order in which the points were drawn, which is right whenever one stops.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def prepared(folder, moment, length):
     model = Model(fuses, base / f"{folder}.log").eval()
     model.load_state_dict(load_file(base / "weights.safetensors"))
     return dict(
-        model=model, name="toy", data=data, folder=base / folder, n=40, device="cpu",
-        watcher=Herald(fuses["report"]),
+        model=model, name="toy", data=data, folder=base / folder, n=40,
+        sample="balanced", device="cpu", watcher=Herald(fuses["report"]),
     )
 
 def evaluation(folder, moment, length, batch_size):

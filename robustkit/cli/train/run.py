@@ -167,7 +167,7 @@ def _calibrate(plan: _TrainPlan, defense: _Fits) -> None:
     """
     _refuse_another(plan)
     model = assemble(cast(Any, defense), plan.data).to(plan.device).eval()
-    points = select(plan.data, min(_TESTED, len(plan.data)), plan.asked.seed)
+    points = select(plan.data, min(_TESTED, len(plan.data)), plan.asked.seed, "balanced")
     x, y = (part.to(plan.device) for part in plan.data.fetch(points))
     defense.calibrate(model, x, y, generator(plan.asked.seed, 4, 0))
     part = learned(defense, model)
