@@ -125,6 +125,14 @@ def _outcome_flags(run: Run, stages: Sequence[Stage], points: Points) -> list[Fl
     n, classes = len(points.status), run.settings.data.classes
     clean = n - points.status.count("misclassified")
     flags = review(stages, white_box, clean, n, classes, transfer=aside)
+    strayed = run.ledger.strayed()
+    told = [
+        f"{outside} of {moved} candidates of {run.line.specs[number]}"
+        for number, (moved, outside) in sorted(strayed.items())
+        if number in ran and 2 * outside > moved
+    ]
+    if told:
+        flags.append(flag("outside", f"{'; '.join(told)} lie outside {run.settings.threat}"))
     known = {flag.name for flag in run.prepared.diagnosis.flags}
     if (changed := run.ledger.remembered("changed")) and "stateful" not in known:
         flags.insert(0, flag("stateful", changed))
