@@ -1,4 +1,4 @@
-"""What each attack of another library takes: the radius, norms, classes, and whatever else it needs.
+"""What each attack of another library takes: the radius, norms, classes, whatever else it needs.
 
 A class that the table does not hold, of another version, is looked at by its signature.
 """
@@ -65,7 +65,7 @@ TORCHATTACKS: dict[str, Foreign] = {
     "EADEN": Foreign(("l1", "l2"), ""),
     "APGD": Foreign(_BOTH),
     "APGDT": Foreign(_BOTH, classes=4),
-    "FAB": Foreign(_THREE),
+    "FAB": Foreign(_BOTH),  # its code for l1 fails: a variable is not set
     "Square": Foreign(_BOTH),
     "AutoAttack": Foreign(_BOTH, classes=4),
     "VANILA": Foreign(_ALL, "", lacks="changes nothing"),
@@ -83,6 +83,10 @@ _NOISE = "AdditiveGaussianNoiseAttack AdditiveUniformNoiseAttack"
 _LOOSE = (
     "InversionAttack BinarySearchContrastReductionAttack LinearSearchContrastReductionAttack "
     "GaussianBlurAttack LinearSearchBlendedUniformNoiseAttack PointwiseAttack"
+)
+_NEAREST_L2 = (
+    "DDNAttack L2CarliniWagnerAttack NewtonFoolAttack L2DeepFoolAttack BoundaryAttack "
+    "SaltAndPepperNoiseAttack L2FMNAttack L2BrendelBethgeAttack"
 )
 FOOLBOX: dict[str, Foreign] = {
     **{
@@ -112,10 +116,7 @@ FOOLBOX: dict[str, Foreign] = {
     "BinarizationRefinementAttack": Foreign(
         _ALL, "", lacks="needs adversarial inputs to start from", distance=True
     ),
-    **{
-        name: Foreign(_L2, "")
-        for name in ["DDNAttack", "L2CarliniWagnerAttack", "NewtonFoolAttack", "L2DeepFoolAttack", "BoundaryAttack", "SaltAndPepperNoiseAttack", "L2FMNAttack", "L2BrendelBethgeAttack"]
-    },
+    **{name: Foreign(_L2, "") for name in _NEAREST_L2.split()},
     "HopSkipJumpAttack": Foreign(_BOTH, ""),
     **{
         name: Foreign(_LINF, "")

@@ -18,7 +18,7 @@ from robustkit.errors import UsageError, unknown
 from robustkit.registry import libraries
 from robustkit.search.external import NORMS, Batch, ExternalAttack
 
-from ._foreign import AUTOATTACK, check
+from ._foreign import AUTOATTACK, Foreign, check
 
 _VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -50,6 +50,7 @@ class AutoAttack(ExternalAttack):
 
     package: ClassVar[str] = "pyautoattack"
     extra: ClassVar[str] = "autoattack"
+    table: ClassVar[dict[str, Foreign]] = AUTOATTACK
 
     def check(self, threat: Threat, classes: int) -> None:
         """Look up the version or attack and its options, and whether the classes suffice."""

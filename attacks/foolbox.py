@@ -27,6 +27,7 @@ class Foolbox(ExternalAttack):
 
     package: ClassVar[str] = "foolbox"
     extra: ClassVar[str] = "foolbox"
+    table: ClassVar[dict[str, Foreign]] = FOOLBOX
 
     def check(self, threat: Threat, classes: int) -> None:
         """Look up the attack, its options and its norm."""

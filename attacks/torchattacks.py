@@ -29,6 +29,7 @@ class Torchattacks(ExternalAttack):
 
     package: ClassVar[str] = "torchattacks"
     extra: ClassVar[str] = "torchattacks"
+    table: ClassVar[dict[str, Foreign]] = TORCHATTACKS
 
     def check(self, threat: Threat, classes: int) -> None:
         """Look up the attack, its options and its norms (from its own documentation)."""
