@@ -18,6 +18,8 @@ from robustkit.errors import UsageError, unknown
 from robustkit.registry import libraries
 from robustkit.search.external import NORMS, Batch, ExternalAttack
 
+from ._foreign import AUTOATTACK, Foreign, check
+
 _VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
@@ -48,6 +50,7 @@ class AutoAttack(ExternalAttack):
 
     package: ClassVar[str] = "pyautoattack"
     extra: ClassVar[str] = "autoattack"
+    table: ClassVar[dict[str, Foreign]] = AUTOATTACK
 
     def check(self, threat: Threat, classes: int) -> None:
         """Look up the version or attack and its options, and whether the classes suffice."""
@@ -62,13 +65,7 @@ class AutoAttack(ExternalAttack):
                     f"autoattack:{self.name} takes positive whole numbers for: {listing}; "
                     f"got {option}={value!r}."
                 )
-        parts = _VERSIONS.get(self.name, (self.name,))
-        needed = 4 if "apgd-t" in parts else 3 if "apgd-dlr" in parts else 2
-        if classes < needed:
-            raise UsageError(
-                f"autoattack:{self.name} fails on models with {classes} classes: its DLR loss "
-                f"needs {needed}. robustkit's own suite `parity` is defined for them."
-            )
+        check(f"autoattack:{self.name}", AUTOATTACK[self.name], threat, classes)
 
     def perturb(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
         """Run the evaluation on the batch."""

@@ -124,8 +124,22 @@ def _attacks() -> str:
         "They keep their own defaults, which may be weak: the AutoAttack of torchattacks runs 10 "
         "steps where AutoAttack runs 100. The column `strength` says what each attack was set to. "
         "Batches of 100 points (`batch_size=100` in the spec) are the unit of resuming.\n",
+        "What each of them takes. Without a radius an attack seeks the nearest success by itself, "
+        "and what lies too far does not count. If most of what was told the radius lies outside, "
+        "the flag `outside` is raised.\n",
+        _table(["attack", "norms", "radius", "classes at least", "cannot run here"], _foreign()),
         *_sections(entries),
     ])  # fmt: skip
+
+
+def _foreign() -> Iterator[tuple[str, ...]]:
+    """List the classes of other libraries, from the table that they are checked by."""
+    for library in _entries("libraries"):
+        for name, entry in sorted(library.target.table.items()):
+            lacks = f"it {entry.lacks}" if entry.lacks else ""
+            radius = f"`{entry.radius}`" if entry.radius and not lacks else "–"
+            norms = "" if lacks else ", ".join(entry.norms)
+            yield f"`{library.name}:{name}`", norms or "–", radius, str(entry.classes), lacks
 
 
 def _suites() -> str:

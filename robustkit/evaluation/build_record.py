@@ -148,6 +148,14 @@ def _outcome_flags(run: Run, stages: Sequence[Stage], points: Points) -> list[Fl
     flags = review(stages, white_box, clean, n, classes, transfer=aside)
     if "chance" not in {flag.name for flag in flags}:
         flags += majority(points.label, points.predicted)
+    strayed = run.ledger.strayed()
+    told = [
+        f"{outside} of {moved} candidates of {run.line.specs[number]}"
+        for number, (moved, outside) in sorted(strayed.items())
+        if number in ran and 2 * outside > moved
+    ]
+    if told:
+        flags.append(flag("outside", f"{'; '.join(told)} lie outside {run.settings.threat}"))
     known = {flag.name for flag in run.prepared.diagnosis.flags}
     if (changed := run.ledger.remembered("changed")) and "stateful" not in known:
         flags.insert(0, flag("stateful", changed))

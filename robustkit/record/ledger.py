@@ -283,8 +283,14 @@ class Ledger(LedgerReader):
             "UPDATE cost SET entered = max(entered, ?), forwards = forwards + ?, backwards = "
             "backwards + ?, seconds = seconds + ?, flips = flips + ?, finished = max(finished, ?) "
             "WHERE stage = ?",
-            (*cost, stage),
+            (*cost[:6], stage),
         )
+        if cost.moved:
+            self._db.execute(
+                "INSERT INTO strayed VALUES (?, ?, ?) ON CONFLICT (stage) DO UPDATE SET moved = "
+                "moved + excluded.moved, outside = outside + excluded.outside",
+                (stage, cost.moved, cost.outside),
+            )
 
 
 def _pack(example: np.ndarray[Any, Any] | None) -> bytes | None:

@@ -138,6 +138,12 @@ class LedgerReader:
             ).fetchall()
         return {row[0]: Cost(*row[1:])._replace(finished=bool(row[6])) for row in rows}
 
+    def strayed(self) -> dict[int, tuple[int, int]]:
+        """Return by stage the candidates of another library, and how many lay outside."""
+        with self._errors():
+            rows = self._db.execute("SELECT stage, moved, outside FROM strayed").fetchall()
+        return {stage: (moved, outside) for stage, moved, outside in rows}
+
     def examples(
         self, shape: tuple[int, ...], points: Iterable[int] | None = None
     ) -> dict[int, Images]:

@@ -30,6 +30,8 @@ CREATE TABLE IF NOT EXISTS cost (
     stage INTEGER PRIMARY KEY, entered INTEGER NOT NULL DEFAULT 0, forwards INTEGER NOT NULL
     DEFAULT 0, backwards INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
     flips INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS strayed (
+    stage INTEGER PRIMARY KEY, moved INTEGER NOT NULL, outside INTEGER NOT NULL);
 """
 NAMES = re.findall(r"EXISTS (\w+)", TABLES)
 # What two digests cover: all but what every life of a run may write anew, and the inputs' own.
@@ -89,7 +91,11 @@ class RefusedCandidate(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a stage has used so far."""
+    """What a stage has used so far.
+
+    `moved`, `outside`: candidates of another library that was told the radius, and how many of them
+    lie outside the threat model (in a table of their own: older ledgers lack it).
+    """
 
     entered: int = 0
     forwards: int = 0
@@ -97,3 +103,5 @@ class Cost(NamedTuple):
     seconds: float = 0.0
     flips: int = 0
     finished: bool = False
+    moved: int = 0
+    outside: int = 0

@@ -26,7 +26,7 @@ from robustkit.core.types import Images, Labels
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.search.protocol import Job
 
-NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 
 class Batch(NamedTuple):
@@ -82,6 +82,10 @@ class ExternalAttack(ABC):
     @abstractmethod
     def check(self, threat: Threat, classes: int) -> None:
         """Raise a UsageError for whatever the library cannot do."""
+
+    def bounded(self, threat: Threat) -> bool:
+        """Whether it was told the radius, so that what it returns should lie inside."""
+        return True
 
     @abstractmethod
     def perturb(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:

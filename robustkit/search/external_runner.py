@@ -36,7 +36,10 @@ def run_external(
         batch = Batch(tasks.x, tasks.y, seed, classes)
         found = candidates(attack, counted, batch, threat, judge.name)
         moved = (found != tasks.x).flatten(1).any(1)
-        rows = (moved & threat.contains(found, tasks.x)).nonzero().flatten()
+        inside = threat.contains(found, tasks.x)
+        if attack.bounded(threat):
+            judge.stray(int(moved.sum()), int((moved & ~inside).sum()))
+        rows = (moved & inside).nonzero().flatten()
         claims = [work[row] for row in rows.tolist()]
         broken = set()
         if claims:

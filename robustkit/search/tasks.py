@@ -66,6 +66,10 @@ class QueuedJudge(CandidateJudge, Protocol):
         """Yield every open task."""
         ...
 
+    def stray(self, moved: int, outside: int) -> None:
+        """Note how many candidates there were, and how many of them lie outside."""
+        ...
+
 
 class SlotState(NamedTuple):
     """What the engine keeps per slot, beside the tasks and the search's own state.

@@ -125,6 +125,18 @@ def measure(model: Model, z: Images, y: Labels) -> Scalars:
     return 1 - right.float() / FRESH
 
 
+def holds(model: Model, z: Images, y: Labels, full: int) -> tuple[list[bool], int]:
+    """Say which inputs `z` [b, *f] fool the model alone and in a batch of `full`; and the passes.
+
+    Kernels are chosen by the size of a batch, and round differently.
+    """
+    alone = torch.cat([predict(model, z[row : row + 1]).predicted for row in range(len(z))])
+    places = torch.arange(max(full, len(z)), device=z.device) % len(z)
+    together = predict(model, z[places]).predicted[: len(z)]
+    held: list[bool] = ((alone != y) & (together != y)).tolist()
+    return held, len(z) + len(places)
+
+
 class _Votes(NamedTuple):
     broken: Mask
     predicted: Labels

@@ -168,6 +168,13 @@ _KINDS = (
         "Find out why it stopped; give it the budget, or leave it out.",
     ),
     FlagKind(
+        "outside",
+        "suspicious",
+        "most of what an attack of another library returned lies outside the threat model, where "
+        "it does not count",
+        "It ran at another radius or in another norm: look at its options, or take another attack.",
+    ),
+    FlagKind(
         "chance",
         "unreliable",
         "the clean accuracy cannot be told from guessing (5% level)",

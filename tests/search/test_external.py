@@ -149,6 +149,10 @@ class TestRuns:
     ) -> None:
         record = run(nearest, blobs, tmp_path, ["made:step(reach=3.0)"])
         assert record.stages[0].broken == 0
+        flag = next(flag for flag in record.flags if flag.name == "outside")
+        assert "candidates of made:step(reach=3" in flag.message
+        near = run(nearest, blobs, tmp_path / "near", ["made:step"])
+        assert "outside" not in [flag.name for flag in near.flags]
 
     def test_distances_are_those_of_the_stored_inputs(
         self, nearest: nn.Module, blobs: Dataset, tmp_path: Path

@@ -270,8 +270,43 @@ def true_distances(model: nn.Module, data: Dataset) -> list[float]:
     return found
 
 
+class Rounded(nn.Module):
+    """Alone in its batch, an input that leads by less than 0.05 gets another class."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        if len(x) > 1:
+            return logits
+        top = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
+        return logits - 0.05 * top
+
+
 class TestEvaluate:
     SPECS = ("fmn(steps=60)", "fmn(steps=30, targets=3)", "fab(steps=20)")
+
+    def test_what_is_stored_fools_the_model_alone_and_in_a_full_batch(
+        self, nearest: nn.Module, blobs: Dataset, tmp_path: Path
+    ) -> None:
+        model = Rounded(nearest).eval()
+        record = evaluate(
+            model, name="toy", data=blobs, threat=Threat("linf", 0.08), folder=tmp_path,
+            attacks=["fmn(steps=40)"], minimum_norm=True, device="cpu",
+        )  # fmt: skip
+        examples = adversarial_inputs(tmp_path)
+        assert len(examples) > 40
+        x, y = blobs.fetch(list(examples))
+        z = torch.stack(list(examples.values()))
+        assert bool((model(z).argmax(1) != y).all())
+        alone = torch.cat([model(row[None]).argmax(1) for row in z])
+        assert bool((alone != y).all())
+        lengths = Threat("linf", 0.08).distance(z, x)
+        kept = [length for length in record.points.nearest or [] if length is not None]
+        assert sorted(kept) == pytest.approx(sorted(lengths.tolist()))
+        assert record.flips > 0
 
     def test_the_record_holds_the_distance_of_every_point(
         self, nearest: nn.Module, blobs: Dataset, tmp_path: Path

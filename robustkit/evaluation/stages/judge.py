@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
@@ -25,7 +27,15 @@ from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
 from robustkit.search.external import ExternalAttack
 from robustkit.search.protocol import Tasks
 from robustkit.search.tasks import Outcome, Work, fresh_tasks
-from robustkit.verify.candidates import FRESH, CandidateVerdicts, measure, verify
+from robustkit.verify.candidates import FRESH, CandidateVerdicts, holds, measure, verify
+
+
+class _Find(NamedTuple):
+    """A confirmed candidate of a search for the nearest, its input and its label."""
+
+    broken: BrokenPoint
+    z: Tensor
+    y: Tensor
 
 
 @dataclass
@@ -44,9 +54,12 @@ class StageJudge:
     report: Report
     broken: dict[int, BrokenPoint] = field(default_factory=dict)
     _new: dict[int, BrokenPoint] = field(default_factory=dict)
+    _finds: dict[int, list[_Find]] = field(default_factory=dict)
     _refused: dict[int, RefusedCandidate] = field(default_factory=dict)
     _checks: int = 0
     _flips: int = 0
+    _moved: int = 0
+    _outside: int = 0
     _done: int = 0
     _clock: float = field(default_factory=time.monotonic)
 
@@ -86,14 +99,45 @@ class StageJudge:
         columns = zip(points, confirmed, inside, strict=True)
         refuted = [p for p, ok, near in columns if ok and near and p in self.points.proved]
         refuse_refuted_certificates(self.name, refuted, self.stage.threat)
-        for found in broken_points(
-            verdict, self.stage.number, points, z if self.stage.keep else None
-        ):
-            known = self.broken.get(found.point)
-            if known is None or found.distance < known.distance:
-                self.broken[found.point] = self._new[found.point] = found
+        rows = [row for row, ok in enumerate(confirmed) if ok]
+        stored = z if self.stage.keep else None
+        finds = broken_points(verdict, self.stage.number, points, stored)
+        for row, found in zip(rows, finds, strict=True):
+            if self.stage.nearest and verdict.errors is None:
+                self._finds.setdefault(found.point, []).append(_Find(found, z[row], y[row]))
+            else:
+                self._keep(found)
         self._note_refused(verdict, points, z, y)
         return confirmed
+
+    def _keep(self, found: BrokenPoint) -> None:
+        known = self.broken.get(found.point)
+        if known is None or found.distance < known.distance:
+            self.broken[found.point] = self._new[found.point] = found
+
+    def _keep_what_holds(self, points: Iterable[int]) -> None:
+        """Of the finds of some points, keep the closest that fools the model in any batch.
+
+        One that touches the decision boundary may owe its verdict to how the batch was rounded.
+        """
+        left = {point: sorted(self._finds.pop(point), key=lambda find: find.broken.distance)
+                for point in points if point in self._finds}  # fmt: skip
+        full = min(self.worker.slots, len(self.points.ranked))
+        while left:
+            finds = [each.pop(0) for each in left.values()]
+            z, y = (torch.stack(part) for part in list(zip(*finds, strict=True))[1:])
+            held, passes = holds(self.worker.model, z, y, full)
+            self._checks += passes
+            for find, ok in zip(finds, held, strict=True):
+                self._flips += not ok
+                if ok:
+                    self._keep(find.broken)
+            left = {point: each for (point, each), ok in zip(left.items(), held, strict=True)
+                    if each and not ok}  # fmt: skip
+
+    def stray(self, moved: int, outside: int) -> None:
+        """Note how many candidates another library made, and how many of them do not count."""
+        self._moved, self._outside = self._moved + moved, self._outside + outside
 
     def _note_refused(
         self, verdict: CandidateVerdicts, points: Sequence[int], z: Images, y: Labels
@@ -119,6 +163,7 @@ class StageJudge:
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Write the ended tasks and the broken points in one transaction."""
+        self._keep_what_holds({item.work.point for item in outcomes})
         spent = [item for item in outcomes if item.spent]
         closest: dict[int, float] = {}
         for work, near in ((item.work, item.closest) for item in spent):
@@ -137,12 +182,14 @@ class StageJudge:
     ) -> None:
         now = time.monotonic()
         cost = cost._replace(
-            forwards=cost.forwards + self._checks, seconds=now - self._clock, flips=self._flips
-        )
+            forwards=cost.forwards + self._checks, seconds=now - self._clock, flips=self._flips,
+            moved=self._moved, outside=self._outside,
+        )  # fmt: skip
         self.writer.write(
             self.stage.number, spent, self._new.values(), cost, closest, self._refused
         )
         self._new, self._checks, self._flips, self._clock = {}, 0, 0, now
+        self._moved = self._outside = 0
 
 
 def broken_points(
