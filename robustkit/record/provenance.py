@@ -79,7 +79,7 @@ def _constants(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _holds_tensor(node: Any) -> bool:
-    return node.hasAttribute("value") and node.kindOf("value") == "t"
+    return bool(node.hasAttribute("value") and node.kindOf("value") == "t")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -255,12 +255,14 @@ class TestDigest:
                 quantize: Any = torch.ao.quantization.quantize_dynamic
                 quantized: nn.Module = quantize(model, {nn.Linear})
                 return quantized
-            return {
+            make: dict[str, Callable[[], Any]] = {
                 "scripted": lambda: torch.jit.script(model),
                 "traced": lambda: torch.jit.trace(model, X),
                 "frozen": lambda: torch.jit.freeze(torch.jit.script(model)),
                 "exported": lambda: exported(model),
-            }[kind]()
+            }
+            done: nn.Module = make[kind]()
+            return done
 
         digests = [
             weights_digest(without_warnings(lambda s=s: made(s)))[0]  # type: ignore[misc]

@@ -235,7 +235,7 @@ class TestWeights:
         ):
             for name in old.namelist():
                 new.writestr(name, old.read(name))
-        with pytest.raises(UsageError, match="would unpack to .* does not compress"):
+        with pytest.raises(UsageError, match=r"would unpack to .* does not compress"):
             read_weights(tmp_path / "w.pt")
         assert read_weights(tmp_path / "stored.pt")["a"].shape == (4000,)
 

@@ -100,10 +100,12 @@ def building(ask: Ask, cure: str, host: str = "") -> Iterator[None]:
     Raises:
         UsageError: for whatever goes wrong inside, followed by `cure`.
     """
+    gone = ""
     try:
-        reached = online(host) if host else contextlib.nullcontext()
-        with quiet(), no_pickles(), reached, torch.random.fork_rng(devices=[]):
+        asked = online(host) if host else contextlib.nullcontext(True)
+        with quiet(), no_pickles(), asked as reached, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
+            gone = "" if reached else f"{host} could not be reached. "
             yield
     except RobustkitError:
         raise
@@ -113,7 +115,7 @@ def building(ask: Ask, cure: str, host: str = "") -> Iterator[None]:
             f"(an error page?), or holds pickled objects, which could run code. {cure}"
         ) from error
     except (Exception, SystemExit) as error:
-        raise UsageError(f"{ask.text} cannot be loaded: {failure(error)}. {cure}") from error
+        raise UsageError(f"{ask.text} cannot be loaded: {failure(error)}. {gone}{cure}") from error
 
 
 def offline(ask: Ask) -> str:

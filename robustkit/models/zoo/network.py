@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -53,6 +54,31 @@ def online(address: str, seconds: float = PATIENCE) -> Iterator[bool]:
 
     socket.getaddrinfo = refuse
     try:
-        yield False
+        with _hub_offline():
+            yield False
     finally:
         socket.getaddrinfo = plain
+
+
+@contextlib.contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Tell huggingface_hub that there is no network: it repeats what fails, after longer waits."""
+    hub: Any = sys.modules.get("huggingface_hub.constants")
+    if hub is None:
+        yield
+        return
+    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
+    _new_sessions()
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+        _new_sessions()
+
+
+def _new_sessions() -> None:
+    """Let its next request read the setting: by the name of version 0, and of 1."""
+    utils: Any = sys.modules.get("huggingface_hub.utils")
+    for name in ("reset_sessions", "close_session"):
+        if callable(renew := getattr(utils, name, None)):
+            renew()
