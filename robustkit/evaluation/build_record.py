@@ -1,71 +1,24 @@
-"""From a finished ledger to the record on disk."""
+"""From a finished ledger to the record."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import robustkit.registry as registry
 from robustkit.data.dataset import digest
-from robustkit.errors import UsageError
 from robustkit.evaluation.review import majority, review
 from robustkit.evaluation.run import Run
 from robustkit.evaluation.stages.audit import broken_by_audit, drawn, unaudited
-from robustkit.evaluation.watcher import Watcher
 from robustkit.record import provenance
-from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, BrokenPoint, Cost
 from robustkit.record.points import Points
-from robustkit.record.record import REPLAY, Record, load, save
+from robustkit.record.record import REPLAY, Record
 from robustkit.record.schema import AuditInfo, Commit, DataInfo, Stage, ThreatInfo
 from robustkit.search.audit import CONFIDENCE, missed
 from robustkit.search.external import strength
 from robustkit.search.protocol import surrogate_of
 from robustkit.verify.flags import Flag, flag
-
-_CIRCUMSTANCES = {"arguments", "notes", "versions", "device", "commit", "digest", "ledger"}
-
-
-def settle_record(record: Record, path: Path, ledger: Ledger, watcher: Watcher) -> Record:
-    """Return the record on disk if it says what the ledger says, else write the ledger's.
-
-    A record that is written gets the digests of the ledger.
-    """
-    if path.exists():
-        kept = _kept(path)
-        if kept is not None and _derived(kept) == _derived(record):
-            return kept
-        watcher.note(f"{path} did not agree with the ledger and was written anew from it")
-    record = record.model_copy(update={"ledger": ledger.seal()})
-    save(record, path)
-    return record
-
-
-def refuse_another_ledger(path: Path, ledger: Ledger) -> None:
-    """Refuse to go on where the record on disk was written from another ledger.
-
-    Raises:
-        EvidenceAltered: naming what differs.
-    """
-    kept = _kept(path) if path.exists() and ledger.costs() else None
-    if kept is not None and kept.ledger is not None:
-        ledger.refuse_altered(kept.ledger)
-
-
-def _kept(path: Path) -> Record | None:
-    try:
-        return load(path)
-    except UsageError:  # damaged or edited: the ledger knows better
-        return None
-
-
-def _derived(record: Record) -> dict[str, Any]:
-    """Return what the ledger and the request decide: all but when, where and how it was asked."""
-    derived = record.model_dump(mode="json", exclude=_CIRCUMSTANCES)
-    # What was seen of a random model is another number at every look.
-    return derived | {"flags": [(flag.name, bool(flag.answered)) for flag in record.flags]}
 
 
 def make_record(

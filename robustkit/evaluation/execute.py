@@ -10,7 +10,7 @@ from pathlib import Path
 
 from robustkit.certify.certifier import Certifier, build_certifier
 from robustkit.core.attribution import blaming
-from robustkit.evaluation.build_record import make_record, refuse_another_ledger, settle_record
+from robustkit.evaluation.build_record import make_record
 from robustkit.evaluation.carry_over import Carried, settled
 from robustkit.evaluation.distributed.executor import DistributedExecutor
 from robustkit.evaluation.distributed.scheduler import Scheduler
@@ -20,6 +20,7 @@ from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.resume import same_answers
 from robustkit.evaluation.run import Run
 from robustkit.evaluation.settings import Settings
+from robustkit.evaluation.settle_record import refuse_another_ledger, settle_record
 from robustkit.evaluation.stages.audit import unaudited
 from robustkit.evaluation.stages.replay import Examples, Replay, find_examples
 from robustkit.evaluation.stages.stage import DeviceWorker
