@@ -42,7 +42,7 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
     ("evaluate", "model.py:make", *_CONFIG, "--attack", "fgsm", "--threat", "linf", "--eps-grid", "0.1"),
     ("check", "record.json", "--baseline", "baseline"),
     ("check", "--config", "robustkit.toml", "--quiet"),
-    ("plan", "--effect", "0.1", "--n", "100"),
+    ("plan", "--effect", "0.1", "--n", "10"),
     ("init", "--model", "model.py:make", "--data", "npz:data.npz", "--threat", "linf:0.1"),
     ("baseline", "update", "model.py:make", "--reason", "first", "--n", "2"),
     ("baseline", "list", "baseline"),

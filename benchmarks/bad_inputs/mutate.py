@@ -16,7 +16,7 @@ WORDS = (
     *("pgd(steps=-1)", "pgd(steps=0)", "pgd(steps=nan)", "pgd(steps=1e308)", "nobody", "quick"),
     *("model.py:make", "model.py:nobody", "nobody.py:make", "model.py", "model:make", "os:name"),
     *("npz:data.npz", "npz:nobody.npz", "npz:", "folder:images", "folder:", "folder:data.npz"),
-    *("npz:images", "timm:nobody", "onnx:data.npz", "export:data.npz", "hub:images:x", "torchvision:"),
+    *("npz:images", "onnx:data.npz", "export:data.npz", "hub:images:x", "torchvision:"),
     *("cpu", "cuda:99", "cpu:0", "cpu,", "auto", "ray:", "tpu", "float64", "data.npz", "images"),
     *("record.json", "robustkit.toml", "weights.pt", "run", ".", "/", "/dev/null", "nobody/nobody"),
     *("\udcff", "ü", "a\nb", "\x1b[2J", "x" * 5000, "[bold]", "%s", "{}", "'", '"', "((((", "1_000"),
