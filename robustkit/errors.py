@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-
 _LISTED = 100  # names; a library of models has a thousand
 NEAR = 0.6  # of difflib's ratio; below, a guess is none: 'l2' for 'l7' shares one letter of two
 

@@ -89,7 +89,9 @@ def draw(rng: Random) -> tuple[str, Callable[[], object]]:
     key = rng.choice(sorted(given))
     given[key] = value(rng)
     shown = f"{key}={given[key]!r}"
-    return f"{name}({shown if len(shown) < 200 else shown[:200] + '...'})", lambda: function(**given)
+    return f"{name}({shown if len(shown) < 200 else shown[:200] + '...'})", lambda: function(
+        **given
+    )
 
 
 def _functions() -> list[tuple[str, Callable[..., object], dict[str, Any]]]:
@@ -129,7 +131,17 @@ def save_arrays(rng: Random, path: Path) -> None:
     """Write an npz of arrays that do not fit in one way: type, shape, range, key, layout."""
     rest = np.random.default_rng(rng.randrange(2**32))
     x, y = rest.random((4, 1, 5, 5), dtype=np.float32), np.array([0, 1, 0, 1])
-    kinds = ("int32", "float16", "float64", "bool", "complex64", "U3", "datetime64[s]", "int8", ">f4")
+    kinds = (
+        "int32",
+        "float16",
+        "float64",
+        "bool",
+        "complex64",
+        "U3",
+        "datetime64[s]",
+        "int8",
+        ">f4",
+    )
     arrays: dict[str, Any] = {"x": x, "y": y}
     key = rng.choice(("x", "y", "classes", "layout"))
     if key in arrays and rng.randrange(2):
@@ -162,4 +174,6 @@ def save_weights(rng: Random, path: Path) -> None:
     if path.suffix == ".safetensors":
         save_file({name: value.contiguous() for name, value in state.items()}, path)
         return
-    torch.save(rng.choice((state, {"model": state}, [state], {"x": {"y": state}}, {**state, 1: 2})), path)
+    torch.save(
+        rng.choice((state, {"model": state}, [state], {"x": {"y": state}}, {**state, 1: 2})), path
+    )

@@ -19,7 +19,20 @@ WORDS = (
     *("npz:images", "onnx:data.npz", "export:data.npz", "hub:images:x", "torchvision:"),
     *("cpu", "cuda:99", "cpu:0", "cpu,", "auto", "ray:", "tpu", "float64", "data.npz", "images"),
     *("record.json", "robustkit.toml", "weights.pt", "run", ".", "/", "/dev/null", "nobody/nobody"),
-    *("\udcff", "ü", "a\nb", "\x1b[2J", "x" * 5000, "[bold]", "%s", "{}", "'", '"', "((((", "1_000"),
+    *(
+        "\udcff",
+        "ü",
+        "a\nb",
+        "\x1b[2J",
+        "x" * 5000,
+        "[bold]",
+        "%s",
+        "{}",
+        "'",
+        '"',
+        "((((",
+        "1_000",
+    ),  # noqa: E501
 )
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 1.5, -0.0, 0.1, 1e308, 1e-320, float("nan"), float("inf")),
@@ -31,7 +44,16 @@ TOML = (
     *('""', '"x"', "0", "1", "-1", "1.5", "1e308", "nan", "inf", "-inf", "true", "false", "[]"),
     *("{}", "[1]", '["x"]', "[[]]", "{x = 1}", str(2**63 - 1), str(2**63), "9" * 400, "1979-05-27"),
     *("07:32:00", "1979-05-27T07:32:00Z", "'x'", '"linf:1e308"', '"linf:-1"', '"l7:1"', '"quick"'),
-    *('"model.py:make"', '"nobody"', '"1h"', '"robust=x"', '"robust=nan"', '["robust=-1"]', "", "x"),
+    *(
+        '"model.py:make"',
+        '"nobody"',
+        '"1h"',
+        '"robust=x"',
+        '"robust=nan"',
+        '["robust=-1"]',
+        "",
+        "x",
+    ),  # noqa: E501
     *('["flags", "flags"]', '["robust=1e308"]', '"npz:data.npz"', '"cpu"', '"9999999999d"'),
     '"""',
 )

@@ -79,7 +79,10 @@ def build(place: Path) -> None:
     save_file(model.state_dict(), "weights.safetensors")
     torch.save({"state_dict": model.state_dict()}, "weights.pt")
     Path("model.py").write_text(MODEL)
-    for words in (EVALUATE, (*EVALUATE[:-1], "curve", "--threat", "linf", "--eps-grid", "0.1,0.05")):
+    for words in (
+        EVALUATE,
+        (*EVALUATE[:-1], "curve", "--threat", "linf", "--eps-grid", "0.1,0.05"),
+    ):  # noqa: E501
         result = speak(*words)
         assert result.exit_code == 0, result.output
     run = Path("run") / "model.py-make"

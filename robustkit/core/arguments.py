@@ -55,7 +55,7 @@ def switch(name: str, value: Any) -> bool:
     Raises:
         UsageError: for anything else.
     """
-    if not _is_bool(value) or getattr(value, "ndim", 0):
+    if not _is_bool(value) or getattr(value, "ndim", None):
         raise refused(name, "True or False", value)
     return bool(value)
 

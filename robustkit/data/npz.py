@@ -49,7 +49,7 @@ def array(path: Path, key: str) -> NDArray[Any]:
             found = ", ".join(keys(path)) or "no keys"
             pair = f"x{key[1:]}=..., y{key[1:]}=..." if key[0] in "xy" else f"{key}=..., ..."
             raise UsageError(
-                f"{path}: expected the key {key!r}, got {found}. Save it with np.savez(path, {pair})."
+                f"{path}: expected the key {key!r}, got {found}. Save it with np.savez(path, {pair})."  # noqa: E501
             )
         member = archive.getinfo(names[0])
         if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:

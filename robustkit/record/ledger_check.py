@@ -25,7 +25,7 @@ _TYPES = {
 _WHOLE = {"done", "looked at"}  # memos that are numbers
 _LISTS = {"shape", "answers", "answers_near", "gradients_near"}
 _RULES = {
-    "clean": "json_valid(ranked) AND json_type(ranked) = 'array' AND label >= 0 AND predicted >= 0 AND NOT EXISTS "
+    "clean": "json_valid(ranked) AND json_type(ranked) = 'array' AND label >= 0 AND predicted >= 0 AND NOT EXISTS "  # noqa: E501
     "(SELECT 1 FROM json_each(ranked) WHERE type != 'integer' OR value < 0)",
     "broken": "distance >= 0 AND predicted >= 0",
     "judged": "errors BETWEEN 0 AND 1",
@@ -114,7 +114,9 @@ def _contradictions(database: sqlite3.Connection) -> Iterator[str]:
     stages = [row[0] for row in database.execute("SELECT DISTINCT stage FROM broken")]
     if max(stages, default=CLEAN) > last and isinstance(attacks, list):
         yield "points were broken by an attack that the run does not have"
-    carried = {row[0] for row in database.execute(f"SELECT point FROM broken WHERE stage={CARRIED}")}
+    carried = {
+        row[0] for row in database.execute(f"SELECT point FROM broken WHERE stage={CARRIED}")
+    }  # noqa: E501
     if not _carried(memos.get("carried", {}), carried, known):
         yield "what was carried from a larger eps is damaged"
 
@@ -135,7 +137,7 @@ def _carried(note: Any, broken: set[int], known: set[int]) -> bool:
     """Whether the note speaks of known points, and names an attack for every broken one."""
     if not isinstance(note, dict) or not note:
         return note == {} and not broken
-    by = [note.get(name) for name in ("survived", "proved", "attacks")]
+    by: list[Any] = [note.get(name) for name in ("survived", "proved", "attacks")]
     if not all(isinstance(part, dict) for part in by):
         return False
     if not all(key.isdecimal() and int(key) in known for part in by for key in part):

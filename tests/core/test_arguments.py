@@ -41,14 +41,14 @@ def test_any_number_is_read_as_a_float(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [True, "0.5", 1j, 10**400, torch.tensor([0.5]), None])
 def test_nothing_else_is_a_number(value: Any) -> None:
-    with pytest.raises(UsageError, match="^eps: expected a number, got "):
+    with pytest.raises(UsageError, match=r"^eps: expected a number, got "):
         arguments.real("eps", value)
 
 
 def test_a_switch_is_a_bool() -> None:
     assert arguments.switch("fresh", np.bool_(True)) is True
     for value in (1, "no", None, np.array([True, False]), torch.tensor([True])):
-        with pytest.raises(UsageError, match="^fresh: expected True or False, got "):
+        with pytest.raises(UsageError, match=r"^fresh: expected True or False, got "):
             arguments.switch("fresh", value)
 
 
@@ -56,11 +56,11 @@ def test_texts_paths_and_lists() -> None:
     assert arguments.path("folder", "a/b") == arguments.path("folder", Path("a/b")) == Path("a/b")
     assert arguments.several("notes", iter(["a", "b"])) == ("a", "b")
     for value in ("", " ", b"x", "a\0b", 5):
-        with pytest.raises(UsageError, match="^name: expected a text, got "):
+        with pytest.raises(UsageError, match=r"^name: expected a text, got "):
             arguments.text("name", value)
     for place in ("", b"x", 5, "a\0b", "x" * 256):
-        with pytest.raises(UsageError, match="^folder: expected a path"):
+        with pytest.raises(UsageError, match=r"^folder: expected a path"):
             arguments.path("folder", place)
     for listed in ("text", b"text", 5, {"a": 1}, np.array(1)):
-        with pytest.raises(UsageError, match="^notes: expected a list, got "):
+        with pytest.raises(UsageError, match=r"^notes: expected a list, got "):
             arguments.several("notes", listed)

@@ -164,12 +164,12 @@ class TestTypes:
         self, arrays: tuple[torch.Tensor, torch.Tensor]
     ) -> None:
         for model in (nn.Sequential, 5, b"trades", None):
-            with pytest.raises(UsageError, match="^model: expected an nn.Module"):
+            with pytest.raises(UsageError, match=r"^model: expected an nn.Module"):
                 robustkit.evaluate(model, data=arrays, threat="linf:0.1", attacks=["fgsm"])  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("changes", [{"seconds": 0}, {"seconds": math.nan}, {"forwards": 0}])
     def test_a_budget_that_allows_nothing_is_refused(self, changes: dict[str, Any]) -> None:
-        with pytest.raises(UsageError, match=f"^{next(iter(changes))}: expected"):
+        with pytest.raises(UsageError, match=rf"^{next(iter(changes))}: expected"):
             Budget(**changes)
 
     def test_what_excludes_each_other_is_told_by_argument_and_option(
