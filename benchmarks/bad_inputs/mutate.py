@@ -16,14 +16,7 @@ WORDS = (
     *("pgd(steps=-1)", "pgd(steps=0)", "pgd(steps=nan)", "pgd(steps=1e308)", "nobody", "quick"),
     *("model.py:make", "model.py:nobody", "nobody.py:make", "model.py", "model:make", "os:name"),
     *("npz:data.npz", "npz:nobody.npz", "npz:", "folder:images", "folder:", "folder:data.npz"),
-    *(
-        "npz:images",
-        "timm:nobody",
-        "onnx:data.npz",
-        "export:data.npz",
-        "hub:images:x",
-        "torchvision:",
-    ),
+    *("npz:images", "onnx:data.npz", "export:data.npz", "hub:images:x", "torchvision:"),
     *("cpu", "cuda:99", "cpu:0", "cpu,", "auto", "ray:", "tpu", "float64", "data.npz", "images"),
     *("record.json", "robustkit.toml", "weights.pt", "run", ".", "/", "/dev/null", "nobody/nobody"),
     *(
@@ -39,7 +32,7 @@ WORDS = (
         '"',
         "((((",
         "1_000",
-    ),
+    ),  # noqa: E501
 )
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 1.5, -0.0, 0.1, 1e308, 1e-320, float("nan"), float("inf")),
@@ -60,7 +53,7 @@ TOML = (
         '["robust=-1"]',
         "",
         "x",
-    ),
+    ),  # noqa: E501
     *('["flags", "flags"]', '["robust=1e308"]', '"npz:data.npz"', '"cpu"', '"9999999999d"'),
     '"""',
 )

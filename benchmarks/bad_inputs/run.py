@@ -39,7 +39,7 @@ class Finding(NamedTuple):
     """
 
     seed: int
-    index: int
+    case: int
     what: str
     outcome: str
     said: str
@@ -47,7 +47,7 @@ class Finding(NamedTuple):
 
     def told(self) -> str:
         """Say what went wrong, and how to see it again."""
-        again = f"python -m benchmarks.bad_inputs --seed {self.seed} --case {self.index}"
+        again = f"python -m benchmarks.bad_inputs --seed {self.seed} --case {self.case}"
         return f"{again}\n  {self.what}\n  {self.outcome}; {self.trouble or 'fine'}"
 
 

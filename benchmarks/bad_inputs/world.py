@@ -74,7 +74,7 @@ def build(place: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image[0] * 255).astype("uint8")).save(folder / f"{number}.png")
     with torch.random.fork_rng():
-        torch.manual_seed(1)  # robust on fewer points than the model that is the baseline
+        torch.manual_seed(2)  # robust on fewer points than the model that is the baseline
         model = nn.Sequential(nn.Flatten(), nn.Linear(25, 2))
     save_file(model.state_dict(), "weights.safetensors")
     torch.save({"state_dict": model.state_dict()}, "weights.pt")
@@ -82,7 +82,7 @@ def build(place: Path) -> None:
     for words in (
         EVALUATE,
         (*EVALUATE[:-1], "curve", "--threat", "linf", "--eps-grid", "0.1,0.05"),
-    ):
+    ):  # noqa: E501
         result = speak(*words)
         assert result.exit_code == 0, result.output
     run = Path("run") / "model.py-make"

@@ -79,7 +79,8 @@ def told(error: Exception) -> tuple[str, int]:
         near = {name.strip("-"): name for name in error.possibilities or ()}
         typed = error.option_name.strip("-")
         close = difflib.get_close_matches(typed, near, n=1, cutoff=NEAR)
-        error.possibilities = [near[name] for name in close]
+        guesses = [near[name] for name in close]
+        error = click.NoSuchOption(error.option_name, error.message, guesses, error.ctx)
     if isinstance(error, click.ClickException):
         return error.format_message(), 2
     if isinstance(error, OSError) and error.strerror:

@@ -37,7 +37,7 @@ class Threat:
     upper: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.norm, str) or self.norm not in _ORDER:
+        if str(self.norm) not in _ORDER:  # what is given may be of any type
             raise unknown("norm", arguments.shown(self.norm).strip("'"), get_args(Norm))
         if type(self.eps) not in (int, float):  # NumPy's; these two stay as ledgers hold them
             object.__setattr__(self, "eps", arguments.real("eps", self.eps))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from robustkit.core.arguments import refused
 from robustkit.core.device import pick_devices
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
@@ -67,6 +68,8 @@ def prepare(settings: Settings, diagnosis: Diagnosis | None = None) -> Prepared:
     Raises:
         UsageError: when they cannot be evaluated together.
     """
+    if settings.model is None:
+        raise refused("model", "an nn.Module, a function of images, or a name", None)
     device, points = pick_devices(settings.device)[0], chosen_points(settings)
     private = private_copy(settings.model, device, settings.name)
     data = PinnedData(settings.data, settings.threat.box)

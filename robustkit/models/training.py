@@ -213,9 +213,8 @@ def _read(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged archive fails in many ways
         raise _unreadable(path, type(error).__name__) from error
     parts = {"identity": dict, "step": int, "model": dict, "optimizer": dict}
-    if not isinstance(state, dict) or not all(
-        isinstance(state.get(name), kind) for name, kind in parts.items()
-    ):
+    held = dict(state) if isinstance(state, dict) else {}  # type: ignore[redundant-expr]
+    if not all(isinstance(held.get(name), kind) for name, kind in parts.items()):
         raise _unreadable(path, f"it lacks {', '.join(parts)}")
     return state
 

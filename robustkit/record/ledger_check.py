@@ -25,7 +25,7 @@ _TYPES = {
 _WHOLE = {"done", "looked at"}  # memos that are numbers
 _LISTS = {"shape", "answers", "answers_near", "gradients_near"}
 _RULES = {
-    "clean": "json_valid(ranked) AND json_type(ranked) = 'array' AND label >= 0 AND predicted >= 0 AND NOT EXISTS "
+    "clean": "json_valid(ranked) AND json_type(ranked) = 'array' AND label >= 0 AND predicted >= 0 AND NOT EXISTS "  # noqa: E501
     "(SELECT 1 FROM json_each(ranked) WHERE type != 'integer' OR value < 0)",
     "broken": "distance >= 0 AND predicted >= 0",
     "judged": "errors BETWEEN 0 AND 1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -59,7 +60,7 @@ def test_a_failure_is_printed_with_the_command_that_repeats_it(
     def leaves() -> None:
         Path("left.tmp").touch()
 
-    calls = iter([raises, leaves, list])
+    calls: Iterator[Callable[[], object]] = iter([raises, leaves, list])
     monkeypatch.setattr(run, "FAMILIES", (lambda rng: Case("a call", call=next(calls)),))
     result = CliRunner().invoke(main, ["--n", "3", "--seed", "5"])
     assert result.exit_code == 1

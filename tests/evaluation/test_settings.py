@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import nn
 import robustkit
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
+from robustkit.evaluation.budget import Budget
 from robustkit.evaluation.identity import default_folder
 from robustkit.evaluation.settings import ask
 from robustkit.evaluation.watcher import Watcher
+from robustkit.models.tuning import Tuning
 from robustkit.record.record import load
 
 
@@ -95,6 +98,86 @@ class TestWords:
         with pytest.raises(UsageError, match=told):
             run(nearest, **({"data": arrays} | changes))
         assert records() == []
+
+
+class TestTypes:
+    def test_numbers_devices_and_masks_of_other_libraries_are_read(
+        self, nearest: nn.Module, arrays: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        plain = run(nearest, arrays, seed=3, points=[1, 4])
+        mask = np.isin(np.arange(len(arrays[1])), [1, 4])
+        same = run(
+            nearest, arrays, seed=np.int64(3), device=torch.device("cpu"), points=torch.tensor(mask)
+        )
+        assert same == plain  # the same run, read from its folder
+        assert ask(nearest, arrays, "linf:0.1", points=mask.tolist()).points == (1, 4)
+        assert ask(nearest, arrays, "linf:0.1", seed=2**63 - 1).seed == 2**63 - 1
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"seed": 2**63}, "^seed: expected a whole number from 0 to 9223372036854775807"),
+            ({"seed": True}, "^seed: expected a whole number"),
+            ({"seed": -1}, "^seed: expected a whole number"),
+            ({"n": 1.5}, "^n: expected a whole number"),
+            ({"n": 0}, "expected n from 1 to 80"),
+            ({"batch_size": 0}, "^batch_size: expected a whole number of at least 1, got 0"),
+            ({"workers": -1}, "^workers: expected a whole number of at least 1"),
+            ({"fresh": "no"}, "^fresh: expected True or False"),
+            ({"save_adversarial": 1}, "^save_adversarial: expected True or False"),
+            ({"points": [True, False]}, "^points: expected a mask of 80, one for each, got 2"),
+            ({"points": [0.5]}, "^points: expected positions"),
+            ({"points": [[0], [1, 2]]}, "^points: expected positions"),
+            ({"attacks": "fgsm"}, "^attacks: expected a list, got 'fgsm'"),
+            ({"attacks": [b"fgsm"]}, "^attacks: expected a text"),
+            ({"attacks": [], "suite": ""}, "^suite: expected a text, got ''"),
+            ({"folder": ""}, "^folder: expected a path"),
+            ({"folder": b"x"}, "^folder: expected a path"),
+            ({"notes": "one"}, "^notes: expected a list"),
+            ({"name": 5}, "^name: expected a text"),
+            ({"device": 0}, "^device: expected a text"),
+            ({"device": torch.device("meta")}, "expected device auto, cpu, cuda"),
+            ({"arguments": [1]}, "^arguments: expected a dict"),
+            ({"budget": 60}, "^budget: expected a robustkit.evaluation.budget.Budget"),
+            ({"tuning": Tuning("float64")}, "^Unknown precision of the tuning 'float64'"),
+            ({"watcher": Watcher}, "^watcher: expected an object, not a class"),
+            ({"watcher": 5}, "^watcher: expected a robustkit.Watcher, got 5"),
+            ({"progress": "yes"}, "^progress: expected True or False"),
+            ({"threat": "linf:1e308"}, "^eps: expected a number that float32 can hold"),
+            ({"threat": "linf:8"}, "linf:8 reaches beyond the box .* was 8/255 meant"),
+            ({"threat": "l2:7"}, "no two inputs .* are farther apart than 6 in l2"),
+            ({"threat": "l0:37"}, "no two inputs .* are farther apart than 36 in l0"),
+        ],
+    )
+    def test_what_is_of_another_type_or_range_is_refused(
+        self,
+        nearest: nn.Module,
+        arrays: tuple[torch.Tensor, torch.Tensor],
+        changes: dict[str, Any],
+        told: str,
+    ) -> None:
+        with pytest.raises(UsageError, match=told):
+            run(nearest, arrays, **changes)
+        assert records() == []
+
+    def test_a_model_is_a_module_a_function_or_a_name(
+        self, arrays: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        for model in (nn.Sequential, 5, b"trades", None):
+            with pytest.raises(UsageError, match=r"^model: expected an nn.Module"):
+                robustkit.evaluate(model, data=arrays, threat="linf:0.1", attacks=["fgsm"])  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("changes", [{"seconds": 0}, {"seconds": math.nan}, {"forwards": 0}])
+    def test_a_budget_that_allows_nothing_is_refused(self, changes: dict[str, Any]) -> None:
+        with pytest.raises(UsageError, match=rf"^{next(iter(changes))}: expected"):
+            Budget(**changes)
+
+    def test_what_excludes_each_other_is_told_by_argument_and_option(
+        self, nearest: nn.Module, arrays: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        told = r"^budget \(--max-time, --max-forwards\) does not go with minimum_norm"
+        with pytest.raises(UsageError, match=told):
+            run(nearest, arrays, attacks=["fmn"], minimum_norm=True, budget=Budget(forwards=9))
 
 
 class TestHome:
