@@ -148,4 +148,5 @@ def _length(gradient: Images, order: float) -> Scalars:
     # As in `unit`: squares of tiny entries would vanish.
     largest = torch.linalg.vector_norm(flat, torch.inf, dim=1).clamp_min(least)
     scaled: Scalars = torch.linalg.vector_norm(flat / largest[:, None], order, dim=1)
-    return (largest * scaled).clamp_min(least)
+    length: Scalars = (largest * scaled).clamp_min(least)
+    return length

@@ -217,7 +217,8 @@ def unit(gradient: Images) -> Images:
     flat = flat / largest.clamp_min(torch.finfo(flat.dtype).tiny)
     length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
     # 1.2e-7 is the least that a nonzero entry can come to.
-    return flat.div_(length.clamp_min_(1e-12)).view_as(gradient)
+    scaled: Images = flat.div_(length.clamp_min_(1e-12)).view_as(gradient)
+    return scaled
 
 
 def _keep_most(clipped: Images, z: Images, x: Images, radius: Scalars) -> Images:

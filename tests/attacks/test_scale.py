@@ -121,7 +121,8 @@ def test_l0_finds_nearly_the_fewest_features_at_every_scale(spec: str) -> None:
     """The fewest: greedily, each moved to the edge of the box on its side."""
     for scale in (1e-4, 1.0, 1e6):
         case = build("linf", scale)
-        layer, flat = cast("nn.Sequential", case.model)[1], case.x.flatten(1).double()
+        layer = cast("nn.Linear", cast("nn.Sequential", case.model)[1])
+        flat = case.x.flatten(1).double()
         weight = (layer.weight[1] - layer.weight[0]).double()
         gap = case.distance * weight.abs().sum()
         gain = torch.where(weight > 0, weight * (1 - flat), -weight * flat)
@@ -137,7 +138,8 @@ def test_l0_finds_nearly_the_fewest_features_at_every_scale(spec: str) -> None:
 @pytest.mark.parametrize(("name", "norm"), pairs(False, NORMS))
 def test_attacks_without_gradients_do_the_same_at_every_scale(name: str, norm: Norm) -> None:
     """By powers of two, which round nothing, the inputs are the same bit for bit."""
-    threat, found = Threat(norm, EPS[norm]), []
+    threat, found = Threat(norm, EPS[norm]), list[Tensor]()
+    wrong = torch.zeros(12, dtype=torch.bool)
     for scale in (1.0, 2.0**-13, 2.0**20):
         case = build(norm, scale)
         search = attacks.build(budget(name, SMALL))

@@ -286,8 +286,8 @@ class TestTorchattacks:
             ("torchattacks:PDG", "linf", "Did you mean 'PGD'"),
             ("torchattacks:PGD(step=3)", "linf", "has no option 'step'. Its options: .*steps"),
             ("torchattacks:PGD(eps=0.3)", "linf", "has no option 'eps'"),
-            ("torchattacks:PGD", "l2", "supports Linf, got l2"),
-            ("torchattacks:MultiAttack", "linf", "Unknown attack of torchattacks"),
+            ("torchattacks:PGD", "l2", "supports linf, got l2"),
+            ("torchattacks:MultiAttack", "linf", "cannot run here: it takes other attacks"),
         ],
     )
     def test_what_it_cannot_do_is_refused(self, text: str, norm: Any, told: str) -> None:
@@ -332,7 +332,7 @@ class TestFoolbox:
         ("text", "told"),
         [
             ("foolbox:LinfPDG", "Did you mean 'LinfPGD'"),
-            ("foolbox:L2PGD", "works in L2, got linf"),
+            ("foolbox:L2PGD", "supports l2, got linf"),
             ("foolbox:LinfPGD(stepz=3)", "Its options: .*steps"),
         ],
     )

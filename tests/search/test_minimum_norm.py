@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import registry
+from robustkit.core.losses import lead
 from robustkit.core.threat import Norm, Threat
 from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
@@ -282,7 +283,8 @@ class Rounded(nn.Module):
         if len(x) > 1:
             return logits
         top = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
-        return logits - 0.05 * top
+        near = lead(logits)[:, None] < 0.05
+        return torch.where(near, logits - 0.05 * top, logits)
 
 
 class TestEvaluate:
