@@ -49,7 +49,7 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
         "linf",
         "--eps-grid",
         "0.1",
-    ),  # noqa: E501
+    ),
     ("check", "record.json", "--baseline", "baseline"),
     ("check", "--config", "robustkit.toml", "--quiet"),
     ("plan", "--effect", "0.1", "--n", "10"),
@@ -133,12 +133,14 @@ def record(rng: Random) -> Case:
     changed = mutate.document(rng, path.read_bytes())
     path.write_bytes(changed)
     where = Path("baseline/model/record.json")
-    other = rng.choice((("check", "run", "--baseline", "baseline"), ("baseline", "list", "baseline"),  # noqa: E501
+    other = rng.choice((("check", "run", "--baseline", "baseline"),
+                        ("baseline", "list", "baseline"),
                         ("check", "model.py:make", "--baseline", "baseline")))  # fmt: skip
     form = rng.choice(("table", "csv", "markdown", "latex", "json"))
     words: tuple[str, ...] = rng.choice((
         ("leaderboard", "record.json", "--format", form), ("leaderboard", "record.json"),
-        ("history", "record.json", "run/model.py-make"), ("check", "record.json", "--baseline", "run"),  # noqa: E501
+        ("history", "record.json", "run/model.py-make"),
+        ("check", "record.json", "--baseline", "run"),
         ("plan", "--effect", "0.1", "--n", "50", "--like", "record.json", str(RUN / "record.json")),
         other,
     ))  # fmt: skip
@@ -175,7 +177,7 @@ def ledger(rng: Random) -> Case:
             "linf",
             "--eps-grid",
             "0.1,0.05",
-        )  # noqa: E501
+        )
     elif path.is_relative_to("baseline"):
         words = ("check", "model.py:make", "--baseline", "record.json")
         if path.with_name("record.json").exists():
@@ -193,13 +195,13 @@ def _change_cells(rng: Random, path: Path) -> None:
     database = sqlite3.connect(path)
     tables = [
         row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type='table'")
-    ]  # noqa: E501
+    ]
     table = rng.choice(tables)
     columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
     column = rng.choice(columns)
     value: Any = rng.choice(
         (None, -1, 0, 1, 2**62, 1.5, 1e308, "", "x", "null", "{}", "[1]", b"x", "1e999")
-    )  # noqa: E501
+    )
     try:
         match rng.randrange(6):
             case 0:
@@ -245,7 +247,7 @@ def weights(rng: Random) -> Case:
     elif rng.randrange(6) == 0:
         other = rng.choice(
             ("weights.pt", "weights.safetensors", "record.json", "x.npy", "data.npz")
-        )  # noqa: E501
+        )
         path.write_bytes(Path(other).read_bytes())
     else:
         path.write_bytes(mutate.content(rng, path.read_bytes()))
@@ -269,16 +271,16 @@ def training_state(rng: Random) -> Case:
     name = rng.choice(("state.pt", "model.safetensors", "card.json"))
     valid = Path(rng.choice(("weights.pt", "weights.safetensors", "record.json")))
     (folder / name).write_bytes(mutate.content(rng, valid.read_bytes()))
-    words = ("train", "undefended", *_CONFIG, "--out", "trained", "--epochs", "1", "--batch-size", "4",  # noqa: E501
-             "--device", "cpu")  # fmt: skip
+    words = ("train", "undefended", *_CONFIG, "--out", "trained", "--epochs", "1",
+             "--batch-size", "4", "--device", "cpu")  # fmt: skip
     return Case(f"{folder / name}", words)
 
 
 def extremes(rng: Random) -> Case:
     """What is valid, at its very end: eps, seed, batch, points, budget, for every attack."""
     spec = rng.choice(_SMALL)
-    radii = ("linf:1", "linf:1e-30", "linf:1.2e-38", "l2:5", "l2:1e-20", "l1:25", "l1:1e-10", "l0:1",  # noqa: E501
-             "l0:25", "linf:0.1", "l2:0.5")  # fmt: skip
+    radii = ("linf:1", "linf:1e-30", "linf:1.2e-38", "l2:5", "l2:1e-20", "l1:25", "l1:1e-10",
+             "l0:1", "l0:25", "linf:0.1", "l2:0.5")  # fmt: skip
     words = ["evaluate", "model.py:make", *_CONFIG, "--threat", rng.choice(radii), "--attack", spec,
              "--out", "other", "--device", "cpu"]  # fmt: skip
     more = (("--seed", str(2**63 - 1)), ("--seed", str(2**32)), ("--batch-size", "1"),

@@ -32,7 +32,7 @@ WORDS = (
         '"',
         "((((",
         "1_000",
-    ),  # noqa: E501
+    ),
 )
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 1.5, -0.0, 0.1, 1e308, 1e-320, float("nan"), float("inf")),
@@ -53,7 +53,7 @@ TOML = (
         '["robust=-1"]',
         "",
         "x",
-    ),  # noqa: E501
+    ),
     *('["flags", "flags"]', '["robust=1e308"]', '"npz:data.npz"', '"cpu"', '"9999999999d"'),
     '"""',
 )

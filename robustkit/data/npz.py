@@ -82,7 +82,8 @@ def rows(path: Path, key: str, *, most: int | None = None, bomb: Bomb | None = N
             found = ", ".join(keys(path)) or "no keys"
             pair = f"x{key[1:]}=..., y{key[1:]}=..." if key[0] in "xy" else f"{key}=..., ..."
             raise UsageError(
-                f"{path}: expected the key {key!r}, got {found}. Save it with np.savez(path, {pair})."  # noqa: E501
+                f"{path}: expected the key {key!r}, got {found}. Save it with "
+                f"np.savez(path, {pair})."
             )
         member, where = archive.getinfo(names[0]), f"{path}[{key}]"
         if most is not None and member.file_size > most + _HEADER:

@@ -25,8 +25,8 @@ _TYPES = {
 _WHOLE = {"done", "looked at"}  # memos that are numbers
 _LISTS = {"shape", "answers", "answers_near", "gradients_near"}
 _RULES = {
-    "clean": "json_valid(ranked) AND json_type(ranked) = 'array' AND label >= 0 AND predicted >= 0 AND NOT EXISTS "  # noqa: E501
-    "(SELECT 1 FROM json_each(ranked) WHERE type != 'integer' OR value < 0)",
+    "clean": "json_valid(ranked) AND json_type(ranked) = 'array' AND label >= 0 AND predicted >= 0 "
+    "AND NOT EXISTS (SELECT 1 FROM json_each(ranked) WHERE type != 'integer' OR value < 0)",
     "broken": "distance >= 0 AND predicted >= 0",
     "judged": "errors BETWEEN 0 AND 1",
     "refused": "errors BETWEEN 0 AND 1 AND seen BETWEEN 0 AND 1",

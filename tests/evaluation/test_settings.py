@@ -100,6 +100,9 @@ class TestWords:
         assert records() == []
 
 
+_UNKNOWN: Any = "float64"
+
+
 class TestTypes:
     def test_numbers_devices_and_masks_of_other_libraries_are_read(
         self, nearest: nn.Module, arrays: tuple[torch.Tensor, torch.Tensor]
@@ -139,7 +142,7 @@ class TestTypes:
             ({"device": torch.device("meta")}, "expected device auto, cpu, cuda"),
             ({"arguments": [1]}, "^arguments: expected a dict"),
             ({"budget": 60}, "^budget: expected a robustkit.evaluation.budget.Budget"),
-            ({"tuning": Tuning("float64")}, "^Unknown precision of the tuning 'float64'"),
+            ({"tuning": Tuning(_UNKNOWN)}, "^Unknown precision of the tuning 'float64'"),
             ({"watcher": Watcher}, "^watcher: expected an object, not a class"),
             ({"watcher": 5}, "^watcher: expected a robustkit.Watcher, got 5"),
             ({"progress": "yes"}, "^progress: expected True or False"),
