@@ -123,7 +123,7 @@ def _functions() -> list[tuple[str, Callable[..., object], dict[str, Any]]]:
           "mean": None, "std": None}),
         ("robustkit.attack", robustkit.attack,
          {"seed": 0, "slots": 8, "threat": ball, "model": model, "x": x, "y": y, "search": search}),
-        ("robustkit.adversarial_inputs", robustkit.adversarial_inputs, {"folder": "run/model.py-make"}),
+        ("robustkit.adversarial_inputs", robustkit.adversarial_inputs, {"folder": "run/model.py-make"}),  # noqa: E501
     ]  # fmt: skip
 
 
@@ -174,6 +174,7 @@ def save_weights(rng: Random, path: Path) -> None:
     if path.suffix == ".safetensors":
         save_file({name: value.contiguous() for name, value in state.items()}, path)
         return
-    torch.save(
-        rng.choice((state, {"model": state}, [state], {"x": {"y": state}}, {**state, 1: 2})), path
-    )
+    numbered: dict[Any, Any] = dict(state)
+    numbered[1] = 2
+    holders: tuple[Any, ...] = (state, {"model": state}, [state], {"x": {"y": state}}, numbered)
+    torch.save(rng.choice(holders), path)

@@ -82,7 +82,7 @@ def build(place: Path) -> None:
     for words in (
         EVALUATE,
         (*EVALUATE[:-1], "curve", "--threat", "linf", "--eps-grid", "0.1,0.05"),
-    ):  # noqa: E501
+    ):
         result = speak(*words)
         assert result.exit_code == 0, result.output
     run = Path("run") / "model.py-make"

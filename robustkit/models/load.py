@@ -57,22 +57,14 @@ def load_model(
         std: likewise; divided by.
 
     Returns:
-        The model on the CPU. What was built here is in evaluation mode; a user's own instance is
-        left as it is.
+        The model on the CPU; what was built here is in evaluation mode, a user's own is as it was.
 
     Raises:
         UsageError: when there is no such model, or it cannot be loaded with these arguments.
     """
-    arguments.text("model", text)
-    if not isinstance(data, Dataset):
-        raise arguments.refused("data", "a robustkit.data.Dataset", data)
-    weights = None if weights is None else arguments.path("weights", weights)
-    mean, std = (
-        values if values is None
-        else [arguments.real(name, value) for value in arguments.several(name, values)]
-        for name, values in (("mean", mean), ("std", std))
-    )  # fmt: skip
-    if zoo.is_named(text):
+    arguments.instance("data", data, Dataset, "a robustkit.data.Dataset")
+    weights = weights and arguments.path("weights", weights)
+    if zoo.is_named(arguments.text("model", text)):
         return _from_library(text, data, weights, mean, std)
     if not _SPEC.fullmatch(text):
         return _imported(text, data, weights, mean, std)
@@ -295,7 +287,7 @@ def _normalized(
 def _statistics(
     option: str, values: Sequence[float] | None, default: float, channels: int
 ) -> tuple[float, ...]:
-    given = tuple(values) if values is not None else (default,)
+    given = (default,) if values is None else arguments.reals(option.strip("-"), values) or ()
     if len(given) not in (1, channels) or not all(map(math.isfinite, given)):
         expected = "1 finite number" if channels == 1 else f"1 or {channels} finite numbers"
         raise UsageError(

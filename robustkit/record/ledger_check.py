@@ -116,7 +116,7 @@ def _contradictions(database: sqlite3.Connection) -> Iterator[str]:
         yield "points were broken by an attack that the run does not have"
     carried = {
         row[0] for row in database.execute(f"SELECT point FROM broken WHERE stage={CARRIED}")
-    }  # noqa: E501
+    }
     if not _carried(memos.get("carried", {}), carried, known):
         yield "what was carried from a larger eps is damaged"
 
