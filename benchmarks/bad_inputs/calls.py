@@ -175,5 +175,7 @@ def save_weights(rng: Random, path: Path) -> None:
     if path.suffix == ".safetensors":
         save_file({name: value.contiguous() for name, value in state.items()}, path)
         return
-    numbered: dict[Any, Any] = {**state, 1: 2}
-    torch.save(rng.choice((state, {"model": state}, [state], {"x": {"y": state}}, numbered)), path)
+    numbered: dict[Any, Any] = dict(state)
+    numbered[1] = 2
+    holders: tuple[Any, ...] = (state, {"model": state}, [state], {"x": {"y": state}}, numbered)
+    torch.save(rng.choice(holders), path)

@@ -7,11 +7,10 @@ and returns how to ask robustkit about it: the words of a command, or a call.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from benchmarks.bad_inputs import calls, mutate
 from benchmarks.bad_inputs.world import EVALUATE
@@ -167,7 +166,7 @@ def ledger(rng: Random) -> Case:
     elif rng.randrange(8) == 0:
         path.with_name("ledger.sqlite-wal").write_bytes(rng.randbytes(100))
     else:
-        _change_cells(rng, path)
+        mutate.cells(rng, path)
     path.with_name("record.json").unlink() if rng.randrange(2) else None
     if path.is_relative_to("curve"):
         words: tuple[str, ...] = (
@@ -188,35 +187,6 @@ def ledger(rng: Random) -> Case:
         if rng.randrange(10) == 0:
             words = ("report", str(RUN), "--out", "page.html")
     return Case(str(path), words)
-
-
-def _change_cells(rng: Random, path: Path) -> None:
-    """Change a cell, drop rows or a table; SQLite keeps any type in any column."""
-    database = sqlite3.connect(path)
-    tables = [
-        row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type='table'")
-    ]
-    table = rng.choice(tables)
-    columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
-    column = rng.choice(columns)
-    value: Any = rng.choice(
-        (None, -1, 0, 1, 2**62, 1.5, 1e308, "", "x", "null", "{}", "[1]", b"x", "1e999")
-    )
-    try:
-        match rng.randrange(6):
-            case 0:
-                database.execute(f"DROP TABLE {table}")
-            case 1:
-                database.execute(f"DELETE FROM {table}")
-            case 2:
-                database.execute(f"ALTER TABLE {table} RENAME COLUMN {column} TO other")
-            case _:
-                database.execute(f"UPDATE OR IGNORE {table} SET {column} = ?", (value,))
-        database.commit()
-    except sqlite3.DatabaseError:
-        pass  # NOT NULL: the file stays valid
-    finally:
-        database.close()
 
 
 def data(rng: Random) -> Case:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import sqlite3
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -156,3 +158,32 @@ def word(rng: Random, valid: str) -> str:
     at = rng.randrange(len(valid))
     cuts = (valid[:at], valid[at:], valid[:at] + rng.choice("-:(),=./0 x\u00fc") + valid[at + 1 :])
     return rng.choice((*cuts, valid * 2, valid.upper(), f" {valid} "))
+
+
+def cells(rng: Random, path: Path) -> None:
+    """Change a cell, drop rows or a table; SQLite keeps any type in any column."""
+    database = sqlite3.connect(path)
+    tables = [
+        row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type='table'")
+    ]
+    table = rng.choice(tables)
+    columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+    column = rng.choice(columns)
+    value: Any = rng.choice(
+        (None, -1, 0, 1, 2**62, 1.5, 1e308, "", "x", "null", "{}", "[1]", b"x", "1e999")
+    )
+    try:
+        match rng.randrange(6):
+            case 0:
+                database.execute(f"DROP TABLE {table}")
+            case 1:
+                database.execute(f"DELETE FROM {table}")
+            case 2:
+                database.execute(f"ALTER TABLE {table} RENAME COLUMN {column} TO other")
+            case _:
+                database.execute(f"UPDATE OR IGNORE {table} SET {column} = ?", (value,))
+        database.commit()
+    except sqlite3.DatabaseError:
+        pass  # NOT NULL: the file stays valid
+    finally:
+        database.close()

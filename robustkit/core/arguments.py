@@ -49,6 +49,15 @@ def real(name: str, value: Any) -> float:
     raise refused(name, "a number", value)
 
 
+def reals(name: str, values: Any) -> tuple[float, ...] | None:
+    """Return a list of numbers; None where none was given.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    return None if values is None else tuple(real(name, value) for value in several(name, values))
+
+
 def switch(name: str, value: Any) -> bool:
     """Return True or False.
 
@@ -97,6 +106,17 @@ def several(name: str, value: Any) -> tuple[Any, ...]:
         return tuple(value)
     except TypeError:  # an array without axes
         raise refused(name, "a list", value) from None
+
+
+def instance(name: str, value: Any, kind: type, expected: str) -> Any:
+    """Return an object of a class, or of what has the parts of a protocol.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if not isinstance(value, kind):
+        raise refused(name, expected, value)
+    return value
 
 
 def _is_bool(value: Any) -> bool:

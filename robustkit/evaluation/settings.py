@@ -157,6 +157,7 @@ def ask(
     )
 
 
+_BUDGET = "a robustkit.evaluation.budget.Budget"
 _SWITCHES = ("attack_certified", "fresh", "save_adversarial", "minimum_norm")
 
 
@@ -188,22 +189,18 @@ def _read(key: str, value: Any) -> Any:
             return tuple(s if isinstance(s, Spec) else argument.text(key, s) for s in specs)
         case "budget":
             value = StoppingRule(value) if isinstance(value, Budget) else value
-            return _instance(key, value, StoppingRule, "a robustkit.evaluation.budget.Budget")
+            return argument.instance(
+                key, value, StoppingRule, "a robustkit.evaluation.budget.Budget"
+            )
         case "tuning":
             return _tuning(value)
         case "named":
-            return _instance(key, value, Named, "a Named")
-    return value
-
-
-def _instance(key: str, value: Any, kind: type, told: str) -> Any:
-    if not isinstance(value, kind):
-        raise argument.refused(key, told, value)
+            return argument.instance(key, value, Named, "a Named")
     return value
 
 
 def _tuning(value: Any) -> Any:
-    tuning: Tuning = _instance("tuning", value, Tuning, "a robustkit.models.tuning.Tuning")
+    tuning: Tuning = argument.instance("tuning", value, Tuning, "a robustkit.models.tuning.Tuning")
     for name, known in (("precision", get_args(Precision)), ("layout", get_args(Layout))):
         if (given := getattr(tuning, name)) not in known:
             raise unknown(f"{name} of the tuning", str(given), known)

@@ -60,23 +60,15 @@ def load_model(
         trust_code: files that may run code when they are loaded, as that of `export:FILE` can.
 
     Returns:
-        The model on the CPU. What was built here is in evaluation mode; a user's own instance is
-        left as it is.
+        The model on the CPU; what was built here is in evaluation mode, a user's own is as it was.
 
     Raises:
         UsageError: when there is no such model, or it cannot be loaded with these arguments.
     """
-    arguments.text("model", text)
-    if not isinstance(data, Dataset):
-        raise arguments.refused("data", "a robustkit.data.Dataset", data)
-    weights = None if weights is None else arguments.path("weights", weights)
-    mean, std = (
-        values if values is None
-        else [arguments.real(name, value) for value in arguments.several(name, values)]
-        for name, values in (("mean", mean), ("std", std))
-    )  # fmt: skip
+    arguments.instance("data", data, Dataset, "a robustkit.data.Dataset")
+    weights = weights and arguments.path("weights", weights)
     with trusting(trust_code):
-        return _loaded(text, data, weights, mean, std)
+        return _loaded(arguments.text("model", text), data, weights, mean, std)
 
 
 def _loaded(

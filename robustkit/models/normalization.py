@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from robustkit.core import arguments
 from robustkit.errors import UsageError
 from robustkit.models.architectures import Normalize
 
@@ -37,7 +38,7 @@ def normalized(
 def _statistics(
     option: str, values: Sequence[float] | None, default: float, channels: int
 ) -> tuple[float, ...]:
-    given = tuple(values) if values is not None else (default,)
+    given = (default,) if values is None else arguments.reals(option.strip("-"), values) or ()
     if len(given) not in (1, channels) or not all(map(math.isfinite, given)):
         expected = "1 finite number" if channels == 1 else f"1 or {channels} finite numbers"
         raise UsageError(
