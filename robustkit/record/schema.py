@@ -91,7 +91,7 @@ class DataInfo(Part):
 class ThreatInfo(Part):
     """The threat model: ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper, in input units."""
 
-    norm: str
+    norm: Annotated[str, Field(pattern=r"^(linf|l2|l1|l0)$")]
     eps: Annotated[float, Field(gt=0)]
     lower: float = 0.0
     upper: float = 1.0

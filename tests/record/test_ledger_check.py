@@ -11,6 +11,7 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_reader import open_readonly
 from robustkit.record.ledger_schema import CARRIED, BrokenPoint, Cost
+from robustkit.record.schema import ThreatInfo
 
 IDENTITY = {"n": 2, "attacks": ["fgsm"]}
 
@@ -89,3 +90,9 @@ def test_a_damaged_schema_is_told_without_its_bytes(path: Path) -> None:
     path.write_bytes(raw.replace(b"CREATE TABLE", b"CREATE T\xd5BLE"))
     with pytest.raises(RobustkitError, match="cannot use the ledger"):
         Ledger(path, IDENTITY)
+
+
+def test_a_record_names_a_norm_that_there_is() -> None:
+    assert ThreatInfo(norm="l2", eps=0.5).norm == "l2"
+    with pytest.raises(ValueError, match="norm"):
+        ThreatInfo(norm="l7", eps=0.5)
