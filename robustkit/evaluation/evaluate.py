@@ -102,13 +102,11 @@ def evaluate(
     """
     with trusting(trust_code):
         settings = ask(
-            model, data, threat, name=name, arguments=arguments, notes=notes, folder=folder,
-            suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified, n=n,
-            sample=sample,
-            points=points, replay=replay, budget=budget, seed=seed, device=device,
-            distributed=distributed, workers=workers, named=named, batch_size=batch_size,
-            tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,
-            minimum_norm=minimum_norm,
+            model, data, threat, name=name, arguments=arguments, notes=notes, folder=folder, n=n,
+            suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified,
+            sample=sample, points=points, replay=replay, budget=budget, seed=seed, device=device,
+            distributed=distributed, workers=workers, named=named, batch_size=batch_size, fresh=fresh,
+            tuning=tuning, save_adversarial=save_adversarial, minimum_norm=minimum_norm,
         )  # fmt: skip
         return evaluate_settings(settings, watcher, progress)
 
