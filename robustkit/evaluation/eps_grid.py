@@ -90,8 +90,8 @@ def evaluate_grid(
         settings = ask(
             model, data, norm, name=name, arguments=arguments, notes=notes, folder=folder,
             suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified, n=n,
-            sample=sample,
-            seed=seed, device=device, distributed=distributed, workers=workers, named=named,
+            sample=sample, seed=seed, device=device, distributed=distributed, workers=workers,
+            named=named,
             batch_size=batch_size, tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,
         )  # fmt: skip
         return evaluate_grid_settings(

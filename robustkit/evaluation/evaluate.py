@@ -105,8 +105,8 @@ def evaluate(
             model, data, threat, name=name, arguments=arguments, notes=notes, folder=folder, n=n,
             suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified,
             sample=sample, points=points, replay=replay, budget=budget, seed=seed, device=device,
-            distributed=distributed, workers=workers, named=named, batch_size=batch_size, fresh=fresh,
-            tuning=tuning, save_adversarial=save_adversarial, minimum_norm=minimum_norm,
+            distributed=distributed, workers=workers, named=named, batch_size=batch_size,
+            fresh=fresh, tuning=tuning, save_adversarial=save_adversarial, minimum_norm=minimum_norm,
         )  # fmt: skip
         return evaluate_settings(settings, watcher, progress)
 
