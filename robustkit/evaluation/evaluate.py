@@ -74,14 +74,12 @@ def evaluate(
         trust_code: files that may run code when they are loaded; see `robustkit.load_model`.
         certify: a certificate to try first: "ibp", "crown", "alpha-crown", "smoothing" or "auto".
             Points that are proved robust get no attack, unless `attack_certified` is set.
-        n: evaluate a fixed, seeded sample of this size.
+        n, points: a fixed, seeded sample of this size; or exactly these positions in the data.
         sample: "proportional": each class has its share of the data; "balanced": all the same.
-        points: or exactly these, by their position in the data set.
         replay: folder of an earlier run on the same data, whose adversarial inputs come first.
         budget: may end the run early; the record then speaks of the points that are finished.
         device: "auto", "cpu", "cuda", "cuda:1", or several: "cuda:0,cuda:1", a process on each.
-        distributed: "ray" or "ray:ADDRESS": on a Ray cluster, a worker per GPU, or else per CPU.
-        workers: how many; several may share a device.
+        distributed, workers: "ray" or "ray:ADDRESS", on a Ray cluster: one per GPU, or else per CPU.
         named: how workers load the model; by default it is pickled for them, by this process.
         batch_size: points in flight at once; chosen by device when not given.
         seed: names the random streams of attacks, the sample of `n` and the order under a budget.
@@ -105,8 +103,9 @@ def evaluate(
             model, data, threat, name=name, arguments=arguments, notes=notes, folder=folder, n=n,
             suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified,
             sample=sample, points=points, replay=replay, budget=budget, seed=seed, device=device,
-            distributed=distributed, workers=workers, named=named, batch_size=batch_size,
-            fresh=fresh, tuning=tuning, save_adversarial=save_adversarial, minimum_norm=minimum_norm,
+            distributed=distributed, workers=workers, named=named, fresh=fresh,
+            batch_size=batch_size, tuning=tuning, save_adversarial=save_adversarial,
+            minimum_norm=minimum_norm,
         )  # fmt: skip
         return evaluate_settings(settings, watcher, progress)
 
