@@ -79,7 +79,7 @@ def evaluate(
         replay: folder of an earlier run on the same data, whose adversarial inputs come first.
         budget: may end the run early; the record then speaks of the points that are finished.
         device: "auto", "cpu", "cuda", "cuda:1", or several: "cuda:0,cuda:1", a process on each.
-        distributed, workers: "ray" or "ray:ADDRESS", on a Ray cluster: one per GPU, or else per CPU.
+        distributed, workers: "ray" or "ray:ADDRESS", a cluster; one worker per GPU, else per CPU.
         named: how workers load the model; by default it is pickled for them, by this process.
         batch_size: points in flight at once; chosen by device when not given.
         seed: names the random streams of attacks, the sample of `n` and the order under a budget.
