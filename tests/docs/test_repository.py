@@ -34,6 +34,17 @@ def test_what_a_workflow_names_is_there(path: Path) -> None:
     assert read(path)["permissions"] == {"contents": "read"}
 
 
+def test_the_tests_that_the_table_of_threats_names_are_there() -> None:
+    text = (ROOT / "docs" / "reference" / "evidence.md").read_text(encoding="utf-8")
+    found, file = list[tuple[str, str]](), ""
+    for named, test in re.findall(r"`([\w/]+\.py)?::(\w+)`", text):
+        file = named or file
+        found.append((file, test))
+    assert len(found) > 15
+    tests = {name: (ROOT / "tests" / name).read_text(encoding="utf-8") for name, _ in found}
+    assert [pair for pair in found if f"def {pair[1]}(" not in tests[pair[0]]] == []
+
+
 def test_a_release_is_published_without_a_stored_secret() -> None:
     path = ROOT / ".github" / "workflows" / "release.yml"
     publish = read(path)["jobs"]["publish"]
