@@ -79,7 +79,7 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
     `robust_low` and `robust_high` are the 95% interval of `robustkit.record.interval`, rounded to
     six digits.
     """
-    interval = robust_interval(record)
+    interval, worst = robust_interval(record), record.worst_class
     return Row(
         rank=rank,
         defense=record.defense,
@@ -93,8 +93,8 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
         robust_high=round(interval.high, 6),
         audit_bound=record.audit_bound,
         certified=record.certified,
-        worst_class=record.worst_class.accuracy,
-        worst_class_name=record.class_name(record.worst_class.label),
+        worst_class=worst.accuracy,
+        worst_class_name=record.class_name(worst.label),
         tail_30=record.tail_30,
         randomized=record.randomized,
         flags=";".join(flag.name for flag in record.flags),
@@ -117,8 +117,12 @@ def table(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
     robust accuracy falling, then clean accuracy falling, then defense; the ranks are those of
     `robustkit.core.stats.ranks.rank_ranges`. The order of `records` does not matter.
     """
-    rows = [line for group in ranked(records) for line, _ in group]
-    return pd.DataFrame(rows, columns=list(Row._fields))
+    return frame([line for group in ranked(records) for line, _ in group])
+
+
+def frame(ranked: list[Row]) -> pd.DataFrame:
+    """Make the table of rows that are ranked already."""
+    return pd.DataFrame(ranked, columns=list(Row._fields))
 
 
 def ranked(records: Iterable[tuple[Path | str, Record]]) -> list[list[tuple[Row, Record]]]:

@@ -156,7 +156,8 @@ class Record(RecordDisplay, Part):
     @property
     def robust(self) -> float:
         """Robust accuracy: no attack of the suite broke the point. An upper bound on the truth."""
-        return sum(self.outcomes.values()) / self.n
+        status = self.points.status
+        return (status.count("robust") + status.count("certified")) / self.n
 
     @property
     def expected(self) -> float | None:
@@ -192,9 +193,11 @@ class Record(RecordDisplay, Part):
     @property
     def per_class(self) -> dict[int, float]:
         """Robust accuracy of each class that has points, by label."""
-        size, outcomes = Counter(self.points.label), self.outcomes
-        pairs = zip(self.points.index, self.points.label, strict=True)
-        robust = Counter(label for index, label in pairs if outcomes[index])
+        pairs = Counter(zip(self.points.label, self.points.status, strict=True))
+        size, robust = Counter[int](), Counter[int]()
+        for (label, status), count in pairs.items():
+            size[label] += count
+            robust[label] += count if status in ("robust", "certified") else 0
         return {label: robust[label] / size[label] for label in sorted(size)}
 
     @property
@@ -212,7 +215,8 @@ class Record(RecordDisplay, Part):
     @property
     def tail_30(self) -> float:
         """Mean robust accuracy over `tail`: 3 of 10 classes, 30 of 100, 1 of 2 or 3."""
-        return math.fsum(c.accuracy for c in self.tail) / len(self.tail)
+        tail = self.tail
+        return math.fsum(c.accuracy for c in tail) / len(tail)
 
     @property
     def strongest_attack(self) -> str | None:

@@ -3,13 +3,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, binomtest, fisher_exact
 
 from robustkit.core.stats.intervals import Interval, clopper_pearson, finite_population, wilson
-from robustkit.core.stats.paired import fisher, mcnemar
+from robustkit.core.stats.paired import fisher, fisher_all, mcnemar, mcnemar_all
 from robustkit.core.stats.ranks import Outcomes, compare, holm, rank_ranges
 from robustkit.errors import UsageError
 
@@ -96,6 +97,18 @@ def test_holm_steps_down() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06], abs=1e-12)
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=5))
+def test_many_tests_in_one_call_are_those_of_scipy(pairs: list[tuple[int, int]]) -> None:
+    b, c = np.array(pairs).T
+    expected = [float(binomtest(x, x + y).pvalue) if x + y else 1.0 for x, y in pairs]
+    assert mcnemar_all(b, c) == pytest.approx(expected, rel=1e-9)
+    tables = [[[x, y], [y + 3, 2 * x + 1]] for x, y in pairs if x + y]
+    if tables:
+        (k1, r1), (k2, r2) = np.array(tables).transpose(1, 2, 0)
+        expected = [float(fisher_exact(table)[1]) for table in tables]
+        assert fisher_all(k1, k1 + r1, k2, k2 + r2) == pytest.approx(expected, rel=1e-7)
 
 
 def test_the_same_points_are_paired_and_other_points_are_not() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -76,6 +77,10 @@ class Page(HTMLParser):
         squeezed = [[" ".join(cell.split()) for cell in row] for row in self.rows]
         (found,) = (row for row in squeezed if set(cells) <= set(row))
         return found
+
+
+def unpacked(text: str) -> str:
+    return gzip.decompress(base64.b64decode(text)).decode()
 
 
 def a_stage(attack: str) -> Stage:
@@ -207,7 +212,7 @@ class TestAHostileName:
         handlers = [a for _, attributes in page.elements for a in attributes if a.startswith("on")]
         assert not handlers
         kinds = [script.get("type") for script in page.all("script")]
-        assert kinds == ["application/json", "text/plain", "text/plain", "text/plain", "module"]
+        assert kinds == ["text/plain"] * 4 + ["module"]
 
     def test_is_shown_as_it_is_everywhere(self, page: Page) -> None:
         shown = EVIL.replace("\u202e", " ").strip()
@@ -222,8 +227,7 @@ class TestAHostileName:
         assert "\\u202e" not in html
 
     def test_is_no_markup_of_plotly(self, page: Page) -> None:
-        found = page.texts["data-plots"]
-        assert "<" not in found
+        found = unpacked(page.texts["data-plots"])
         for plot in json.loads(found).values():
             texts = re.findall(r'"((?:[^"\\]|\\.)*)"', json.dumps(plot))
             assert not [t for t in texts if "<" in t.replace("<br>", "")]
@@ -260,7 +264,7 @@ class TestTheWholePage:
         charts = [box for box in page.all("div") if "data-plot" in box]
         assert charts
         assert all(box["aria-label"] and box["role"] == "img" for box in charts)
-        plotted = json.loads(page.texts["data-plots"])
+        plotted = json.loads(unpacked(page.texts["data-plots"]))
         assert {box["data-plot"] for box in charts} == set(plotted)
         identities = [a["id"] for _, a in page.elements if "id" in a]
         assert len(identities) == len(set(identities))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.optimize import brentq
-from scipy.stats import binomtest, fisher_exact, norm
+from scipy.stats import binom, hypergeom, norm
 
 from robustkit.core.stats.intervals import Interval, check
 from robustkit.errors import UsageError
@@ -23,7 +24,13 @@ def mcnemar(b: int, c: int) -> float:
     """
     if b < 0 or c < 0:
         raise UsageError(f"expected counts b, c ≥ 0, got b = {b}, c = {c}")
-    return float(binomtest(b, b + c).pvalue) if b + c else 1.0
+    return float(mcnemar_all(np.array([b]), np.array([c]))[0])
+
+
+def mcnemar_all(b: Int[np.ndarray, " m"], c: Int[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+    """Return `mcnemar` of each pair of counts."""
+    p: Float[np.ndarray, " m"] = np.minimum(1.0, 2 * binom.cdf(np.minimum(b, c), b + c, 0.5))
+    return p
 
 
 def fisher(k1: int, n1: int, k2: int, n2: int) -> float:
@@ -34,7 +41,34 @@ def fisher(k1: int, n1: int, k2: int, n2: int) -> float:
     """
     check(k1, n1)
     check(k2, n2)
-    return float(fisher_exact(np.array([[k1, n1 - k1], [k2, n2 - k2]]))[1])
+    return float(fisher_all(*(np.array([count]) for count in (k1, n1, k2, n2)))[0])
+
+
+def fisher_all(
+    k1: Int[np.ndarray, " m"],
+    n1: Int[np.ndarray, " m"],
+    k2: Int[np.ndarray, " m"],
+    n2: Int[np.ndarray, " m"],
+) -> Float[np.ndarray, " m"]:
+    """Return `fisher` of each four counts: the tables no likelier than the one seen.
+
+    Given the sums, k1 is hypergeometric. Its law has one peak, so that the tables as unlikely as
+    the one seen are a tail on each side: that of k1, and on the other side what bisection finds.
+    """
+    # Each table of the list once, and the side of k1 made the lower one.
+    tables, place = np.unique(np.stack([k1, n1, k2, n2]), axis=1, return_inverse=True)
+    k1, n1, k2, n2 = tables
+    turned = k1 * n2 > k2 * n1
+    k1, k2 = np.where(turned, n1 - k1, k1), np.where(turned, n2 - k2, k2)
+    law = hypergeom(n1 + n2, k1 + k2, n1)
+    seen = law.logpmf(k1) + 1e-7  # equal likelihoods differ by rounding, as in SciPy's own test
+    low, high = ((k1 + k2) * n1) // (n1 + n2), np.minimum(k1 + k2, n1) + 1
+    while (low + 1 < high).any():  # from the mean on the law falls: likelier at low, not at high
+        middle = (low + high) // 2
+        rarer = law.logpmf(middle) <= seen
+        low, high = np.where(rarer, low, middle), np.where(rarer, middle, high)
+    p: Float[np.ndarray, " m"] = np.minimum(1.0, law.cdf(k1) + law.sf(high - 1))
+    return p[place.reshape(-1)]
 
 
 def paired_score(b: int, c: int, n: int, difference: float) -> float:

@@ -83,9 +83,8 @@ def write_page(
         groups=laid_out,
         curves=_curves(groups, drawn),
         glossary=GLOSSARY,
-        downloads=_downloads(records),
-        plots=drawn,
-        libraries=_libraries(),
+        downloads=_downloads(groups),
+        packed={"data-plots": _packed(json.dumps(drawn))} | _libraries(),
         style=markup((_ASSETS / "style.css").read_text("utf-8")),
         script=markup(script),
         hashes=[_hash(script)],
@@ -181,8 +180,8 @@ def _curves(groups: Sequence[Group], drawn: dict[str, plots.Plot]) -> list[dict[
     return families
 
 
-def _downloads(records: Sequence[tuple[Path | str, Record]]) -> list[dict[str, str]]:
-    frame = rows.table(records)
+def _downloads(groups: Sequence[Group]) -> list[dict[str, str]]:
+    frame = rows.frame([line.row for group in groups for line in group.lines])
     kinds = [
         ("CSV, every column", "csv", "text/csv", formats.to_csv),
         ("LaTeX (booktabs)", "tex", "application/x-tex", formats.to_latex),
@@ -207,10 +206,12 @@ def _libraries() -> dict[str, str]:
         "data-table": bundle.read_text("utf-8"),
         "data-table-style": bundle.with_suffix(".css").read_text("utf-8"),
     }
-    return {
-        name: base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
-        for name, text in texts.items()
-    }
+    return {name: _packed(text) for name, text in texts.items()}
+
+
+def _packed(text: str) -> str:
+    """Compress what the browser unpacks: many plots repeat the same names."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def _hash(script: str) -> str:

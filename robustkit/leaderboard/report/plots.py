@@ -1,4 +1,4 @@
-"""The interactive plots of a page, as plotly figures without colors of their own for the paper.
+"""The interactive plots of a page, as what plotly.js reads, without colors for the paper.
 
 Plotly reads labels as a kind of HTML, so every name goes through `plain`. The page sets background,
 text and grid for light and dark; `templates/page.js` draws.
@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 from robustkit.core.text import short, with_interval
-from robustkit.leaderboard.report.optional import need
 from robustkit.leaderboard.report.view import Curve, Group, Line
 
 Plot: TypeAlias = dict[str, Any]
@@ -28,6 +27,30 @@ _UNIT = "passes per point"
 CROWD = 12  # rows that are all named in a scatter plot; of more, those on the front
 
 
+class _Figure:
+    """Traces and layout. Plain data: the checks of plotly's own figures take most of a page."""
+
+    def __init__(self, layout: dict[str, Any]) -> None:
+        self.layout = layout | {"annotations": []}
+        self.traces: list[dict[str, Any]] = []
+
+    def scatter(self, **trace: Any) -> None:
+        self.traces.append({"type": "scatter", **trace})
+
+    def bar(self, **trace: Any) -> None:
+        self.traces.append({"type": "bar", **trace})
+
+    def annotate(self, **annotation: Any) -> None:
+        self.layout["annotations"].append(annotation)
+
+    def axis(self, name: str, **changes: Any) -> None:
+        self.layout[name] |= changes
+
+    @property
+    def plot(self) -> Plot:
+        return {"data": self.traces, "layout": self.layout}
+
+
 def plain(text: str) -> str:
     """Write a name so that plotly shows it as it is."""
     return html.escape(text, quote=False)
@@ -35,21 +58,20 @@ def plain(text: str) -> str:
 
 def tradeoff(group: Group) -> Plot:
     """Draw robust over clean accuracy with 95% intervals, certified accuracy and Pareto front."""
-    go = need("plotly.graph_objects")
     front = group.front
     named = front if len(group.lines) > CROWD else group.lines
     edge = [(0.0, front[0].row.robust), *((at.row.clean, at.row.robust) for at in front)]
-    figure = go.Figure(layout=_layout("clean accuracy", "robust accuracy"))
-    figure.add_scatter(
+    figure = _Figure(_layout("clean accuracy", "robust accuracy"))
+    figure.scatter(
         x=[0, 1], y=[0, 1], mode="lines", name="robust = clean", hoverinfo="skip",
         line={"color": GRAY, "dash": "dot", "width": 1},
     )  # fmt: skip
-    figure.add_scatter(
+    figure.scatter(
         x=[*(x for x, _ in edge), edge[-1][0]], y=[*(y for _, y in edge), 0], mode="lines",
         name="Pareto front", hoverinfo="skip", line={"color": GREEN, "shape": "vh", "width": 2},
     )  # fmt: skip
     rows = [line.row for line in group.lines]
-    figure.add_scatter(
+    figure.scatter(
         x=[row.clean for row in rows],
         y=[row.robust for row in rows],
         error_y=_errors(group.lines),
@@ -62,30 +84,29 @@ def tradeoff(group: Group) -> Plot:
     )
     proved = [row for row in rows if row.certified is not None]
     if proved:
-        figure.add_scatter(
+        figure.scatter(
             x=[row.clean for row in proved], y=[row.certified for row in proved], mode="markers",
             name="certified", hoverinfo="skip",
             marker={"color": VERMILLION, "size": 15, "symbol": "triangle-up-open"},
         )  # fmt: skip
     for line, height in spread(named):
-        figure.add_annotation(
+        figure.annotate(
             x=line.row.clean, y=line.row.robust, ax=line.row.clean - 0.05, ay=height,
             axref="x", ayref="y", xanchor="right", text=plain(short(line.label, 28)), arrowhead=0,
             arrowwidth=1, arrowcolor=GRAY, standoff=6,
         )  # fmt: skip
-    figure.update_xaxes(range=[0, 1.02], dtick=0.2)
-    figure.update_yaxes(range=[-0.02, 1.08], dtick=0.2)
-    return _plot(figure)
+    figure.axis("xaxis", range=[0, 1.02], dtick=0.2)
+    figure.axis("yaxis", range=[-0.02, 1.08], dtick=0.2)
+    return figure.plot
 
 
 def security(found: Sequence[Curve]) -> Plot:
     """Draw robust accuracy over eps for curves of one norm; at eps = 0 it is the clean accuracy."""
-    go = need("plotly.graph_objects")
     norm = found[0].norm
-    figure = go.Figure(layout=_layout(f"eps ({norm})", "robust accuracy"))
+    figure = _Figure(_layout(f"eps ({norm})", "robust accuracy"))
     for number, curve in enumerate(found):
         rows = [line.row for line in curve.lines]
-        figure.add_scatter(
+        figure.scatter(
             x=[0.0, *(row.eps for row in rows)],
             y=[rows[0].clean, *(row.robust for row in rows)],
             error_y=_errors(curve.lines, start=True),
@@ -99,16 +120,15 @@ def security(found: Sequence[Curve]) -> Plot:
             line={"color": CYCLE[number % len(CYCLE)]},
             marker={"symbol": MARKERS[number % len(MARKERS)], "size": 9},
         )
-    figure.update_yaxes(range=[-0.02, 1.02], dtick=0.2)
-    figure.update_xaxes(rangemode="tozero")
-    return _plot(figure)
+    figure.axis("yaxis", range=[-0.02, 1.02], dtick=0.2)
+    figure.axis("xaxis", rangemode="tozero")
+    return figure.plot
 
 
 def outcomes(group: Group) -> Plot:
     """Draw for each record, as one bar, what became of its points, by attack."""
-    go = need("plotly.graph_objects")
     attacks = attacks_of(group.lines)
-    figure = go.Figure(layout=_layout("share of the points", ""))
+    figure = _Figure(_layout("share of the points", ""))
     parts = [
         ("certified", BLUE, [line.row.certified or 0 for line in group.lines]),
         (
@@ -124,31 +144,29 @@ def outcomes(group: Group) -> Plot:
     parts.append(("misclassified", GRAY, [1 - line.row.clean for line in group.lines]))
     for number, (name, color, shares) in enumerate(parts):
         pattern = number - 1 if 2 <= number < len(parts) - 1 else 0  # only attacks are hatched
-        figure.add_bar(**_stacked(group, name, color, pattern, shares, "of the points"))
+        figure.bar(**_stacked(group, name, color, pattern, shares, "of the points"))
     _bars(figure, group)
-    figure.update_xaxes(range=[0, 1], dtick=0.2)
-    return _plot(figure)
+    figure.axis("xaxis", range=[0, 1], dtick=0.2)
+    return figure.plot
 
 
 def costs(group: Group) -> Plot:
     """Draw for each record the passes per point, forward and backward, by attack."""
-    go = need("plotly.graph_objects")
-    figure = go.Figure(layout=_layout("passes per point, forward + backward", ""))
+    figure = _Figure(_layout("passes per point, forward + backward", ""))
     for number, names in enumerate(attacks_of(group.lines)):
         passes = [passes_of(line, names) for line in group.lines]
         color = CYCLE[number % len(CYCLE)]
-        figure.add_bar(**_stacked(group, title(names), color, number, passes, _UNIT, ",.1f"))
+        figure.bar(**_stacked(group, title(names), color, number, passes, _UNIT, ",.1f"))
     other = [sum(line.rest) / line.record.n for line in group.lines]
-    figure.add_bar(**_stacked(group, "clean pass and checks", GRAY, 0, other, _UNIT, ",.1f"))
+    figure.bar(**_stacked(group, "clean pass and checks", GRAY, 0, other, _UNIT, ",.1f"))
     _bars(figure, group)
-    return _plot(figure)
+    return figure.plot
 
 
 def classes(line: Line) -> Plot:
     """Draw for each class of a record clean, robust and certified accuracy, one in the other."""
-    go = need("plotly.graph_objects")
     found = line.classes
-    figure = go.Figure(layout=_layout("", "accuracy"))
+    figure = _Figure(_layout("", "accuracy"))
     kinds = [("clean", GRAY, 0.85), ("robust", SKY, 0.6), ("certified", BLUE, 0.35)]
     hover = [
         f"{plain(bar.name)} ({bar.n} points)<br>clean {bar.clean:.3f}<br>robust {bar.robust:.3f}"
@@ -158,19 +176,20 @@ def classes(line: Line) -> Plot:
     for kind, color, width in kinds:
         heights = [getattr(bar, kind) for bar in found]
         if None not in heights:
-            figure.add_bar(
+            figure.bar(
                 x=list(range(len(found))), y=heights, width=width, name=kind, hovertext=hover,
                 hoverinfo="text", marker={"color": color, "opacity": 0.6 if kind == "clean" else 1},
             )  # fmt: skip
-    figure.update_layout(barmode="overlay")
-    figure.update_xaxes(
+    figure.layout.update(barmode="overlay")
+    figure.axis(
+        "xaxis",
         tickmode="array",
         tickvals=list(range(len(found))),
         ticktext=[plain(short(bar.name, 24)) for bar in found],
         automargin=True,
     )
-    figure.update_yaxes(range=[0, 1.02], dtick=0.2)
-    return _plot(figure)
+    figure.axis("yaxis", range=[0, 1.02], dtick=0.2)
+    return figure.plot
 
 
 def spread(lines: Sequence[Line], apart: float = 0.065) -> list[tuple[Line, float]]:
@@ -243,18 +262,18 @@ def _stacked(
     }
 
 
-def _bars(figure: Any, group: Group) -> None:
+def _bars(figure: _Figure, group: Group) -> None:
     """Stack the bars, each below its name: names beside them would leave no room on a phone."""
-    entries = len(figure.data)
-    figure.update_layout(barmode="stack", height=110 + 20 * entries + 46 * len(group.lines))
+    entries = len(figure.traces)
+    figure.layout.update(barmode="stack", height=110 + 20 * entries + 46 * len(group.lines))
     for number, line in enumerate(group.lines):
-        figure.add_annotation(
+        figure.annotate(
             x=0, y=number - 0.25, text=plain(short(line.label)), showarrow=False,
             xanchor="left", yanchor="bottom",
         )  # fmt: skip
     ends = [len(group.lines) - 0.5, -0.75]
-    figure.update_yaxes(range=ends, showticklabels=False, showgrid=False, ticks="")
-    figure.update_xaxes(tickangle=0, automargin=True)
+    figure.axis("yaxis", range=ends, showticklabels=False, showgrid=False, ticks="")
+    figure.axis("xaxis", tickangle=0, automargin=True)
 
 
 def _errors(lines: Sequence[Line], start: bool = False) -> dict[str, Any]:
@@ -291,8 +310,3 @@ def _layout(x: str, y: str) -> dict[str, Any]:
         "height": 420,
         "dragmode": False,
     }
-
-
-def _plot(figure: Any) -> Plot:
-    plot: Plot = figure.to_plotly_json()
-    return {"data": list(plot["data"]), "layout": plot["layout"]}

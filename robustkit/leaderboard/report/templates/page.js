@@ -80,7 +80,7 @@ function theme(plot) {
 }
 
 async function plots() {
-  const found = JSON.parse(part("data-plots"));
+  const found = JSON.parse(await unpack("data-plots"));
   const script = document.createElement("script");
   script.src = await address("data-plotly");
   await new Promise((done, failed) => {
