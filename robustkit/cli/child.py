@@ -5,6 +5,7 @@ Started by `robustkit.cli.supervisor`, with the numbers of two pipes before the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -67,14 +68,22 @@ def _meet(incoming: int, outgoing: int) -> Callable[[int, Mapping[Path, str]], N
     The token stays in the closure: not in the environment, the arguments or a module.
     """
     pipe = os.fdopen(incoming, "rb")
-    hello = json.loads(pipe.readline())
+    line = pipe.readline()
+    if not line:  # the parent ended before it said hello
+        sys.exit(3)
+    hello = json.loads(line)
     token: str = hello["token"]
     end_with_parent(hello["parent"], pipe.read)  # which returns when the other end is closed
 
+    started = os.getpid()
+
     def sign(code: int, written: Mapping[Path, str]) -> None:
-        kept = {str(path): digest for path, digest in written.items() if path.exists()}
-        said: SignOff = {"token": token, "exit_code": code, "files": kept}
-        with os.fdopen(outgoing, "wb") as line:
+        if os.getpid() != started:  # a copy that a user's code has made of this process
+            return
+        files = {str(path): digest for path, digest in written.items()}
+        said: SignOff = {"token": token, "exit_code": code, "files": files}
+        # Closed by a user's code: the parent says that there was no result.
+        with contextlib.suppress(OSError), os.fdopen(outgoing, "wb") as line:
             line.write(json.dumps(said).encode() + b"\n")
 
     return sign

@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.exceptions import Exit
 
 from robustkit.cli.console import outlive_readers, say, stderr
 from robustkit.cli.program import RESUMES, STOPPED, program
+from robustkit.core.imports import ended_by_code
 from robustkit.errors import RobustkitError
 
 if TYPE_CHECKING:
@@ -32,7 +34,15 @@ if TYPE_CHECKING:
 
     from robustkit.cli.child import SignOff
 
-_BOOT = "import sys; sys.path[:] = {path!r}; from robustkit.cli.child import main; main()"
+_BOOT = """
+import sys
+try:
+    sys.path[:] = {path!r}
+    from robustkit.cli.child import main
+    main()
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
 _PATIENCE = 2.0  # seconds for what a child wrote before it ended
 
 
@@ -111,10 +121,8 @@ def _start(words: Sequence[str]) -> tuple[Popen[bytes], int, int]:
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     boot = [sys.executable, *flags, "-c", _BOOT.format(path=sys.path), *map(str, given)]
     try:
-        if sys.platform == "win32":
-            child = subprocess.Popen([*boot, *words], close_fds=False)
-        else:
-            child = subprocess.Popen([*boot, *words], pass_fds=given)
+        # What the caller has opened for us, such as `--out >(tee page.html)`, is the child's too.
+        child = subprocess.Popen([*boot, *words], close_fds=False)
     finally:
         os.close(theirs_in)
         os.close(theirs_out)
@@ -129,6 +137,7 @@ def _inheritable(number: int) -> int:
         handle = msvcrt.get_osfhandle(number)
         os.set_handle_inheritable(handle, True)
         return handle
+    os.set_inheritable(number, True)
     return number
 
 
@@ -143,7 +152,7 @@ def _forwarding(child: Popen[bytes]) -> Iterator[list[int]]:
 
     def forward(number: int, _: object) -> None:
         heard.append(number)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: of Windows, for Ctrl-C
             child.send_signal(number)
 
     names = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -175,7 +184,7 @@ def _compare(command: str, signed: SignOff) -> None:
 
 def _without_result(command: str, code: int, heard: Sequence[int]) -> int:
     """Say that the child ended without a result, or end by the signal that ended it."""
-    if signal.SIGINT in heard:
+    if signal.SIGINT in heard and code in (STOPPED, -signal.SIGINT, 1):
         say(stderr(), "stopped", RESUMES.get(command, "nothing was changed."), "bold yellow")
         return STOPPED
     if code < 0 and -code in heard:
@@ -213,7 +222,8 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            # It takes the lowest number that is free; the child has it too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 class Supervised(click.Command):
@@ -223,6 +233,9 @@ class Supervised(click.Command):
         """Run the command here, or hand it on."""
         supervisor = ctx.find_object(Supervisor)
         if supervisor is None:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except Exit as error:  # not ours: words were read, and no command leaves by it
+                raise ended_by_code(error) from error
         words = ctx.command_path.split()
         return supervisor.run(words[1] if len(words) > 1 else words[0])

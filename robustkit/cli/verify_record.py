@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,19 @@ def command(
 def _ask(record: Path, device: str, **given: Any) -> Any:
     """Load what the record is about, and ask."""
     from robustkit.errors import UsageError
-    from robustkit.gate.baseline import load_baselines, open_points
-    from robustkit.gate.verify_record import data_named, model_named, verify_record
+    from robustkit.gate.baseline import load_baselines, models_of, open_points
+    from robustkit.gate.verify_record import verify_record
     from robustkit.models.load import load_model
 
+    if not record.exists():
+        raise UsageError(f"{record}: expected a record or the folder of a run, got no such path.")
     found = load_baselines(record)
     if len(found) != 1:
         raise UsageError(f"{record} holds {len(found)} records: name one of them.")
     (baseline,) = found
-    name = given["model"] or model_named(baseline)
-    data = open_points(baseline, given["data"] or data_named(baseline), given["data_root"])
+    command = f"robustkit verify-record {shlex.quote(str(record))}"
+    name = given["model"] or models_of(found, f"{command} --model")[0]
+    data = open_points(baseline, given["data"], given["data_root"], command=command)
     subject = load_model(
         name, data=data, weights=given["weights"], mean=given["mean"], std=given["std"]
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from robustkit.core import process_state
 from robustkit.core.imports import ended_by_code, failure
 from robustkit.errors import RobustkitError
 
@@ -45,13 +46,21 @@ def blaming(name: str) -> Iterator[None]:
 def outliving_exits() -> Iterator[None]:
     """Turn what would end the program, such as `sys.exit(0)` in a user's code, into an error.
 
+    What the code has changed for the whole process is put back: its own guard was not asked.
+
     Raises:
         RobustkitError: for a SystemExit that is raised inside.
     """
+    before = process_state.read()
     try:
         yield
     except SystemExit as error:
+        process_state.put_back(before)
         raise ended_by_code(error) from error
+    except RobustkitError as error:
+        if isinstance(error.__cause__, SystemExit):
+            process_state.put_back(before)
+        raise
 
 
 def raised_by_model(error: BaseException) -> str | None:

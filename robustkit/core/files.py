@@ -74,6 +74,13 @@ def write(content: bytes, path: Path) -> None:
         ) from error
 
 
+def remove(path: Path) -> None:
+    """Remove a file that `write` wrote, if it is there."""
+    path.unlink(missing_ok=True)
+    if (digests := _digests.get()) is not None:
+        digests.pop(path.resolve(), None)
+
+
 def copy(source: Path, path: Path) -> None:
     """Copy a file: afterwards `path` holds all of it, or what it held before.
 

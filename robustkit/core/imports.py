@@ -54,7 +54,7 @@ def failure(error: BaseException, file: str | None = None) -> str:
     return f"{message} (line {lines[-1]})"
 
 
-def ended_by_code(error: SystemExit, name: str = "") -> RobustkitError:
+def ended_by_code(error: BaseException, name: str = "") -> RobustkitError:
     """Return the error that stands for code which tried to end the program, such as `sys.exit(0)`.
 
     Args:

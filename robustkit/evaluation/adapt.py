@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from robustkit.core import files
 from robustkit.core.types import Images, Model
 from robustkit.errors import UsageError
 from robustkit.evaluation.identity import source_digest
@@ -55,7 +56,7 @@ def adapt_line_up(settings: Settings, prepared: Prepared) -> tuple[Prepared, Lin
     if STUDENT in wanted:
         taught = prepared.sample(_TAUGHT)
         if settings.fresh:  # of a teacher that cannot be told from this one: it has no weights
-            (folder / FILE).unlink(missing_ok=True)
+            files.remove(folder / FILE)
         teacher = f"{prepared.weights.digest}/{source_digest(settings.name)}"
         student = distill(prepared.model, taught, threat, settings.seed, folder, teacher=teacher)
         prepared = _spend(prepared, student.forwards, 0)

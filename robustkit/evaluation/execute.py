@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 
 from robustkit.certify.certifier import Certifier, build_certifier
+from robustkit.core import files
 from robustkit.core.attribution import blaming
 from robustkit.evaluation.build_record import make_record
 from robustkit.evaluation.carry_over import Carried, settled
@@ -72,7 +73,7 @@ def execute(
         for place in ledger.aside:
             watcher.note(f"{ledger.path} could not be used: what was there is now {place}.")
         if settings.fresh:
-            path.unlink(missing_ok=True)
+            files.remove(path)
         ledger.check_run()
         prepared = prepared._replace(diagnosis=same_answers(ledger, settings, prepared))
         ledger.remember("shape", list(data.shape))
@@ -132,7 +133,7 @@ def _finish(run: Run, path: Path, notes: Sequence[str], commit: Commit | None) -
     finished: list[int] = run.prepared.points.tolist()
     refuse_another_ledger(path, ledger)
     if not ledger.costs().get(len(line.specs) - 1, Cost()).finished:
-        path.unlink(missing_ok=True)  # of fewer points, or of an earlier configuration
+        files.remove(path)  # of fewer points, or of an earlier configuration
         with blaming(name):
             finished = run.all()
             _recheck(run)

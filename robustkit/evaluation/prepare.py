@@ -118,7 +118,16 @@ def chosen_points(settings: Settings) -> np.ndarray[Any, np.dtype[np.int64]]:
     """
     n, data = settings.n, settings.data
     if settings.points is None:
-        return select(data, n, settings.seed, settings.sample)
+        chosen = select(data, n, settings.seed, settings.sample)
+        counts = np.unique(data.labels[chosen], return_counts=True)[1]
+        if settings.balanced and counts.max() > counts.min() + 1:
+            fewest = int(np.unique(data.labels, return_counts=True)[1].min())
+            raise UsageError(
+                f"{data.name} has no {n} points as many of every class: its smallest class has "
+                f"{fewest}. Ask for at most {fewest * len(counts)} points, or for a proportional "
+                "sample."
+            )
+        return chosen
     chosen = np.unique(np.asarray(settings.points, dtype=np.int64))
     if n is not None or not len(chosen):
         raise UsageError("expected n, or a list of at least one point, got both or an empty list.")

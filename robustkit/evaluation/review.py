@@ -55,8 +55,8 @@ def majority(labels: Sequence[int], predicted: Sequence[int]) -> list[Flag]:
     """Compare a model with the one that answers the most frequent class whatever it is shown.
 
     `majority_class` is raised where the model recognizes fewer than half of the points of other
-    classes and cannot be told from that one (sign test over the points where the two differ, 5%
-    level). Points of a single class tell nothing.
+    classes, answers that class at least half of the time, and cannot be told from that one (sign
+    test over the points where the two differ, 5% level). Points of a single class tell nothing.
     """
     (label, most), *others = Counter(labels).most_common()
     rest = len(labels) - most
@@ -69,6 +69,8 @@ def majority(labels: Sequence[int], predicted: Sequence[int]) -> list[Flag]:
         return []
     n, right = len(labels), most - lost + gained
     answered = sum(guess == label for guess in predicted)
+    if 2 * answered < n:
+        return []
     return [flag(
         "majority_class",
         f"clean accuracy {right / n:.3f} on {n} points cannot be told from always answering class "

@@ -143,7 +143,7 @@ def ask(
     others = {key: _read(key, value) for key, value in others.items()}
     radius = threat_model(threat)
     points = dataset(data, radius.box)
-    if not isinstance(arguments, Mapping | None.__class__):
+    if not isinstance(arguments, Mapping | None):
         raise argument.refused("arguments", "a dict of what the user typed", arguments)
     given = dict(arguments or {})
     if isinstance(data, str):
@@ -157,7 +157,6 @@ def ask(
     )
 
 
-_BUDGET = "a robustkit.evaluation.budget.Budget"
 _SWITCHES = ("attack_certified", "fresh", "save_adversarial", "minimum_norm")
 
 

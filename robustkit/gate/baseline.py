@@ -20,6 +20,8 @@ from robustkit.record.points import Status
 from robustkit.record.record import Record
 from robustkit.search.suites import acts_on_findings, line_up
 
+_CHECK = "robustkit check"
+
 
 class Baseline(NamedTuple):
     """A record, and where it lies."""
@@ -54,18 +56,21 @@ def load_baselines(place: Path) -> list[Baseline]:
     return [Baseline(record, path) for path, record in load_records([place])]
 
 
-def models_of(known: Sequence[Baseline]) -> list[str]:
-    """Name the models of baselines, to check them where the user names none.
+def models_of(known: Sequence[Baseline], command: str = _CHECK) -> list[str]:
+    """Name the models of baselines, where the user names none.
+
+    Args:
+        command: what to name one after, for messages.
 
     Raises:
         UsageError: for one that is no registered name: loading it could run code.
     """
     for baseline in known:
         if ":" in (name := baseline.record.defense):
+            listed = ", or list it under [[models]] in robustkit.toml" * (command == _CHECK)
             raise UsageError(
-                f"the baseline {baseline.path} is of {name}, which can run code, and a record is "
-                f"data. If you trust it, name it yourself: `robustkit check {shlex.quote(name)}`, "
-                "or list it under [[models]] in robustkit.toml."
+                f"the record {baseline.path} is of {name}, which can run code, and a record is "
+                f"data. If you trust it, name it yourself: `{command} {shlex.quote(name)}`{listed}."
             )
     return list(dict.fromkeys(baseline.record.defense for baseline in known))
 
@@ -114,6 +119,7 @@ def open_points(
     root: Path | None,
     *,
     named: Collection[str | None] = (),
+    command: str = "",
 ) -> Dataset:
     """Open the data that a baseline was recorded on, and make sure that its points are the same.
 
@@ -122,6 +128,7 @@ def open_points(
     Args:
         text: what `--data` says; by default what the record says.
         named: what the user's configuration names.
+        command: the one to give, for messages; `robustkit check MODEL` by default.
 
     Raises:
         UsageError: when the data cannot be had, or its points are others than the baseline's.
@@ -132,8 +139,8 @@ def open_points(
         raise UsageError(
             f"the baseline {baseline.path} names {name} as its data, which can run code, and a "
             "record is data. If you trust it, name it yourself: "
-            f"`robustkit check {shlex.quote(record.defense)} --data {shlex.quote(name)}`, data = "
-            f'"{name}" in robustkit.toml, or data="{name}" in Python.'
+            f"`{command or f'{_CHECK} {shlex.quote(record.defense)}'} --data {shlex.quote(name)}`, "
+            f'data = "{name}" in robustkit.toml, or data="{name}" in Python.'
         )
     try:
         data = open_dataset(name, root=root, box=baseline.threat.box)

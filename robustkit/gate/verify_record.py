@@ -6,11 +6,9 @@ answers to the clean points and to the stored adversarial inputs cannot be edite
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isclose, prod
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,20 +19,16 @@ from robustkit.core.device import pick_device
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
 from robustkit.data.dataset import Dataset
-from robustkit.data.open import names_code
-from robustkit.errors import UsageError
 from robustkit.gate.baseline import Baseline
 from robustkit.models.readiness import private_copy
 from robustkit.record.evidence import LEDGER, refuse_altered
 from robustkit.record.ledger_reader import open_readonly
 from robustkit.record.provenance import weights_digest
-from robustkit.registry import defenses
 from robustkit.verify.candidates import predict, verify
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
 _BATCH, _SAME = 250, 1e-6  # points; how far a distance may be from the one told, relatively
-_REGISTERED = re.compile(r"\s*(\w+)\s*(\([^()]*\))?\s*")
 
 
 class Finding(NamedTuple):
@@ -55,38 +49,6 @@ class Finding(NamedTuple):
 
 def _of(what: str, checked: int, points: Sequence[int], note: str = "") -> Finding:
     return Finding(what, checked, len(points), tuple(points), note)
-
-
-def model_named(baseline: Baseline) -> str:
-    """Return the model that a record names, if naming it runs no code.
-
-    Raises:
-        UsageError: when it may.
-    """
-    name = baseline.record.defense
-    found = _REGISTERED.fullmatch(name)
-    known = found is not None and found[1] in defenses
-    return _named(name, name, "--model", baseline.path, known)
-
-
-def data_named(baseline: Baseline) -> str:
-    """Return the data that a record names, if opening them runs no code.
-
-    Raises:
-        UsageError: when it may.
-    """
-    record = baseline.record
-    name = str(record.arguments.get("data") or record.data.name)
-    return _named(name, record.data.name, "--data", baseline.path, not names_code(name))
-
-
-def _named(name: str, shown: str, option: str, path: Path, pure: bool) -> str:
-    if pure:
-        return name
-    raise UsageError(
-        f"{path} names {shown}, which is neither registered nor a data file: a record is data, and "
-        f"what it names is not run. Name it yourself: robustkit verify-record {path} {option} ..."
-    )
 
 
 def verify_record(
@@ -152,7 +114,9 @@ def _stored(baseline: Baseline, model: Model, data: Dataset, device: torch.devic
     note = f"{len(missing)} broken points have no stored input" if missing else ""
     return [
         _of("stored inputs lie in the threat model", len(found), outside, note),
-        _of("the model misclassifies them", len(found), futile),
+        Finding("the model misclassifies them", 0, note="the model is randomized: it varies")
+        if record.randomized
+        else _of("the model misclassifies them", len(found), futile),
         _of("the record says so, at their distance", len(found), untold),
     ]
 
@@ -175,12 +139,13 @@ def _judge(
     nearest = record.points.nearest
     reach = threat if nearest is None else _whole(threat, prod(data.shape))
     inside = reach.contains(z, x) & z.isfinite().flatten(1).all(1)
-    fooled, distance = torch.zeros_like(inside), reach.distance(z, x)
-    if bool(inside.any()):
+    # A vote of a randomized model on new noise says little about the one that was counted.
+    fooled, distance = inside.clone(), reach.distance(z, x)
+    if bool(inside.any()) and not record.randomized:
         rows = inside.nonzero().flatten()
         fooled[rows] = verify(
             model, z[rows], x[rows], y[rows], reach, attack="the record",
-            points=[points[row] for row in rows.tolist()], randomized=record.randomized,
+            points=[points[row] for row in rows.tolist()], randomized=False,
         ).broken  # fmt: skip
     told = dict(zip(record.points.index, nearest or record.points.distance, strict=True))
     status = dict(zip(record.points.index, record.points.status, strict=True))

@@ -142,7 +142,7 @@ def ranked(records: Iterable[tuple[Path | str, Record]]) -> list[list[tuple[Row,
     return groups
 
 
-def load_records(paths: Iterable[Path | str]) -> list[tuple[Path, Record]]:
+def load_records(paths: Iterable[Path | str], *, inputs: bool = False) -> list[tuple[Path, Record]]:
     """Load records from files and folders, each different record once.
 
     A folder stands for every `record.json` at any depth, and for every `*.json` that lies in the

@@ -61,14 +61,27 @@ class Guard:
 
     def __init__(self, folder: Path | None) -> None:
         self.habits, self._folder = Habits(), folder
-        self._passes: list[_Pass] = []
+        self._local = threading.local()
         self._watched: list[tuple[dict[str, Any], dict[str, Any]]] | None = None
 
     def __deepcopy__(self, _: object) -> Guard:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_passes": [], "_watched": None}
+        kept = {key: value for key, value in self.__dict__.items() if key != "_local"}
+        return {**kept, "_watched": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._local = threading.local()
+
+    @property
+    def _passes(self) -> list[_Pass]:
+        """The passes that this thread is in, from the outermost on."""
+        found: list[_Pass] | None = getattr(self._local, "passes", None)
+        if found is None:
+            found = self._local.passes = []
+        return found
 
     def before(self, _: object, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Remember the state before a pass, and hand over a copy where the model needs one."""

@@ -26,6 +26,7 @@ _ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_EXTERNAL_DIFF": "",
 }
+_KEPT = ("GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_", "GIT_CEILING_DIRECTORIES")
 _FILTER = re.compile(r"filter\.([\w-]+)\.(clean|smudge|process|required)", re.ASCII)
 
 
@@ -65,7 +66,9 @@ class _Questions:
 
     def __init__(self, path: Path | str, deadline: float) -> None:
         self._path, self._deadline = path, deadline
-        plain = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        # What the user's environment configures stays, such as safe.directory in a container.
+        plain = {key: value for key, value in os.environ.items()
+                 if not key.startswith("GIT_") or key.startswith(_KEPT)}  # fmt: skip
         self._environment = {**plain, **_ENVIRONMENT}
 
     def __call__(self, command: str, *words: str, config: tuple[str, ...] = ()) -> str:

@@ -44,7 +44,7 @@ DIGESTED = {
         "SELECT point, stage, predicted, distance FROM broken ORDER BY point",
         *(
             f"SELECT * FROM {name} ORDER BY 1, 2, 3"
-            for name in ("clean", "spent", "judged", "refused")
+            for name in ("clean", "spent", "judged", "refused", "strayed")
         ),
         *(f"SELECT * FROM {name} ORDER BY 1, 2" for name in ("certified", "closest", "cost")),
     ],

@@ -41,6 +41,10 @@ ENDINGS = {
     "exit at import": (LINEAR + AT_IMPORT, "SystemExit"),
     "exit in init": (LINEAR + IN_INIT, "SystemExit"),
     "exit in forward": (LINEAR + "def end():\n    sys.exit(0)", "SystemExit"),
+    "click's exit in forward": (
+        LINEAR + "import click\ndef end():\n    raise click.exceptions.Exit(0)",
+        "Exit",
+    ),
     "_exit in forward": (LINEAR + "def end():\n    os._exit(0)", "left with exit status 0"),
     "_exit at import": (LINEAR + "\nos._exit(0)", "left with exit status 0"),
     "_exit in a thread": (
@@ -123,6 +127,42 @@ def test_data_and_packs_that_end_the_process_are_failures(
     assert told in done.stderr
 
 
+LATE = """
+import click, numpy as np
+from robustkit.data import Dataset
+from robustkit.data.arrays import from_arrays
+
+x, y = (np.load("data.npz")[key] for key in "xy")
+whole = from_arrays("late", x, y)
+
+def load():
+    return Late()
+
+class Late:
+    calls = 0
+
+    def __getattr__(self, name):
+        return getattr(whole, name)
+
+    def __len__(self):
+        return len(whole)
+
+    def fetch(self, points):
+        Late.calls += 1
+        if Late.calls > 2:
+            raise click.exceptions.Exit(0)
+        return whole.fetch(points)
+"""
+
+
+@pytest.mark.slow
+def test_data_that_leave_by_the_exit_of_the_command_line_are_a_failure(room: Path) -> None:
+    (room / "late.py").write_text(LATE)
+    done = shell(room, "evaluate", "model.py:net", "--data", "late.py:load", *HOW[2:])
+    assert (done.returncode, "tried to end the program" in done.stderr) == (3, True), done.stderr
+    assert not list(room.rglob("record.json"))
+
+
 @pytest.mark.slow
 def test_a_check_whose_candidate_ends_the_process_does_not_pass(room: Path) -> None:
     assert shell(room, "evaluate", "model.py:net", *HOW, "--out", "base").returncode == 0
@@ -149,6 +189,14 @@ class TestStreams:
         done = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *words], cwd=room)
         assert done.returncode == 0
         assert list(room.rglob("record.json"))
+
+    def test_what_the_caller_opened_can_be_written(self, room: Path) -> None:
+        assert shell(room, "evaluate", "model.py:net", *HOW, "--out", "base").returncode == 0
+        with (room / "page.html").open("wb") as page:
+            words = ["report", "base", "--out", f"/dev/fd/{page.fileno()}", "--quiet"]
+            command = [sys.executable, "-m", "robustkit", *words]
+            subprocess.run(command, cwd=room, pass_fds=[page.fileno()], check=True)
+        assert (room / "page.html").read_text("utf-8").rstrip().endswith("</html>")
 
     def test_nor_for_a_command_without_a_child(self, room: Path) -> None:
         source, sink = os.pipe()

@@ -186,6 +186,23 @@ def test_distances_beyond_eps_are_held_against_the_model_too(tmp_path: Path) -> 
     assert found["the model misclassifies them"]["checked"] > 0
 
 
+def test_an_honest_record_of_a_randomized_model_holds(tmp_path: Path) -> None:
+    (tmp_path / "noisy.py").write_text(
+        "import torch\nfrom robustkit import load_model\nfrom robustkit.data.open import "
+        "open_dataset\n\nclass Noisy(torch.nn.Module):\n    def __init__(self):\n        "
+        "super().__init__()\n        self.inner = load_model('pgd_at', "
+        "data=open_dataset('bundled')).model\n\n    def forward(self, x):\n        "
+        "return self.inner(x + 0.3 * torch.randn_like(x))\n"
+    )
+    name = f"{tmp_path / 'noisy.py'}:Noisy"
+    words = ("--attack", "pgd(steps=5)", "--n", "20", "--device", "cpu", "--out", tmp_path / "out")
+    assert ask("evaluate", name, *words).exit_code == 0
+    (record,) = (tmp_path / "out").rglob("record.json")
+    found = checks(record.parent, "--model", name)
+    assert found["stored inputs lie in the threat model"]["checked"] > 0
+    assert found["the model misclassifies them"]["note"] == "the model is randomized: it varies"
+
+
 def test_help_answers_without_torch() -> None:
     import subprocess
     import sys

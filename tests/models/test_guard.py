@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +305,11 @@ class TestGuard:
         private = private_copy(torch.fx.symbolic_trace(nearest), CPU, "it")
         assert isinstance(private, nn.Module)
         assert guard_of(duplicate(private)) is guard_of(private)
+
+
+def test_threads_do_not_see_each_other(nearest: nn.Module) -> None:
+    model = private_copy(Around(nearest, lambda _: time.sleep(0.002)), CPU, "model")
+    sizes = [1, 2, 3, 5] * 10
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda n: len(model(torch.rand(n, 3, 4, 4))), sizes))
+    assert answers == sizes

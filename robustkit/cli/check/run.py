@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -174,7 +175,8 @@ def _gate(entry: ModelEntry, asked: CheckRequest, setup: Config) -> _Gate:
     name = entry.model if ":" in entry.model else ""
     first = choose(known, name or _canonical(entry.model), **wanted)
     root, named = asked.data_root or setup.root, (entry.data, setup.data)
-    data = open_points(first, asked.data, root, named=named)
+    command = f"robustkit check {shlex.quote(entry.model)}"
+    data = open_points(first, asked.data, root, named=named, command=command)
     subject = load_model(
         entry.model,
         data=data,

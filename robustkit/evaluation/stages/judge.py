@@ -29,6 +29,8 @@ from robustkit.search.protocol import Tasks
 from robustkit.search.tasks import Outcome, Work, fresh_tasks
 from robustkit.verify.candidates import FRESH, CandidateVerdicts, holds, measure, verify
 
+_FINDS = 8  # kept of a point until it is known which of them hold
+
 
 class _Find(NamedTuple):
     """A confirmed candidate of a search for the nearest, its input and its label."""
@@ -104,7 +106,7 @@ class StageJudge:
         finds = broken_points(verdict, self.stage.number, points, stored)
         for row, found in zip(rows, finds, strict=True):
             if self.stage.nearest and verdict.errors is None:
-                self._finds.setdefault(found.point, []).append(_Find(found, z[row], y[row]))
+                self._remember(_Find(found, z[row].clone(), y[row]))
             else:
                 self._keep(found)
         self._note_refused(verdict, points, z, y)
@@ -115,13 +117,20 @@ class StageJudge:
         if known is None or found.distance < known.distance:
             self.broken[found.point] = self._new[found.point] = found
 
+    def _remember(self, find: _Find) -> None:
+        """Keep the closest finds of a point, and the farthest: it is the surest to hold."""
+        finds = self._finds.setdefault(find.broken.point, [])
+        finds.append(find)
+        finds.sort(key=lambda known: known.broken.distance)
+        if len(finds) > _FINDS:
+            del finds[-2]
+
     def _keep_what_holds(self, points: Iterable[int]) -> None:
         """Of the finds of some points, keep the closest that fools the model in any batch.
 
         One that touches the decision boundary may owe its verdict to how the batch was rounded.
         """
-        left = {point: sorted(self._finds.pop(point), key=lambda find: find.broken.distance)
-                for point in points if point in self._finds}  # fmt: skip
+        left = {point: self._finds.pop(point) for point in points if point in self._finds}
         full = min(self.worker.slots, len(self.points.ranked))
         while left:
             finds = [each.pop(0) for each in left.values()]
