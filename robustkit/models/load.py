@@ -66,7 +66,7 @@ def load_model(
         UsageError: when there is no such model, or it cannot be loaded with these arguments.
     """
     arguments.instance("data", data, Dataset, "a robustkit.data.Dataset")
-    weights = weights and arguments.path("weights", weights)
+    weights = None if weights is None else arguments.path("weights", weights)
     with trusting(trust_code):
         return _loaded(arguments.text("model", text), data, weights, mean, std)
 

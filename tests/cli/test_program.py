@@ -252,7 +252,7 @@ class TestBadInput:
             (["--data", "npz:gone.npz"], "gone.npz"),
             (["--data", "bundeld"], "Did you mean 'bundled'"),
             (["models.py:net"], "models.py:net is listed twice"),
-            (["models.py:gone"], "models.py has no attribute 'gone'. Did you mean 'net'?"),
+            (["models.py:gone"], "models.py has no attribute 'gone'. It defines: Late"),
             (["--frsh"], "No such option"),
         ],
     )

@@ -92,7 +92,7 @@ class TestNpz:
         assert open_dataset(saved(tmp_path, x=x, y=Y4, classes=7)).classes == 7
         with pytest.raises(UsageError, match=r"labels from 0 to 1, got 2 at point 2 \(1 of 4"):
             open_dataset(saved(tmp_path, x=x, y=Y4, classes=2))
-        with pytest.raises(UsageError, match="classes as an integer"):
+        with pytest.raises(UsageError, match="classes as one integer"):
             open_dataset(saved(tmp_path, x=x, y=Y4, classes=2.5))
 
     @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ class TestImporting:
             ("absent.py:f", r"absent\.py does not exist \(looked from"),
             ("robustkit_absent.sub:f", "there is no module 'robustkit_absent'"),
             ("robustkit.errors.deep:f", "there is no module 'robustkit.errors.deep'"),
-            ("robustkit.errors:UsageEror", "Did you mean 'UsageError'.*It defines: GateFailed"),
+            ("robustkit.errors:UsageEror", "Did you mean 'UsageError'.*It defines: .*GateFailed"),
         ],
     )
     def test_what_cannot_be_found(self, text: str, message: str) -> None:

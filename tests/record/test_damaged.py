@@ -122,8 +122,8 @@ def test_a_value_that_is_no_json_is_damage(tmp_path: Path) -> None:
     with sqlite3.connect(path) as plain:
         plain.execute("INSERT INTO memo VALUES ('shape', '[1, ')")
     plain.close()
-    with open_readonly(path) as ledger, pytest.raises(UsageError, match="it is damaged"):
-        ledger.shape()
+    with pytest.raises(UsageError, match="it is damaged"), open_readonly(path):
+        pass
 
 
 @pytest.mark.parametrize("damage", [garbage, folder, other_schema])

@@ -20,6 +20,7 @@ from robustkit.core.packages import own_version
 from robustkit.core.text import clean, clean_lines
 from robustkit.leaderboard import formats, rows
 from robustkit.leaderboard.report import plots
+from robustkit.leaderboard.report.figure import Plot
 from robustkit.leaderboard.report.gallery import Gallery, GalleryMaker
 from robustkit.leaderboard.report.glossary import GLOSSARY
 from robustkit.leaderboard.report.images import LARGEST, data_uri
@@ -65,7 +66,7 @@ def write_page(
     jinja2 = need("jinja2")
     records = list(records)
     groups, maker = arrange(records), GalleryMaker(data_root, data)
-    drawn: dict[str, plots.Plot] = {}
+    drawn: dict[str, Plot] = {}
     shown: list[Shown] = []
     laid_out = [_group(group, maker, pictures, drawn, shown, advance) for group in groups]
     loader = jinja2.PackageLoader("robustkit.leaderboard.report")
@@ -97,7 +98,7 @@ def _group(
     group: Group,
     maker: GalleryMaker,
     pictures: int,
-    drawn: dict[str, plots.Plot],
+    drawn: dict[str, Plot],
     shown: list[Shown],
     advance: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def _provenance(line: Line) -> list[tuple[str, str]]:
     return [(term, clean(value)) for term, value in found.items() if value]
 
 
-def _curves(groups: Sequence[Group], drawn: dict[str, plots.Plot]) -> list[dict[str, Any]]:
+def _curves(groups: Sequence[Group], drawn: dict[str, Plot]) -> list[dict[str, Any]]:
     found = curves(groups)
     families = []
     for norm in dict.fromkeys(curve.norm for curve in found):

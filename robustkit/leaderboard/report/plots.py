@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from robustkit.core.text import short, with_interval
+from robustkit.leaderboard.report.figure import Figure, Plot
 from robustkit.leaderboard.report.view import Curve, Group, Line
 
-Plot: TypeAlias = dict[str, Any]
 # Told apart without color vision (Okabe and Ito 2008), and seen on white and on black.
 BLUE, SKY, VERMILLION, GREEN, ORANGE, PURPLE, GRAY = (
     *("#0072b2", "#56b4e9", "#d55e00", "#009e73"),
@@ -27,30 +27,6 @@ _UNIT = "passes per point"
 CROWD = 12  # rows that are all named in a scatter plot; of more, those on the front
 
 
-class _Figure:
-    """Traces and layout. Plain data: the checks of plotly's own figures take most of a page."""
-
-    def __init__(self, layout: dict[str, Any]) -> None:
-        self.layout = layout | {"annotations": []}
-        self.traces: list[dict[str, Any]] = []
-
-    def scatter(self, **trace: Any) -> None:
-        self.traces.append({"type": "scatter", **trace})
-
-    def bar(self, **trace: Any) -> None:
-        self.traces.append({"type": "bar", **trace})
-
-    def annotate(self, **annotation: Any) -> None:
-        self.layout["annotations"].append(annotation)
-
-    def axis(self, name: str, **changes: Any) -> None:
-        self.layout[name] |= changes
-
-    @property
-    def plot(self) -> Plot:
-        return {"data": self.traces, "layout": self.layout}
-
-
 def plain(text: str) -> str:
     """Write a name so that plotly shows it as it is."""
     return html.escape(text, quote=False)
@@ -61,7 +37,7 @@ def tradeoff(group: Group) -> Plot:
     front = group.front
     named = front if len(group.lines) > CROWD else group.lines
     edge = [(0.0, front[0].row.robust), *((at.row.clean, at.row.robust) for at in front)]
-    figure = _Figure(_layout("clean accuracy", "robust accuracy"))
+    figure = Figure(_layout("clean accuracy", "robust accuracy"))
     figure.scatter(
         x=[0, 1], y=[0, 1], mode="lines", name="robust = clean", hoverinfo="skip",
         line={"color": GRAY, "dash": "dot", "width": 1},
@@ -103,7 +79,7 @@ def tradeoff(group: Group) -> Plot:
 def security(found: Sequence[Curve]) -> Plot:
     """Draw robust accuracy over eps for curves of one norm; at eps = 0 it is the clean accuracy."""
     norm = found[0].norm
-    figure = _Figure(_layout(f"eps ({norm})", "robust accuracy"))
+    figure = Figure(_layout(f"eps ({norm})", "robust accuracy"))
     for number, curve in enumerate(found):
         rows = [line.row for line in curve.lines]
         figure.scatter(
@@ -128,7 +104,7 @@ def security(found: Sequence[Curve]) -> Plot:
 def outcomes(group: Group) -> Plot:
     """Draw for each record, as one bar, what became of its points, by attack."""
     attacks = attacks_of(group.lines)
-    figure = _Figure(_layout("share of the points", ""))
+    figure = Figure(_layout("share of the points", ""))
     parts = [
         ("certified", BLUE, [line.row.certified or 0 for line in group.lines]),
         (
@@ -152,7 +128,7 @@ def outcomes(group: Group) -> Plot:
 
 def costs(group: Group) -> Plot:
     """Draw for each record the passes per point, forward and backward, by attack."""
-    figure = _Figure(_layout("passes per point, forward + backward", ""))
+    figure = Figure(_layout("passes per point, forward + backward", ""))
     for number, names in enumerate(attacks_of(group.lines)):
         passes = [passes_of(line, names) for line in group.lines]
         color = CYCLE[number % len(CYCLE)]
@@ -166,7 +142,7 @@ def costs(group: Group) -> Plot:
 def classes(line: Line) -> Plot:
     """Draw for each class of a record clean, robust and certified accuracy, one in the other."""
     found = line.classes
-    figure = _Figure(_layout("", "accuracy"))
+    figure = Figure(_layout("", "accuracy"))
     kinds = [("clean", GRAY, 0.85), ("robust", SKY, 0.6), ("certified", BLUE, 0.35)]
     hover = [
         f"{plain(bar.name)} ({bar.n} points)<br>clean {bar.clean:.3f}<br>robust {bar.robust:.3f}"
@@ -262,7 +238,7 @@ def _stacked(
     }
 
 
-def _bars(figure: _Figure, group: Group) -> None:
+def _bars(figure: Figure, group: Group) -> None:
     """Stack the bars, each below its name: names beside them would leave no room on a phone."""
     entries = len(figure.traces)
     figure.layout.update(barmode="stack", height=110 + 20 * entries + 46 * len(group.lines))
