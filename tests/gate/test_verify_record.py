@@ -167,7 +167,7 @@ def test_what_a_record_names_is_not_run(
     forge(folder, name)
     result = ask("verify-record", "record.json")
     assert result.exit_code == 2
-    assert f"Name it yourself: robustkit verify-record record.json {option}" in result.stderr
+    assert f"name it yourself: `robustkit verify-record record.json {option}" in result.stderr
     assert not marker.exists()
 
 

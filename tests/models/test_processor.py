@@ -40,7 +40,8 @@ def processor(kind: str, folder: Path, **fields: Any) -> Any:
 def differ(copy: Processed, theirs: Any, height: int = 20, width: int = 20) -> float:
     """Largest difference of the copy from the processor, in levels of 255, on other noise."""
     image = np.random.default_rng(7).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    wanted = torch.as_tensor(theirs(images=image)["pixel_values"][0])  # an array or a tensor
+    answer = theirs(images=image)["pixel_values"][0]
+    wanted = answer if isinstance(answer, torch.Tensor) else torch.from_numpy(np.array(answer))
     mine = copy.prepare(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)[0]
     return float(((mine - wanted).abs() * copy.std[0]).max() * 255)
 
