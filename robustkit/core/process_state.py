@@ -102,6 +102,8 @@ def generators() -> dict[str, Any]:
 def same(a: Any, b: Any) -> bool:
     """Whether two states of one generator are equal."""
     if isinstance(a, (list, tuple)) and type(a) is type(b):
+        if a and isinstance(a[0], int) and isinstance(a[-1], int):
+            return bool(a == b)  # the 625 numbers of Python's own, many times a look
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     equal: Any = a == b
     return bool(equal.all() if hasattr(equal, "all") else equal)
