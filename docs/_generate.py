@@ -233,7 +233,8 @@ def _datasets() -> str:
         "Every point is read again wherever it is used, and compared with its first reading. If it "
         "has changed, or cannot be read any more, the run ends with exit code 3 and both digests: "
         "no record is written, and the ledger keeps the verdicts on what the run began with. All "
-        "points are read once more before the record. `robustkit train` refuses to resume on other "
+        "points are read once more before the record. A file that another one replaces by a rename "
+        "stays the one that was opened. `robustkit train` refuses to resume on other "
         "data than it began with.\n",
         "## Limits\n",
         "Nothing is unpacked before it is known to fit: an image of more than 67,108,864 pixels, a "
