@@ -7,6 +7,7 @@ import importlib.util
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,17 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that answers nothing, ever, not even a look-up."""
-    forever = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: forever.wait(60))
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A network that answers nothing while the test runs, not even a look-up."""
+    over = threading.Event()
+
+    def look_up(*_: object, **__: object) -> None:
+        over.wait(60)
+        raise socket.gaierror("no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    yield
+    over.set()  # for the threads that were left behind
 
 
 def test_a_host_that_listens_is_reachable() -> None:
