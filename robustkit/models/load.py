@@ -67,27 +67,19 @@ def load_model(
     """
     arguments.instance("data", data, Dataset, "a robustkit.data.Dataset")
     weights = None if weights is None else arguments.path("weights", weights)
+    text = arguments.text("model", text)
     with trusting(trust_code):
-        return _loaded(arguments.text("model", text), data, weights, mean, std)
-
-
-def _loaded(
-    text: str,
-    data: Dataset,
-    weights: Path | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Subject:
-    if zoo.is_named(text):
-        return _from_library(text, data, weights, mean, std)
-    if not _SPEC.fullmatch(text):
-        return _imported(text, data, weights, mean, std)
-    spec = Spec.parse(text)
-    if mean is not None or std is not None:
-        raise UsageError(
-            f"{spec} already normalizes its inputs; --mean and --std are for models that do not."
-        )
-    return _registered(spec, data, weights)
+        if zoo.is_named(text):
+            return _from_library(text, data, weights, mean, std)
+        if not _SPEC.fullmatch(text):
+            return _imported(text, data, weights, mean, std)
+        spec = Spec.parse(text)
+        if mean is not None or std is not None:
+            raise UsageError(
+                f"{spec} already normalizes its inputs; --mean and --std are for models that do "
+                "not."
+            )
+        return _registered(spec, data, weights)
 
 
 def bundled(data: Dataset) -> list[str]:

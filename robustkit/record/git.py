@@ -12,7 +12,8 @@ import re
 import subprocess
 import time
 from pathlib import Path
-from typing import NamedTuple
+
+from robustkit.record.schema import Commit
 
 LIMIT = 2.0  # seconds for all questions together
 _OFF = (
@@ -30,18 +31,11 @@ _KEPT = ("GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_", "GIT_CEILIN
 _FILTER = re.compile(r"filter\.([\w-]+)\.(clean|smudge|process|required)", re.ASCII)
 
 
-class Head(NamedTuple):
-    """The commit that is checked out, and whether tracked files differ from it."""
-
-    hash: str
-    dirty: bool
-
-
 class _UnknownError(Exception):
     """Git gave no answer."""
 
 
-def head(path: Path | str = ".", *, limit: float = LIMIT) -> Head | None:
+def head(path: Path | str = ".", *, limit: float = LIMIT) -> Commit | None:
     """Return the commit checked out around `path`; None where git does not tell within `limit`.
 
     Content filters are off: a file that goes through one (Git LFS) and was touched since git last
@@ -52,13 +46,13 @@ def head(path: Path | str = ".", *, limit: float = LIMIT) -> Head | None:
         name = ask("rev-parse", "--verify", "HEAD^{commit}").strip()
         off = _filters_off(ask("config", "--null", "--name-only", "--get-regexp", r"^filter\."))
         if off is None:
-            return Head(name, True)
+            return Commit(hash=name, dirty=True)
         looking = ("status", "--porcelain", "--untracked-files=no", "--no-renames")
         # A look into a submodule would obey that one's configuration.
         changes = ask(*looking, "--ignore-submodules=dirty", config=off)
     except (_UnknownError, OSError, ValueError, subprocess.SubprocessError):
         return None
-    return Head(name, bool(changes))
+    return Commit(hash=name, dirty=bool(changes))
 
 
 class _Questions:

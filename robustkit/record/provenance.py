@@ -48,8 +48,7 @@ def commit(path: Path | str = ".") -> Commit | None:
     Dirty means that tracked files differ from the commit: a run's own folder is not one of them.
     Never raises, takes at most two seconds, and runs nothing that the repository configures.
     """
-    found = git.head(path)
-    return None if found is None else Commit(hash=found.hash, dirty=found.dirty)
+    return git.head(path)
 
 
 def weights_digest(module: nn.Module) -> tuple[str, int]:

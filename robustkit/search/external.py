@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from robustkit.core import process_state
 from robustkit.core.imports import failure
 from robustkit.core.optional import library, quiet
 from robustkit.core.threat import Threat
@@ -109,7 +110,7 @@ def candidates(
         RobustkitError: when the library fails, or returns something else than a batch of inputs.
     """
     try:
-        with quiet(), seeded(batch.seed, batch.x.device):
+        with quiet(), seeded(batch.seed):
             found: object = attack.perturb(model, batch, threat)
     except RobustkitError:
         raise
@@ -127,19 +128,16 @@ def candidates(
 
 
 @contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators of torch, numpy and Python, and put their states back."""
-    kept, other = np.random.get_state(), random.getstate()
-    devices = [device] if device.type == "cuda" else []
+    kept = process_state.generators()
     try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-            yield
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
     finally:
-        np.random.set_state(kept)
-        random.setstate(other)
+        process_state.set_generators(kept)
 
 
 _POWER = {

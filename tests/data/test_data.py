@@ -98,12 +98,15 @@ class TestFetch:
         assert (x == 0.5).all()
 
 
+samples = given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    seed=st.integers(0, 2**40),
+    part=st.floats(0, 1),
+)
+
+
 class TestSelect:
-    @given(
-        labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
-        seed=st.integers(0, 2**40),
-        part=st.floats(0, 1),
-    )
+    @samples
     def test_is_balanced_nested_and_sorted(self, labels: list[int], seed: int, part: float) -> None:
         data = toy(labels, classes=5)
         n = 1 + round(part * (len(labels) - 1))
@@ -118,11 +121,7 @@ class TestSelect:
         assert set(chosen) <= set(select(data, len(labels), seed, "balanced"))
         assert set(select(data, max(1, n - 1), seed, "balanced")) <= set(chosen)
 
-    @given(
-        labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
-        seed=st.integers(0, 2**40),
-        part=st.floats(0, 1),
-    )
+    @samples
     def test_every_class_has_its_share(self, labels: list[int], seed: int, part: float) -> None:
         data = toy(labels, classes=5)
         n = 1 + round(part * (len(labels) - 1))

@@ -43,6 +43,13 @@ def records() -> list[Path]:
     return sorted(Path("robustkit-runs").rglob("record.json"))
 
 
+def refused(model: nn.Module, given: dict[str, Any], told: str) -> None:
+    """The request is refused in these words, and leaves nothing."""
+    with pytest.raises(UsageError, match=told):
+        run(model, **given)
+    assert records() == []
+
+
 class TestWords:
     def test_tensors_arrays_names_and_datasets_are_the_same_points(
         self, nearest: nn.Module, blobs: Dataset, arrays: tuple[torch.Tensor, torch.Tensor]
@@ -95,9 +102,7 @@ class TestWords:
         changes: dict[str, Any],
         told: str,
     ) -> None:
-        with pytest.raises(UsageError, match=told):
-            run(nearest, **({"data": arrays} | changes))
-        assert records() == []
+        refused(nearest, {"data": arrays} | changes, told)
 
 
 _UNKNOWN: Any = "float64"
@@ -159,9 +164,7 @@ class TestTypes:
         changes: dict[str, Any],
         told: str,
     ) -> None:
-        with pytest.raises(UsageError, match=told):
-            run(nearest, arrays, **changes)
-        assert records() == []
+        refused(nearest, {"data": arrays} | changes, told)
 
     def test_a_model_is_a_module_a_function_or_a_name(
         self, arrays: tuple[torch.Tensor, torch.Tensor]

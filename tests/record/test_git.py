@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from robustkit.record import git as questions
-from robustkit.record.git import Head, head
+from robustkit.record.git import head
+from robustkit.record.schema import Commit
 
 pytestmark = pytest.mark.skipif(
     shutil.which("git") is None or os.name == "nt", reason="needs git and a shell"
@@ -74,24 +75,27 @@ def test_no_program_of_the_repository_is_run(tmp_path: Path, git: Git, marker: P
     assert marker.exists()
 
 
+def asked(tree: Path, git: Git, marker: Path, key: str) -> Commit | None:
+    """Ask about a tree in which the program that leaves the mark is configured under `key` too."""
+    git("config", key, git("config", "filter.mark.clean"))
+    touched(tree)
+    marker.unlink(missing_ok=True)
+    found = head(tree)
+    assert not marker.exists()
+    return found
+
+
 def test_a_filter_that_talks_all_along_is_not_run_either(
     tmp_path: Path, git: Git, marker: Path
 ) -> None:
-    git("config", "filter.mark.process", git("config", "filter.mark.clean"))
-    touched(tmp_path / "tree")
-    marker.unlink(missing_ok=True)
-    assert head(tmp_path / "tree") is not None
-    assert not marker.exists()
+    assert asked(tmp_path / "tree", git, marker, "filter.mark.process") is not None
 
 
 def test_a_filter_that_cannot_be_turned_off_counts_as_a_change(
     tmp_path: Path, git: Git, marker: Path
 ) -> None:
-    git("config", "filter.a=b.clean", git("config", "filter.mark.clean"))
-    touched(tmp_path / "tree")
-    marker.unlink(missing_ok=True)
-    assert head(tmp_path / "tree") == Head(git("rev-parse", "HEAD"), True)
-    assert not marker.exists()
+    found = asked(tmp_path / "tree", git, marker, "filter.a=b.clean")
+    assert found == Commit(hash=git("rev-parse", "HEAD"), dirty=True)
 
 
 def test_a_submodule_is_not_looked_into(tmp_path: Path, git: Git, marker: Path) -> None:
@@ -118,14 +122,14 @@ def test_the_environment_does_not_name_another_repository(
     commit = head(tmp_path / "tree")
     for name in ("GIT_DIR", "GIT_CONFIG_PARAMETERS"):
         monkeypatch.delenv(name)
-    assert commit == Head(git("rev-parse", "HEAD"), False)
+    assert commit == Commit(hash=git("rev-parse", "HEAD"), dirty=False)
 
 
 def test_a_touched_file_with_the_same_content_is_no_change(tmp_path: Path, git: Git) -> None:
     touched(tmp_path / "tree")
-    assert head(tmp_path / "tree") == Head(git("rev-parse", "HEAD"), False)
+    assert head(tmp_path / "tree") == Commit(hash=git("rev-parse", "HEAD"), dirty=False)
     (tmp_path / "tree" / "file.txt").write_text("two\n")
-    assert head(tmp_path / "tree") == Head(git("rev-parse", "HEAD"), True)
+    assert head(tmp_path / "tree") == Commit(hash=git("rev-parse", "HEAD"), dirty=True)
 
 
 def test_a_git_that_hangs_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

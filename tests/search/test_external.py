@@ -227,7 +227,7 @@ class TestContainment:
         torch.manual_seed(5), np.random.seed(5), random.seed(5)
         draws = []
         for _ in range(2):
-            with seeded(3, torch.device("cpu")):
+            with seeded(3):
                 draws.append((float(torch.rand(1)), float(np.random.rand()), random.random()))
         assert draws[0] == draws[1]
         assert (torch.rand(1), np.random.rand(), random.random()) == wanted
