@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -230,19 +230,6 @@ def test_standard_output_holds_one_thing(record: Path) -> None:
         assert "only one thing can go to standard output" in result.stderr
 
 
-@pytest.fixture
-def somebody_else() -> Iterator[None]:
-    """Root may write anywhere: it gives up the right for a while."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-
-
 MODEL = "code.py:model"  # would leave a file if it were loaded
 
 
@@ -294,30 +281,21 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(
     assert not (room / "ran").exists()
 
 
-def test_a_place_without_permission_is_refused(room: Path, somebody_else: None) -> None:
+def test_a_place_without_permission_is_refused(room: Path, bound_by_modes: None) -> None:
+    closed = room / "closed"
+    closed.mkdir(mode=0o555)
     with pytest.raises(UsageError, match=r"cannot be written: .*[Pp]ermission"):
-        files.refuse_unwritable(room / "report")
+        files.refuse_unwritable(closed / "report")
     with pytest.raises(UsageError, match=r"cannot be written: .*[Pp]ermission"):
-        files.refuse_unwritable_folder(Path("/") / "new" / "folder")
+        files.refuse_unwritable_folder(closed / "new" / "folder")
 
 
-def test_a_read_only_file_is_refused(room: Path) -> None:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as place:
-        Path(place).chmod(0o777)
-        kept = Path(place) / "kept"
-        kept.write_text("kept")
-        kept.chmod(0o444)
-        root = os.geteuid() == 0
-        if root:
-            os.seteuid(65534)
-        try:
-            with pytest.raises(UsageError, match="you have no permission"):
-                files.refuse_unwritable(kept)
-        finally:
-            if root:
-                os.seteuid(0)
+def test_a_read_only_file_is_refused(room: Path, bound_by_modes: None) -> None:
+    kept = room / "kept"
+    kept.write_text("kept")
+    kept.chmod(0o444)
+    with pytest.raises(UsageError, match="you have no permission"):
+        files.refuse_unwritable(kept)
 
 
 def test_a_page_on_a_device_has_no_size(record: Path, device: Device) -> None:

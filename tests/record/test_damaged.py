@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from robustkit.record.ledger_schema import BrokenPoint, Cost
 from robustkit.record.record import load
 
 IDENTITY = {"seed": 0}
-NOBODY = 65534
 
 
 def ask(*words: str | Path) -> Result:
@@ -155,33 +152,17 @@ def test_fresh_does_not_take_a_folder_of_another_program(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def archive(nearest: Any, blobs: Any) -> Iterator[Path]:
-    """A run's folder that nobody but its owner may write, seen by somebody else."""
-    with tempfile.TemporaryDirectory() as place:
-        top = Path(place)
-        top.chmod(0o755)
-        folder = top / "run"
-        robustkit.evaluate(
-            nearest, name="toy", data=blobs, threat="linf:0.2", attacks=["fgsm"], folder=folder
-        )
-        for file in folder.iterdir():
-            file.chmod(0o444)
-        folder.chmod(0o555)
-        yield folder
-        folder.chmod(0o755)
-
-
-@pytest.fixture
-def somebody_else() -> Iterator[None]:
-    """Root may write anywhere: it gives up the right for a while."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
+def archive(nearest: Any, blobs: Any, tmp_path: Path) -> Iterator[Path]:
+    """A run's folder that may be read only."""
+    folder = tmp_path / "run"
+    robustkit.evaluate(
+        nearest, name="toy", data=blobs, threat="linf:0.2", attacks=["fgsm"], folder=folder
+    )
+    for file in folder.iterdir():
+        file.chmod(0o444)
+    folder.chmod(0o555)
+    yield folder
+    folder.chmod(0o755)
 
 
 READERS = (
@@ -194,27 +175,18 @@ READERS = (
 
 
 def test_an_archive_without_write_access_is_read(
-    archive: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    archive: Path, tmp_path: Path, bound_by_modes: None
 ) -> None:
-    monkeypatch.setenv("HOME", str(archive.parent))  # libraries look for their settings there
     before = {file.name: file.read_bytes() for file in archive.iterdir()}
-
-    def read(place: str) -> None:
-        for words in READERS:
-            named = [word.replace("RUN", str(archive)).replace("PAGE", f"{place}/page.html")
-                     for word in words]  # fmt: skip
-            result = ask(*named)
-            assert result.exit_code == 0, (words, result.output)
-
-    with tempfile.TemporaryDirectory() as place:
-        read(place)  # imports what it takes: somebody else may not read where Python lies
-    request.getfixturevalue("somebody_else")
-    with tempfile.TemporaryDirectory() as place:
-        read(place)
-        assert robustkit.adversarial_inputs(archive)
-        assert {file.name: file.read_bytes() for file in archive.iterdir()} == before
-        with pytest.raises(PermissionError):  # it is as it should be: nothing can be written
-            (archive / "new").write_text("")
+    page = tmp_path / "page.html"
+    for reader in READERS:
+        words = [word.replace("RUN", str(archive)).replace("PAGE", str(page)) for word in reader]
+        result = ask(*words)
+        assert result.exit_code == 0, (words, result.output)
+    assert robustkit.adversarial_inputs(archive)
+    assert {file.name: file.read_bytes() for file in archive.iterdir()} == before
+    with pytest.raises(PermissionError):  # it is as it should be: nothing can be written
+        (archive / "new").write_text("")
 
 
 def test_a_log_that_cannot_be_merged_is_not_passed_over(
@@ -235,7 +207,7 @@ def test_a_log_that_cannot_be_merged_is_not_passed_over(
     for file in copy.iterdir():
         file.chmod(0o444)
     copy.chmod(0o555)
-    request.getfixturevalue("somebody_else")
+    request.getfixturevalue("bound_by_modes")
     with (
         pytest.raises(UsageError, match=r"its last verdicts are in ledger\.sqlite-wal.*Copy"),
         open_readonly(copy / "ledger.sqlite") as reader,
