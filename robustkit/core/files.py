@@ -8,7 +8,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -31,6 +31,12 @@ def digesting() -> Iterator[dict[Path, str]]:
         yield found
     finally:
         _digests.reset(token)
+
+
+def adopt(digests: Mapping[Path, str]) -> None:
+    """Keep the digests of files that another process of ours has written."""
+    if (found := _digests.get()) is not None:
+        found.update(digests)
 
 
 def make_folder(path: Path) -> None:

@@ -24,7 +24,7 @@ from robustkit.evaluation.identity import folder_before_line_up
 from robustkit.evaluation.prepare import Prepared, prepare, warn_of_eps
 from robustkit.evaluation.progress import listening
 from robustkit.evaluation.settings import GivenData, GivenModel, Settings, ask
-from robustkit.evaluation.watcher import Watcher
+from robustkit.evaluation.watcher import Relay, Watcher, tell
 from robustkit.models.trust import trusting
 from robustkit.models.tuning import AUTOMATIC, Tuning
 from robustkit.record.record import Record
@@ -129,7 +129,7 @@ def evaluate_grid_settings(
         listening(watcher, progress) as heard,
         start_workers(setup, settings, prepared, heard) as scheduler,
     ):
-        return _descend(runs, prepared, line_ups, _Once(heard), scheduler)
+        return _descend(runs, prepared, line_ups, _once(heard), scheduler)
 
 
 def _descend(
@@ -159,33 +159,17 @@ def _descend(
     return records[::-1]
 
 
-class _Once(Watcher):
-    """Passes on what it hears, but no note twice: most hold at every eps alike."""
+def _once(watcher: Watcher) -> Watcher:
+    """Return a watcher that passes on what it hears, but no note twice: most hold at every eps."""
+    told = set[Any]()
 
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher, self._told = watcher, set[str]()
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "note" or arguments not in told:
+            tell(watcher, event, arguments)
+        if event == "note":
+            told.add(arguments)
 
-    def model(self, name: str, points: int) -> None:
-        """Pass on."""
-        self._watcher.model(name, points)
-
-    def stage(self, name: str, tasks: int) -> None:
-        """Pass on."""
-        self._watcher.stage(name, tasks)
-
-    def advance(self, done: int, robust: int, points: int) -> None:
-        """Pass on."""
-        self._watcher.advance(done, robust, points)
-
-    def kept(self, path: Path) -> None:
-        """Pass on."""
-        self._watcher.kept(path)
-
-    def note(self, message: str) -> None:
-        """Pass on what is new."""
-        if message not in self._told:
-            self._told.add(message)
-            self._watcher.note(message)
+    return Relay(hear)
 
 
 def descending(threat: Threat, grid: Sequence[float]) -> list[Threat]:

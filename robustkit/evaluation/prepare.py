@@ -97,10 +97,15 @@ def first_look(settings: Settings) -> Diagnosis:
     Raises:
         UsageError: when model and data cannot be evaluated together.
     """
-    device, points = pick_devices(settings.device)[0], chosen_points(settings)
+    device = pick_devices(settings.device)[0]
     private = private_copy(settings.model, device, settings.name)
-    data = PinnedData(settings.data, settings.threat.box)
-    return _look(settings, private, _sample(data, points).to(device))
+    return _look(settings, private, looked_at(settings, device))
+
+
+def looked_at(settings: Settings, device: torch.device) -> Images:
+    """Read the points that the first look takes."""
+    points, data = chosen_points(settings), PinnedData(settings.data, settings.threat.box)
+    return _sample(data, points).to(device)
 
 
 def _look(settings: Settings, private: Model, sample: Images) -> Diagnosis:

@@ -10,17 +10,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustkit.core import arguments
-from robustkit.core.text import clean
+from robustkit.core.text import clean, short
 from robustkit.errors import UsageError
-from robustkit.evaluation.watcher import Watcher
+from robustkit.evaluation.watcher import Relay, Watcher, tell
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
 
+_OTHERS = 70  # columns of a bar beside its name
+_NARROWEST = 20  # columns of a name
 _PAUSE = 0.2  # seconds between two pictures of a notebook
 
 
@@ -40,7 +43,8 @@ def listening(watcher: Watcher | None, progress: bool | None) -> Iterator[Watche
             raise arguments.refused("watcher", "an object, not a class", watcher)
         if progress:
             raise UsageError("progress=True shows bars of its own: leave out watcher, or progress.")
-        yield watcher
+        heard: Any = watcher
+        yield heard if isinstance(heard, Watcher) else Relay(partial(tell, heard))
     elif progress or (progress is None and in_notebook()):
         with Display() as display:
             yield display
@@ -65,7 +69,7 @@ def columns() -> list[ProgressColumn]:
 
     return [
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TextColumn("{task.fields[told]}", markup=False),
         TimeElapsedColumn(),
@@ -88,7 +92,8 @@ class StageBars(Watcher):
         """A stage begins; `tasks` is an upper bound. The one before has ended."""
         self.end_stage()
         self._stage = clean(name)
-        description = f"{self._name}: {self._stage}"
+        room = max(_NARROWEST, self._bars.console.width - _OTHERS)
+        description = short(f"{self._name}: {self._stage}", room)
         self._bar = self._bars.add_task(description, total=tasks, told=self._robust)
 
     def advance(self, done: int, robust: int, points: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -18,6 +19,7 @@ from robustkit.evaluation.stages.audit import perform
 from robustkit.evaluation.stages.clean_and_certify import certify_points
 from robustkit.evaluation.stages.replay import Replay
 from robustkit.evaluation.stages.stage import AttackStage, PointsToAttack, Report
+from robustkit.evaluation.tally import Tally
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import CLEAN, REPLAYED, Cost
@@ -52,6 +54,10 @@ class Run:
     def limit(self) -> float:
         """The distance up to which a success counts."""
         return self.settings.threat.limit(prod(self.settings.data.shape))
+
+    @cached_property
+    def _tally(self) -> Tally:
+        return Tally(self.ledger, self.watcher, self.limit)
 
     def statuses(self, points: Sequence[int]) -> dict[int, Status]:
         """Read the verdict on each of `points`, which are finished."""
@@ -158,6 +164,7 @@ class Run:
             self.watcher.advance(done, correct, len(points))
 
         self.executor.classify(todo, self._ranked(), report)
+        self._tally.tell(now=True)
 
     def _ranked(self) -> int:
         """How many classes per point to remember: the predicted one, and those aimed at."""
@@ -176,6 +183,7 @@ class Run:
 
         certify_points(certifier.name, points, self.ledger, self.watcher, work,
                        everything=self.settings.attack_certified)  # fmt: skip
+        self._tally.tell(now=True)
 
     def _robust(
         self, points: Sequence[int], number: int | None = None
@@ -235,6 +243,7 @@ class Run:
 
         def report(done: int, left: int) -> None:
             self.watcher.advance(done, others + left, len(points))
+            self._tally.tell()
             if self.settings.budget is not None:
                 self.settings.budget.check_time()
 
@@ -243,6 +252,7 @@ class Run:
         self.watcher.stage(str(stage.spec), len(robust) * len(jobs) - len(spent))
         self.executor.attack(stage, PointsToAttack(robust, spent, proved), report,
                              entered=len(given | robust.keys()), last=last)  # fmt: skip
+        self._tally.tell(now=True)
 
     def _stage(self, number: int) -> AttackStage:
         settings, within = self.settings, self.settings.threat

@@ -40,6 +40,7 @@ from robustkit.evaluation.distributed.messages import (
     PointData,
     Prove,
     Ready,
+    Task,
 )
 from robustkit.evaluation.distributed.ray_pool import RayPool
 from robustkit.evaluation.distributed.scheduler import Scheduler
@@ -123,7 +124,7 @@ class Threads:
         threading.Thread(target=serve, args=(orders.get, send, "cpu", None), daemon=True).start()
         return orders
 
-    def submit(self, place: int, order: Order) -> None:
+    def submit(self, place: int, order: Task) -> None:
         self._orders[place].put(pickle.loads(pickle.dumps(order)))
 
     def wait(self, seconds: float) -> list[tuple[int, Note]]:
@@ -465,7 +466,7 @@ class Script:
     def __init__(self, lines: list[list[tuple[int, Note]]]) -> None:
         self.lines, self.submitted, self.closed = iter(lines), 0, False
 
-    def submit(self, place: int, order: Order) -> None:
+    def submit(self, place: int, order: Task) -> None:
         self.submitted += 1
 
     def wait(self, seconds: float) -> list[tuple[int, Note]]:

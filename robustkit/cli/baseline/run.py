@@ -16,7 +16,7 @@ from robustkit.cli.evaluate.plan import claim, make
 from robustkit.cli.evaluate.request import Request
 from robustkit.cli.evaluate.run import evaluate_one
 from robustkit.cli.options import use_threads
-from robustkit.cli.progress import Screen
+from robustkit.cli.screen import Screen
 from robustkit.core import files
 from robustkit.core.text import slug
 from robustkit.errors import UsageError
@@ -77,7 +77,8 @@ def run(asked: BaselineRequest) -> None:
             for plan in plans:
                 claim(plan)
                 (subject,) = plan.subjects
-                ((_, record),) = evaluate_one(plan, subject, screen)
+                ((_, record),) = evaluate_one(plan, subject, screen.lane(subject.name))
+                screen.end(subject.name)
                 found.append((record, plan.folder(subject)))
     for entry, (record, folder) in zip(entries, found, strict=True):
         place = asked.baseline or setup.place(entry.baseline or setup.baseline)

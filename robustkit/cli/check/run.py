@@ -16,7 +16,7 @@ from robustkit.cli.check.verdicts import show
 from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.options import takes_stdout, use_threads
 from robustkit.cli.program import fail, told
-from robustkit.cli.progress import GateScreen
+from robustkit.cli.screen import GateLane, Screen
 from robustkit.core import files, json_files
 from robustkit.core.text import seconds, shown_json, slug
 from robustkit.core.threat import Threat
@@ -100,7 +100,7 @@ def run(asked: CheckRequest, *, debug: bool) -> int:
         terms, gates = _terms(asked, setup), _gates(asked, setup)
         if not asked.quiet:
             _say_what_cannot_show(gates)
-        with GateScreen(len(gates), quiet=asked.quiet) as screen:
+        with Screen(len(gates), quiet=asked.quiet, lane=GateLane) as screen:
             for gate in gates:
                 try:
                     verdicts.append(_one(gate, asked, setup, terms, screen))
@@ -236,7 +236,7 @@ def _code(baseline: Baseline, subject: Subject, replay: bool) -> str:
 
 
 def _one(
-    gate: _Gate, asked: CheckRequest, setup: Config, terms: Terms, screen: GateScreen
+    gate: _Gate, asked: CheckRequest, setup: Config, terms: Terms, screen: Screen
 ) -> GateVerdict:
     if gate.record is not None:
         return compare(gate.baseline, gate.record, terms)
@@ -252,8 +252,9 @@ def _one(
         device=asked.device if asked.device != "auto" else setup.device,
         batch_size=asked.batch_size,
         fresh=asked.fresh,
-        watcher=screen,
+        watcher=screen.lane(gate.candidate.name),
     )
+    screen.end(gate.candidate.name)
     json_files.write(verdict.plain(), gate.folder / "check.json")
     return verdict
 

@@ -79,13 +79,16 @@ from robustkit.cli.supervisor import Supervised
 )
 @click.option(
     "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="So many processes, of this machine or of the cluster.",
+    callback=options.whole_or_auto,
+    default="auto",
+    show_default=True,
+    metavar="auto|N",
+    help="So many processes. Each takes a model, where there are enough; auto: on a CPU, one for "
+    "each model and core, up to 4.",
 )
 @click.option(
     "--batch-size",
-    callback=options.batch_size,
+    callback=options.whole_or_auto,
     default="auto",
     show_default=True,
     metavar="auto|N",

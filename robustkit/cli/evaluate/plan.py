@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -11,6 +13,7 @@ from robustkit.certify.certifier import build_certifier
 from robustkit.cli.evaluate.request import Request
 from robustkit.cli.evaluate.run_folder import previous, refuse_other
 from robustkit.core import json_files
+from robustkit.core.device import pick_devices
 from robustkit.core.spec import Spec
 from robustkit.core.text import slug
 from robustkit.core.threat import Threat
@@ -20,6 +23,7 @@ from robustkit.errors import UsageError
 from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.distributed.messages import Named
 from robustkit.evaluation.distributed.setup import set_up
+from robustkit.evaluation.distributed.several import at_once
 from robustkit.evaluation.eps_grid import descending, folder_of, refuse_audit
 from robustkit.evaluation.identity import default_folder, source_digest
 from robustkit.evaluation.prepare import chosen_points
@@ -62,8 +66,24 @@ class Plan:
             folder=self.folder(subject),
             named=self.named(subject),
             arguments=self.arguments(subject),
+            workers=self.settings.workers if self.at_once == 1 else None,
             notes=tuple(subject.notes),
         )
+
+    @property
+    def at_once(self) -> int:
+        """How many models are evaluated at once, each by one process.
+
+        One after the other where each is spread over workers itself: over devices, a cluster, or
+        more workers than there are models.
+        """
+        request, models = self.request, len(self.subjects)
+        devices = pick_devices(request.device)
+        if request.distributed is not None or len(devices) > 1:
+            return 1
+        if request.workers is not None:
+            return request.workers if request.workers <= models else 1
+        return at_once(models, os.cpu_count() or 1) if devices[0].type == "cpu" else 1
 
     def folder(self, subject: Subject) -> Path:
         """Return the folder of one model's evidence."""
@@ -111,7 +131,7 @@ def make(request: Request) -> Plan:
     if not request.models and request.n is None:
         request = replace(request, n=min(len(data), FIRST_LOOK))
     grid = _grid(request)
-    settings = _settings(request, data, grid[0] if grid else _threat(request, data))
+    settings = settings_for(request, data, grid)
     line = settings.line_up()
     if grid:
         refuse_audit(line, settings.suite)
@@ -144,7 +164,9 @@ def claim(plan: Plan) -> None:
     json_files.write(plan.config, plan.out / "config.json")
 
 
-def _settings(request: Request, data: Dataset, threat: Threat) -> Settings:
+def settings_for(request: Request, data: Dataset, grid: Sequence[Threat]) -> Settings:
+    """Return what holds for every model; `Plan.settings_of` adds what is each one's own."""
+    threat = grid[0] if grid else _threat(request, data)
     default = _NEAREST_SUITE if request.minimum_norm else _DEFAULT_SUITE
     budget = Budget(request.max_time, request.max_forwards)
     return Settings(

@@ -5,23 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from robustkit.cli.console import result, say, stderr, stdout
+from robustkit.cli.evaluate import side_by_side
 from robustkit.cli.evaluate.curves import tables
 from robustkit.cli.evaluate.plan import Plan, claim, make
 from robustkit.cli.evaluate.request import Request
 from robustkit.cli.options import use_threads
 from robustkit.cli.program import fail
-from robustkit.cli.progress import Screen
+from robustkit.cli.screen import Screen
 from robustkit.core import files
 from robustkit.errors import RobustkitError
+from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.eps_grid import evaluate_grid_settings
 from robustkit.evaluation.evaluate import evaluate_settings
 from robustkit.evaluation.prepare import first_look
+from robustkit.evaluation.watcher import Watcher
 from robustkit.leaderboard import curves, formats, rows
 from robustkit.leaderboard.rows import robust_interval
 from robustkit.models.load import Subject
@@ -44,9 +48,11 @@ def run(request: Request, *, debug: bool) -> int:
     use_threads(request.threads)
     with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
         plan = make(request)
-        looks = _look(plan)
-        claim(plan)
-        found, failures = _evaluate_all(plan, looks)
+        screen = Screen(len(plan.subjects), quiet=request.quiet, stages=_stages(plan))
+        with screen, side_by_side.workers(plan, screen) as scheduler:
+            looks = _look(plan, screen)
+            claim(plan)
+            found, failures = _evaluate_all(plan, looks, screen, scheduler)
     if found:
         _report(plan, found)
         if not request.quiet:
@@ -57,29 +63,59 @@ def run(request: Request, *, debug: bool) -> int:
     return codes.pop() if not found and len(codes) == 1 else RobustkitError.exit_code
 
 
-def _look(plan: Plan) -> dict[str, Diagnosis]:
-    """Refuse what cannot be evaluated before anything is written; keep what is found by name."""
-    return {subject.name: first_look(plan.settings_of(subject)) for subject in plan.subjects}
+def _stages(plan: Plan) -> int:
+    """Return how many stages a model goes through at most: clean, a certificate, the attacks."""
+    attacks = len(plan.settings.line_up().specs)
+    return (1 + bool(plan.request.certify) + bool(plan.request.replay) + attacks) * max(
+        1, len(plan.grid)
+    )
 
 
-def _evaluate_all(plan: Plan, looks: dict[str, Diagnosis]) -> tuple[_Found, _Failures]:
-    """Evaluate one model after the other; the failure of one of several does not stop the rest."""
-    found: _Found = []
-    failures: _Failures = []
-    runs = len(plan.subjects) * max(1, len(plan.grid))
-    with Screen(runs, quiet=plan.request.quiet) as screen:
-        for subject in plan.subjects:
-            try:
-                found += evaluate_one(plan, subject, screen, looks[subject.name])
-            except Exception as error:
-                if len(plan.subjects) == 1:
-                    raise
-                failures.append((subject.name, error))
-    return found, failures
+def _look(plan: Plan, screen: Screen) -> dict[str, Diagnosis]:
+    """Refuse what cannot be evaluated before anything is written; keep what is found by name.
+
+    What takes longest to look at comes first: it would be waited for at the end.
+    """
+    found: dict[str, Diagnosis] = {}
+    took: dict[str, float] = {}
+    for subject in plan.subjects:
+        screen.say(f"a first look at {subject.name}")
+        began = time.monotonic()
+        found[subject.name] = first_look(plan.settings_of(subject))
+        took[subject.name] = time.monotonic() - began
+    screen.weigh(took)
+    return {name: found[name] for name in sorted(found, key=took.__getitem__, reverse=True)}
+
+
+def _evaluate_all(
+    plan: Plan, looks: dict[str, Diagnosis], screen: Screen, scheduler: Scheduler | None
+) -> tuple[_Found, _Failures]:
+    """Evaluate every model; the failure of one of several does not stop the rest."""
+    found: dict[str, _Found] = {}
+    failures: dict[str, Exception] = {}
+    if scheduler is not None:
+        found, failed = side_by_side.evaluate_all(plan, scheduler, looks, screen, evaluate_one)
+        failures |= failed
+    for subject in plan.subjects:
+        name = subject.name
+        if name in found or name in failures:
+            continue
+        try:
+            found[name] = evaluate_one(plan, subject, screen.lane(name), looks[name])
+        except Exception as error:
+            if len(plan.subjects) == 1:
+                raise
+            failures[name] = error
+        screen.end(name)
+    names = [subject.name for subject in plan.subjects]
+    return (
+        [pair for name in names for pair in found.get(name, ())],
+        [(name, failures[name]) for name in names if name in failures],
+    )
 
 
 def evaluate_one(
-    plan: Plan, subject: Subject, screen: Screen, diagnosis: Diagnosis | None = None
+    plan: Plan, subject: Subject, watcher: Watcher, diagnosis: Diagnosis | None = None
 ) -> _Found:
     """Evaluate one model as planned; return its records and where they lie.
 
@@ -88,9 +124,9 @@ def evaluate_one(
     """
     settings = plan.settings_of(subject)
     if plan.grid:
-        records = evaluate_grid_settings(settings, plan.grid, screen, diagnosis=diagnosis)
+        records = evaluate_grid_settings(settings, plan.grid, watcher, diagnosis=diagnosis)
         return list(zip(plan.records(subject), records[::-1], strict=True))
-    record = evaluate_settings(settings, screen, diagnosis=diagnosis)
+    record = evaluate_settings(settings, watcher, diagnosis=diagnosis)
     return [(path, record) for path in plan.records(subject)]
 
 

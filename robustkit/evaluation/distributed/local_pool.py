@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from robustkit.core.imports import failure
 from robustkit.core.lifeline import end_with_parent
 from robustkit.errors import UsageError
-from robustkit.evaluation.distributed.messages import Lost, ModelSetup, Note, Order
+from robustkit.evaluation.distributed.messages import Briefing, Lost, Note, Task
 from robustkit.evaluation.distributed.worker import serve
 
 
@@ -27,7 +27,7 @@ class Pool(Protocol):
         """Number of places."""
         ...
 
-    def submit(self, place: int, order: Order) -> None:
+    def submit(self, place: int, order: Task) -> None:
         """Give work to the worker at a place; it has said hello, and is done with what it had."""
         ...
 
@@ -44,7 +44,7 @@ class Pool(Protocol):
         ...
 
 
-def unsendable(setup: ModelSetup, error: Exception) -> UsageError:
+def unsendable(setup: Briefing, error: Exception) -> UsageError:
     """Say that a model cannot reach the workers."""
     return UsageError(
         f"{setup.name} cannot be sent to workers ({failure(error)}). A worker is another "
@@ -55,7 +55,7 @@ def unsendable(setup: ModelSetup, error: Exception) -> UsageError:
 
 
 class LocalPool:
-    """One process per device. The model is pickled from this process to its own children.
+    """One process per device. A model is pickled from this process to its own children.
 
     Args:
         devices: one for each worker; the same may be listed several times.
@@ -65,7 +65,7 @@ class LocalPool:
         UsageError: when the model cannot be pickled.
     """
 
-    def __init__(self, setup: ModelSetup, devices: Sequence[str], threads: int) -> None:
+    def __init__(self, setup: Briefing, devices: Sequence[str], threads: int) -> None:
         self._devices, self._threads = list(devices), threads
         try:
             self._payload = pickle.dumps(setup)
@@ -82,7 +82,7 @@ class LocalPool:
         """Number of places."""
         return len(self._devices)
 
-    def submit(self, place: int, order: Order) -> None:
+    def submit(self, place: int, order: Task) -> None:
         """Send an order; if the worker has just died, `wait` will tell."""
         with contextlib.suppress(OSError):
             self._workers[place][1].send(order)

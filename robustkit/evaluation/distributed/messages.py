@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Model
 from robustkit.data.dataset import Indices
 from robustkit.evaluation.stages.stage import AttackStage, PointsToAttack
+from robustkit.evaluation.watcher import Watcher
 from robustkit.models.tuning import Tuning
 from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
 from robustkit.verify.diagnostics.probe import Diagnosis
@@ -112,6 +114,23 @@ class Order(NamedTuple):
     points: PointData
 
 
+class NoModel(NamedTuple):
+    """The worker gets whole evaluations, each with a model of its own; `name` is for messages."""
+
+    name: str
+
+
+class Evaluation(NamedTuple):
+    """A whole evaluation: one worker carries it out, and holds its ledger.
+
+    Attributes:
+        run: called with the watcher that hears what it does; it is pickled.
+    """
+
+    name: str
+    run: Callable[[Watcher], Any]
+
+
 class Ready(NamedTuple):
     """A worker is ready; `slots` is how many points its device runs at once."""
 
@@ -150,6 +169,27 @@ class Ended(NamedTuple):
     tasks: int
 
 
+class Told(NamedTuple):
+    """What the watcher of a whole evaluation hears."""
+
+    event: str
+    arguments: tuple[Any, ...]
+
+
+class Result(NamedTuple):
+    """What a whole evaluation came to.
+
+    Attributes:
+        value: what `Evaluation.run` returned.
+        failed: why it returned nothing.
+        written: the digests of the files that were written, by path.
+    """
+
+    value: Any
+    failed: Failed | None
+    written: Mapping[Path, str]
+
+
 class Done(NamedTuple):
     """The order is carried out."""
 
@@ -168,5 +208,9 @@ class Lost(NamedTuple):
     reason: str
 
 
-Note: TypeAlias = "Ready | Classified | Proved | AttackResults | Ended | Done | Failed | Lost"
-Message: TypeAlias = "ModelSetup | Order"
+Note: TypeAlias = (
+    "Ready | Classified | Proved | AttackResults | Ended | Told | Result | Done | Failed | Lost"
+)
+Briefing: TypeAlias = "ModelSetup | NoModel"
+Task: TypeAlias = "Order | Evaluation"
+Message: TypeAlias = "Briefing | Task"

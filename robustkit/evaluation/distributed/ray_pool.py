@@ -13,7 +13,7 @@ from robustkit.core.imports import failure
 from robustkit.core.optional import library, quiet
 from robustkit.errors import UsageError
 from robustkit.evaluation.distributed.local_pool import unsendable
-from robustkit.evaluation.distributed.messages import Failed, Lost, Message, ModelSetup, Note, Order
+from robustkit.evaluation.distributed.messages import Failed, Lost, Message, ModelSetup, Note, Task
 from robustkit.evaluation.distributed.worker import serve
 
 
@@ -83,7 +83,7 @@ class RayPool:
             self._leave()
             raise
 
-    def submit(self, place: int, order: Order) -> None:
+    def submit(self, place: int, order: Task) -> None:
         """Send an order; if the actor has just died, `wait` will tell."""
         self._pending[self._actors[place].give.remote(order)] = place
 

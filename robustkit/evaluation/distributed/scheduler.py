@@ -14,7 +14,7 @@ import torch
 
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation.distributed.local_pool import Pool
-from robustkit.evaluation.distributed.messages import Done, Failed, Lost, Note, Order, Ready
+from robustkit.evaluation.distributed.messages import Done, Failed, Lost, Note, Ready, Task
 from robustkit.evaluation.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ T = TypeVar("T")
 _PATIENCE = 300.0  # seconds without any worker: a cluster that adds a node takes minutes
 # Deaths in a row that bring nothing. One can be a node that was taken away; three in a row are the
 # work itself (too little memory, a crash in the model), and more tries would only repeat it.
-_TRIES = 3
+TRIES = 3
 _LOOK = 1.0  # seconds: Ctrl-C and budgets must not wait longer for a silent worker
 
 
@@ -67,6 +67,12 @@ class Scheduler:
             self._pool.close()
             self._pool = None
 
+    def begin(self) -> Pool:
+        """Start the workers, if they are not; whoever has other work need not wait for them."""
+        if self._pool is None:
+            self._pool = self._start()
+        return self._pool
+
     def part(self, points: int, unit: int = 1) -> int:
         """Return how many points to hand out at once, of so many in all.
 
@@ -84,7 +90,7 @@ class Scheduler:
     def run(
         self,
         parts: Iterable[T],
-        load: Callable[[T], Order],
+        load: Callable[[T], Task],
         on_note: Callable[[T, Note], None],
         remaining: Callable[[T], T | None],
     ) -> None:
@@ -124,24 +130,22 @@ class Scheduler:
         left = None if assignment is None else remaining(assignment.part)
         if assignment is None or left is None:
             return []
-        if assignment.deaths + 1 >= _TRIES:
+        if assignment.deaths + 1 >= TRIES:
             raise _hopeless(self._name, note)
         return [_Assignment(left, assignment.deaths + 1)]
 
     def _ready(self) -> Pool:
         """Start the workers if they are not, and wait for the first."""
-        if self._pool is None:
-            self._pool = self._start()
-        since = time.monotonic()
+        pool, since = self.begin(), time.monotonic()
         while not self._slots:
-            self._listen(self._pool)
+            self._listen(pool)
             if time.monotonic() - since > _PATIENCE:
                 raise RobustkitError(
-                    f"none of {self._pool.size} workers was ready within {_PATIENCE:.0f} s. Are "
+                    f"none of {pool.size} workers was ready within {_PATIENCE:.0f} s. Are "
                     "the devices of the cluster in use? What was found is kept; the same command "
                     "goes on from there."
                 )
-        return self._pool
+        return pool
 
     def _listen(self, pool: Pool) -> list[tuple[int, Note]]:
         """Return notes of work; take care of those who come, go, and fail."""
@@ -150,7 +154,7 @@ class Scheduler:
             if isinstance(note, Ready):
                 self._admit(place, note)
             elif isinstance(note, Failed):
-                raise _error(self._name, note)
+                raise error_of(note, f"{self._name}: a worker failed: {note.message}")
             else:
                 if isinstance(note, Lost):
                     self._lose(place, note)
@@ -166,7 +170,7 @@ class Scheduler:
     def _lose(self, place: int, note: Lost) -> None:
         self._idle.discard(place)
         self._deaths[place] += 1
-        if self._deaths[place] >= _TRIES:
+        if self._deaths[place] >= TRIES:
             raise _hopeless(self._name, note)
         self._say(f"a worker was lost ({note.reason}); its points go to another")
 
@@ -180,21 +184,25 @@ class _Remote(Exception):
     """The traceback of a worker."""
 
 
-def _error(name: str, note: Failed) -> RobustkitError:
-    """Return the error that one machine would raise, with the worker's traceback as its cause."""
+def error_of(note: Failed, unexpected: str) -> RobustkitError:
+    """Return the error that one machine would raise, with the worker's traceback as its cause.
+
+    Args:
+        unexpected: what is said of an error that is not ours.
+    """
     if note.code == UsageError.exit_code:
         error: RobustkitError = UsageError(note.message)
     elif note.code is not None:
         error = RobustkitError(note.message)
     else:
-        error = RobustkitError(f"{name}: a worker failed: {note.message}")
+        error = RobustkitError(unexpected)
     error.__cause__ = _Remote(note.trace)
     return error
 
 
 def _hopeless(name: str, note: Lost) -> RobustkitError:
     return RobustkitError(
-        f"{name}: workers died {_TRIES} times in a row without a result (the last: {note.reason}). "
+        f"{name}: workers died {TRIES} times in a row without a result (the last: {note.reason}). "
         "Too little memory? A script that evaluates on several devices must do so under "
         '`if __name__ == "__main__":`. What was found is kept; the same command goes on from '
         "there, with one device if need be."

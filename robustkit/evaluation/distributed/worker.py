@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from robustkit.certify.certifier import build_certifier
+from robustkit.core import files
 from robustkit.core.device import pick_device
 from robustkit.core.imports import failure
 from robustkit.core.types import Model
@@ -23,21 +24,26 @@ from robustkit.evaluation.distributed.messages import (
     Classify,
     Done,
     Ended,
+    Evaluation,
     Facts,
     Failed,
     Message,
     ModelSetup,
     Named,
+    NoModel,
     Note,
     Order,
     PointData,
     Prove,
     Proved,
     Ready,
+    Result,
+    Told,
 )
 from robustkit.evaluation.stages.attack import run_attack
 from robustkit.evaluation.stages.clean_and_certify import classify, prove
 from robustkit.evaluation.stages.stage import DeviceWorker, Report
+from robustkit.evaluation.watcher import Relay
 from robustkit.models.agreement import OTHER_MACHINE, logit_distance
 from robustkit.models.guard import guarded, habits
 from robustkit.models.load import load_model
@@ -67,15 +73,35 @@ def serve(
                 worker = _open(message, pick_device(device))
                 where = provenance.device_name(worker.device)
                 send(Ready(where, worker.slots, str(torch.__version__)))
+            elif isinstance(message, NoModel):
+                send(Ready(device, 1, str(torch.__version__)))
+            elif isinstance(message, Evaluation):
+                send(_evaluated(message, send))
+                send(Done())
             elif worker is not None:
                 _work(worker, message, send)
                 send(Done())
         except (EOFError, OSError):
             return
         except (Exception, SystemExit) as error:
-            code = error.exit_code if isinstance(error, RobustkitError) else None
-            reason = str(error) if code is not None else failure(error)
-            send(Failed(code, reason, traceback.format_exc()))
+            send(_failed(error))
+
+
+def _failed(error: BaseException) -> Failed:
+    code = error.exit_code if isinstance(error, RobustkitError) else None
+    reason = str(error) if code is not None else failure(error)
+    return Failed(code, reason, traceback.format_exc())
+
+
+def _evaluated(evaluation: Evaluation, send: Callable[[Note], None]) -> Result:
+    """Carry out a whole evaluation; its failure is a result, as that of one of several models."""
+    send(Ended(0))  # a death from now on is the evaluation's, not of a worker that cannot start
+    watcher = Relay(lambda event, given: send(Told(event, given)))
+    with files.digesting() as written:
+        try:
+            return Result(evaluation.run(watcher), None, written)
+        except (Exception, SystemExit) as error:
+            return Result(None, _failed(error), written)
 
 
 def _open(setup: ModelSetup, device: torch.device) -> DeviceWorker:
