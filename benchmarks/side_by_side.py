@@ -1,0 +1,74 @@
+"""`robustkit evaluate` with several models: at once, beside one after the other.
+
+Both ways run in turn, each time as a command of its own with a fresh folder. The printed ratio is
+the median of the ratios of neighbours; verdicts, passes and distances must be the same.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from robustkit.record.record import Record, load
+
+MODELS = ("pgd_at", "trades", "doubly_robust", "undefended", "ibp", "mixednuts(beta=90.0)")
+
+
+def timed(models: tuple[str, ...], n: int, workers: int, out: Path) -> float:
+    """Run the command; return its seconds, start-up included."""
+    command = [sys.executable, "-m", "robustkit", "evaluate", *models, "--n", str(n)]
+    started = time.monotonic()
+    subprocess.run(
+        [*command, "--device", "cpu", "--workers", str(workers), "--out", str(out), "--quiet"],
+        check=True,
+    )
+    return time.monotonic() - started
+
+
+def facts(record: Record) -> list[Any]:
+    """Return all that must not depend on what runs beside a model."""
+    points = record.points
+    stages = [(s.attack, s.entered, s.broken, s.forwards, s.backwards) for s in record.stages]
+    verdicts = [points.index, points.predicted, points.status, points.attack, points.distance]
+    return [record.weights, record.clean, record.robust, record.forwards, stages, verdicts]
+
+
+@click.command()
+@click.argument("models", nargs=-1)
+@click.option("--n", default=100, show_default=True, help="Points of each model.")
+@click.option("--workers", default=min(4, os.cpu_count() or 1), show_default=True)
+@click.option("--runs", default=5, show_default=True, help="Of each way, in turn.")
+def main(models: tuple[str, ...], n: int, workers: int, runs: int) -> None:
+    """Print the times, their ratios, and the models whose results differ (exit code 1)."""
+    models = models or MODELS
+    times: list[tuple[float, float]] = []
+    different = set[str]()
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory() as room:
+            alone, both = Path(room) / "alone", Path(room) / "both"
+            times.append((timed(models, n, 1, alone), timed(models, n, workers, both)))
+            for path in alone.glob("*/record.json"):
+                one, two = load(path), load(both / path.parent.name / "record.json")
+                different |= {one.defense} if facts(one) != facts(two) else set()
+    table = Table("one after the other", f"{workers} at once", "ratio")
+    for one, two in times:
+        table.add_row(f"{one:.1f} s", f"{two:.1f} s", f"{one / two:.2f}")
+    table.add_row("", "median", f"{statistics.median(one / two for one, two in times):.2f}")
+    console = Console()
+    console.print(f"{len(models)} models, n = {n}, {os.cpu_count()} cores", table)
+    console.print(f"results differ: {', '.join(sorted(different)) or 'of no model'}")
+    sys.exit(1 if different else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The display: what it says, and what it does not say before it knows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from torch import nn
+
+from robustkit.cli import screen as module
+from robustkit.cli.progress import lively
+from robustkit.cli.screen import Screen
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.watcher import Watcher
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def screen(clock: Clock) -> Iterator[Screen]:
+    with Screen(3, quiet=True, stages=2) as screen:
+        yield screen
+
+
+class TestTimeLeft:
+    def test_nothing_is_said_before_there_is_a_pace(self, screen: Screen, clock: Clock) -> None:
+        assert screen.left() is None
+        screen.weigh({"a": 1.0, "b": 1.0, "c": 2.0})
+        clock.now += 10
+        assert screen.left() is None
+        lane = screen.lane("a")
+        lane.model("a", 10)
+        lane.stage("clean", 10)
+        assert screen.left() is None
+
+    def test_it_goes_by_what_a_look_at_each_model_took(self, screen: Screen, clock: Clock) -> None:
+        screen.weigh({"a": 1.0, "b": 1.0, "c": 2.0})
+        for name in ("a", "b"):
+            screen.lane(name).stage("clean", 10)
+            screen.end(name)
+        clock.now += 10
+        assert screen.left() == pytest.approx(10)
+        third = screen.lane("c")
+        third.stage("clean", 10)
+        third.stage("apgd", 4)  # the second of two stages
+        third.advance(2, 5, 10)
+        assert screen.left() == pytest.approx(10 * 0.5 / 3.5)
+
+    def test_it_never_falls_below_zero(self, screen: Screen, clock: Clock) -> None:
+        screen.weigh({"a": 1.0, "b": 1.0, "c": 2.0})
+        for name in ("a", "b", "c"):
+            lane = screen.lane(name)
+            for _ in range(5):  # more stages than were announced, and more tasks
+                lane.stage("apgd", 4)
+                lane.advance(9, 5, 10)
+            clock.now += 10
+            left = screen.left()
+            assert left is not None and left >= 0
+        assert screen.left() == 0
+
+    def test_models_that_were_done_before_tell_nothing_of_the_pace(
+        self, screen: Screen, clock: Clock
+    ) -> None:
+        screen.weigh({"a": 1.0, "b": 1.0, "c": 2.0})
+        for name in ("a", "b"):
+            screen.lane(name).model(name, 10)
+            screen.end(name)
+        clock.now += 10
+        assert screen.left() is None
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("file", "ci", "drawn"),
+    [
+        (Terminal(), "", True),
+        (Terminal(), "false", True),
+        (Terminal(), "true", False),
+        (io.StringIO(), "", False),
+    ],
+)
+def test_bars_are_for_terminals_outside_ci(
+    monkeypatch: pytest.MonkeyPatch, file: io.StringIO, ci: str, drawn: bool
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which makes a terminal of any log, for colors
+    assert lively(Console(file=file)) is drawn
+
+
+def test_a_log_gets_a_line_per_stage_and_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Screen(2, quiet=False, stages=2) as screen:
+        for name in ("a", "b"):
+            lane = screen.lane(name)
+            lane.model(name, 10)
+            lane.stage("clean", 10)
+            lane.advance(10, 9, 10)
+            lane.stage("apgd", 9)
+            lane.advance(9, 6, 10)
+            lane.tally(3, 1, 1234)
+            screen.end(name)
+    told = capsys.readouterr().err
+    assert "\r" not in told
+    assert told.splitlines() == [
+        line
+        for name in ("a", "b")
+        for line in (
+            f"{name}: clean: 9 of 10 robust",
+            f"{name}: apgd: 6 of 10 robust",
+            f"{name}: 3 broken, 1 proved, 1,234 passes",
+        )
+    ]
+
+
+class Counts(Watcher):
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int, int]] = []
+
+    def tally(self, broken: int, proved: int, forwards: int) -> None:
+        self.told.append((broken, proved, forwards))
+
+
+class Own:
+    """A watcher from before `tally`, which does not inherit."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def model(self, name: str, points: int) -> None: ...
+
+    def stage(self, name: str, tasks: int) -> None:
+        self.stages.append(name)
+
+    def advance(self, done: int, robust: int, points: int) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+
+def test_a_watcher_hears_what_is_broken_and_what_it_took(
+    nearest: nn.Module, blobs: Dataset, tmp_path: Path
+) -> None:
+    watcher, own = Counts(), Own()
+    how = {"data": blobs, "threat": Threat("linf", 0.06), "attacks": ["fgsm", "pgd(steps=4)"]}
+    record = evaluate(nearest, **how, watcher=watcher, folder=tmp_path / "a")  # type: ignore[arg-type]
+    broken, proved, forwards = watcher.told[-1]
+    assert broken == sum(status == "broken" for status in record.points.status) > 0
+    assert proved == 0
+    assert record.forwards - len(record.points.index) <= forwards <= record.forwards
+    assert watcher.told == sorted(watcher.told)
+    evaluate(nearest, **how, watcher=own, folder=tmp_path / "b")  # type: ignore[arg-type]
+    assert own.stages == ["clean", "fgsm", "pgd(steps=4)"]
