@@ -55,15 +55,16 @@ def main(models: tuple[str, ...], n: int, workers: int, runs: int) -> None:
     different = set[str]()
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as room:
-            alone, both = Path(room) / "alone", Path(room) / "both"
-            times.append((timed(models, n, 1, alone), timed(models, n, workers, both)))
-            for path in alone.glob("*/record.json"):
-                one, two = load(path), load(both / path.parent.name / "record.json")
+            first, second = Path(room) / "alone", Path(room) / "both"
+            times.append((timed(models, n, 1, first), timed(models, n, workers, second)))
+            for path in first.glob("*/record.json"):
+                one, two = load(path), load(second / path.parent.name / "record.json")
                 different |= {one.defense} if facts(one) != facts(two) else set()
     table = Table("one after the other", f"{workers} at once", "ratio")
-    for one, two in times:
-        table.add_row(f"{one:.1f} s", f"{two:.1f} s", f"{one / two:.2f}")
-    table.add_row("", "median", f"{statistics.median(one / two for one, two in times):.2f}")
+    ratios = [alone / both for alone, both in times]
+    for (before, after), ratio in zip(times, ratios, strict=True):
+        table.add_row(f"{before:.1f} s", f"{after:.1f} s", f"{ratio:.2f}")
+    table.add_row("", "median", f"{statistics.median(ratios):.2f}")
     console = Console()
     console.print(f"{len(models)} models, n = {n}, {os.cpu_count()} cores", table)
     console.print(f"results differ: {', '.join(sorted(different)) or 'of no model'}")

@@ -23,6 +23,7 @@ import click
 import torch
 
 from benchmarks.gpu.sections import SECTIONS
+from robustkit.core.lifeline import end_with_parent
 from robustkit.record.provenance import device_name
 
 _TAIL = 2000  # characters of what a section that failed has said
@@ -35,10 +36,12 @@ def begin(name: str, device: str, small: bool, out: Path, limit: float) -> dict[
     rows.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu", "--section", name, "--device", device]
     command += ["--out", str(out), *(["--small"] if small else [])]
+    # As the command line does: threads of OpenMP that wait must not spin.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     started = time.monotonic()
     with log.open("w") as said:
         process = subprocess.Popen(
-            command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+            command, stdout=said, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         try:
             code = process.wait(limit)
@@ -79,6 +82,16 @@ def _line(cells: list[Any]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in shown)} |"
 
 
+def _end_with_the_command(command: int) -> None:
+    """Leave nothing running on a card that has been given back."""
+
+    def gone() -> None:
+        while os.getppid() == command:
+            time.sleep(0.5)
+
+    end_with_parent(command, gone)
+
+
 @click.command()
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--small", is_flag=True, help="A rehearsal: few points, a narrow network.")
@@ -92,6 +105,7 @@ def main(
     """Measure what runs on a card; exit code 1 if a section could not be finished."""
     out.mkdir(parents=True, exist_ok=True)
     if section is not None:
+        _end_with_the_command(os.getppid())
         with (out / f"{section}.jsonl").open("a") as rows:
             for row in SECTIONS[section].run(device, small):
                 rows.write(json.dumps(row) + "\n")

@@ -104,7 +104,7 @@ def graphs(device: str, small: bool) -> Iterator[Row]:
 
 def precisions(device: str, small: bool) -> Iterator[Row]:
     """Search in other precisions, and compare the verdicts, which are always those of float32."""
-    data = _bundled(8 if small else 500)
+    data = _bundled(4 if small else 500)
     subject = load_model("pgd_at", data=data)
     first: Record | None = None
     kinds: tuple[tuple[str, Precision, bool], ...] = (
@@ -130,7 +130,7 @@ def precisions(device: str, small: bool) -> Iterator[Row]:
 
 def killed_worker(device: str, small: bool) -> Iterator[Row]:
     """Kill one of two workers on one device in the middle; the verdicts must be those of one."""
-    data = _bundled(16 if small else 500)
+    data = _bundled(8 if small else 500)
     subject = load_model("pgd_at", data=data)
     alone, _ = _run(subject, data, device)
     yield {"workers": 1, "robust": alone.robust}

@@ -24,9 +24,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add the branch to the shortcut; where the shape changes, both start behind the norm."""
         inner = self.first(x)
-        return self.rest(inner) + self.shortcut(
-            x if isinstance(self.shortcut, nn.Identity) else inner
-        )
+        beside: Tensor = self.shortcut(x if isinstance(self.shortcut, nn.Identity) else inner)
+        branch: Tensor = self.rest(inner)
+        return branch + beside
 
 
 def wide_resnet(depth: int, width: int, classes: int = 10) -> nn.Module:

@@ -83,7 +83,6 @@ LINE = ["--attack", "fgsm", "--attack", "apgd(steps=5)"]
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with models.py and data.npz: 24 points of 6 x 6, 3 classes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
     write(tmp_path, ALWAYS)
     x = np.random.default_rng(0).random((24, 6, 6), dtype=np.float32)
     np.savez(tmp_path / "data.npz", x=x, y=np.arange(24) % 3)
@@ -96,7 +95,8 @@ def write(room: Path, ends: str) -> None:
 
 
 def evaluate(out: str, *more: str) -> Result:
-    return CliRunner().invoke(program, ["evaluate", *HOW, *LINE, "--out", out, *more])
+    workers = [] if "--workers" in more else ["--workers", "2"]
+    return CliRunner().invoke(program, ["evaluate", *HOW, *LINE, "--out", out, *more, *workers])
 
 
 def facts(record: Record) -> list[Any]:
@@ -201,10 +201,15 @@ def test_ctrl_c_ends_all_workers_and_the_same_command_resumes(room: Path) -> Non
         ({"workers": 3}, 3),
         ({"workers": 4}, 1),  # more than models: each is spread over four
         ({"device": "cpu,cpu"}, 1),
+        ({"threads": 2}, 1),  # who limits the threads does not want twice as many
         ({"models": ("models.py:net",)}, 1),
     ],
 )
-def test_how_many_run_at_once(room: Path, more: dict[str, Any], at_once: int) -> None:
+def test_how_many_run_at_once(
+    room: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], at_once: int
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     names = ("models.py:net", "models.py:other", "models.py:Slow")
     usual: dict[str, Any] = {"models": names, "device": "cpu"}
     request = Request(data="npz:data.npz", threat="linf:0.1", **{**usual, **more})

@@ -75,7 +75,7 @@ class Plan:
         """How many models are evaluated at once, each by one process.
 
         One after the other where each is spread over workers itself: over devices, a cluster, or
-        more workers than there are models.
+        more workers than there are models; and unasked also where the user limits the threads.
         """
         request, models = self.request, len(self.subjects)
         devices = pick_devices(request.device)
@@ -83,7 +83,8 @@ class Plan:
             return 1
         if request.workers is not None:
             return request.workers if request.workers <= models else 1
-        return at_once(models, os.cpu_count() or 1) if devices[0].type == "cpu" else 1
+        limited = request.threads is not None or "OMP_NUM_THREADS" in os.environ
+        return 1 if limited or devices[0].type != "cpu" else at_once(models)
 
     def folder(self, subject: Subject) -> Path:
         """Return the folder of one model's evidence."""

@@ -25,9 +25,12 @@ from robustkit.evaluation.watcher import Watcher, tell
 _MOST = 4  # processes that are started unasked: each holds PyTorch and the data
 
 
-def at_once(models: int, cores: int) -> int:
-    """Return how many evaluations run at once on a CPU, where nobody says."""
-    return max(1, min(models, cores, _MOST))
+def at_once(models: int) -> int:
+    """Return how many evaluations run at once on a CPU, where nobody says.
+
+    PyTorch has as many threads as there are cores for this process.
+    """
+    return max(1, min(models, torch.get_num_threads(), _MOST))
 
 
 @contextmanager
