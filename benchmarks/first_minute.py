@@ -103,7 +103,7 @@ def rewritten(text: str, looks: Sequence[Look]) -> str:
         (_BLOCK, looks[-1].printed),
         (_TIME, f"It takes about {middle:.0f} seconds on two CPU cores"),
     ):
-        text, found = pattern.subn(lambda _, new=new: new, text)
+        text, found = pattern.subn(new.replace("\\", r"\\"), text)
         if found != 1:
             raise click.ClickException(
                 f"README.md: expected one match of {pattern.pattern!r}, got {found}. Restore the "
