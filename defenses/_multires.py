@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -81,44 +82,56 @@ class MultiResolution(nn.Module):
         draws = torch.rand(len(x), sum(self._sizes(x)), generator=generator)
         draws = draws.to(x.device, x.dtype)
         settings = draws[:, : 4 * len(self.resolutions)].view(len(x), -1, 4)
-        factors = (_choice(settings[..., 0], self.contrast), _choice(settings[..., 1], self.color))
-        shifts = ((2 * self.jitter + 1) * settings[..., 2:]).floor().long() - self.jitter
-        return self._stack(x, *factors, shifts, draws)
+        contrast, color = (
+            _choice(settings[..., place], limits)[..., None, None, None]
+            for place, limits in enumerate((self.contrast, self.color))
+        )
+        varied = _contrasted(x[:, None], contrast)
+        if x.shape[1] > 1:  # of a single channel the mean is the channel
+            varied = color * varied + (1 - color) * varied.mean(2, keepdim=True)
+        turns = ((2 * self.jitter + 1) * settings[..., 2:]).floor().long()
+        return self._stack(varied, turns, draws)
 
     def fixed(self, x: Tensor) -> Tensor:
         """Return the deterministic stack: no shift, factors 1, noise at its mean."""
-        one = x.new_ones(len(x), len(self.resolutions))
-        still = torch.zeros(*one.shape, 2, dtype=torch.long, device=x.device)
-        return self._stack(x, one, one, still, x.new_full((len(x), sum(self._sizes(x))), 0.5))
+        copies = len(self.resolutions)
+        varied = x.clamp(0, 1)[:, None].expand(-1, copies, -1, -1, -1)
+        still = torch.full((len(x), copies, 2), self.jitter, device=x.device)
+        return self._stack(varied, still, x.new_full((1, sum(self._sizes(x))), 0.5))
 
     def _sides(self, x: Tensor) -> list[tuple[int, int]]:
-        height, width = x.shape[2:]
+        height, width = x.shape[-2:]
         return [(math.ceil(height * r), math.ceil(width * r)) for r in self.resolutions]
 
     def _sizes(self, x: Tensor) -> list[int]:
         """Random numbers per image: for its factors, and for the two noises of every copy."""
-        channels, height, width = x.shape[1:]
+        channels, height, width = x.shape[-3:]
         low = [channels * h * w for h, w in self._sides(x)]
         return [4 * len(low), *low, *[channels * height * width] * len(low)]
 
-    def _stack(
-        self, x: Tensor, contrast: Tensor, color: Tensor, shifts: Tensor, draws: Tensor
-    ) -> Tensor:
-        batch, channels, height, width = x.shape
-        copies = len(self.resolutions)
-        ends = torch.tensor([0, *self._sizes(x)]).cumsum(0).tolist()
+    def _stack(self, varied: Tensor, turns: Tensor, draws: Tensor) -> Tensor:
+        """Shift, resize and add noise to copies [b, v, c, h, w]; shifts are turns − `jitter`."""
+        copies, channels, height, width = varied.shape[1:]
+        ends = torch.tensor([0, *self._sizes(varied)]).cumsum(0).tolist()
         noises = [self.noise * draws[:, a:b] for a, b in pairwise(ends[1:])]
-        varied = x[:, None].expand(-1, copies, -1, -1, -1)
-        varied = _contrasted(varied, contrast[..., None, None, None])
-        varied = _shifted(varied, shifts)
-        weight = color[..., None, None, None]
-        varied = weight * varied + (1 - weight) * varied.mean(2, keepdim=True)
         stack = []
-        for i, (h, w) in enumerate(self._sides(x)):
-            low = _resized(varied[:, i], (h, w)) + noises[i].view(batch, channels, h, w)
-            full = _resized(low, (height, width))
-            stack.append(full + noises[copies + i].view(batch, channels, height, width))
-        return torch.cat(stack, dim=1).clamp(0, 1)
+        # In 16 bits these products would round the image itself.
+        with torch.autocast(varied.device.type, enabled=False):
+            for i, (h, w) in enumerate(self._sides(varied)):
+                # Shift and resizing are linear along each axis: one product for both of them.
+                rows, columns = (
+                    _shrinking(side, small, self.jitter, draws.device, draws.dtype)[turn][:, None]
+                    for side, small, turn in (
+                        (height, h, turns[:, i, 0]),
+                        (width, w, turns[:, i, 1]),
+                    )
+                )
+                low = rows @ varied[:, i] @ columns.mT + noises[i].view(-1, channels, h, w)
+                if (h, w) != (height, width):
+                    low = _resizing(h, height, low.device, low.dtype) @ low
+                    low = low @ _resizing(w, width, low.device, low.dtype).mT
+                stack.append(low + noises[copies + i].view(-1, channels, height, width))
+            return torch.cat(stack, dim=1).clamp(0, 1)
 
 
 def _choice(uniform: Tensor, limits: tuple[float, float]) -> Tensor:
@@ -128,7 +141,7 @@ def _choice(uniform: Tensor, limits: tuple[float, float]) -> Tensor:
 
 
 def _contrasted(x: Tensor, factor: Tensor) -> Tensor:
-    """Move [b, v, c, h, w] from or to its mean brightness, clipped as torchvision does."""
+    """Move [b, 1, c, h, w] from or to its mean brightness, clipped as torchvision does."""
     if x.shape[2] == len(_LUMA):
         gray = (x.mean((3, 4), keepdim=True) * x.new_tensor(_LUMA).view(-1, 1, 1)).sum(2, True)
     else:
@@ -136,16 +149,20 @@ def _contrasted(x: Tensor, factor: Tensor) -> Tensor:
     return (factor * x + (1 - factor) * gray).clamp(0, 1)
 
 
-def _shifted(x: Tensor, shifts: Tensor) -> Tensor:
-    """Roll [b, v, c, h, w] by (rows, columns) [b, v, 2], with wrap-around."""
-    height, width = x.shape[3:]
-    rows = (torch.arange(height, device=x.device) - shifts[..., :1]) % height
-    columns = (torch.arange(width, device=x.device) - shifts[..., 1:]) % width
-    x = x.gather(3, rows[:, :, None, :, None].expand(x.shape))
-    return x.gather(4, columns[:, :, None, None, :].expand(x.shape))
+@lru_cache
+def _resizing(before: int, after: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return bicubic resizing along one axis as a matrix [after, before]."""
+    with torch.inference_mode(False), torch.no_grad():
+        columns = torch.eye(before, device=device, dtype=dtype)[None, None]
+        return nn.functional.interpolate(columns, (after, before), mode="bicubic")[0, 0]
 
 
-def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    if x.shape[2:] == size:
-        return x
-    return nn.functional.interpolate(x, size=size, mode="bicubic", align_corners=False)
+@lru_cache
+def _shrinking(
+    side: int, small: int, jitter: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return resizing after a shift with wrap-around by −jitter to jitter [2j + 1, small, side]."""
+    with torch.inference_mode(False):
+        matrix, places = _resizing(side, small, device, dtype), torch.arange(side, device=device)
+        turned = [matrix[:, (places + shift) % side] for shift in range(-jitter, jitter + 1)]
+        return torch.stack(turned)

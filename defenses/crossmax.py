@@ -89,6 +89,7 @@ class SelfEnsemble(nn.Module):
     """
 
     randomized = True
+    draws_per_image = True  # so that repeated passes may go through as one batch
 
     def __init__(
         self,

@@ -61,7 +61,7 @@ def execute(
     prover = _certifier(settings, prepared)
     examples = find_examples(settings.replay, data.shape) if settings.replay is not None else None
     watcher.model(name if carried is None else f"{name} at {threat}", len(prepared.points))
-    if settings.certify and prover is None:
+    if settings.certify == "auto" and prover is None:
         watcher.note(f"{name}: no certificate is known for a model of this kind.")
     facts = identity(settings, prepared, line, prover, examples, carried)
     folder = settings.folder or folder_of(settings, prepared, str(threat), facts)

@@ -248,9 +248,11 @@ def test_quick_keeps_to_its_budget(norm: Any) -> None:
 def test_surrogates_are_attacked_too() -> None:
     specs = suites.build("fast").attacks(THREAT, ["smooth"])
     assert specs == ["relay", "relay(surrogate=smooth)"]
-    quick = suites.build("quick").attacks(THREAT, ["smooth"])
-    assert [attacks.build(spec).surrogate for spec in quick] == ["", "smooth"]
-    assert attacks.build(quick[1]).steps == attacks.build(quick[0]).steps
+    quick = [
+        attacks.build(spec) for spec in suites.build("quick").attacks(THREAT, ["smooth", "mean"])
+    ]
+    assert [search.surrogate for search in quick] == ["smooth", "mean", ""]
+    assert [search.legs + search.probes for search in quick] == [1, 0, 3]
 
 
 def test_suites_without_audit_say_so(hardened: nn.Module, few: Dataset, tmp_path: Path) -> None:

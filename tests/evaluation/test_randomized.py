@@ -18,6 +18,7 @@ from robustkit.errors import UsageError
 from robustkit.evaluation.eps_grid import evaluate_grid
 from robustkit.record.ledger import Ledger
 from robustkit.record.record import load
+from robustkit.verify.candidates import measure
 
 EPS, SIGMA = 0.1, 0.05
 
@@ -78,6 +79,21 @@ def test_a_point_that_stands_is_judged_by_what_fooled_the_model_most_often(tmp_p
     with Ledger(tmp_path / "ledger.sqlite", None) as ledger:
         refused = ledger.refused()
     assert len(refused) > 0.8 * record.n  # of the others, nothing that was found fooled it again
+
+
+def test_what_was_refused_is_measured_once_when_the_search_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+
+    def counted(model: NoisyLevel, z: Tensor, y: Tensor) -> Tensor:
+        rows.append(len(z))
+        return measure(model, z, y)
+
+    monkeypatch.setattr("robustkit.evaluation.stages.judge.measure", counted)
+    run(0.25, tmp_path)
+    with Ledger(tmp_path / "ledger.sqlite", None) as ledger:
+        assert sum(rows) == len(ledger.refused()) > 0
 
 
 def test_an_input_that_fools_nine_in_ten_takes_it_and_the_share_is_told(tmp_path: Path) -> None:

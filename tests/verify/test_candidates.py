@@ -135,11 +135,50 @@ class TestRandomized:
         assert float(verdict.seen) == pytest.approx(seen)
 
     def test_twenty_five_errors_in_forty_stand_and_fresh_passes_measure_them(self) -> None:
-        trials = [1] * 15 + [0] * 10 + [2] * 15
+        trials = [1] * 15 + [2] * 15 + [0] * 10
         fresh = [2] * 5 + [0] * 15
         broken, predicted, errors, passes = self.judge(*trials, *fresh)
         assert (broken, predicted, passes) == (True, 1, 60)
         assert errors == 0.75  # of the fresh passes alone
+
+    def test_trials_that_cannot_change_the_verdict_are_not_made(self) -> None:
+        assert self.judge(*[1] * 25, *[1] * 20) == (True, 1, 1.0, 45)
+        assert self.judge(1, 1, 2, *[1] * 23, *[1] * 10, *[2] * 10) == (True, 1, 0.5, 46)
+
+    @pytest.mark.parametrize("wrong", [0.1, 0.5, 0.7, 0.95])
+    def test_draws_of_one_batch_decide_as_pass_after_pass(self, wrong: float) -> None:
+        """Where each image has draws of its own; the draws are those of every image in turn."""
+        z, x = moved(*[0.1] * 32)
+        y = torch.full((32,), 2)
+        draws = torch.rand(60, 32, generator=torch.Generator().manual_seed(3)) < wrong
+        z = z + torch.arange(32).view(-1, 1, 1, 1) * 1e-5  # tells the images apart
+
+        class Noisy:
+            def __init__(self, *, together: bool) -> None:
+                self.draws_per_image, self.calls = together, 0
+                self.turn = torch.zeros(32, dtype=torch.long)
+
+            def __call__(self, images: Tensor) -> Tensor:
+                self.calls += 1
+                errs = []
+                for image in ((images[:, 0, 0, 0] - 0.5) / 1e-5).round().long().tolist():
+                    errs.append(draws[self.turn[image] % 60, image])
+                    self.turn[image] += 1
+                chosen = torch.where(torch.stack(errs), 1, 2)
+                return torch.nn.functional.one_hot(chosen, 3).double()
+
+        models = [Noisy(together=False), Noisy(together=True)]
+        alone, batched = (
+            verify(model, z, x, y, Threat("linf", 0.2), attack="a", points=range(32),
+                   randomized=True)
+            for model in models
+        )  # fmt: skip
+        assert alone.broken.tolist() == batched.broken.tolist()
+        assert alone.predicted.tolist() == batched.predicted.tolist()
+        assert alone.seen is not None
+        assert batched.seen is not None
+        assert alone.seen.tolist() == batched.seen.tolist()
+        assert models[1].calls < models[0].calls
 
     def test_a_coin_seldom_passes_and_a_sure_error_always(self) -> None:
         class Noisy:

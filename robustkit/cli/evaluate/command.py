@@ -51,8 +51,9 @@ from robustkit.cli.supervisor import Supervised
 )
 @click.option(
     "--certify",
-    type=click.Choice(["auto", "ibp", "crown", "alpha-crown", "smoothing"]),
-    help="Prove points robust before the attacks; those are not attacked.",
+    type=click.Choice(["none", "quick", "auto", "ibp", "crown", "alpha-crown", "smoothing"]),
+    help="Prove points robust before the attacks; those are not attacked. By default quick: "
+    "interval bounds (ibp), where they apply.",
 )
 @click.option(
     "--attack-certified", is_flag=True, help="Attack certified points too, to check the proof."

@@ -36,7 +36,7 @@ from robustkit.registry import datasets
 
 SCHEMA = "robustkit/run/1"
 _DEFAULT_SUITE, _NEAREST_SUITE = "quick", "minimum_norm"
-
+_DEFAULT_CERTIFICATE = "quick"
 
 FIRST_LOOK = 200  # points, where no model is named and every bundled one runs
 
@@ -132,12 +132,14 @@ def make(request: Request) -> Plan:
     if not request.models and request.n is None:
         request = replace(request, n=min(len(data), FIRST_LOOK))
     grid = _grid(request)
+    asked = request.certify not in (None, "none", "quick")
+    request = replace(request, certify=_certificate(request))
     settings = settings_for(request, data, grid)
     line = settings.line_up()
     if grid:
         refuse_audit(line, settings.suite)
         settings.refuse_beside("a grid of eps (--eps-grid)")
-    if request.attack_certified and not request.certify:
+    if request.attack_certified and not asked:
         raise UsageError("--attack-certified needs --certify: nothing is certified without it.")
     chosen_points(settings)
     if request.replay:
@@ -145,9 +147,9 @@ def make(request: Request) -> Plan:
     subjects = _subjects(request, data)
     for subject in subjects:
         replace(settings, model=subject.model).line_up()
-        if request.certify:
+        if asked:
             build_certifier(
-                subject.model, data.shape, settings.threat, request.certify, request.seed
+                subject.model, data.shape, settings.threat, str(request.certify), request.seed
             )
     config = _config(request, settings, grid, subjects)
     out = request.out or _default(config, data)
@@ -163,6 +165,19 @@ def claim(plan: Plan) -> None:
         for file in found - {file for subject in plan.subjects for file in plan.records(subject)}:
             file.unlink()
     json_files.write(plan.config, plan.out / "config.json")
+
+
+def _certificate(request: Request) -> str | None:
+    """Return the certificate to try; the usual one is that of the run which `--out` goes on with.
+
+    The runs of a grid and for distances have no usual one: they would need it at every eps.
+    """
+    if request.certify is not None:
+        return None if request.certify == "none" else request.certify
+    before = previous(request.out, fresh=request.fresh) if request.out else None
+    if before is not None and not request.fresh:
+        return before.get("certify")
+    return None if request.eps_grid or request.minimum_norm else _DEFAULT_CERTIFICATE
 
 
 def settings_for(request: Request, data: Dataset, grid: Sequence[Threat]) -> Settings:

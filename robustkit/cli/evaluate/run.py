@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -164,7 +165,7 @@ def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
         anywhere = os.sep.join(["*"] * (2 if plan.grid else 1))
         console.out(f"CSV: {tables_at}", highlight=False)
         console.out(f"Records: {plan.out}{os.sep}{anywhere}{os.sep}record.json", highlight=False)
-        for line in _remarks(plan):
+        for line in [*_remarks(plan), *_next_steps(plan, frame)]:
             console.out(line, highlight=False)
 
 
@@ -179,3 +180,18 @@ def _remarks(plan: Plan) -> Iterator[str]:
         )
     if plan.request.minimum_norm:
         yield "Every distance is that of a verified adversarial input: an upper bound."
+
+
+def _next_steps(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
+    """Say what follows the first look at the bundled models; who names models knows."""
+    request = plan.request
+    if request.models or request.minimum_norm or plan.grid:
+        return
+    best = shlex.quote(str(frame["defense"].iloc[0]))
+    asked = {"--data": request.data if request.data != Request.data else None,
+             "--threat": request.threat}  # fmt: skip
+    given = "".join(f" {key} {shlex.quote(text)}" for key, text in asked.items() if text)
+    yield "Next:"
+    yield f"  robustkit evaluate {best}{given} --suite fast    # a number to defend"
+    yield f"  robustkit report {shlex.quote(str(plan.out))}    # the evidence as a page"
+    yield "  robustkit evaluate path/to/model.py:make --data npz:points.npz --threat linf:8/255"

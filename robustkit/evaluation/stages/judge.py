@@ -40,6 +40,17 @@ class _Find(NamedTuple):
     y: Tensor
 
 
+class _Refused(NamedTuple):
+    """The share of passes that erred on a refused candidate; its input, until it is measured."""
+
+    seen: float
+    z: Tensor | None = None
+    y: Tensor | None = None
+
+
+_NONE = _Refused(0.0)
+
+
 @dataclass
 class StageJudge:
     """Judges the candidates of one attack, over the points that are robust so far.
@@ -58,6 +69,7 @@ class StageJudge:
     _new: dict[int, BrokenPoint] = field(default_factory=dict)
     _finds: dict[int, list[_Find]] = field(default_factory=dict)
     _refused: dict[int, RefusedCandidate] = field(default_factory=dict)
+    _best_refused: dict[int, _Refused] = field(default_factory=dict)
     _checks: int = 0
     _flips: int = 0
     _moved: int = 0
@@ -109,7 +121,7 @@ class StageJudge:
                 self._remember(_Find(found, z[row].clone(), y[row]))
             else:
                 self._keep(found)
-        self._note_refused(verdict, points, z, y)
+        self._remember_refused(verdict, points, z, y)
         return confirmed
 
     def _keep(self, found: BrokenPoint) -> None:
@@ -148,31 +160,40 @@ class StageJudge:
         """Note how many candidates another library made, and how many of them do not count."""
         self._moved, self._outside = self._moved + moved, self._outside + outside
 
-    def _note_refused(
+    def _remember_refused(
         self, verdict: CandidateVerdicts, points: Sequence[int], z: Images, y: Labels
     ) -> None:
-        """Measure what fooled a randomized model more often than anything else that was refused."""
+        """Keep what fooled a randomized model more often than anything else that was refused."""
         if verdict.seen is None:
             return
         shares = zip(points, verdict.broken.tolist(), verdict.seen.tolist(), strict=True)
-        better = {
-            row: share
-            for row, (point, broken, share) in enumerate(shares)
-            if not broken
-            and share > max(0.0, self._refused.get(point, RefusedCandidate(0, 0)).seen)
+        for row, (point, broken, share) in enumerate(shares):
+            if not broken and share > max(0.0, self._best_refused.get(point, _NONE).seen):
+                self._best_refused[point] = _Refused(share, z[row].clone(), y[row])
+
+    def _measure_refused(self, points: Iterable[int]) -> None:
+        """Measure the best of what was refused, once the search at these points is over."""
+        left = {
+            point: found
+            for point in sorted(points)
+            if (found := self._best_refused.get(point, _NONE)).z is not None
+            and point not in self.broken
         }
-        if not better:
+        if not left:
             return
-        rows = torch.tensor(list(better), device=z.device)
-        self._checks += FRESH * len(rows)
-        for row, errors in zip(
-            better, measure(self.worker.model, z[rows], y[rows]).tolist(), strict=True
-        ):
-            self._refused[points[row]] = RefusedCandidate(better[row], errors)
+        z = torch.stack([found.z for found in left.values() if found.z is not None])
+        y = torch.stack([found.y for found in left.values() if found.y is not None])
+        self._checks += FRESH * len(left)
+        shares = measure(self.worker.model, z, y).tolist()
+        for (point, found), errors in zip(left.items(), shares, strict=True):
+            self._refused[point] = RefusedCandidate(found.seen, errors)
+            self._best_refused[point] = found._replace(z=None, y=None)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Write the ended tasks and the broken points in one transaction."""
-        self._keep_what_holds({item.work.point for item in outcomes})
+        over = {item.work.point for item in outcomes}
+        self._keep_what_holds(over)
+        self._measure_refused(over)
         spent = [item for item in outcomes if item.spent]
         closest: dict[int, float] = {}
         for work, near in ((item.work, item.closest) for item in spent):
