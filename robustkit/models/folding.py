@@ -76,4 +76,4 @@ def _suits(layer: nn.Module, norm: nn.Module) -> bool:
     fits = type(norm) is _NORMS.get(type(layer))
     size = getattr(norm, "num_features", None)
     known = fits and getattr(norm, "running_mean", None) is not None
-    return plain and known and layer.weight.shape[0] == size
+    return plain and known and layer.get_parameter("weight").shape[0] == size
