@@ -65,7 +65,11 @@ def _level(cap: Tensor, weight: Tensor, need: Tensor) -> Tensor:
         torch.gt(cap, t, out=low)
         slope = torch.baddbmm(least, low, column)
         torch.minimum(cap, t, out=low)
-        t = t + torch.baddbmm(missing, low, column, alpha=-1).relu_() / slope
+        further = t + torch.baddbmm(missing, low, column, alpha=-1).relu_() / slope
+        # A round that moves nothing is followed by others like it. On a GPU, looking costs more.
+        if t.device.type == "cpu" and torch.equal(further, t):
+            break
+        t = further
     return torch.minimum(cap, t, out=low)
 
 
