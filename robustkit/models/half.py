@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.core.types import Images, Logits, Model
-from robustkit.models.agreement import HALF_PRECISION, row_change
+from robustkit.models.agreement import row_change
 from robustkit.models.guard import duplicate
 from robustkit.models.layer_costs import LayerCosts
 from robustkit.models.surrogates.resolve import Wrapping, declared
@@ -100,12 +100,18 @@ def _in_full(forward: Callable[..., Tensor], answer: torch.dtype) -> Callable[..
 
 
 def halved(
-    tuned: nn.Module, sample: Images, kind: torch.dtype, edges: Sequence[str], exact: Logits | None
+    tuned: nn.Module,
+    sample: Images,
+    kind: torch.dtype,
+    edges: Sequence[str],
+    exact: Logits | None,
+    most: float,
 ) -> tuple[nn.Module, str]:
     """Return the model in 16 bits; where that fails, as it is, and why.
 
     Args:
         exact: the original's logits on `sample`, None where they cannot be compared.
+        most: the largest change of the logits, by their size.
     """
     try:
         half = Half(tuned, kind, edges)
@@ -115,7 +121,7 @@ def halved(
     if answer is None:
         return tuned, f"float32, since {name_of(kind)} overflows"
     change = 0.0 if exact is None else row_change(answer, exact)
-    if change > HALF_PRECISION:
+    if change > most:
         told = f"{name_of(kind)} moves the logits by {change:.2g} of their size"
         return tuned, f"float32, since {told}"
     return half, ""

@@ -16,7 +16,12 @@ from torch import nn
 
 from robustkit.core.types import Images, Logits, Model
 from robustkit.models import fast_conv
-from robustkit.models.agreement import OTHER_ORDER, logit_distance
+from robustkit.models.agreement import (
+    HALF_PRECISION,
+    OTHER_ORDER,
+    UNASKED_PRECISION,
+    logit_distance,
+)
 from robustkit.models.folding import fold
 from robustkit.models.guard import duplicate
 from robustkit.models.half import Half, Precision, chosen, forward_backward, halved, name_of
@@ -100,7 +105,9 @@ def tune(model: Model, sample: Images, tuning: Tuning, *, randomized: bool = Fal
     if device == "cpu" and (count := fast_conv.speed_up(tuned)):
         notes.append(f"{count} first convolutions with a faster backward pass")
     if kind is not None:
-        tuned, refusal = halved(tuned, sample, kind, costs.edges, exact)
+        unasked = tuning.precision == "auto" and device == "cpu"
+        most = UNASKED_PRECISION if unasked else HALF_PRECISION
+        tuned, refusal = halved(tuned, sample, kind, costs.edges, exact, most)
         forwards, backwards = forwards + len(sample), backwards + len(sample)
         notes.append(refusal or name_of(kind))
     half = isinstance(tuned, Half)
