@@ -38,6 +38,13 @@ def sizes(
     return torch.tensor(schedule(share, height, width, least), device=device)
 
 
+@lru_cache(maxsize=64)
+def pixels(tall: int, wide: int, width: int, device: torch.device) -> Int[Tensor, " p"]:
+    """Return where the pixels of a window lie, from its corner, in a flat image of this width."""
+    rows = torch.arange(tall, device=device)[:, None] * width
+    return (rows + torch.arange(wide, device=device)).flatten()
+
+
 @lru_cache(maxsize=4)
 def _halvings(device: torch.device) -> Tensor:
     return torch.tensor(_HALVINGS, device=device)

@@ -18,6 +18,9 @@ from robustkit.errors import UsageError
 from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
+from ._draws import any_row
+from ._momentum import momentum
+
 
 class State(NamedTuple):
     """Per slot six images and a few numbers.
@@ -136,14 +139,18 @@ class Apgd:
         stalled = state.rises <= 0.75 * window
         stuck = ~state.reduced & (state.checked_value >= state.best_value)
         halve = due & (stalled | stuck)
-        back = per_point(halve, gradient)  # with the gradient that was stored: it costs no pass
+        query = state.query
+        if any_row(halve):  # with the gradient that was stored: it costs no pass
+            back = per_point(halve, gradient)
+            query = torch.where(back, state.best, query)
+            gradient = torch.where(back, state.best_gradient, gradient)
         return state._replace(
-            query=torch.where(back, state.best, state.query),
+            query=query,
             step_size=torch.where(halve, state.step_size / 2, state.step_size),
             reduced=torch.where(due, halve, state.reduced),
             checked_value=torch.where(due, state.best_value, state.checked_value),
             rises=torch.where(due, 0, state.rises),
-        ), torch.where(back, state.best_gradient, gradient)
+        ), gradient
 
     def _move(self, state: State, gradient: Images, threat: Threat) -> State:
         """Take a projected step with momentum (Croce & Hein 2020, algorithm 1).
@@ -151,14 +158,14 @@ class Apgd:
         z = P(x + size · steepest(g)); next = P(x + 0.75 (z − x) + 0.25 (x − previous)); no momentum
         in the first step. P is the projection onto ball and box.
         """
-        here, size = state.query, per_point(state.step_size, gradient)
+        here, project = state.query, threat.projection(state.x)
+        share = per_point(torch.where(state.answered > 0, 0.75, 1.0), gradient).to(here.dtype)
         # After a return to the best point, `previous` is still the query before the checkpoint, as
         # in the authors' code: the momentum then leads away from where the search stalled.
-        ahead = threat.project(here + size * threat.steepest(gradient), state.x)
-        share = per_point(torch.where(state.answered > 0, 0.75, 1.0), gradient).to(here.dtype)
-        mixed = here + share * (ahead - here) + (1 - share) * (here - state.previous)
+        size = per_point(state.step_size, gradient)
+        mixed = momentum(here, state.previous, gradient, size, share, project, threat)
         return state._replace(
-            query=threat.project(mixed, state.x),
+            query=project(mixed),
             previous=here,
             answered=state.answered + 1,
             done=state.answered >= self.steps,
@@ -168,12 +175,16 @@ class Apgd:
 def _record(state: State, reply: Reply) -> State:
     """Update the best point, and count the step if it raised the loss."""
     better = reply.value > state.best_value
-    image = per_point(better, reply.gradient)
+    best, slope = state.best, state.best_gradient
+    if any_row(better):
+        image = per_point(better, reply.gradient)
+        best = torch.where(image, state.query, best)
+        slope = torch.where(image, reply.gradient, slope)
     # A rise is counted from one query to the next, not against the best: condition 1 of the paper.
     rose = (reply.value > state.last_value) & (state.answered > 0)
     return state._replace(
-        best=torch.where(image, state.query, state.best),
-        best_gradient=torch.where(image, reply.gradient, state.best_gradient),
+        best=best,
+        best_gradient=slope,
         best_value=torch.where(better, reply.value, state.best_value),
         last_value=reply.value,
         # The first window compares with the loss at the start; the authors' code compares with 0.

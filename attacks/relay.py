@@ -22,6 +22,7 @@ from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks
 
 from ._draws import any_row
+from ._momentum import momentum
 
 
 class State(NamedTuple):
@@ -150,10 +151,11 @@ class Relay:
         # 2 eps, the diameter of the ball, down to 0. No checkpoints: a leg is at most 40 steps,
         # less than the first two windows of APGD (41).
         size = threat.eps * (1 + torch.cos(math.pi * state.answered / self._budget(state.leg)))
-        ahead = here + per_point(size, here) * threat.steepest(reply.gradient)
         share = per_point(torch.where(state.answered > 0, 0.75, 1.0), here).to(here.dtype)
-        mixed = here + share * (threat.project(ahead, state.x) - here)
-        query = threat.project(mixed + (1 - share) * (here - state.previous), state.x)
+        project = threat.projection(state.x)
+        size = per_point(size, here)
+        mixed = momentum(here, state.previous, reply.gradient, size, share, project, threat)
+        query = project(mixed)
         moved = state._replace(query=query, previous=here, answered=state.answered + 1)
         return self._next_leg(moved, over, threat)
 

@@ -20,19 +20,21 @@ from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from . import _bumps, _windows
+from ._draws import any_row
 from ._warm_start import ascend, refuse_norm
 from ._windows import corner, signs, span
 
 # Proposals whose random numbers are drawn together: Philox takes over a hundred small operations,
 # more than the forward pass of a ResNet-18 (88).
 _BLOCK = 16
+_SMALL = 4  # part of the image from which on the pixels of a window are painted one by one
 
 
 class State(NamedTuple):
     """Per slot three images and a few numbers.
 
-    answered: queries so far; left: steps of the warm start to come; draws: random numbers of a
-    block of proposals [s, n, m].
+    answered: queries so far; left: steps of the warm start to come; draws: of a block of proposals
+    [s, n, m] the windows and displacements (linf), or random numbers.
     """
 
     query: Images
@@ -110,7 +112,7 @@ class Square:
             UsageError: in l2 and l1, for inputs that are not images of 5 × 5 pixels or more.
         """
         channels = _images(tasks.x[:1]).shape[1] if len(tasks.x) else 1
-        numbers = channels + (2 if threat.norm == "linf" else 5)
+        numbers = channels + (4 if threat.norm == "linf" else 5)
         first = _first(_images(tasks.x), tasks.keys, threat).view_as(tasks.x)
         return State(
             query=threat.sample(tasks.x, tasks.keys) if self.surrogate else first,
@@ -133,14 +135,16 @@ class Square:
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Keep the query if it is the best so far, and propose a change of the best in a window."""
-        state = state._replace(draws=_redraw(state))
+        state = state._replace(draws=_redraw(state, self.share, threat))
         value, tie = reply.value, state.climbing
         if self.surrogate:
             # The reply's value is the surrogate's; what is kept is chosen by the model.
             value = margin(reply.logits, state.y, state.y)
         # Among equal margins (a piecewise constant model), the warm start's last query is kept.
         better = (value > state.best_value) | (tie & (value == state.best_value))
-        best = torch.where(per_point(better, state.query), state.query, state.best)
+        best = state.best
+        if any_row(better):
+            best = torch.where(per_point(better, best), state.query, best)
         query = self._propose(state, best, threat).view_as(best)
         if self.surrogate:
             walked = ascend(state.query, state.x, reply.gradient, self.ahead - state.left,
@@ -157,14 +161,14 @@ class Square:
 
     def _propose(self, state: State, best: Images, threat: Threat) -> Float[Tensor, "s c h w"]:
         x, best = _images(state.x), _images(best)
-        level, place = _windows.level(state.answered), state.answered % _BLOCK
+        place = state.answered % _BLOCK
         draw = state.draws.gather(1, place[:, None, None].expand(-1, 1, state.draws.shape[2]))[:, 0]
         if threat.norm == "linf":
-            return _paint(x, best, level, draw, self.share, threat)
-        return _bumps.move(x, best, level, draw, self.share, threat)
+            return _paint(x, best, draw, threat)
+        return _bumps.move(x, best, _windows.level(state.answered), draw, self.share, threat)
 
 
-def _redraw(state: State) -> Float[Tensor, "s n m"]:
+def _redraw(state: State, share: float, threat: Threat) -> Float[Tensor, "s n m"]:
     """Draw the random numbers of the next block where one begins."""
     begins, (_, block, numbers) = state.answered % _BLOCK == 0, state.draws.shape
     rows = torch.arange(len(begins), device=begins.device)
@@ -175,10 +179,33 @@ def _redraw(state: State) -> Float[Tensor, "s n m"]:
     many = rows.repeat_interleave(block)
     # Streams are numbered by proposal, so that the numbers do not depend on where blocks begin.
     base = (state.answered[many] // block) * block
-    stream = base + 1 + torch.arange(block, device=rows.device).repeat(len(rows))
+    proposal = base + torch.arange(block, device=rows.device).repeat(len(rows))
     keys = rng.Keys(state.seed[many], state.point[many], state.task[many])
-    drawn = rng.uniform(keys, numbers, stream).view(len(rows), block, numbers)
-    return state.draws.index_copy(0, rows, drawn)
+    if threat.norm == "linf":
+        drawn = rng.uniform(keys, numbers - 2, proposal + 1)
+        drawn = _plan(drawn, proposal, _images(state.x), share, threat)
+    else:
+        drawn = rng.uniform(keys, numbers, proposal + 1)
+    return state.draws.index_copy(0, rows, drawn.view(len(rows), block, numbers))
+
+
+def _plan(
+    draw: Float[Tensor, "p n"],
+    proposal: Integers,
+    x: Float[Tensor, "s c h w"],
+    share: float,
+    threat: Threat,
+) -> Float[Tensor, "p m"]:
+    """Turn random numbers into window and displacement: top, left, height, width, ±eps by channel.
+
+    For a whole block at once, so that a step spends no operation on it.
+    """
+    height, width = x.shape[2:]
+    size = _windows.sizes(share, height, width, 1, x.device)[_windows.level(proposal)]
+    top = corner(draw[:, 0], size[:, 0], height)
+    left = corner(draw[:, 1], size[:, 1], width)
+    window = torch.stack([top, left, *size.unbind(1)], 1).to(draw.dtype)
+    return torch.cat([window, threat.eps * signs(draw[:, 2:])], 1)
 
 
 def _images(x: Images) -> Float[Tensor, "s c h w"]:
@@ -206,18 +233,25 @@ def _first(x: Float[Tensor, "s c h w"], keys: rng.Keys, threat: Threat) -> Tenso
 def _paint(
     x: Float[Tensor, "s c h w"],
     best: Float[Tensor, "s c h w"],
-    level: Integers,
-    draw: Float[Tensor, "s n"],
-    share: float,
+    plan: Float[Tensor, "s m"],
     threat: Threat,
 ) -> Float[Tensor, "s c h w"]:
     """Linf: set the displacement in a window to ±eps, one sign per channel."""
-    height, width = x.shape[2:]
     # The window is set to ±eps around x, not added to: every displacement stays a corner of the
     # ball, where the maximum of a linear margin lies.
-    size = _windows.sizes(share, height, width, 1, x.device)[level]
-    rows = span(corner(draw[:, 0], size[:, 0], height), size[:, 0], height)
-    columns = span(corner(draw[:, 1], size[:, 1], width), size[:, 1], width)
-    painted = x + threat.eps * signs(draw[:, 2:, None, None])
-    painted.clamp_(threat.lower, threat.upper)
+    height, width = x.shape[2:]
+    top, left, *size = plan[:, :4].long().unbind(1)
+    shift = plan[:, 4:, None]
+    if x.device.type == "cpu":  # on a GPU, looking costs more than painting whole images
+        tall, wide = int(size[0][0]), int(size[1][0])
+        small = _SMALL * tall * wide <= height * width
+        if small and bool(((size[0] == tall) & (size[1] == wide)).all()):
+            # Windows of one size, as slots that began together have: their pixels alone.
+            inside = _windows.pixels(tall, wide, width, x.device)
+            index = ((top * width + left)[:, None] + inside)[:, None].expand(-1, x.shape[1], -1)
+            painted = x.flatten(2).gather(2, index).add_(shift)
+            painted.clamp_(threat.lower, threat.upper)
+            return best.flatten(2).scatter(2, index, painted).view_as(best)
+    rows, columns = span(top, size[0], height), span(left, size[1], width)
+    painted = (x + shift[..., None]).clamp_(threat.lower, threat.upper)
     return torch.lerp(best, painted, rows[:, None, :, None] * columns[:, None, None])

@@ -4,7 +4,8 @@
     python -m benchmarks.engine --model resnet18 --data cifar10 --threat linf:8/255 --data-root DIR
 
 Steps of the engine and bare passes of the same model on the same batch take turns; the ratio is the
-median over the turns. The bare pass is that of the model as the engine has it, tuned.
+median over the turns. The bare pass is that of the model as the engine has it, tuned; beside it
+stands the pass of the model as it was given, which is what other libraries call.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.vs_autoattack import reference_resnet18
+from benchmarks.nets import in_color, load_subject
 from robustkit.core.device import pick_device
 from robustkit.core.threat import Threat
 from robustkit.data.arrays import from_arrays
 from robustkit.data.dataset import Dataset, select, subset
 from robustkit.data.open import open_dataset
 from robustkit.evaluation.evaluate import evaluate
-from robustkit.models.load import Subject, load_model
+from robustkit.models.load import Subject
 from robustkit.models.readiness import private_copy
 from robustkit.models.tuning import AUTOMATIC, tune
 from robustkit.registry import attacks
@@ -68,23 +69,26 @@ def overhead(
     pool = SlotPool(engine, search, iter([Work(point, 0) for point in right]), judge, slots)
     pool.refill()
     bare = _bare(tuned.model, pool.state.query, gradient=search.uses_gradient)
+    given = _bare(model, pool.state.query, gradient=search.uses_gradient)
 
     def step() -> None:
         pool.advance()
         pool.harvest()
 
-    for warm in (step, bare):
+    runs = (step, bare, given)
+    for warm in runs:
         warm()
         warm()
-    ratios = []
+    ratios, faster = [], []
     for turn in range(turns):
-        first, second = (step, bare) if turn % 2 else (bare, step)
-        times = {run: _clock(run, target) for run in (first, second)}
+        times = {run: _clock(run, target) for run in (runs if turn % 2 else reversed(runs))}
         ratios.append(times[step] / times[bare])
+        faster.append(times[given] / times[step])
     return {
         "attack": spec,
         "slots": len(pool.work),
         "step / bare pass": statistics.median(ratios),
+        "pass as given / step": statistics.median(faster),
         "host syncs per step": _syncs(step, target),
     }
 
@@ -225,8 +229,29 @@ def _text(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str("–" if value is None else value)
 
 
+def _growth(
+    subject: Subject, data: Dataset, threat: Threat, given: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "occupied slots": [
+            {"attack": spec, "points": given["n"],
+             "share": occupancy(subject, subset(data, select(data, given["n"], 0)), threat, spec,
+                                given["slots"], given["device"])}
+            for spec in ("apgd(steps=20)", "relay", "apgd(loss=targeted_dlr, steps=20)")
+        ],
+        "growth": growth(subject, subset(data, select(data, given["n"], 0)), threat,
+                         given["suite"], given["device"]),
+        "peak memory": [{"n": n, "MiB": peak(n) / 2**20} for n in (1000, 10000)],
+    }  # fmt: skip
+
+
 @click.command()
-@click.option("--model", default="pgd_at", show_default=True, help="Registered, or resnet18.")
+@click.option(
+    "--model",
+    default="pgd_at",
+    show_default=True,
+    help="Registered, or cnn100k, cnn700k, resnet18 (benchmarks/nets.py).",
+)
 @click.option("--data", "data_name", default="bundled", show_default=True)
 @click.option("--data-root", type=click.Path(path_type=Path), envvar="ROBUSTKIT_DATA")
 @click.option("--threat", default="linf:0.1", show_default=True)
@@ -236,6 +261,7 @@ def _text(value: Any) -> str:
 @click.option("--suite", default="quick", show_default=True, help="For the growth table.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--threads", type=int, default=None)
+@click.option("--only-steps", is_flag=True, help="Leave the other tables out.")
 @click.option("--only-memory", type=int, default=None, hidden=True)
 @click.option("--json", "as_json", is_flag=True)
 def main(**given: Any) -> None:
@@ -247,22 +273,17 @@ def main(**given: Any) -> None:
         torch.set_num_threads(given["threads"])
     data = open_dataset(given["data_name"], root=given["data_root"])
     name, threat, device = given["model"], Threat.parse(given["threat"]), given["device"]
-    subject = reference_resnet18() if name == "resnet18" else load_model(name, data=data)
+    subject = load_subject(name, data, threat)
+    if name == "resnet18" and data.shape[0] == 1:
+        data = in_color(data, subject.model, min(len(data), 2 * given["slots"]))
     found: dict[str, Any] = {
         "one step of the engine": [
             overhead(subject, data, threat, spec, given["slots"], given["turns"], device)
             for spec in _SEARCHES
         ],
-        "occupied slots": [
-            {"attack": spec, "points": given["n"],
-             "share": occupancy(subject, subset(data, select(data, given["n"], 0)), threat, spec,
-                                given["slots"], device)}
-            for spec in ("apgd(steps=20)", "relay", "apgd(loss=targeted_dlr, steps=20)")
-        ],
-        "growth": growth(subject, subset(data, select(data, given["n"], 0)), threat,
-                         given["suite"], device),
-        "peak memory": [{"n": n, "MiB": peak(n) / 2**20} for n in (1000, 10000)],
-    }  # fmt: skip
+    }
+    if not given["only_steps"]:
+        found |= _growth(subject, data, threat, given)
     if given["as_json"]:
         click.echo(json.dumps(found))
         return

@@ -6,8 +6,8 @@
 
 Needs the extra `autoattack`. The reference runs `run_standard_evaluation` of pyautoattack, version
 `standard`, with the given batch size, robustkit its suites; all get the same number of threads.
-With --chunks K the points are dealt into K parts that they take in turn, and the time ratio is the
-median over the parts.
+With --chunks K the points are dealt into K parts that they take in turn, with --turns T all of it
+is done T times; the time ratio is the median over parts and turns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from benchmarks.nets import load_subject
 from robustkit.core.device import pick_device
 from robustkit.core.packages import install_command
 from robustkit.core.threat import Threat
@@ -35,7 +35,7 @@ from robustkit.data.dataset import Dataset, select, subset
 from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation.evaluate import evaluate
-from robustkit.models.load import Subject, bundled, load_model
+from robustkit.models.load import Subject, bundled
 from robustkit.search.pass_counter import PassCounter
 
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -67,7 +67,7 @@ class Comparison:
     backwards: list[int]
     seconds: list[float]
     speedup: float
-    """Reference time / robustkit time, median over the chunks."""
+    """Reference time / robustkit time, median over chunks and turns."""
 
 
 def reference(
@@ -117,14 +117,15 @@ def compare(
     batch: int,
     suites: Sequence[str],
     chunks: int,
+    turns: int,
 ) -> list[Comparison]:
-    """Let all run on each chunk in turn; the order changes from chunk to chunk."""
+    """Let all run on each chunk in turn, `turns` times; the order changes every time."""
     target = pick_device(device)
     model = subject.model.to(target)  # as a user has it: the weights may ask for gradients
     theirs: list[Side] = []
     mine: dict[str, list[Side]] = {suite: [] for suite in suites}
-    for number in range(chunks):
-        part = subset(data, np.arange(number, len(data), chunks))
+    for number in range(chunks * turns):
+        part = subset(data, np.arange(number % chunks, len(data), chunks))
         if number % 2:
             theirs.append(reference(model, part, threat, target, seed, batch))
         for suite in suites:
@@ -132,13 +133,17 @@ def compare(
         if not number % 2:
             theirs.append(reference(model, part, threat, target, seed, batch))
     return [
-        _summary(suite, subject.name, str(threat), list(zip(mine[suite], theirs, strict=True)))
+        _summary(
+            suite, subject.name, str(threat), list(zip(mine[suite], theirs, strict=True)), chunks
+        )
         for suite in suites
     ]
 
 
-def _summary(suite: str, name: str, threat: str, pairs: list[tuple[Side, Side]]) -> Comparison:
-    sides = tuple(zip(*pairs, strict=True))
+def _summary(
+    suite: str, name: str, threat: str, pairs: list[tuple[Side, Side]], chunks: int
+) -> Comparison:
+    sides = tuple(zip(*pairs[:chunks], strict=True))  # a second turn repeats verdicts and passes
     standing = [[ok for side in column for ok in side.standing] for column in sides]
     both = list(zip(*standing, strict=True))
     n = len(both)
@@ -153,30 +158,18 @@ def _summary(suite: str, name: str, threat: str, pairs: list[tuple[Side, Side]])
         only_reference_broke=both.count((True, False)),
         forwards=[sum(side.forwards for side in column) for column in sides],
         backwards=[sum(side.backwards for side in column) for column in sides],
-        seconds=[sum(side.seconds for side in column) for column in sides],
+        seconds=[
+            _middle([side.seconds for side in column], chunks)
+            for column in zip(*pairs, strict=True)
+        ],
         speedup=statistics.median(b.seconds / a.seconds for a, b in pairs),
     )
 
 
-def reference_resnet18() -> Subject:
-    """Load the robust CIFAR-10 ResNet-18 that ships inside pyautoattack."""
-    import pyautoattack
-
-    folder = Path(pyautoattack.__file__).parent / "examples"
-    from robustkit.core.imports import load_attribute
-
-    network: Any = load_attribute(f"{folder / 'resnet.py'}:ResNet18")()
-    state = torch.load(folder / "model_test.pt", map_location="cpu", weights_only=True)
-    network.load_state_dict(state)
-    return Subject("resnet18", network.eval())
-
-
-def _subjects(names: tuple[str, ...], data: Dataset) -> list[Subject]:
-    chosen = names or tuple(bundled(data))
-    return [
-        reference_resnet18() if name == "resnet18" else load_model(name, data=data)
-        for name in chosen
-    ]
+def _middle(seconds: list[float], chunks: int) -> float:
+    """Return the time of all chunks together, the median over the turns."""
+    turns = range(0, len(seconds), chunks)
+    return statistics.median(sum(seconds[start : start + chunks]) for start in turns)
 
 
 def _table(rows: list[Comparison]) -> Table:
@@ -213,7 +206,10 @@ def _table(rows: list[Comparison]) -> Table:
 
 @click.command()
 @click.option(
-    "--model", "models", multiple=True, help="Registered model, or resnet18. Default: all."
+    "--model",
+    "models",
+    multiple=True,
+    help="Registered, or cnn100k, cnn700k, resnet18 (benchmarks/nets.py). Default: the bundled.",
 )
 @click.option("--data", "data_name", default="bundled", show_default=True)
 @click.option("--data-root", type=click.Path(path_type=Path), envvar="ROBUSTKIT_DATA")
@@ -225,6 +221,7 @@ def _table(rows: list[Comparison]) -> Table:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--batch-size", default=250, show_default=True, help="Of the reference.")
 @click.option("--chunks", default=1, show_default=True)
+@click.option("--turns", default=1, show_default=True, help="Of all, for the medians of times.")
 @click.option("--threads", type=int, default=None)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True)
@@ -238,6 +235,7 @@ def main(
     seed: int,
     batch_size: int,
     chunks: int,
+    turns: int,
     threads: int | None,
     device: str,
     as_json: bool,
@@ -250,7 +248,8 @@ def main(
         whole = open_dataset(data_name, root=data_root)
         data = subset(whole, select(whole, n, seed))
         rows: list[Comparison] = []
-        for subject in _subjects(models, data):
+        for name in models or bundled(data):
+            subject = load_subject(name, data, Threat.parse(threat))
             found = compare(
                 subject,
                 data,
@@ -260,6 +259,7 @@ def main(
                 batch=batch_size,
                 suites=suites,
                 chunks=chunks,
+                turns=turns,
             )
             console.print(_table(found))
             rows += found

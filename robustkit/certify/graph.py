@@ -23,8 +23,8 @@ from robustkit.certify.operations import (
     Sum,
     operation,
 )
-from robustkit.certify.tracer import listed
 from robustkit.errors import UsageError
+from robustkit.models.tracer import listed
 
 _QUERIES = ("size", "dim", "shape", "ndim", "dtype", "device")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
@@ -148,12 +148,9 @@ class Threat:
 
         `x` must lie in the box. Exact up to float32.
         """
-        radius = self.radius(x, eps)
         if self.norm == "linf":
-            reach = per_point(radius, x)
-            return torch.minimum(torch.maximum(z, x - reach), x + reach).clamp(
-                self.lower, self.upper
-            )
+            return self.projection(x, eps)(z)
+        radius = self.radius(x, eps)
         if self.norm == "l0":
             return _keep_most(z.clamp(self.lower, self.upper), z, x, radius)
         delta = z - x
@@ -165,6 +162,14 @@ class Threat:
         shrink = _shrink_l2 if self.norm == "l2" else _shrink_l1
         inside = shrink(size, room, radius * (1 - _RELATIVE))
         return (x + sign * inside.view_as(x)).clamp_(self.lower, self.upper)
+
+    def projection(self, x: Images, eps: Scalars | None = None) -> Callable[[Images], Images]:
+        """Return `project` for one `x`: several projections share what depends on `x` alone."""
+        if self.norm != "linf":
+            return lambda z: self.project(z, x, eps)
+        reach = per_point(self.radius(x, eps), x)
+        low, high = (x - reach).clamp_min_(self.lower), (x + reach).clamp_max_(self.upper)
+        return lambda z: torch.clamp(z, low, high)
 
     def steepest(self, gradient: Images) -> Images:
         """Return the v with ‖v‖ ≤ 1 that maximizes ⟨gradient, v⟩ (zero where the gradient is).

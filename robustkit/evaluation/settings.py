@@ -24,8 +24,9 @@ from robustkit.data.values import UNIT, Box
 from robustkit.errors import UsageError, unknown
 from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.distributed.messages import Named
+from robustkit.models.half import Precision
 from robustkit.models.load import load_model
-from robustkit.models.tuning import AUTOMATIC, Layout, Precision, Tuning
+from robustkit.models.tuning import AUTOMATIC, Layout, Tuning
 from robustkit.search.suites import LineUp, line_up, refuse_fixed
 
 Pair: TypeAlias = "tuple[Tensor | NDArray[Any], Tensor | NDArray[Any]]"

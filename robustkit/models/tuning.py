@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from robustkit.core.types import Images, Model
+from robustkit.core.types import Images, Logits, Model
 from robustkit.models import fast_conv
-from robustkit.models.agreement import HALF_PRECISION, row_change
+from robustkit.models.agreement import (
+    HALF_PRECISION,
+    OTHER_ORDER,
+    UNASKED_PRECISION,
+    logit_distance,
+)
+from robustkit.models.folding import fold
 from robustkit.models.guard import duplicate
-from robustkit.models.surrogates.resolve import Wrapping, declared
+from robustkit.models.half import Half, Precision, chosen, forward_backward, halved, name_of
+from robustkit.models.layer_costs import layer_costs
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
-Precision: TypeAlias = Literal["auto", "float32", "float16", "bfloat16"]
 Layout: TypeAlias = Literal["auto", "contiguous", "channels_last"]
 _CACHE = 24 * 2**20  # bytes of layer outputs up to which a CPU's caches hold them
 
@@ -34,7 +39,8 @@ class Tuning:
 
     Attributes:
         precision: of the passes between the first and the last layer; these two, losses, inputs and
-            projections are always float32. auto: float16 on a GPU, float32 on a CPU.
+            projections are always float32. auto: float16 on a GPU; on a CPU bfloat16 where
+            it has matrix units for it and the network is large enough, else float32.
         layout: of images and convolution weights. auto: channels_last.
         compiled: whether to use `torch.compile`.
     """
@@ -72,33 +78,51 @@ def tune(model: Model, sample: Images, tuning: Tuning, *, randomized: bool = Fal
 
     Args:
         model: in evaluation mode with frozen weights; it stays as it is.
-        randomized: two passes differ, so that the tuned logits are not compared.
+        randomized: two passes differ, so that logits are not compared.
     """
     if not isinstance(model, nn.Module):
         slots = _slots(sample, 256 * sample[0].numel() * 4)
         return Tuned(model, False, ("search: a plain function is called as it is",), slots, 0, 0)
-    slots, spent = _slots(sample, _footprint(model, sample)), 0
-    device, notes = sample.device.type, list[str]()
+    costs, device, notes = layer_costs(model, sample), sample.device.type, list[str]()
+    forwards, backwards, exact = 1, 0, None
+    kind = chosen(tuning.precision, device, costs, randomized=randomized)
     tuned = duplicate(model)
+    folded = 0 if randomized else fold(tuned)
+    if folded or (kind is not None and not randomized):
+        with torch.no_grad():
+            exact = model(sample).float()
+        forwards += len(sample)
+    if folded and exact is not None:
+        forwards += len(sample)
+        if _same(tuned, sample, exact):
+            notes.append(f"{folded} batch normalizations folded into the layers before them")
+        else:
+            tuned = duplicate(model)
     if tuning.layout != "contiguous" and sample.ndim == 4:
         layout: dict[str, Any] = {"memory_format": torch.channels_last}
         tuned = tuned.to(**layout)
         notes.append("channels_last")
     if device == "cpu" and (count := fast_conv.speed_up(tuned)):
         notes.append(f"{count} first convolutions with a faster backward pass")
-    kind = _precision(tuning.precision, device)
     if kind is not None:
-        tuned, refusal = _halved(model, tuned, sample, kind, compare=not randomized)
-        spent += len(sample)
-        notes.append(refusal or _name(kind))
+        unasked = tuning.precision == "auto" and device == "cpu"
+        most = UNASKED_PRECISION if unasked else HALF_PRECISION
+        tuned, refusal = halved(tuned, sample, kind, costs.edges, exact, most)
+        forwards, backwards = forwards + len(sample), backwards + len(sample)
+        notes.append(refusal or name_of(kind))
     half = isinstance(tuned, Half)
     if tuning.compiled:
         tuned, refusal = _compiled(tuned, sample)
-        spent += len(sample)
+        forwards, backwards = forwards + len(sample), backwards + len(sample)
         notes.append(refusal or "compiled")
     summary = (f"search: {', '.join(notes)}",) if notes else ()
-    forwards = 1 + spent + (1 + len(sample) if kind is not None else 0)
-    return Tuned(tuned, half, summary, slots, forwards, spent)
+    return Tuned(tuned, half, summary, _slots(sample, costs.size), forwards, backwards)
+
+
+def _same(tuned: nn.Module, sample: Images, exact: Logits) -> bool:
+    """Whether a rewritten copy answers as the original does."""
+    with torch.no_grad():
+        return logit_distance(tuned(sample).float(), exact) <= OTHER_ORDER
 
 
 def _slots(sample: Images, size: int) -> int:
@@ -113,135 +137,13 @@ def _power_of_two(number: float, least: int, most: int) -> int:
     return int(min(max(2.0 ** math.floor(math.log2(max(number, 1))), least), most))
 
 
-def _footprint(model: nn.Module, sample: Images) -> int:
-    """Return the bytes of one point: the layers' outputs, and the images of a slot."""
-    sizes = [16 * 4 * sample[0].numel()]
-
-    def note(_: object, __: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            row = output[0] if output.ndim and len(output) else output
-            sizes.append(row.numel() * output.element_size())
-
-    layers = [
-        layer
-        for layer in model.modules()
-        if not list(layer.children()) and not isinstance(layer, torch.jit.ScriptModule)
-    ]
-    handles = [layer.register_forward_hook(note) for layer in layers]
-    try:
-        with torch.no_grad():
-            model(sample[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sum(sizes)
-
-
-def _precision(precision: Precision, device: str) -> torch.dtype | None:
-    if precision == "auto":
-        return torch.float16 if device == "cuda" else None
-    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(precision)
-
-
-class Half(Wrapping):
-    """A module that runs in 16 bits except for the layers `edges`, and returns float32.
-
-    The first layer stays in float32, since 16 bits would round the perturbation itself, and the
-    last one, whose rounding is that of the logits.
-    """
-
-    def __init__(self, body: nn.Module, kind: torch.dtype, edges: Sequence[str]) -> None:
-        super().__init__()
-        self.body, self.kind = duplicate(body), kind
-        for name in edges:
-            layer = self.body.get_submodule(name)
-            layer.forward = _in_full(layer.forward)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, *f] -> [b, k]."""
-        return self._cast(self.body)(x)
-
-    def unwrapped(self) -> Model:
-        """Return the body, which computes in float32 by itself."""
-        return self.body
-
-    def surrogates(self) -> dict[str, Model]:
-        """Return those of the body, in 16 bits too."""
-        return {name: self._cast(surrogate) for name, surrogate in declared(self.body).items()}
-
-    def _cast(self, function: Model) -> Model:
-        def run(x: Tensor) -> Tensor:
-            with torch.autocast(x.device.type, self.kind):
-                return function(x).float()
-
-        return run
-
-
-def _in_full(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return forward(x.float())
-
-    return run
-
-
-def _edges(model: nn.Module, sample: Images) -> list[str]:
-    """Return the names of the first and the last layer with weights that a pass calls."""
-    called: list[str] = []
-    handles = [
-        layer.register_forward_pre_hook(lambda *_, name=name: called.append(name))
-        for name, layer in model.named_modules()
-        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    ]
-    try:
-        with torch.no_grad():
-            model(sample[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [called[0], called[-1]] if called else []
-
-
-def _halved(
-    model: nn.Module, tuned: nn.Module, sample: Images, kind: torch.dtype, *, compare: bool
-) -> tuple[nn.Module, str]:
-    """Return the model in 16 bits; where that fails, as it is, and why."""
-    try:
-        half = Half(tuned, kind, _edges(tuned, sample))
-        answer = _forward_backward(half, sample)
-    except (RuntimeError, TypeError) as error:
-        return tuned, f"float32, since {type(error).__name__} in {_name(kind)}"
-    if answer is None:
-        return tuned, f"float32, since {_name(kind)} overflows"
-    with torch.no_grad():
-        exact = model(sample).float()
-    change = row_change(answer, exact)
-    if compare and change > HALF_PRECISION:
-        return tuned, f"float32, since {_name(kind)} moves the logits by {change:.2g} of their size"
-    return half, ""
-
-
 def _compiled(tuned: nn.Module, sample: Images) -> tuple[nn.Module, str]:
     """Return the model compiled; where that fails, as it is, and why."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of compilers, about themselves
             compiled: Any = torch.compile(tuned, dynamic=True)
-            _forward_backward(compiled, sample)
+            forward_backward(compiled, sample)
     except Exception as error:  # compilers and their tool chains fail in many ways
         return tuned, f"not compiled, since {type(error).__name__} was raised"
     return compiled, ""
-
-
-def _forward_backward(model: nn.Module, sample: Images) -> Tensor | None:
-    """Run a forward and a backward pass: the logits, or None where an entry is not finite."""
-    query = sample.detach().clone().requires_grad_(True)
-    with torch.enable_grad():
-        answer = model(query)
-        (gradient,) = torch.autograd.grad(answer.sum(), query)
-    fine = bool(answer.isfinite().all() and gradient.isfinite().all())
-    return answer.detach() if fine else None
-
-
-def _name(kind: torch.dtype) -> str:
-    return str(kind).removeprefix("torch.")

@@ -13,9 +13,11 @@ from robustkit.core.rng import Keys
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.evaluation.evaluate import evaluate
+from robustkit.models import half
 from robustkit.models.fast_conv import Stem
-from robustkit.models.surrogates.resolve import declared
-from robustkit.models.tuning import Half, Tuning, tune
+from robustkit.models.half import Half
+from robustkit.models.surrogates.resolve import declared, plain
+from robustkit.models.tuning import Tuning, tune
 from robustkit.registry import attacks
 from robustkit.search.protocol import Tasks
 from robustkit.search.query import ask
@@ -191,3 +193,36 @@ def test_low_precision_never_decides(blobs: Dataset, tmp_path: Path) -> None:
     for point, z in found.items():
         assert int(net(z[None]).argmax()) != int(blobs.labels[point])
     assert any("bfloat16" in note for note in record.notes)
+
+
+def _wide() -> nn.Module:
+    """Two million multiply-adds between the first and the last layer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 2048),
+                        nn.ReLU(), nn.Linear(2048, 3))  # fmt: skip
+    return net.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_a_cpu_with_matrix_units_searches_in_bfloat16_where_it_pays(
+    units: bool, net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(half, "matrix_units", lambda: units)
+    wide = _wide()
+    tuned = tune(wide, X, Tuning())
+    assert tuned.half == units
+    assert ("bfloat16" in "".join(tuned.notes)) == units
+    assert not tune(net, X, Tuning()).half
+    assert not tune(wide, X, Tuning(precision="float32")).half
+    assert not tune(wide, X, Tuning(), randomized=True).half
+
+
+def test_the_weights_of_16_bits_are_cast_once_and_the_original_is_at_hand() -> None:
+    wide = _wide()
+    tuned = tune(wide, X, BFLOAT16)
+    assert isinstance(tuned.model, Half)
+    assert isinstance(tuned.model.body, nn.Sequential)
+    assert [layer.weight.dtype for layer in tuned.model.body if isinstance(layer, nn.Linear)] == [
+        torch.float32, torch.bfloat16, torch.float32,
+    ]  # fmt: skip
+    torch.testing.assert_close(plain(tuned.model)(X), wide(X))

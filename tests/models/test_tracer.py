@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.certify.graph import trace
-from robustkit.certify.tracer import listed
+from robustkit.models.tracer import listed
 
 
 class Scaled(nn.Module):
