@@ -13,10 +13,11 @@ from rich.text import Text
 
 from robustkit.cli.console import say, stderr
 from robustkit.evaluation.progress import StageBars, columns
-from robustkit.models.training import Progress as Report
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from robustkit.models.training import Progress as Report
 
 
 class Screen(StageBars):

@@ -15,16 +15,17 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from robustkit.core.types import Images
 from robustkit.errors import RobustkitError, UsageError, digests_differ
 from robustkit.record.ledger_check import wrong_rows, wrong_run
 from robustkit.record.ledger_schema import DIGESTED, SEAL, BrokenPoint, Cost, RefusedCandidate
 from robustkit.record.schema import LedgerDigests
+
+if TYPE_CHECKING:
+    from robustkit.core.types import Images
 
 
 class InUse(UsageError):
@@ -148,6 +149,8 @@ class LedgerReader:
         self, shape: tuple[int, ...], points: Iterable[int] | None = None
     ) -> dict[int, Images]:
         """Return the stored adversarial inputs, of `points` or all, as float32 of `shape`."""
+        import torch  # the one thing here that needs it: tables are ranked without
+
         wanted = None if points is None else json.dumps(list(points))
         query = (
             "SELECT point, example FROM broken WHERE example IS NOT NULL "
