@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -36,6 +36,7 @@ class Run:
         certifier: the certificate that is tried first; None: none.
         replay: the inputs of earlier runs that are tried before the attacks; None: none.
         carried: what a run at a larger eps had found, see `robustkit.evaluation.carry_over`.
+        given: by attack the points that it was given so far; read once from the ledger.
     """
 
     settings: Settings
@@ -47,6 +48,7 @@ class Run:
     certifier: Certifier | None
     replay: Replay | None
     carried: Mapping[str, dict[int, Any]]
+    given: dict[int, set[int]] = field(default_factory=dict)
 
     @property
     def limit(self) -> float:
@@ -81,16 +83,17 @@ class Run:
         """Go part by part through a random order; return the points of the finished parts."""
         order = shuffled(self.prepared.points, self.settings.seed)
         done = int(self.ledger.remembered("done") or 0)
+        status = self.statuses(order[:done])
         try:
-            while done < len(order):
+            for part in parts(order, done):
                 if done:
-                    rule.reason = rule.enough(self._interim(order[:done]))
+                    rule.reason = rule.enough(self._interim(order[:done], status))
                     rule.reason = rule.reason or rule.spent(self.forwards())
                     if rule.reason:
                         break
-                part = parts(order, done)[0]
                 self._do(part, last=done + len(part) == len(order))
                 done += len(part)
+                status |= self.statuses(part)
                 self.ledger.remember("done", done)
                 self.watcher.part(done, len(order))
             if done == len(order) and rule.audits:
@@ -132,10 +135,10 @@ class Run:
         """Return the passes that all stages have taken so far."""
         return sum(cost.forwards for cost in self.ledger.costs().values())
 
-    def _interim(self, done: Sequence[int]) -> Interim:
+    def _interim(self, done: Sequence[int], status: dict[int, Status]) -> Interim:
         """Gather what is known of the finished points `done`."""
         flags = tuple(flag.name for flag in self.prepared.diagnosis.flags)
-        return Interim(done, self.statuses(done), flags)
+        return Interim(done, status, flags)
 
     def attack_name(self, number: int) -> str:
         """Return what the record calls a stage that breaks points."""
@@ -145,10 +148,10 @@ class Run:
         """Classify those of `points` that the ledger does not know yet."""
         if self.carried:
             return
-        known = self.ledger.clean()
+        known = self.ledger.predicted(points)
         todo = [point for point in points if point not in known]
         seen = [known[point] for point in points if point in known]
-        correct = sum(label == predicted for label, predicted, _ in seen)
+        correct = sum(label == predicted for label, predicted in seen)
         self.watcher.stage("clean", len(points))
         done = len(points) - len(todo)
 
@@ -185,14 +188,15 @@ class Run:
         Args:
             number: a search that keeps the closest success is given what it has broken again.
         """
-        broken, clean = self.ledger.broken(), self.ledger.clean()
-        proved = {point for point, holds in self.ledger.certified().items() if holds}
+        broken, clean = self.ledger.broken(points), self.ledger.clean(points)
+        proved = {point for point, holds in self.ledger.certified(points).items() if holds}
         again = number is not None and number < self.line.scouts
         out = {p for p, found in broken.items() if not (again and found.stage == number)}
-        left_out = (set() if self.settings.minimum_norm else out) | set(self._survived())
+        out, survived = set() if self.settings.minimum_norm else out, self._survived()
         return {
-            p: clean[p][2] for p in points if clean[p][0] == clean[p][1] and p not in left_out
-        }, proved
+            p: clean[p][2] for p in points
+            if clean[p][0] == clean[p][1] and p not in out and p not in survived
+        }, proved  # fmt: skip
 
     def _survived(self) -> Mapping[int, float]:
         """Points that were robust at a larger eps."""
@@ -210,9 +214,11 @@ class Run:
         self.replay.run(
             list(robust), proved, lambda done, left: self.watcher.advance(done, left, len(points))
         )
+        if not last:
+            return
         # All of them, where none broke a point; one that fits costs a pass.
         tried = len(self.ledger.spent(REPLAYED))
-        if last and tried and not self.ledger.costs()[REPLAYED].forwards:
+        if tried and not self.ledger.costs()[REPLAYED].forwards:
             self.watcher.note(
                 f"{self.settings.name}: none of the {tried} inputs to replay lies within "
                 f"{self.settings.threat} of its point. Are they of a run on the same data, and at "
@@ -229,9 +235,8 @@ class Run:
         if not (self.settings.attack_certified or self.settings.minimum_norm):
             robust = {p: order for p, order in robust.items() if p not in proved}
         others -= len(robust)
-        # Those it was given before: broken by it, or by a later attack of an audit's sample.
-        given = {p for p, found in self.ledger.broken().items() if found.stage == number}
-        given |= {p for p, _ in self.ledger.spent(number)}
+        given = self._given(number)
+        given |= robust.keys()
 
         def report(done: int, left: int) -> None:
             self.watcher.advance(done, others + left, len(points))
@@ -239,10 +244,21 @@ class Run:
                 self.settings.budget.check_time()
 
         jobs = stage.jobs(self.prepared.diagnosis.classes)
-        spent = {item for item in self.ledger.spent(number) if item[0] in robust}
+        spent = self.ledger.spent(number, robust)
         self.watcher.stage(str(stage.spec), len(robust) * len(jobs) - len(spent))
         self.executor.attack(stage, PointsToAttack(robust, spent, proved), report,
-                             entered=len(given | robust.keys()), last=last)  # fmt: skip
+                             entered=len(given), last=last)  # fmt: skip
+
+    def _given(self, number: int) -> set[int]:
+        """Points that an attack was given before, in this life of the run or an earlier one.
+
+        Broken by it, or by a later attack of an audit's sample.
+        """
+        if number not in self.given:
+            broken = self.ledger.broken().items()
+            self.given[number] = {p for p, found in broken if found.stage == number}
+            self.given[number] |= {p for p, _ in self.ledger.spent(number)}
+        return self.given[number]
 
     def _stage(self, number: int) -> AttackStage:
         settings, within = self.settings, self.settings.threat

@@ -91,16 +91,33 @@ class LedgerReader:
             row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
         return self._value(row)
 
-    def clean(self) -> dict[int, tuple[int, int, list[int]]]:
-        """Return point to (label, predicted, classes by falling logit)."""
+    def _of_points(
+        self, query: str, points: Iterable[int] | None, *given: Any
+    ) -> list[tuple[Any, ...]]:
+        """Answer a query that ends in a condition, for `points` alone, or for all.
+
+        A run in parts asks about the points of one part: it must not read the others each time.
+        """
+        if points is not None:
+            query += " AND point IN (SELECT value FROM json_each(?))"
+            given = (*given, json.dumps(list(points)))
         with self._errors():
-            rows = self._db.execute("SELECT point, label, predicted, ranked FROM clean").fetchall()
+            return self._db.execute(query, given).fetchall()
+
+    def clean(self, points: Iterable[int] | None = None) -> dict[int, tuple[int, int, list[int]]]:
+        """Return point to (label, predicted, classes by falling logit), of `points` or all."""
+        query = "SELECT point, label, predicted, ranked FROM clean WHERE true"
+        rows = self._of_points(query, points)
         return {p: (y, k, json.loads(ranked)) for p, y, k, ranked in rows}
 
-    def certified(self) -> dict[int, bool]:
+    def predicted(self, points: Iterable[int] | None = None) -> dict[int, tuple[int, int]]:
+        """Return point to (label, predicted), of `points` or all."""
+        rows = self._of_points("SELECT point, label, predicted FROM clean WHERE true", points)
+        return {point: (label, guess) for point, label, guess in rows}
+
+    def certified(self, points: Iterable[int] | None = None) -> dict[int, bool]:
         """Return the points that the certificate was tried on, and whether it holds."""
-        with self._errors():
-            rows = self._db.execute("SELECT point, proved FROM certified").fetchall()
+        rows = self._of_points("SELECT point, proved FROM certified WHERE true", points)
         return {point: bool(proved) for point, proved in rows}
 
     def errors(self) -> dict[tuple[int, int], float]:
@@ -115,16 +132,15 @@ class LedgerReader:
             rows = self._db.execute("SELECT point, seen, errors FROM refused").fetchall()
         return {point: RefusedCandidate(seen, errors) for point, seen, errors in rows}
 
-    def broken(self) -> dict[int, BrokenPoint]:
-        """Return the broken points, without their examples."""
-        query = "SELECT point, stage, predicted, distance FROM broken"
-        with self._errors():
-            return {row[0]: BrokenPoint(*row) for row in self._db.execute(query)}
+    def broken(self, points: Iterable[int] | None = None) -> dict[int, BrokenPoint]:
+        """Return the broken ones of `points` or all, without their examples."""
+        query = "SELECT point, stage, predicted, distance FROM broken WHERE true"
+        return {row[0]: BrokenPoint(*row) for row in self._of_points(query, points)}
 
-    def spent(self, stage: int) -> set[tuple[int, int]]:
+    def spent(self, stage: int, points: Iterable[int] | None = None) -> set[tuple[int, int]]:
         """Return the (point, job) pairs of a stage whose budget is used up."""
-        with self._errors():
-            return set(self._db.execute("SELECT point, job FROM spent WHERE stage = ?", (stage,)))
+        query = "SELECT point, job FROM spent WHERE stage = ?"
+        return {(point, job) for point, job in self._of_points(query, points, stage)}
 
     def closest(self) -> dict[int, float]:
         """Return how near points came to being broken, as far as searches could tell."""
@@ -151,13 +167,8 @@ class LedgerReader:
         """Return the stored adversarial inputs, of `points` or all, as float32 of `shape`."""
         import torch  # the one thing here that needs it: tables are ranked without
 
-        wanted = None if points is None else json.dumps(list(points))
-        query = (
-            "SELECT point, example FROM broken WHERE example IS NOT NULL "
-            "AND (?1 IS NULL OR point IN (SELECT value FROM json_each(?1)))"
-        )
-        with self._errors():
-            rows = self._db.execute(query, (wanted,)).fetchall()
+        query = "SELECT point, example FROM broken WHERE example IS NOT NULL"
+        rows = self._of_points(query, points)
         try:
             arrays = ((p, np.frombuffer(zlib.decompress(blob), dtype="<f4")) for p, blob in rows)
             return {p: torch.from_numpy(array.reshape(shape).copy()) for p, array in arrays}

@@ -15,7 +15,8 @@ def statuses(ledger: Ledger, points: Sequence[int], limit: float = math.inf) -> 
     Args:
         limit: the distance up to which a success counts; a minimum-norm run looks farther.
     """
-    clean, broken, proved = ledger.clean(), ledger.broken(), ledger.certified()
+    clean, broken = ledger.predicted(points), ledger.broken(points)
+    proved = ledger.certified(points)
     found: dict[int, Status] = {}
     for p in points:
         if clean[p][0] != clean[p][1]:
