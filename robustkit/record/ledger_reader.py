@@ -6,7 +6,6 @@ did not write it: a replay, a gallery, a gate.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -14,13 +13,16 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from robustkit.errors import RobustkitError, UsageError, digests_differ
+from robustkit.record import ledger_digest
 from robustkit.record.ledger_check import wrong_rows, wrong_run
+from robustkit.record.ledger_digest import FileState, file_state
 from robustkit.record.ledger_schema import DIGESTED, SEAL, BrokenPoint, Cost, RefusedCandidate
 from robustkit.record.schema import LedgerDigests
 
@@ -39,6 +41,9 @@ class LedgerReader:
         path: where the file lies, for messages.
         database: an open connection to it.
     """
+
+    _state: FileState | None = None
+    """Of a file that nobody writes; None: it may become another one."""
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path, self._db = path, database
@@ -190,10 +195,15 @@ class LedgerReader:
         return None if found is None else tuple(found)
 
     def digests(self) -> LedgerDigests:
-        """Return the digests of what it holds now."""
-        with self._errors():
-            told = {key: _of_rows(map(self._db.execute, DIGESTED[key])) for key in DIGESTED}
-        return LedgerDigests(**told, inputs=digest_of_inputs([self]))
+        """Return the digests of what it holds now; a file is read for them once, while it stays."""
+        found = ledger_digest.known(self._state)
+        if found is None:
+            of_rows, run = ledger_digest.of_rows, self._db.execute
+            with self._errors():
+                told = {key: of_rows(map(run, queries)) for key, queries in DIGESTED.items()}
+            found = LedgerDigests(**told, inputs=ledger_digest.of_inputs(self.packed()))
+            ledger_digest.keep(self._state, found)
+        return found
 
     def refuse_altered(self, expected: LedgerDigests | None = None) -> None:
         """Refuse a ledger that is not as its run left it.
@@ -233,6 +243,7 @@ def open_readonly(path: Path) -> Iterator[LedgerReader]:
     """
     # Without a write-ahead log nobody is writing, and a folder without write access will do.
     log = path.with_name(f"{path.name}-wal")
+    state = file_state(path, log)
     try:
         still = not os.path.lexists(log) or not log.stat().st_size
         address = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
@@ -252,7 +263,9 @@ def open_readonly(path: Path) -> Iterator[LedgerReader]:
                 "run was killed or goes on, and the folder cannot be written. Copy the folder to "
                 "where it can, and read it there."
             ) from None
-        ledger._check_rows()
+        ledger._state = state
+        if ledger_digest.known(state) is None:  # else its rows were checked then
+            ledger._check_rows()
         yield ledger
 
 
@@ -263,22 +276,5 @@ def digest_of_stored(paths: Sequence[Path]) -> str:
         UsageError: as `open_readonly`.
     """
     with ExitStack() as stack:
-        return digest_of_inputs(stack.enter_context(open_readonly(path)) for path in paths)
-
-
-def digest_of_inputs(ledgers: Iterable[LedgerReader]) -> str:
-    """Return the SHA-256 of all adversarial inputs in open ledgers."""
-    state = hashlib.sha256()
-    for ledger in ledgers:
-        for point, blob in ledger.packed():
-            state.update(f"{point}:".encode() + blob)
-    return state.hexdigest()
-
-
-def _of_rows(tables: Iterable[Iterable[tuple[Any, ...]]]) -> str:
-    state = hashlib.sha256()
-    for rows in tables:
-        for row in rows:
-            state.update(json.dumps(row).encode() + b"\n")
-        state.update(b"\n")
-    return state.hexdigest()
+        ledgers = [stack.enter_context(open_readonly(path)) for path in paths]
+        return ledger_digest.of_inputs(chain.from_iterable(each.packed() for each in ledgers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from robustkit.evaluation.budget import Budget, Interim, StoppingRule, parts
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.watcher import Watcher
 from robustkit.leaderboard.rows import robust_interval, row
+from robustkit.record.ledger_reader import LedgerReader
 from robustkit.record.record import Record
 
 LINE_UP = ["apgd(steps=10)", "square(queries=20)"]
@@ -64,6 +66,35 @@ def test_parts_cover_everything_once_and_do_not_depend_on_where_one_starts() -> 
     assert parts(points, 50)[0] == points[50:112]
     assert parts(points, 800) == []
     assert parts([7], 0) == [[7]]
+
+
+def test_parts_grow_so_that_looks_stay_few() -> None:
+    looks = [sum(np.cumsum([len(p) for p in parts(range(n), 0)])) for n in (25_000, 50_000)]
+    assert looks[1] < 2.2 * looks[0]  # points looked at, over all looks
+    sizes = [len(part) for part in parts(range(50_000), 0)]
+    assert max(sizes) <= 50_000 // 16
+    assert len(sizes) < 100
+
+
+def test_a_run_in_parts_reads_no_point_again_for_the_others(
+    nearest: nn.Module, blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows_read(most: int) -> int:
+        read, of_points = [0], LedgerReader._of_points
+
+        def counted(self: LedgerReader, *given: Any) -> list[tuple[Any, ...]]:
+            rows = of_points(self, *given)
+            read[0] += len(rows)
+            return rows
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LedgerReader, "_of_points", counted)
+            patch.setattr(budget, "_FIRST", most)
+            patch.setattr(budget, "_MOST", most)
+            run(nearest, blobs, tmp_path / str(most), StoppingRule())
+        return read[0]
+
+    assert rows_read(2) <= 1.1 * rows_read(80)  # forty parts, and one
 
 
 def test_the_order_is_random_fixed_by_the_seed_and_blind_to_the_other_points() -> None:
