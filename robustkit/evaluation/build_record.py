@@ -63,6 +63,7 @@ def make_record(
         started=started,
         versions=provenance.versions(),
         device=provenance.device_name(prepared.device),
+        device_peak_bytes=provenance.device_peak(prepared.device),
         commit=commit,
     )
 

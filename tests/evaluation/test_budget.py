@@ -19,8 +19,9 @@ from robustkit.evaluation.budget import Budget, Interim, StoppingRule, parts
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.watcher import Watcher
 from robustkit.leaderboard.rows import robust_interval, row
+from robustkit.record import provenance
 from robustkit.record.ledger_reader import LedgerReader
-from robustkit.record.record import Record
+from robustkit.record.record import Record, load
 
 LINE_UP = ["apgd(steps=10)", "square(queries=20)"]
 
@@ -145,6 +146,18 @@ def test_what_is_stopped_goes_on_and_ends_alike(
     assert (first.n, second.n) == (16, 48)
     assert run(nearest, blobs, tmp_path / "part", None).points == whole.points
     assert run(nearest, blobs, tmp_path / "part", after(1)).n == 80  # all is done: it stays done
+
+
+def test_the_peak_of_the_device_is_stated_and_no_reason_to_write_a_record_anew(
+    nearest: nn.Module, blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(nearest, blobs, tmp_path / "cpu", None).device_peak_bytes is None
+    monkeypatch.setattr(provenance, "device_peak", lambda _: 4096)
+    first = run(nearest, blobs, tmp_path / "cuda", None)
+    assert first.device_peak_bytes == load(tmp_path / "cuda" / "record.json").device_peak_bytes
+    assert first.device_peak_bytes == 4096
+    monkeypatch.setattr(provenance, "device_peak", lambda _: 8192)
+    assert run(nearest, blobs, tmp_path / "cuda", None) == first
 
 
 def test_a_part_that_was_cut_off_is_no_part_of_the_record(

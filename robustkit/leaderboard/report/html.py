@@ -172,7 +172,7 @@ def _item(line: Line, gallery: Gallery) -> dict[str, Any]:
 
 def _provenance(line: Line) -> list[tuple[str, str]]:
     record = line.record
-    commit = record.commit
+    commit, peak = record.commit, record.device_peak_bytes
     found = {
         "record": line.row.record,
         "started": record.started,
@@ -188,6 +188,7 @@ def _provenance(line: Line) -> list[tuple[str, str]]:
         "passes": f"{record.forwards:,} forward, {record.backwards:,} backward",
         "seconds": f"{record.seconds:,.1f}",
         "device": record.device,
+        "peak of the device's memory": peak and f"{peak / 2**20:,.0f} MiB",
         "commit": commit and f"{commit.hash}{', with changes' if commit.dirty else ''}",
         "versions": ", ".join(f"{name} {value}" for name, value in record.versions.items()),
         "notes": "; ".join(record.notes),
