@@ -23,7 +23,7 @@ from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import CLEAN, REPLAYED, Cost
 from robustkit.record.points import Status
 from robustkit.record.record import REPLAY
-from robustkit.record.status import statuses
+from robustkit.record.status import Finished, read_finished
 from robustkit.search.protocol import aims
 from robustkit.search.suites import LineUp
 
@@ -55,9 +55,9 @@ class Run:
         """The distance up to which a success counts."""
         return self.settings.threat.limit(prod(self.settings.data.shape))
 
-    def statuses(self, points: Sequence[int]) -> dict[int, Status]:
+    def finished(self, points: Sequence[int]) -> Finished:
         """Read the verdict on each of `points`, which are finished."""
-        return statuses(self.ledger, points, self.limit)
+        return read_finished(self.ledger, points, self.limit)
 
     def all(self) -> list[int]:
         """Do what an earlier run of the same command has not done yet.
@@ -83,7 +83,7 @@ class Run:
         """Go part by part through a random order; return the points of the finished parts."""
         order = shuffled(self.prepared.points, self.settings.seed)
         done = int(self.ledger.remembered("done") or 0)
-        status = self.statuses(order[:done])
+        status = self.finished(order[:done]).status
         try:
             for part in parts(order, done):
                 if done:
@@ -93,7 +93,7 @@ class Run:
                         break
                 self._do(part, last=done + len(part) == len(order))
                 done += len(part)
-                status |= self.statuses(part)
+                status |= self.finished(part).status
                 self.ledger.remember("done", done)
                 self.watcher.part(done, len(order))
             if done == len(order) and rule.audits:
