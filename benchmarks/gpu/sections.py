@@ -28,8 +28,9 @@ from robustkit.data.arrays import from_arrays
 from robustkit.data.dataset import Dataset, select, subset
 from robustkit.data.open import open_dataset
 from robustkit.evaluation.evaluate import evaluate
+from robustkit.models.half import Precision
 from robustkit.models.load import Subject, load_model
-from robustkit.models.tuning import Precision, Tuning
+from robustkit.models.tuning import Tuning
 from robustkit.record.record import Record
 
 Row = dict[str, Any]
@@ -180,7 +181,15 @@ def _beside(
 ) -> Iterator[Row]:
     for suite in suites:
         (row,) = compare(
-            subject, data, threat, device=device, seed=0, batch=250, suites=(suite,), chunks=1
+            subject,
+            data,
+            threat,
+            device=device,
+            seed=0,
+            batch=250,
+            suites=(suite,),
+            chunks=1,
+            turns=1,
         )
         yield {**asdict(row), "peak MB": _peak(device)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress
@@ -12,7 +13,9 @@ from rich.text import Text
 
 from robustkit.cli.console import stderr
 from robustkit.evaluation.progress import columns
-from robustkit.models.training import Progress as Report
+
+if TYPE_CHECKING:
+    from robustkit.models.training import Progress as Report
 
 
 def training_progress(reports: Iterator[Report], name: str, *, quiet: bool) -> None:

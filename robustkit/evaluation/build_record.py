@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import robustkit.registry as registry
+from robustkit.core.packages import own_version
 from robustkit.data.dataset import digest
 from robustkit.evaluation.review import majority, review
 from robustkit.evaluation.run import Run
@@ -15,6 +16,7 @@ from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, BrokenPoint
 from robustkit.record.points import Points
 from robustkit.record.record import REPLAY, Record
 from robustkit.record.schema import AuditInfo, Commit, DataInfo, Stage, ThreatInfo
+from robustkit.record.status import Finished
 from robustkit.search.audit import CONFIDENCE, missed
 from robustkit.search.external import strength
 from robustkit.search.protocol import surrogate_of
@@ -35,17 +37,17 @@ def make_record(
         started: when the run began.
         commit: of the code that ran.
     """
-    costs, points = run.ledger.costs(), _points(run, finished)
-    settings, prepared = run.settings, run.prepared
-    replayed, stages = _replayed(run, finished), _stages(run, finished)
+    costs, found = run.ledger.costs(), run.finished(finished)
+    settings, prepared, points = run.settings, run.prepared, _points(run, found)
+    replayed, stages = _replayed(run, found), _stages(run, found)
     names = [stage.attack for stage in stages]
     return Record(
-        robustkit=provenance.versions()["robustkit"],
+        robustkit=own_version(),
         defense=settings.name,
         data=_data(run, finished),
         threat=ThreatInfo(**asdict(settings.threat)),
         suite=settings.suite,
-        attacks=[*names, *sorted(set(_carried(run).values()) - set(names))],
+        attacks=[*names, *sorted(set(_carried(run, found).values()) - set(names))],
         seed=settings.seed,
         arguments=settings.arguments,
         weights=prepared.weights,
@@ -63,6 +65,7 @@ def make_record(
         started=started,
         versions=provenance.versions(),
         device=provenance.device_name(prepared.device),
+        device_peak_bytes=provenance.device_peak(prepared.device),
         commit=commit,
     )
 
@@ -136,14 +139,14 @@ def _audit(run: Run) -> AuditInfo | None:
     )
 
 
-def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
-    costs, broken, status = run.ledger.costs(), run.ledger.broken(), run.statuses(finished)
+def _stages(run: Run, found: Finished) -> list[Stage]:
+    costs, broken, status = run.ledger.costs(), found.broken, found.status
     spared = (
         set()
         if run.settings.attack_certified
         else {p for p, s in status.items() if s == "certified"}
     )
-    left = {p for p in finished if status[p] != "misclassified" and p not in spared}
+    left = {p for p in status if status[p] != "misclassified" and p not in spared}
     left -= {p for p in left if p in broken and broken[p].stage in (REPLAYED, CARRIED)}
     left -= set(run.carried.get("survived", {}))
     stages, reserve = [], len(run.line.specs) - run.line.reserve
@@ -173,15 +176,14 @@ def _stages(run: Run, finished: Sequence[int]) -> list[Stage]:
     return stages
 
 
-def _replayed(run: Run, finished: Sequence[int]) -> list[Stage]:
+def _replayed(run: Run, found: Finished) -> list[Stage]:
     """Return the stage of the replayed inputs, if there is one."""
     if run.replay is None:
         return []
-    cost, among = run.ledger.costs().get(REPLAYED, Cost()), set(finished)
-    found = run.ledger.broken().values()
-    broken = sum(one.stage == REPLAYED and one.point in among for one in found)
-    tried = sum(point in among for point, _ in run.ledger.spent(REPLAYED)) + broken
-    correct = sum(s != "misclassified" for s in run.statuses(finished).values())
+    cost = run.ledger.costs().get(REPLAYED, Cost())
+    broken = sum(one.stage == REPLAYED for one in found.broken.values())
+    tried = len(run.ledger.spent(REPLAYED, found.status)) + broken
+    correct = sum(s != "misclassified" for s in found.status.values())
     return [
         Stage(
             attack=REPLAY,
@@ -207,20 +209,19 @@ def _answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
     ]
 
 
-def _points(run: Run, finished: Sequence[int]) -> Points:
-    clean, found, index = run.ledger.clean(), run.ledger.broken(), list(finished)
-    before = _carried(run)
+def _points(run: Run, found: Finished) -> Points:
+    clean, index, before = found.predicted, list(found.status), _carried(run, found)
     # A minimum-norm run looks beyond the radius at which its verdicts are read.
-    broken = {p: one for p, one in found.items() if one.distance <= run.limit}
+    broken = {p: one for p, one in found.broken.items() if one.distance <= run.limit}
     attack = {p: before.get(p) or run.attack_name(one.stage) for p, one in broken.items()}
     return Points(
         index=index,
         label=[clean[point][0] for point in index],
         predicted=[clean[point][1] for point in index],
-        status=list(run.statuses(index).values()),
+        status=list(found.status.values()),
         attack=[attack.get(point) for point in index],
         distance=[broken[p].distance if p in broken else None for p in index],
-        nearest=[found[p].distance if p in found else None for p in index]
+        nearest=[found.broken[p].distance if p in found.broken else None for p in index]
         if run.settings.minimum_norm
         else None,
         carried=_origins(run, index),
@@ -246,11 +247,11 @@ def _errors(run: Run, index: list[int], broken: dict[int, BrokenPoint]) -> list[
     ]
 
 
-def _carried(run: Run) -> dict[int, str]:
+def _carried(run: Run, found: Finished) -> dict[int, str]:
     """Return the points broken at a larger eps by a distance that counts here, and by what."""
     return {
         point: run.carried["attacks"][point]
-        for point, one in run.ledger.broken().items()
+        for point, one in found.broken.items()
         if one.stage == CARRIED
     }
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from robustkit.certify.certifier import Certifier
+from robustkit.core.packages import own_version
 from robustkit.core.text import slug
 from robustkit.core.threat import Threat
 from robustkit.evaluation.carry_over import Carried
 from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.stages.replay import Examples
-from robustkit.record import provenance
 from robustkit.search.suites import LineUp
 
 RUNS = Path("robustkit-runs")
@@ -80,7 +80,7 @@ def identity(
     source = source_digest(settings.name)
     facts: dict[str, Any] = {"source": source} if source else {}
     facts |= {
-        "robustkit": provenance.versions()["robustkit"],
+        "robustkit": own_version(),
         "defense": settings.name,
         "weights": prepared.weights.digest,
         "data": prepared.content,

@@ -71,6 +71,8 @@ def prepare(settings: Settings, diagnosis: Diagnosis | None = None) -> Prepared:
     if settings.model is None:
         raise refused("model", "an nn.Module, a function of images, or a name", None)
     device, points = pick_devices(settings.device)[0], chosen_points(settings)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # the record states that of this model
     private = private_copy(settings.model, device, settings.name)
     data = PinnedData(settings.data, settings.threat.box)
     sample = _sample(data, points).to(device)

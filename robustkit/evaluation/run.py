@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -25,7 +25,7 @@ from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import CLEAN, REPLAYED, Cost
 from robustkit.record.points import Status
 from robustkit.record.record import REPLAY
-from robustkit.record.status import statuses
+from robustkit.record.status import Finished, read_finished
 from robustkit.search.protocol import aims
 from robustkit.search.suites import LineUp
 
@@ -38,6 +38,7 @@ class Run:
         certifier: the certificate that is tried first; None: none.
         replay: the inputs of earlier runs that are tried before the attacks; None: none.
         carried: what a run at a larger eps had found, see `robustkit.evaluation.carry_over`.
+        given: by attack the points that it was given so far; read once from the ledger.
     """
 
     settings: Settings
@@ -49,6 +50,7 @@ class Run:
     certifier: Certifier | None
     replay: Replay | None
     carried: Mapping[str, dict[int, Any]]
+    given: dict[int, set[int]] = field(default_factory=dict)
 
     @property
     def limit(self) -> float:
@@ -59,9 +61,9 @@ class Run:
     def _tally(self) -> Tally:
         return Tally(self.ledger, self.watcher, self.limit)
 
-    def statuses(self, points: Sequence[int]) -> dict[int, Status]:
+    def finished(self, points: Sequence[int]) -> Finished:
         """Read the verdict on each of `points`, which are finished."""
-        return statuses(self.ledger, points, self.limit)
+        return read_finished(self.ledger, points, self.limit)
 
     def all(self) -> list[int]:
         """Do what an earlier run of the same command has not done yet.
@@ -87,16 +89,17 @@ class Run:
         """Go part by part through a random order; return the points of the finished parts."""
         order = shuffled(self.prepared.points, self.settings.seed)
         done = int(self.ledger.remembered("done") or 0)
+        status = self.finished(order[:done]).status
         try:
-            while done < len(order):
+            for part in parts(order, done):
                 if done:
-                    rule.reason = rule.enough(self._interim(order[:done]))
+                    rule.reason = rule.enough(self._interim(order[:done], status))
                     rule.reason = rule.reason or rule.spent(self.forwards())
                     if rule.reason:
                         break
-                part = parts(order, done)[0]
                 self._do(part, last=done + len(part) == len(order))
                 done += len(part)
+                status |= self.finished(part).status
                 self.ledger.remember("done", done)
                 self.watcher.part(done, len(order))
             if done == len(order) and rule.audits:
@@ -138,10 +141,10 @@ class Run:
         """Return the passes that all stages have taken so far."""
         return sum(cost.forwards for cost in self.ledger.costs().values())
 
-    def _interim(self, done: Sequence[int]) -> Interim:
+    def _interim(self, done: Sequence[int], status: dict[int, Status]) -> Interim:
         """Gather what is known of the finished points `done`."""
         flags = tuple(flag.name for flag in self.prepared.diagnosis.flags)
-        return Interim(done, self.statuses(done), flags)
+        return Interim(done, status, flags)
 
     def attack_name(self, number: int) -> str:
         """Return what the record calls a stage that breaks points."""
@@ -151,10 +154,10 @@ class Run:
         """Classify those of `points` that the ledger does not know yet."""
         if self.carried:
             return
-        known = self.ledger.clean()
+        known = self.ledger.predicted(points)
         todo = [point for point in points if point not in known]
         seen = [known[point] for point in points if point in known]
-        correct = sum(label == predicted for label, predicted, _ in seen)
+        correct = sum(label == predicted for label, predicted in seen)
         self.watcher.stage("clean", len(points))
         done = len(points) - len(todo)
 
@@ -164,7 +167,7 @@ class Run:
             self.watcher.advance(done, correct, len(points))
 
         self.executor.classify(todo, self._ranked(), report)
-        self._tally.tell(now=True)
+        self._tally.tell()
 
     def _ranked(self) -> int:
         """How many classes per point to remember: the predicted one, and those aimed at."""
@@ -183,7 +186,7 @@ class Run:
 
         certify_points(certifier.name, points, self.ledger, self.watcher, work,
                        everything=self.settings.attack_certified)  # fmt: skip
-        self._tally.tell(now=True)
+        self._tally.tell()
 
     def _robust(
         self, points: Sequence[int], number: int | None = None
@@ -193,14 +196,15 @@ class Run:
         Args:
             number: a search that keeps the closest success is given what it has broken again.
         """
-        broken, clean = self.ledger.broken(), self.ledger.clean()
-        proved = {point for point, holds in self.ledger.certified().items() if holds}
+        broken, clean = self.ledger.broken(points), self.ledger.clean(points)
+        proved = {point for point, holds in self.ledger.certified(points).items() if holds}
         again = number is not None and number < self.line.scouts
         out = {p for p, found in broken.items() if not (again and found.stage == number)}
-        left_out = (set() if self.settings.minimum_norm else out) | set(self._survived())
+        out, survived = set() if self.settings.minimum_norm else out, self._survived()
         return {
-            p: clean[p][2] for p in points if clean[p][0] == clean[p][1] and p not in left_out
-        }, proved
+            p: clean[p][2] for p in points
+            if clean[p][0] == clean[p][1] and p not in out and p not in survived
+        }, proved  # fmt: skip
 
     def _survived(self) -> Mapping[int, float]:
         """Points that were robust at a larger eps."""
@@ -218,9 +222,11 @@ class Run:
         self.replay.run(
             list(robust), proved, lambda done, left: self.watcher.advance(done, left, len(points))
         )
+        if not last:
+            return
         # All of them, where none broke a point; one that fits costs a pass.
         tried = len(self.ledger.spent(REPLAYED))
-        if last and tried and not self.ledger.costs()[REPLAYED].forwards:
+        if tried and not self.ledger.costs()[REPLAYED].forwards:
             self.watcher.note(
                 f"{self.settings.name}: none of the {tried} inputs to replay lies within "
                 f"{self.settings.threat} of its point. Are they of a run on the same data, and at "
@@ -237,9 +243,8 @@ class Run:
         if not (self.settings.attack_certified or self.settings.minimum_norm):
             robust = {p: order for p, order in robust.items() if p not in proved}
         others -= len(robust)
-        # Those it was given before: broken by it, or by a later attack of an audit's sample.
-        given = {p for p, found in self.ledger.broken().items() if found.stage == number}
-        given |= {p for p, _ in self.ledger.spent(number)}
+        given = self._given(number)
+        given |= robust.keys()
 
         def report(done: int, left: int) -> None:
             self.watcher.advance(done, others + left, len(points))
@@ -248,11 +253,22 @@ class Run:
                 self.settings.budget.check_time()
 
         jobs = stage.jobs(self.prepared.diagnosis.classes)
-        spent = {item for item in self.ledger.spent(number) if item[0] in robust}
+        spent = self.ledger.spent(number, robust)
         self.watcher.stage(str(stage.spec), len(robust) * len(jobs) - len(spent))
         self.executor.attack(stage, PointsToAttack(robust, spent, proved), report,
-                             entered=len(given | robust.keys()), last=last)  # fmt: skip
-        self._tally.tell(now=True)
+                             entered=len(given), last=last)  # fmt: skip
+        self._tally.tell(now=last)
+
+    def _given(self, number: int) -> set[int]:
+        """Points that an attack was given before, in this life of the run or an earlier one.
+
+        Broken by it, or by a later attack of an audit's sample.
+        """
+        if number not in self.given:
+            broken = self.ledger.broken().items()
+            self.given[number] = {p for p, found in broken if found.stage == number}
+            self.given[number] |= {p for p, _ in self.ledger.spent(number)}
+        return self.given[number]
 
     def _stage(self, number: int) -> AttackStage:
         settings, within = self.settings, self.settings.threat

@@ -10,7 +10,10 @@ from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
 from robustkit.record.record import Record, load, save
 
-_CIRCUMSTANCES = {"arguments", "notes", "versions", "device", "commit", "digest", "ledger"}
+_CIRCUMSTANCES = {
+    *("arguments", "notes", "versions", "device", "device_peak_bytes", "commit"),
+    *("digest", "ledger"),
+}
 
 
 def settle_record(record: Record, path: Path, ledger: Ledger, watcher: Watcher) -> Record:

@@ -197,8 +197,8 @@ def _verdict(
     reason: str | None,
 ) -> GateVerdict:
     before, terms = baseline.record, judge.terms
-    order = [p for p in shuffled(before.points.index, before.seed) if p in found.outcomes]
     status = dict(zip(found.points.index, found.points.status, strict=True))
+    order = [p for p in shuffled(before.points.index, before.seed) if p in status]
     # Of a part of the points these flags would speak of chance, where the baseline's are of all.
     early = found.n < before.n
     flags = [flag.name for flag in found.flags if not (early and flag.name in OUTCOME)]

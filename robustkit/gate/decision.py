@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -110,13 +111,19 @@ class GateJudge:
             claim=self.terms.claim,
         )
 
+    @cached_property
+    def _before(self) -> dict[str, dict[int, bool]]:
+        """Whether the baseline is right on each point, by metric; it is asked for at every look."""
+        points, metrics = self.baseline.points, self.terms.tolerances.keys() & _COUNTS.keys()
+        pairs = list(zip(points.index, points.status, strict=True))
+        return {metric: {p: s in _COUNTS[metric] for p, s in pairs} for metric in metrics}
+
     def _sequence(
         self, metric: str, order: Sequence[int], status: Mapping[int, Status]
     ) -> PairedSequence:
-        points, wanted = self.baseline.points, _COUNTS[metric]
-        before = {p: s in wanted for p, s in zip(points.index, points.status, strict=True)}
+        wanted = _COUNTS[metric]
         now = {point: status[point] in wanted for point in order}
-        return PairedSequence(before, order, now, finite=self.terms.claim == "points")
+        return PairedSequence(self._before[metric], order, now, finite=self.terms.claim == "points")
 
     def _rate(
         self,

@@ -64,13 +64,13 @@ def without_digests(records: Iterable[tuple[Path, Record]]) -> str | None:
 
 
 def _differing(record: Record, ledger: LedgerReader) -> list[int]:
-    clean, broken, found = ledger.clean(), ledger.broken(), record.points
+    clean, broken, found = ledger.predicted(), ledger.broken(), record.points
     columns = zip(found.index, found.label, found.predicted, found.status, found.distance,
                   strict=True)  # fmt: skip
     return [
         point
         for point, label, predicted, status, distance in columns
-        if clean.get(point, (None, None))[:2] != (label, predicted)
+        if clean.get(point) != (label, predicted)
         or (status == "broken" and (point not in broken or broken[point].distance != distance))
         or (status != "broken" and point in broken and found.nearest is None)
     ]

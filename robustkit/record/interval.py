@@ -12,7 +12,7 @@ order in which the points were drawn, which is right whenever one stops.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ from robustkit.core.stats.intervals import Interval, clopper_pearson, mean_inter
 from robustkit.core.stats.sequential import confidence_sequence
 
 if TYPE_CHECKING:
+    from robustkit.record.points import Status
     from robustkit.record.record import Record
 
 
@@ -31,13 +32,12 @@ def stopped_early(record: Record) -> bool:
 
 def robust_interval(record: Record) -> Interval:
     """Return the 95% interval of the robust accuracy."""
-    return _of_outcomes(record, record.outcomes)
+    return _of_share(record, ("robust", "certified"))
 
 
 def clean_interval(record: Record) -> Interval:
     """Return the 95% interval of the clean accuracy."""
-    pairs = zip(record.points.index, record.points.status, strict=True)
-    return _of_outcomes(record, {point: status != "misclassified" for point, status in pairs})
+    return _of_share(record, ("broken", "robust", "certified"))
 
 
 def expected_interval(record: Record) -> Interval | None:
@@ -54,10 +54,12 @@ def expected_interval(record: Record) -> Interval | None:
     return Interval(*mean_interval(list(right.values()))[1])
 
 
-def _of_outcomes(record: Record, outcomes: Mapping[int, bool]) -> Interval:
-    if stopped_early(record):
-        return _sequence(record, outcomes)
-    return clopper_pearson(sum(outcomes.values()), record.n)
+def _of_share(record: Record, wanted: Sequence[Status]) -> Interval:
+    status = record.points.status
+    if not stopped_early(record):
+        return clopper_pearson(sum(map(status.count, wanted)), record.n)
+    pairs = zip(record.points.index, status, strict=True)
+    return _sequence(record, {point: state in wanted for point, state in pairs})
 
 
 def _sequence(record: Record, values: Mapping[int, float]) -> Interval:

@@ -6,7 +6,6 @@ did not write it: a replay, a gallery, a gate.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -14,17 +13,21 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from robustkit.core.types import Images
 from robustkit.errors import RobustkitError, UsageError, digests_differ
+from robustkit.record import ledger_digest
 from robustkit.record.ledger_check import wrong_rows, wrong_run
+from robustkit.record.ledger_digest import FileState, file_state
 from robustkit.record.ledger_schema import DIGESTED, SEAL, BrokenPoint, Cost, RefusedCandidate
 from robustkit.record.schema import LedgerDigests
+
+if TYPE_CHECKING:
+    from robustkit.core.types import Images
 
 
 class InUse(UsageError):
@@ -38,6 +41,9 @@ class LedgerReader:
         path: where the file lies, for messages.
         database: an open connection to it.
     """
+
+    _state: FileState | None = None
+    """Of a file that nobody writes; None: it may become another one."""
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path, self._db = path, database
@@ -90,16 +96,33 @@ class LedgerReader:
             row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
         return self._value(row)
 
-    def clean(self) -> dict[int, tuple[int, int, list[int]]]:
-        """Return point to (label, predicted, classes by falling logit)."""
+    def _of_points(
+        self, query: str, points: Iterable[int] | None, *given: Any
+    ) -> list[tuple[Any, ...]]:
+        """Answer a query that ends in a condition, for `points` alone, or for all.
+
+        A run in parts asks about the points of one part: it must not read the others each time.
+        """
+        if points is not None:
+            query += " AND point IN (SELECT value FROM json_each(?))"
+            given = (*given, json.dumps(list(points)))
         with self._errors():
-            rows = self._db.execute("SELECT point, label, predicted, ranked FROM clean").fetchall()
+            return self._db.execute(query, given).fetchall()
+
+    def clean(self, points: Iterable[int] | None = None) -> dict[int, tuple[int, int, list[int]]]:
+        """Return point to (label, predicted, classes by falling logit), of `points` or all."""
+        query = "SELECT point, label, predicted, ranked FROM clean WHERE true"
+        rows = self._of_points(query, points)
         return {p: (y, k, json.loads(ranked)) for p, y, k, ranked in rows}
 
-    def certified(self) -> dict[int, bool]:
+    def predicted(self, points: Iterable[int] | None = None) -> dict[int, tuple[int, int]]:
+        """Return point to (label, predicted), of `points` or all."""
+        rows = self._of_points("SELECT point, label, predicted FROM clean WHERE true", points)
+        return {point: (label, guess) for point, label, guess in rows}
+
+    def certified(self, points: Iterable[int] | None = None) -> dict[int, bool]:
         """Return the points that the certificate was tried on, and whether it holds."""
-        with self._errors():
-            rows = self._db.execute("SELECT point, proved FROM certified").fetchall()
+        rows = self._of_points("SELECT point, proved FROM certified WHERE true", points)
         return {point: bool(proved) for point, proved in rows}
 
     def errors(self) -> dict[tuple[int, int], float]:
@@ -114,16 +137,15 @@ class LedgerReader:
             rows = self._db.execute("SELECT point, seen, errors FROM refused").fetchall()
         return {point: RefusedCandidate(seen, errors) for point, seen, errors in rows}
 
-    def broken(self) -> dict[int, BrokenPoint]:
-        """Return the broken points, without their examples."""
-        query = "SELECT point, stage, predicted, distance FROM broken"
-        with self._errors():
-            return {row[0]: BrokenPoint(*row) for row in self._db.execute(query)}
+    def broken(self, points: Iterable[int] | None = None) -> dict[int, BrokenPoint]:
+        """Return the broken ones of `points` or all, without their examples."""
+        query = "SELECT point, stage, predicted, distance FROM broken WHERE true"
+        return {row[0]: BrokenPoint(*row) for row in self._of_points(query, points)}
 
-    def spent(self, stage: int) -> set[tuple[int, int]]:
+    def spent(self, stage: int, points: Iterable[int] | None = None) -> set[tuple[int, int]]:
         """Return the (point, job) pairs of a stage whose budget is used up."""
-        with self._errors():
-            return set(self._db.execute("SELECT point, job FROM spent WHERE stage = ?", (stage,)))
+        query = "SELECT point, job FROM spent WHERE stage = ?"
+        return {(point, job) for point, job in self._of_points(query, points, stage)}
 
     def closest(self) -> dict[int, float]:
         """Return how near points came to being broken, as far as searches could tell."""
@@ -148,13 +170,10 @@ class LedgerReader:
         self, shape: tuple[int, ...], points: Iterable[int] | None = None
     ) -> dict[int, Images]:
         """Return the stored adversarial inputs, of `points` or all, as float32 of `shape`."""
-        wanted = None if points is None else json.dumps(list(points))
-        query = (
-            "SELECT point, example FROM broken WHERE example IS NOT NULL "
-            "AND (?1 IS NULL OR point IN (SELECT value FROM json_each(?1)))"
-        )
-        with self._errors():
-            rows = self._db.execute(query, (wanted,)).fetchall()
+        import torch  # the one thing here that needs it: tables are ranked without
+
+        query = "SELECT point, example FROM broken WHERE example IS NOT NULL"
+        rows = self._of_points(query, points)
         try:
             arrays = ((p, np.frombuffer(zlib.decompress(blob), dtype="<f4")) for p, blob in rows)
             return {p: torch.from_numpy(array.reshape(shape).copy()) for p, array in arrays}
@@ -176,10 +195,15 @@ class LedgerReader:
         return None if found is None else tuple(found)
 
     def digests(self) -> LedgerDigests:
-        """Return the digests of what it holds now."""
-        with self._errors():
-            told = {key: _of_rows(map(self._db.execute, DIGESTED[key])) for key in DIGESTED}
-        return LedgerDigests(**told, inputs=digest_of_inputs([self]))
+        """Return the digests of what it holds now; a file is read for them once, while it stays."""
+        found = ledger_digest.known(self._state)
+        if found is None:
+            of_rows, run = ledger_digest.of_rows, self._db.execute
+            with self._errors():
+                told = {key: of_rows(map(run, queries)) for key, queries in DIGESTED.items()}
+            found = LedgerDigests(**told, inputs=ledger_digest.of_inputs(self.packed()))
+            ledger_digest.keep(self._state, found)
+        return found
 
     def refuse_altered(self, expected: LedgerDigests | None = None) -> None:
         """Refuse a ledger that is not as its run left it.
@@ -219,6 +243,7 @@ def open_readonly(path: Path) -> Iterator[LedgerReader]:
     """
     # Without a write-ahead log nobody is writing, and a folder without write access will do.
     log = path.with_name(f"{path.name}-wal")
+    state = file_state(path, log)
     try:
         still = not os.path.lexists(log) or not log.stat().st_size
         address = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
@@ -238,7 +263,9 @@ def open_readonly(path: Path) -> Iterator[LedgerReader]:
                 "run was killed or goes on, and the folder cannot be written. Copy the folder to "
                 "where it can, and read it there."
             ) from None
-        ledger._check_rows()
+        ledger._state = state
+        if ledger_digest.known(state) is None:  # else its rows were checked then
+            ledger._check_rows()
         yield ledger
 
 
@@ -249,22 +276,5 @@ def digest_of_stored(paths: Sequence[Path]) -> str:
         UsageError: as `open_readonly`.
     """
     with ExitStack() as stack:
-        return digest_of_inputs(stack.enter_context(open_readonly(path)) for path in paths)
-
-
-def digest_of_inputs(ledgers: Iterable[LedgerReader]) -> str:
-    """Return the SHA-256 of all adversarial inputs in open ledgers."""
-    state = hashlib.sha256()
-    for ledger in ledgers:
-        for point, blob in ledger.packed():
-            state.update(f"{point}:".encode() + blob)
-    return state.hexdigest()
-
-
-def _of_rows(tables: Iterable[Iterable[tuple[Any, ...]]]) -> str:
-    state = hashlib.sha256()
-    for rows in tables:
-        for row in rows:
-            state.update(json.dumps(row).encode() + b"\n")
-        state.update(b"\n")
-    return state.hexdigest()
+        ledgers = [stack.enter_context(open_readonly(path)) for path in paths]
+        return ledger_digest.of_inputs(chain.from_iterable(each.packed() for each in ledgers))

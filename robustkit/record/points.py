@@ -63,7 +63,9 @@ class Points(Part):
         return self
 
     def _check_nearest(self) -> None:
-        columns = (self.index, self.status, self.distance, self.nearest or self.distance)
+        if self.nearest is None:
+            return
+        columns = (self.index, self.status, self.distance, self.nearest)
         for index, status, distance, nearest in zip(*columns, strict=True):
             if (status == "broken" and distance != nearest) or (
                 status == "misclassified" and nearest is not None
@@ -71,7 +73,9 @@ class Points(Part):
                 raise ValueError(f"point {index} is {status}, yet its nearest is {nearest!r}")
 
     def _check_carried(self) -> None:
-        columns = (self.index, self.status, self.carried or [None] * len(self.index))
+        if self.carried is None:
+            return
+        columns = (self.index, self.status, self.carried)
         for index, status, carried in zip(*columns, strict=True):
             if carried is not None and status not in ("robust", "certified"):
                 raise ValueError(f"point {index} is {status}, yet it is carried from {carried}")

@@ -42,6 +42,11 @@ def device_name(device: torch.device) -> str:
     return str(device)
 
 
+def device_peak(device: torch.device) -> int | None:
+    """Return the most memory in bytes that tensors took on a CUDA device; None on any other."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def commit(path: Path | str = ".") -> Commit | None:
     """Return the commit checked out around `path`; None where there is no git or no commit.
 

@@ -98,6 +98,8 @@ class Record(RecordDisplay, Part):
     """ISO 8601, UTC."""
     versions: dict[str, str]
     device: str
+    device_peak_bytes: Count | None = None
+    """Most memory that PyTorch held on the CUDA device of this process; None: there was none."""
     commit: Commit | None
     ledger: LedgerDigests | None = None
     """What the ledger of the run held when the record was written; None: an earlier robustkit's."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -170,15 +170,3 @@ def strength(attack: Any, threat: Threat, classes: int) -> dict[str, Any]:
     targets = len({job.rank for job in jobs if job.rank})
     restarts = len({job.restart for job in jobs})
     return {**power(attack), "targets": targets, "restarts": restarts}
-
-
-def fingerprint(strength: Mapping[str, Any]) -> str:
-    """Write a fingerprint on one line: `steps=10, restarts=1`."""
-    return ", ".join(
-        f"{key}=[{fingerprint(value)}]"
-        if isinstance(value, Mapping)
-        else f"{key}={value:.6g}"
-        if isinstance(value, float)
-        else f"{key}={value}"
-        for key, value in strength.items()
-    )

@@ -473,6 +473,23 @@ def test_help_and_version_do_not_import_torch(tmp_path: Path) -> None:
     assert b"robustkit, version" in result.stdout
 
 
+def test_tables_and_pages_of_records_do_not_import_torch(tmp_path: Path) -> None:
+    records = str(Path(__file__).parents[2] / "leaderboards" / "records")
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from robustkit.cli.program import program as main\n"
+        f"main(['leaderboard', {records!r}], standalone_mode=False)\n"
+        "from robustkit.leaderboard.report.html import write_page\n"
+        "from robustkit.leaderboard.rows import load_records\n"
+        "import robustkit.cli.progress\n"
+        f"write_page(load_records([{records!r}]), Path('page.html'))\n"
+        "sys.exit(', '.join({'torch', 'scipy.stats'} & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "page.html").stat().st_size
+
+
 @pytest.mark.slow
 def test_the_exit_code_and_json_of_a_real_process(room: Path) -> None:
     common = ["--data", "npz:data.npz", "--threat", "linf:0.1", "--attack", "fgsm", "--json"]

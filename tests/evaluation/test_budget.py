@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from robustkit.evaluation.budget import Budget, Interim, StoppingRule, parts
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.watcher import Watcher
 from robustkit.leaderboard.rows import robust_interval, row
-from robustkit.record.record import Record
+from robustkit.record import provenance
+from robustkit.record.ledger_reader import LedgerReader
+from robustkit.record.record import Record, load
 
 LINE_UP = ["apgd(steps=10)", "square(queries=20)"]
 
@@ -64,6 +67,35 @@ def test_parts_cover_everything_once_and_do_not_depend_on_where_one_starts() -> 
     assert parts(points, 50)[0] == points[50:112]
     assert parts(points, 800) == []
     assert parts([7], 0) == [[7]]
+
+
+def test_parts_grow_so_that_looks_stay_few() -> None:
+    looks = [sum(np.cumsum([len(p) for p in parts(range(n), 0)])) for n in (25_000, 50_000)]
+    assert looks[1] < 2.2 * looks[0]  # points looked at, over all looks
+    sizes = [len(part) for part in parts(range(50_000), 0)]
+    assert max(sizes) <= 50_000 // 16
+    assert len(sizes) < 100
+
+
+def test_a_run_in_parts_reads_no_point_again_for_the_others(
+    nearest: nn.Module, blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows_read(most: int) -> int:
+        read, of_points = [0], LedgerReader._of_points
+
+        def counted(self: LedgerReader, *given: Any) -> list[tuple[Any, ...]]:
+            rows = of_points(self, *given)
+            read[0] += len(rows)
+            return rows
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LedgerReader, "_of_points", counted)
+            patch.setattr(budget, "_FIRST", most)
+            patch.setattr(budget, "_MOST", most)
+            run(nearest, blobs, tmp_path / str(most), StoppingRule())
+        return read[0]
+
+    assert rows_read(2) <= 1.1 * rows_read(80)  # forty parts, and one
 
 
 def test_the_order_is_random_fixed_by_the_seed_and_blind_to_the_other_points() -> None:
@@ -114,6 +146,18 @@ def test_what_is_stopped_goes_on_and_ends_alike(
     assert (first.n, second.n) == (16, 48)
     assert run(nearest, blobs, tmp_path / "part", None).points == whole.points
     assert run(nearest, blobs, tmp_path / "part", after(1)).n == 80  # all is done: it stays done
+
+
+def test_the_peak_of_the_device_is_stated_and_no_reason_to_write_a_record_anew(
+    nearest: nn.Module, blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(nearest, blobs, tmp_path / "cpu", None).device_peak_bytes is None
+    monkeypatch.setattr(provenance, "device_peak", lambda _: 4096)
+    first = run(nearest, blobs, tmp_path / "cuda", None)
+    assert first.device_peak_bytes == load(tmp_path / "cuda" / "record.json").device_peak_bytes
+    assert first.device_peak_bytes == 4096
+    monkeypatch.setattr(provenance, "device_peak", lambda _: 8192)
+    assert run(nearest, blobs, tmp_path / "cuda", None) == first
 
 
 def test_a_part_that_was_cut_off_is_no_part_of_the_record(

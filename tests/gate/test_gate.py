@@ -280,6 +280,19 @@ class TestCompare:
         assert verdict.findings[0].p is not None
         assert verdict.answer == gate(shaken(nearest, 0.6), replay=False).answer
 
+    def test_outcomes_are_gathered_a_few_times_and_not_for_every_point(
+        self, baseline: Baseline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Record] = []
+        whole = Record.outcomes
+        assert isinstance(whole, property)
+        assert whole.fget is not None
+        get = whole.fget
+        counted = property(lambda record: (asked.append(record), get(record))[1])
+        monkeypatch.setattr(Record, "outcomes", counted)
+        assert compare(baseline, baseline).n == 80
+        assert len(asked) < 10
+
     @pytest.mark.parametrize(
         ("change", "told"),
         [

@@ -23,7 +23,7 @@ from robustkit.cli.program import program as main
 from robustkit.errors import UsageError
 from robustkit.leaderboard import formats, rows
 from robustkit.leaderboard.report import optional, plots
-from robustkit.leaderboard.report.html import write_page
+from robustkit.leaderboard.report.html import MANY, write_page
 from robustkit.leaderboard.report.view import arrange, curves
 from robustkit.record.record import save
 from robustkit.record.schema import DataInfo, Stage, WeightsInfo
@@ -255,6 +255,20 @@ class TestTheWholePage:
 
     def test_is_small_enough_to_mail(self, html: str) -> None:
         assert len(html.encode()) < 3 * 2**20
+
+    def test_of_many_records_stays_small_and_whole(self, make_record: Make, tmp_path: Path) -> None:
+        def written(number: int) -> Page:
+            made = [(str(i), make_record(f"model {i}", "ccrrrrrbbm")) for i in range(number)]
+            write_page(made, tmp_path / "r.html")
+            return Page((tmp_path / "r.html").read_text("utf-8"))
+
+        few, size = written(MANY), (tmp_path / "r.html").stat().st_size
+        many = written(MANY + 1)
+        assert (tmp_path / "r.html").stat().st_size < size - 2000 * MANY
+        details = Page(unpacked(many.texts["data-details"]))
+        assert "data-details" not in few.texts
+        assert [tag for tag, _ in details.elements].count("dl") == MANY + 1
+        assert unpacked(many.texts["data-leaderboard.csv"]).count("\n") == MANY + 2
 
     def test_has_landmarks_headings_captions_and_names(self, page: Page) -> None:
         tags = [tag for tag, _ in page.elements]

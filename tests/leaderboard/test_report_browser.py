@@ -5,6 +5,8 @@ Needs a Chromium or Chrome on PATH, or its path in ROBUSTKIT_BROWSER; skipped wh
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from torch import nn
 
 from robustkit import Record, Threat, evaluate, open_dataset
 from robustkit.data.dataset import Dataset
+from robustkit.leaderboard.report import html
 from robustkit.leaderboard.report.html import write_page
 from robustkit.record.schema import DataInfo, Stage
 from robustkit.verify.flags import Flag
@@ -67,17 +70,17 @@ def report(
             class_names=[EVIL, "ball", "kite"],
         ),
     )  # fmt: skip
-    write_page(
-        [
-            (room / "linear" / "record.json", with_pictures),
-            ("evil", hostile),
-            ("proved", make_record("proved", "ccrrrrrbbm")),
-            ("masked", make_record("masked", "rrrbbbbbmm", flags=[masked])),
-            ("farther", make_record("proved", "cbbbbbbbbm", eps=0.3)),
-        ],
-        room / "report.html",
-        title=EVIL,
-    )
+    records: list[tuple[Path | str, Record]] = [
+        (room / "linear" / "record.json", with_pictures),
+        ("evil", hostile),
+        ("proved", make_record("proved", "ccrrrrrbbm")),
+        ("masked", make_record("masked", "rrrbbbbbmm", flags=[masked])),
+        ("farther", make_record("proved", "cbbbbbbbbm", eps=0.3)),
+    ]
+    write_page(records, room / "report.html", title=EVIL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "MANY", 4)
+        write_page(records, room / "many.html", title=EVIL)
     return room / "report.html"
 
 
@@ -110,12 +113,12 @@ def visit(browser: Any, report: Path) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", failed)
         page.on("request", requested)
 
-    def opened(where: str = "", **options: Any) -> Any:
+    def opened(where: str = "", name: str = "report.html", **options: Any) -> Any:
         context = browser.new_context(offline=True, **(options or DESK))
         contexts.append(context)
         page = context.new_page()
         listen(page)
-        page.goto(report.as_uri() + where)
+        page.goto(report.with_name(name).as_uri() + where)
         page.wait_for_selector("html[data-ready]", timeout=60_000)
         return page
 
@@ -236,6 +239,17 @@ def test_a_link_opens_an_evaluation_with_its_pictures(visit: Callable[..., Any])
         assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 6
     again = visit("#record-2")
     assert again.locator("#record-2").get_attribute("open") is not None
+
+
+def test_details_and_downloads_of_many_records_are_unpacked(visit: Callable[..., Any]) -> None:
+    page = visit("#record-2", name="many.html")
+    assert page.locator("#record-2").get_attribute("open") is not None
+    page.locator("#record-2 .plot .main-svg").first.wait_for(timeout=20_000)
+    assert page.locator("#details details.record").count() == 5
+    with page.expect_download() as started:
+        page.locator("a[download='leaderboard.csv']").click()
+    text = Path(started.value.path()).read_text("utf-8")
+    assert len(list(csv.reader(io.StringIO(text)))) == 6
 
 
 def test_the_skip_link_comes_first(visit: Callable[..., Any]) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from robustkit.errors import UsageError
+from robustkit.record import ledger_digest
 from robustkit.record.adversarial import adversarial_inputs
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_reader import digest_of_stored, open_readonly
 from robustkit.record.ledger_schema import BrokenPoint, Cost
+from robustkit.record.schema import LedgerDigests
 
 INPUTS = {p: np.full((1, 2, 2), p / 10, dtype=np.float32) for p in (3, 1)}
 
@@ -54,6 +59,46 @@ def test_the_digest_covers_points_and_inputs_in_order(path: Path) -> None:
     assert digest_of_stored([path]) == state.hexdigest()
     assert digest_of_stored([path, path]) != state.hexdigest()
     assert digest_of_stored([]) == hashlib.sha256().hexdigest()
+
+
+def test_of_some_points_only_those_are_read(path: Path) -> None:
+    with Ledger(path, None) as ledger:
+        ledger.write_clean([(p, 1, p % 2, [1, 0]) for p in range(8)], 8, 0.1)
+        ledger.write_certified([(p, p < 4) for p in range(8)], 0.1)
+        assert ledger.clean([3, 4, 99]) == {3: (1, 1, [1, 0]), 4: (1, 0, [1, 0])}
+        assert ledger.predicted([4]) == {4: (1, 0)}
+        assert ledger.predicted().keys() == ledger.clean().keys() == set(range(8))
+        assert ledger.certified([4, 3]) == {3: True, 4: False}
+        assert ledger.broken([5, 6]).keys() == {5}
+        assert ledger.spent(0, [7]) == {(7, 0)}
+        assert ledger.spent(0, [3]) == ledger.spent(1, [7]) == set()
+        assert ledger.clean([]) == {}
+
+
+def test_a_file_is_read_for_its_digests_once_until_it_changes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, of_rows = [], ledger_digest.of_rows
+
+    def counted(tables: Iterable[Iterable[tuple[Any, ...]]]) -> str:
+        read.append(1)
+        return of_rows(tables)
+
+    def digests() -> LedgerDigests:
+        with open_readonly(path) as ledger:
+            return ledger.digests()
+
+    monkeypatch.setattr(ledger_digest, "of_rows", counted)
+    digests(), digests()
+    assert len(read) == 4  # written a moment ago: a change might not show yet
+    os.utime(path, (1, 1))
+    before = digests()
+    assert digests() == before
+    assert len(read) == 6
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE broken SET distance = 0.3 WHERE point = 5")
+    os.utime(path, (1, 1))
+    assert digests() != before
 
 
 def test_a_folder_without_write_access_will_do(path: Path) -> None:

@@ -252,6 +252,12 @@ def test_versions_and_device_name_this_machine() -> None:
     assert name.endswith(f", {torch.get_num_threads()} threads")
 
 
+def test_a_cuda_device_tells_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 + device.index)
+    assert provenance.device_peak(torch.device("cuda", 1)) == 8
+    assert provenance.device_peak(torch.device("cpu")) is None
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_commit_and_whether_it_is_dirty(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:

@@ -24,7 +24,7 @@ from robustkit.leaderboard import rows
 from robustkit.record.ledger import Ledger
 from robustkit.record.record import Record
 from robustkit.registry import attacks, libraries
-from robustkit.search.external import Batch, ExternalAttack, candidates, fingerprint, seeded
+from robustkit.search.external import Batch, ExternalAttack, candidates, seeded
 from robustkit.search.pass_counter import PassCounter
 
 LINF = Threat("linf", 0.12)
@@ -234,7 +234,7 @@ class TestContainment:
 
     def test_fingerprints_read_on_one_line(self) -> None:
         strength = {"steps": 3, "step_size": 2 / 255, "inner": {"eot": 1}}
-        assert fingerprint(strength) == "steps=3, step_size=0.00784314, inner=[eot=1]"
+        assert rows.fingerprint(strength) == "steps=3, step_size=0.00784314, inner=[eot=1]"
 
 
 class TestCounting:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.stats import beta, norm, t
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from robustkit.errors import UsageError
 
@@ -29,8 +29,8 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Interval:
     """
     check(k, n, confidence)
     tail = (1 - confidence) / 2
-    low = 0.0 if k == 0 else float(beta.ppf(tail, k, n - k + 1))
-    high = 1.0 if k == n else float(beta.ppf(1 - tail, k + 1, n - k))
+    low = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
+    high = 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
     return Interval(low, high)
 
 
@@ -43,7 +43,7 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
         UsageError: as for `clopper_pearson`.
     """
     check(k, n, confidence)
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = float(ndtri((1 + confidence) / 2))
     share, weight = k / n, z * z / n
     center = (share + weight / 2) / (1 + weight)
     reach = math.sqrt(share * (1 - share) * weight + weight * weight / 4) / (1 + weight)
@@ -71,7 +71,7 @@ def mean_interval(
     if n == 1:
         return mean, (0.0, 1.0)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    reach = float(t.ppf((1 + confidence) / 2, n - 1)) * spread
+    reach = float(stdtrit(n - 1, (1 + confidence) / 2)) * spread
     return mean, (max(0.0, mean - reach), min(1.0, mean + reach))
 
 

@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import brentq
-from scipy.stats import binom, hypergeom, norm
+from scipy.special import betainc, ndtri
 
 from robustkit.core.stats.intervals import Interval, check
 from robustkit.errors import UsageError
@@ -29,7 +28,10 @@ def mcnemar(b: int, c: int) -> float:
 
 def mcnemar_all(b: Int[np.ndarray, " m"], c: Int[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
     """Return `mcnemar` of each pair of counts."""
-    p: Float[np.ndarray, " m"] = np.minimum(1.0, 2 * binom.cdf(np.minimum(b, c), b + c, 0.5))
+    few, many = np.minimum(b, c), np.maximum(b, c)
+    # The distribution function of binomial(few + many, 1/2) at `few`.
+    tail = np.where(many, betainc(np.maximum(many, 1), few + 1, 0.5), 1.0)
+    p: Float[np.ndarray, " m"] = np.minimum(1.0, 2 * tail)
     return p
 
 
@@ -55,6 +57,8 @@ def fisher_all(
     Given the sums, k1 is hypergeometric. Its law has one peak, so that the tables as unlikely as
     the one seen are a tail on each side: that of k1, and on the other side what bisection finds.
     """
+    from scipy.stats import hypergeom  # takes a second to import
+
     # Each table of the list once, and the side of k1 made the lower one.
     tables, place = np.unique(np.stack([k1, n1, k2, n2]), axis=1, return_inverse=True)
     k1, n1, k2, n2 = tables
@@ -111,8 +115,10 @@ def paired_interval(b: int, c: int, n: int, confidence: float = 0.95) -> Interva
     Raises:
         UsageError: as for `paired_score`, and unless 0 < confidence < 1.
     """
+    from scipy.optimize import brentq
+
     check(0, n, confidence)
-    estimate, z = (b - c) / n, float(norm.ppf((1 + confidence) / 2))
+    estimate, z = (b - c) / n, float(ndtri((1 + confidence) / 2))
     edge = 1 - 1e-12
 
     def beyond(difference: float, sign: int) -> float:

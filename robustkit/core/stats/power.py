@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, norm
+from scipy.special import ndtri
 
 from robustkit.core.stats.intervals import clopper_pearson
 from robustkit.core.stats.paired import constrained_variance
@@ -100,6 +100,8 @@ def mcnemar_power(n: int, effect: float, discordance: float, alpha: float) -> fl
 
     Summed over the number of points on which the models differ, binomial(n, discordance).
     """
+    from scipy.stats import binom  # takes a second to import
+
     low, high = (int(binom.ppf(p, n, discordance)) for p in (1e-9, 1 - 1e-9))
     differ = np.arange(low, high + 1)
     critical = binom.ppf(alpha / 2, differ, 0.5)  # the least k with P(X ≤ k) ≥ α/2
@@ -113,7 +115,7 @@ def unpaired(effect: float, accuracy: float, power: float, alpha: float) -> int 
     """Points per model for Fisher's exact test. Casagrande, Pike and Smith 1978, equation (2.6)."""
     p, q = accuracy, accuracy - effect
     mean = (p + q) / 2
-    chance, found = norm.ppf(1 - alpha / 2), norm.ppf(power)
+    chance, found = float(ndtri(1 - alpha / 2)), float(ndtri(power))
     spread = chance * math.sqrt(2 * mean * (1 - mean))
     first = (spread + found * math.sqrt(p * (1 - p) + q * (1 - q))) ** 2 / effect**2
     points = first / 4 * (1 + math.sqrt(1 + 4 / (first * effect))) ** 2
@@ -130,7 +132,7 @@ def score_points(
     """
     lost, gained = (discordance + drop) / 2, (discordance - drop) / 2
     null = constrained_variance(lost, gained, tolerance)
-    chance, found = norm.ppf(1 - alpha), norm.ppf(power)
+    chance, found = float(ndtri(1 - alpha)), float(ndtri(power))
     spread = chance * math.sqrt(null) + found * math.sqrt(discordance - drop * drop)
     return _whole((spread / (drop - tolerance)) ** 2)
 

@@ -77,7 +77,8 @@ def _pairwise(rows: Sequence[Outcomes]) -> Float[np.ndarray, "m m"]:
     a, b = i[paired], j[paired]
     p[a, b] = mcnemar_all(only[a, b], only[b, a])
     a, b = i[~paired], j[~paired]
-    p[a, b] = fisher_all(robust[a], points[a], robust[b], points[b])
+    if len(a):
+        p[a, b] = fisher_all(robust[a], points[a], robust[b], points[b])
     return p
 
 

@@ -100,8 +100,8 @@ def certify_points(
     Raises:
         RobustkitError: when such a point is proved robust.
     """
-    tried, clean = ledger.certified(), ledger.clean()
-    broken = {p for p, found in ledger.broken().items() if found.stage == CARRIED}
+    tried, clean = ledger.certified(points), ledger.predicted(points)
+    broken = {p for p, found in ledger.broken(points).items() if found.stage == CARRIED}
     spared = set() if everything else broken
     right = [p for p in points if clean[p][0] == clean[p][1] and p not in spared]
     todo, proved = [p for p in right if p not in tried], sum(tried.get(p, False) for p in right)

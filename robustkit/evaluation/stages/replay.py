@@ -109,7 +109,7 @@ class Replay:
         Raises:
             RobustkitError: when a point with a certificate (one of `proved`) is broken.
         """
-        tried, left, done = self.ledger.spent(REPLAYED), set(robust), 0
+        tried, left, done = self.ledger.spent(REPLAYED, robust), set(robust), 0
         batch = min(self.worker.slots, _MOST)
         for number in range(len(self.examples.ledgers)):
             stored = self.examples.points(number)

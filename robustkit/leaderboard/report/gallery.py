@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robustkit.core.text import clean
-from robustkit.data.dataset import Dataset, digest
-from robustkit.data.open import names_code, open_dataset
 from robustkit.errors import RobustkitError
 from robustkit.leaderboard.report.images import Pixels, magnified, pixels
 from robustkit.leaderboard.report.view import class_name
 from robustkit.record.ledger_reader import open_readonly
 from robustkit.record.ledger_schema import BrokenPoint
 from robustkit.record.record import Record
+
+if TYPE_CHECKING:
+    from robustkit.data.dataset import Dataset
 
 
 class Picture(NamedTuple):
@@ -90,6 +91,8 @@ class GalleryMaker:
 
     def _dataset(self, record: Record) -> Dataset | str:
         """Return the data set that the record was made on, or why it cannot be shown."""
+        from robustkit.data.open import names_code, open_dataset  # needs PyTorch
+
         name = self._data or record.arguments.get("data")
         if not isinstance(name, str):
             return "The record does not name its data set: name it with --data."
@@ -115,6 +118,8 @@ class GalleryMaker:
         return data
 
     def _belongs(self, data: Dataset, name: str, record: Record) -> bool:
+        from robustkit.data.dataset import digest
+
         key = name, record.data.digest
         if key not in self._same:
             index = sorted(record.points.index)

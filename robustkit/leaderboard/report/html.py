@@ -30,6 +30,7 @@ from robustkit.record.interval import stopped_early
 from robustkit.record.record import Record
 
 TITLE = "Robustness report"
+MANY = 100  # evaluations: of more, details and downloads are packed, and need JavaScript
 _ASSETS = resources("robustkit.leaderboard.report") / "templates"
 
 
@@ -40,6 +41,23 @@ class Shown(NamedTuple):
     record: str
     pictures: int
     reason: str
+
+
+class _Download(NamedTuple):
+    """A table to take along."""
+
+    title: str
+    name: str
+    kind: str
+    text: str
+
+    @property
+    def id(self) -> str:
+        return f"data-{self.name}"
+
+    @property
+    def address(self) -> str:
+        return f"data:{self.kind};base64,{base64.b64encode(self.text.encode()).decode()}"
 
 
 def write_page(
@@ -77,15 +95,22 @@ def write_page(
     environment.filters.update(share="{:.3f}".format, percent=lambda share: f"{100 * share:.2f}%")
     script = (_ASSETS / "page.js").read_text("utf-8")
     markup = need("markupsafe").Markup
+    facts: dict[str, Any] = {"count": len(records), "groups": laid_out}
+    found, downloads = _curves(groups, drawn), _downloads(groups)
+    packed = {"data-plots": _packed(json.dumps(drawn))} | _libraries()
+    if many := len(records) > MANY:
+        details = environment.get_template("evaluations.html").render(facts)
+        packed |= {"data-details": _packed(clean_lines(details))}
+        packed |= {file.id: _packed(file.text) for file in downloads}
     text = environment.get_template("page.html").render(
+        facts,
         title=clean(title),
         version=own_version(),
-        count=len(records),
-        groups=laid_out,
-        curves=_curves(groups, drawn),
+        many=many,
+        curves=found,
         glossary=GLOSSARY,
-        downloads=_downloads(groups),
-        packed={"data-plots": _packed(json.dumps(drawn))} | _libraries(),
+        downloads=downloads,
+        packed=packed,
         style=markup((_ASSETS / "style.css").read_text("utf-8")),
         script=markup(script),
         hashes=[_hash(script)],
@@ -147,7 +172,7 @@ def _item(line: Line, gallery: Gallery) -> dict[str, Any]:
 
 def _provenance(line: Line) -> list[tuple[str, str]]:
     record = line.record
-    commit = record.commit
+    commit, peak = record.commit, record.device_peak_bytes
     found = {
         "record": line.row.record,
         "started": record.started,
@@ -163,6 +188,7 @@ def _provenance(line: Line) -> list[tuple[str, str]]:
         "passes": f"{record.forwards:,} forward, {record.backwards:,} backward",
         "seconds": f"{record.seconds:,.1f}",
         "device": record.device,
+        "peak of the device's memory": peak and f"{peak / 2**20:,.0f} MiB",
         "commit": commit and f"{commit.hash}{', with changes' if commit.dirty else ''}",
         "versions": ", ".join(f"{name} {value}" for name, value in record.versions.items()),
         "notes": "; ".join(record.notes),
@@ -181,7 +207,7 @@ def _curves(groups: Sequence[Group], drawn: dict[str, Plot]) -> list[dict[str, A
     return families
 
 
-def _downloads(groups: Sequence[Group]) -> list[dict[str, str]]:
+def _downloads(groups: Sequence[Group]) -> list[_Download]:
     frame = rows.frame([line.row for group in groups for line in group.lines])
     kinds = [
         ("CSV, every column", "csv", "text/csv", formats.to_csv),
@@ -190,11 +216,7 @@ def _downloads(groups: Sequence[Group]) -> list[dict[str, str]]:
         ("JSON", "json", "application/json", formats.to_json),
     ]
     return [
-        {
-            "title": title,
-            "name": f"leaderboard.{ending}",
-            "address": f"data:{kind};base64,{base64.b64encode(write(frame).encode()).decode()}",
-        }
+        _Download(title, f"leaderboard.{ending}", kind, write(frame))
         for title, ending, kind, write in kinds
     ]
 

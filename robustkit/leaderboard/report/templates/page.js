@@ -13,6 +13,16 @@ async function address(id) {
   return URL.createObjectURL(new Blob([await unpack(id)], { type: "text/javascript" }));
 }
 
+// Where the evaluations are many, their details and the downloads come packed.
+async function unfold() {
+  if (document.getElementById("data-details")) {
+    document.getElementById("details").innerHTML = await unpack("data-details");
+  }
+  for (const link of document.querySelectorAll("a[data-packed]")) {
+    link.href = URL.createObjectURL(new Blob([await unpack(link.dataset.packed)], { type: link.type }));
+  }
+}
+
 // Balloons: the popover shows on click, tap, Enter and Escape by itself; here for the mouse and Tab.
 function balloons() {
   for (const button of document.querySelectorAll(".tip")) {
@@ -117,9 +127,9 @@ const shade = () => document.documentElement.classList.toggle("dark", night.matc
 shade();
 night.addEventListener("change", shade);
 addEventListener("hashchange", reveal);
-reveal();
 balloons();
-const jobs = await Promise.allSettled([leaderboard(), plots()]);
+const details = unfold().then(reveal);
+const jobs = await Promise.allSettled([details, leaderboard(), details.finally(plots)]);
 for (const { reason } of jobs.filter((job) => job.status === "rejected")) {
   const trouble = document.getElementById("trouble");
   trouble.textContent = `This browser cannot run a part of the page (${reason}); every number is in a table.`;
