@@ -7,9 +7,9 @@ Each time is that of a whole process, start-up included. The records are copies 
 1,000 points, in each of which other points are misclassified, so that every pair of rows is tested.
 The points are those of a linear model on random images, attacked once: in one go, in parts (as
 under a budget or by the gate), and then `robustkit check` compares the finished run with itself,
-which costs no pass. Ratios are of the times without that of the same command on next to nothing:
-linear growth doubles them. The target of `check` is without it as well: what it takes after an
-evaluation.
+which costs no pass. Ratios are of the times without that of the same command on next to nothing,
+where two seconds are the least that tells from noise: linear growth doubles them. The target of
+`check` is without it as well: what it takes after an evaluation.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ _STEPS = (1, 2, 4)
 _LEAST = 3  # records, or points of a class, whose time is that of start-up
 _TARGETS = {"leaderboard": 5.0, "report": 15.0, "check": 2.0}  # seconds at 1,000, 500, 50,000
 _MOST_BYTES = 5e6  # of the report
+_NOISE = 2.0  # seconds by which the start of a process varies
 _RATIO = 2.2  # of n log n at these sizes, with some room for noise
 
 
@@ -59,11 +60,11 @@ class Row(NamedTuple):
     @property
     def bare(self) -> list[float]:
         """The seconds without those of start-up."""
-        return [max(each - self.start, 1e-3) for each in self.seconds]
+        return [each - self.start for each in self.seconds]
 
     @property
     def ratios(self) -> list[float]:
-        return [b / a for a, b in pairwise(self.bare)]
+        return [b / a for a, b in pairwise(max(each, _NOISE) for each in self.bare)]
 
     @property
     def missed(self) -> list[str]:

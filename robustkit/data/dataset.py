@@ -178,13 +178,14 @@ def digest(data: Points, indices: Indices) -> str:
     """
     chosen = checked(indices, len(data))
     state = hashlib.sha256(np.array([len(chosen), *data.shape], dtype="<i8").tobytes())
-    labels = []
+    labels = np.empty(len(chosen), dtype="<i8")
     chunk = max(1, min(_CHUNK, _CHUNK_BYTES // max(1, 4 * int(np.prod(data.shape)))))
     for start in range(0, len(chosen), chunk):
         x, y = data.fetch(chosen[start : start + chunk])
-        state.update(x.numpy().astype("<f4").tobytes())
-        labels.append(y.numpy())
-    state.update(np.concatenate([np.empty(0, dtype=np.int64), *labels]).astype("<i8").tobytes())
+        # From where it lies: copies, and small parts kept between them, would take the data's size.
+        state.update(np.ascontiguousarray(x.numpy(), dtype="<f4").data)
+        labels[start : start + len(y)] = y.numpy()
+    state.update(labels.tobytes())
     return state.hexdigest()
 
 

@@ -134,7 +134,9 @@ _CURE = (
 def _marks(x: Images, y: Labels) -> list[bytes]:
     """One short digest a point, of its pixels and its label."""
     rows, labels = x.numpy().reshape(len(x), -1), y.numpy()
-    return [
-        hashlib.blake2b(row.tobytes() + label.tobytes(), digest_size=16).digest()
-        for row, label in zip(rows, labels, strict=True)
-    ]
+    marks = []
+    for row, label in zip(rows, labels, strict=True):
+        mark = hashlib.blake2b(row, digest_size=16)
+        mark.update(label.tobytes())
+        marks.append(mark.digest())
+    return marks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import ne
 from typing import Literal, TypeAlias
 
 import pydantic
@@ -49,6 +50,22 @@ class Points(Part):
             raise ValueError(f"columns of equal length expected, got {lengths}")
         if len(set(self.index)) < len(self.index):
             raise ValueError("every point is listed once, but an index is repeated")
+        broken = [status == "broken" for status in self.status]
+        wrong = [status == "misclassified" for status in self.status]
+        if (
+            broken != [attack is not None for attack in self.attack]
+            or wrong != list(map(ne, self.label, self.predicted))
+            or any(d is not None and not b for d, b in zip(self.distance, broken, strict=True))
+        ):
+            self._name_contradiction()
+        if wild := [share for share in self.errors or () if share and not 0 <= share <= 1]:
+            raise ValueError(f"expected shares of errors from 0 to 1, got {wild[0]}")
+        self._check_nearest()
+        self._check_carried()
+        return self
+
+    def _name_contradiction(self) -> None:
+        columns = (self.index, self.label, self.predicted, self.status, self.attack, self.distance)
         for index, label, predicted, status, attack, distance in zip(*columns, strict=True):
             if (attack is not None) != (status == "broken"):
                 raise ValueError(f"point {index} is {status}, yet its attack is {attack!r}")
@@ -56,11 +73,6 @@ class Points(Part):
                 raise ValueError(f"point {index} is {status}, yet its distance is {distance!r}")
             if (label != predicted) != (status == "misclassified"):
                 raise ValueError(f"point {index} ({label} predicted as {predicted}) is {status}")
-        if wild := [share for share in self.errors or () if share and not 0 <= share <= 1]:
-            raise ValueError(f"expected shares of errors from 0 to 1, got {wild[0]}")
-        self._check_nearest()
-        self._check_carried()
-        return self
 
     def _check_nearest(self) -> None:
         if self.nearest is None:

@@ -189,8 +189,9 @@ class Record(RecordDisplay, Part):
     @property
     def outcomes(self) -> dict[int, bool]:
         """Whether each point is robust, by its position in the data set, in ascending order."""
-        pairs = sorted(zip(self.points.index, self.points.status, strict=True))
-        return {index: status in ("robust", "certified") for index, status in pairs}
+        pairs = zip(self.points.index, self.points.status, strict=True)
+        found = {index: status in ("robust", "certified") for index, status in pairs}
+        return {index: found[index] for index in sorted(found)}
 
     @property
     def per_class(self) -> dict[int, float]:
