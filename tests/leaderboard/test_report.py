@@ -256,9 +256,7 @@ class TestTheWholePage:
     def test_is_small_enough_to_mail(self, html: str) -> None:
         assert len(html.encode()) < 3 * 2**20
 
-    def test_of_many_records_stays_small_and_whole(
-        self, make_record: Make, tmp_path: Path
-    ) -> None:
+    def test_of_many_records_stays_small_and_whole(self, make_record: Make, tmp_path: Path) -> None:
         def written(number: int) -> Page:
             made = [(str(i), make_record(f"model {i}", "ccrrrrrbbm")) for i in range(number)]
             write_page(made, tmp_path / "r.html")
