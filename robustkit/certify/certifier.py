@@ -7,7 +7,7 @@ from math import prod
 from typing import Any, Protocol
 
 import torch
-from scipy.stats import norm
+from scipy.special import ndtr
 from torch import Tensor, nn
 
 from robustkit.certify.crown import crown_margins
@@ -219,7 +219,7 @@ class Sampling:
         _, alpha, scale = self.mixture.certificate_parts()
         if scale != 1:  # softmax(scale · log share) is not the share: the lemma does not apply
             return 0.0
-        least = float(norm.cdf(radius / self.model.sigma))
+        least = float(ndtr(radius / self.model.sigma))
         # `Smoothed` adds a thousandth of the mean probabilities to the shares: the worst case is
         # all of it on the runner-up.
         blended = torch.tensor([[least, 1 - least + TIE_BREAK]]) / (1 + TIE_BREAK)

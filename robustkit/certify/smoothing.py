@@ -11,7 +11,7 @@ import zlib
 from typing import NamedTuple
 
 import torch
-from scipy.stats import beta, norm
+from scipy.special import betaincinv, ndtri
 from torch import Generator, Tensor, nn
 
 from robustkit.core.device import full_precision
@@ -48,8 +48,8 @@ def radius(successes: int, draws: int, sigma: float, alpha: float = 0.001) -> fl
         )
     if successes == 0:
         return 0.0
-    lower = float(beta.ppf(alpha, successes, draws - successes + 1))
-    return sigma * float(norm.ppf(lower)) if lower > 0.5 else 0.0
+    lower = float(betaincinv(successes, draws - successes + 1, alpha))
+    return sigma * float(ndtri(lower)) if lower > 0.5 else 0.0
 
 
 def reach(threat: Threat, features: int) -> float:

@@ -136,7 +136,7 @@ def _marks(x: Images, y: Labels) -> list[bytes]:
     rows, labels = x.numpy().reshape(len(x), -1), y.numpy()
     marks = []
     for row, label in zip(rows, labels, strict=True):
-        mark = hashlib.blake2b(row, digest_size=16)
+        mark = hashlib.blake2b(row.data, digest_size=16)
         mark.update(label.tobytes())
         marks.append(mark.digest())
     return marks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from scipy.stats import binomtest
+from scipy.special import betainc
 
 from robustkit.record.schema import Stage
 from robustkit.search.audit import many
@@ -35,7 +35,7 @@ def review(
     indirect = [*transfer, *[False] * (len(stages) - len(transfer))]
     direct = [white and not aside for white, aside in zip(white_box, indirect, strict=True)]
     flags: list[Flag] = []
-    if binomtest(clean, n, 1 / classes, alternative="greater").pvalue > 0.05:
+    if _chance(clean, n, 1 / classes) > 0.05:
         seen = f"clean accuracy {clean / n:.3f} on {n} points cannot be told from guessing among "
         flags.append(flag("chance", f"{seen}{classes} classes"))
     blind = _broken_after(stages, [not white for white in white_box], white_box)
@@ -49,6 +49,11 @@ def review(
     if unused := [text for stage in stages if (text := _unused(stage))]:
         flags.append(flag("unused_budget", "; ".join(unused)))
     return flags
+
+
+def _chance(k: int, n: int, p: float) -> float:
+    """Probability of `k` or more successes in `n` trials: the p-value of the exact test."""
+    return float(betainc(k, n - k + 1, p)) if k else 1.0
 
 
 def majority(labels: Sequence[int], predicted: Sequence[int]) -> list[Flag]:
@@ -65,7 +70,7 @@ def majority(labels: Sequence[int], predicted: Sequence[int]) -> list[Flag]:
     lost = sum(y != guess for y, guess in pairs if y == label)
     if not others or 2 * gained >= rest:
         return []
-    if gained and binomtest(gained, gained + lost, alternative="greater").pvalue <= 0.05:
+    if gained and _chance(gained, gained + lost, 0.5) <= 0.05:
         return []
     n, right = len(labels), most - lost + gained
     answered = sum(guess == label for guess in predicted)

@@ -244,7 +244,7 @@ class Run:
             robust = {p: order for p, order in robust.items() if p not in proved}
         others -= len(robust)
         given = self._given(number)
-        given |= robust.keys()
+        given.update(robust)
 
         def report(done: int, left: int) -> None:
             self.watcher.advance(done, others + left, len(points))

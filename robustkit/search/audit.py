@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import hypergeom
 
 from robustkit.core.rng import Keys, task_key, uniform
 from robustkit.errors import UsageError
@@ -109,6 +108,8 @@ def missed(sample: Sample, broken: set[int], confidence: float = CONFIDENCE) -> 
         return 0
     if not size:
         return sample.rest
+    from scipy.stats import hypergeom  # takes a second to import
+
     bad = np.arange(found, sample.rest - size + found + 1)
     possible = bad[hypergeom.cdf(found, sample.rest, bad, size) > 1 - confidence]
     return int(possible.max()) - found
