@@ -26,7 +26,7 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> An
         ) from None
 
 
-def whole_or_auto(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+def batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
     """Read `auto` as None, `64` as 64."""
     if value == "auto":
         return None

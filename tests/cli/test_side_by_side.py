@@ -196,20 +196,16 @@ def test_ctrl_c_ends_all_workers_and_the_same_command_resumes(room: Path) -> Non
 @pytest.mark.parametrize(
     ("more", "at_once"),
     [
-        ({}, 2),  # of two cores
+        ({}, 1),
         ({"workers": 1}, 1),
+        ({"workers": 2}, 2),
         ({"workers": 3}, 3),
         ({"workers": 4}, 1),  # more than models: each is spread over four
-        ({"device": "cpu,cpu"}, 1),
-        ({"threads": 2}, 1),  # who limits the threads does not want twice as many
-        ({"models": ("models.py:net",)}, 1),
+        ({"device": "cpu,cpu", "workers": 2}, 1),
+        ({"models": ("models.py:net",), "workers": 2}, 1),
     ],
 )
-def test_how_many_run_at_once(
-    room: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], at_once: int
-) -> None:
-    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+def test_how_many_run_at_once(room: Path, more: dict[str, Any], at_once: int) -> None:
     names = ("models.py:net", "models.py:other", "models.py:Slow")
     usual: dict[str, Any] = {"models": names, "device": "cpu"}
     request = Request(data="npz:data.npz", threat="linf:0.1", **{**usual, **more})

@@ -63,7 +63,7 @@ PLACE = click.Path(path_type=Path)
 @click.option("--out", type=options.OUTPUT_FOLDER, metavar="DIR", help="Folder of the run.")
 @options.fresh
 @options.device
-@click.option("--batch-size", callback=options.whole_or_auto, default="auto", metavar="auto|N")
+@click.option("--batch-size", callback=options.batch_size, default="auto", metavar="auto|N")
 @options.trust_code
 @options.threads
 @click.option("--junit", type=options.OUTPUT, metavar="FILE", help="Write JUnit XML.")

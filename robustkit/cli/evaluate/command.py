@@ -80,16 +80,14 @@ from robustkit.cli.supervisor import Supervised
 )
 @click.option(
     "--workers",
-    callback=options.whole_or_auto,
-    default="auto",
-    show_default=True,
-    metavar="auto|N",
-    help="So many processes. Each takes a model, where there are enough; auto: on a CPU, one for "
-    "each model and core, up to 4.",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="So many processes, of this machine or of the cluster; each takes a model, where there "
+    "are enough on one device, else all work on one after the other.",
 )
 @click.option(
     "--batch-size",
-    callback=options.whole_or_auto,
+    callback=options.batch_size,
     default="auto",
     show_default=True,
     metavar="auto|N",

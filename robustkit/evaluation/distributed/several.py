@@ -22,16 +22,6 @@ from robustkit.evaluation.distributed.messages import (
 from robustkit.evaluation.distributed.scheduler import TRIES, Scheduler, error_of
 from robustkit.evaluation.watcher import Watcher, tell
 
-_MOST = 4  # processes that are started unasked: each holds PyTorch and the data
-
-
-def at_once(models: int) -> int:
-    """Return how many evaluations run at once on a CPU, where nobody says.
-
-    PyTorch has as many threads as there are cores for this process.
-    """
-    return max(1, min(models, torch.get_num_threads(), _MOST))
-
 
 @contextmanager
 def start(workers: int, device: str, watcher: Watcher) -> Iterator[Scheduler]:
