@@ -39,10 +39,10 @@ class Parity:
 class Quick:
     """For CI: at most 118 forward and backward passes per survivor, and no audit.
 
-    A model that declares surrogates is attacked through them first, at most 46 passes through the
-    first and 16 through each other, then at most 59 by itself (in l1 and l0 the same budget for
-    each): what a gate or a hard rule hides mostly falls to the first steps through a surrogate. An
-    upper bound, not a claim.
+    A model that declares surrogates is attacked by at most 59 passes, then through them: at most 46
+    through the first and 16 through each other (in l1 and l0 the same budget for each), since what
+    a gate or a hard rule hides mostly falls to the first steps through a surrogate. An upper bound,
+    not a claim.
     """
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
@@ -57,10 +57,11 @@ class Quick:
             return _through(surrogates, line)
         if not surrogates:
             return ["relay(first=15, legs=3, probe=8, probes=3, steps=24)"]
+        # The model itself comes first: what surrogates break after it raises the flag `transfer`.
         return [
+            "relay(first=15, legs=1, probe=8, probes=2, steps=24)",
             *_through(surrogates[:1], ["relay(first=20, legs=1, probes=0, steps=24)"])[1:],
             *_through(surrogates[1:], ["relay(first=15, legs=0, probes=0)"])[1:],
-            "relay(first=15, legs=1, probe=8, probes=2, steps=24)",
         ]
 
 

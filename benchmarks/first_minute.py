@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 _ROOT = Path(__file__).parents[1]
-_WIDTH = "120"  # columns of the README's table
+_WIDTH = "132"  # columns of the README's table
 _BLOCK = re.compile(r"(?<=```console\n\$ robustkit evaluate\n).*?(?=```)", re.DOTALL)
 _TIME = re.compile(r"It takes about .*? on two CPU cores")
 
@@ -99,8 +99,9 @@ def rewritten(text: str, looks: Sequence[Look]) -> str:
         click.ClickException: where the README has no such block or sentence.
     """
     middle = statistics.median(one.wall for one in looks)
+    printed = "".join(f"{line.rstrip()}\n" for line in looks[-1].printed.splitlines())
     for pattern, new in (
-        (_BLOCK, looks[-1].printed),
+        (_BLOCK, printed),
         (_TIME, f"It takes about {middle:.0f} seconds on two CPU cores"),
     ):
         text, found = pattern.subn(new.replace("\\", r"\\"), text)

@@ -13,7 +13,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 def test_it_finds_what_it_rewrites_in_the_readme() -> None:
-    looks = [Look(wall, f"the table of {wall}\n", {}) for wall in (11.0, 12.4, 90.0)]
+    looks = [Look(wall, f"the table of {wall}   \n", {}) for wall in (11.0, 12.4, 90.0)]
     text = rewritten(README, looks)
     assert "```console\n$ robustkit evaluate\nthe table of 90.0\n```" in text
     assert "It takes about 12 seconds on two CPU cores" in text

@@ -207,3 +207,13 @@ def test_scaled_votes_are_not_certified(data: Dataset) -> None:
     prover = build_certifier(mixed, data.shape, Threat("l2", 0.01), "smoothing")
     assert prover is not None
     assert not prover.prove(*data.fetch([8])).any()
+
+
+def test_quick_is_interval_bounds_or_nothing(data: Dataset) -> None:
+    prover = build_certifier(line(), data.shape, THREAT, "quick")
+    assert prover is not None
+    assert (prover.name, prover.method) == ("ibp", "ibp")
+    smooth = Smoothed(line(40.0), sigma=0.1, draws=16)
+    for model in (smooth, Mixed(line(), smooth, alpha=0.9), lambda x: x):
+        assert build_certifier(model, data.shape, THREAT, "quick") is None
+    assert build_certifier(line(), data.shape, THREAT, "quick", randomized=True) is None

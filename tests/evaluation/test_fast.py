@@ -251,8 +251,8 @@ def test_surrogates_are_attacked_too() -> None:
     quick = [
         attacks.build(spec) for spec in suites.build("quick").attacks(THREAT, ["smooth", "mean"])
     ]
-    assert [search.surrogate for search in quick] == ["smooth", "mean", ""]
-    assert [search.legs + search.probes for search in quick] == [1, 0, 3]
+    assert [search.surrogate for search in quick] == ["", "smooth", "mean"]
+    assert [search.legs + search.probes for search in quick] == [3, 1, 0]
 
 
 def test_suites_without_audit_say_so(hardened: nn.Module, few: Dataset, tmp_path: Path) -> None:
