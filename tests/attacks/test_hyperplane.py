@@ -117,3 +117,27 @@ def test_a_staircase_of_breakpoints_is_solved_to_float_precision(norm: Norm) -> 
     moves = displace(points, normal, offset.expand(-1, 2), Threat(norm, 1.0))
     got = (moves.double() * normal.double()[:, None]).sum(2)
     torch.testing.assert_close(got, -offset.double().expand(-1, 2), rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_rounds_end_where_nothing_moves_and_change_nothing(
+    norm: Norm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some planes meet the box, others lie beyond it: at most half of the rounds, equal to all."""
+    module = importlib.import_module("robustkit.attacks._hyperplane")
+    points, normal, offset = planes(seed=5)
+    offset[:10] *= 1e3
+    rounds: list[int] = []
+    product = torch.baddbmm
+
+    def counted(*given: Any, **options: Any) -> Tensor:
+        rounds.append(1)
+        return product(*given, **options)
+
+    monkeypatch.setattr(module.torch, "baddbmm", counted)
+    found = displace(points, normal, offset, Threat(norm, 0.1))
+    assert 2 <= len(rounds) // 2 <= module._ROUNDS // 2
+    monkeypatch.setattr(module, "_ROUNDS", 3 * module._ROUNDS)
+    assert torch.equal(displace(points, normal, offset, Threat(norm, 0.1)), found)
+    monkeypatch.setattr(module, "_ROUNDS", 2)
+    assert not torch.equal(displace(points, normal, offset, Threat(norm, 0.1)), found)

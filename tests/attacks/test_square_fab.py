@@ -387,3 +387,37 @@ def test_square_has_the_window_sizes_of_the_reference(height: int, width: int) -
             side = max(round(math.sqrt(reference.p_selection(proposal) * height * width)), least)
             side += least == 3 and side % 2 == 0
             assert table[int(level)] == (min(side, height, width),) * 2
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 12), (3, 12, 9), (50,)])
+def test_square_paints_small_windows_pixel_by_pixel_as_it_paints_whole_images(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("robustkit.attacks.square")
+    torch.manual_seed(0)
+    x = torch.rand(9, *shape)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 4)).requires_grad_(False)
+    found: list[Tensor] = []
+    painted: list[int] = []
+    blend = torch.lerp
+
+    def counted(*given: Any) -> Tensor:
+        painted[-1] += 1
+        return blend(*given)
+
+    monkeypatch.setattr(module.torch, "lerp", counted)
+    for small in (module._SMALL, math.inf):
+        monkeypatch.setattr(module, "_SMALL", small)
+        painted.append(0)
+        seen: list[Tensor] = []
+
+        def model(z: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(z.clone())
+            answer: Tensor = net(z) + 50 * torch.eye(4)[0]
+            return answer
+
+        search, zero = attacks.build("square(queries=120)"), torch.zeros(9, dtype=torch.long)
+        attack(model, x, zero, search, Threat("linf", 0.05))
+        found.append(torch.stack(seen[1:]))
+    assert torch.equal(found[0], found[1])
+    assert painted[0] < painted[1] / 2

@@ -285,3 +285,10 @@ def test_eps_must_be_positive_and_finite(text: str, got: str) -> None:
 def test_an_unknown_norm_is_named() -> None:
     with pytest.raises(UsageError, match=r"^Unknown norm 'l3'\..* Known: l0, l1, l2, linf\.$"):
         Threat.parse("l3:1")
+
+
+@given(cases())
+def test_a_shared_projection_is_the_projection(case: Case) -> None:
+    project = case.threat.projection(case.x, case.eps)
+    for z in (case.z, case.x + (case.z - case.x) / 2):
+        assert torch.equal(project(z), case.threat.project(z, case.x, case.eps))

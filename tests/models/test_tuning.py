@@ -226,3 +226,25 @@ def test_the_weights_of_16_bits_are_cast_once_and_the_original_is_at_hand() -> N
         torch.float32, torch.bfloat16, torch.float32,
     ]  # fmt: skip
     torch.testing.assert_close(plain(tuned.model)(X), wide(X))
+
+
+def test_a_precision_that_nobody_asked_for_must_answer_nearly_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What bfloat16 moves by 5% is searched in it on demand, and not by itself."""
+    monkeypatch.setattr(half, "matrix_units", lambda: True)
+    monkeypatch.setattr(half, "_PAYS", 1)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 3))
+    net = net.eval().requires_grad_(False)
+    assert tune(net, X, Tuning()).half
+    middle, last = net[2], net[3]
+    assert isinstance(middle, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    middle.bias.fill_(2.0)
+    last.weight.sub_(last.weight.mean(1, keepdim=True))
+    last.bias.zero_()
+    asked, unasked = tune(net, X, BFLOAT16), tune(net, X, Tuning())
+    assert asked.half
+    assert not unasked.half
+    assert "float32, since bfloat16 moves the logits" in unasked.notes[0]

@@ -98,7 +98,8 @@ from robustkit.cli.supervisor import Supervised
     type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="Of searches; verdicts are always float32. auto: float16 on a GPU.",
+    help="Of searches; verdicts are always float32. auto: float16 on a GPU, bfloat16 on a CPU with "
+    "matrix units where it pays.",
 )
 @click.option(
     "--layout",
