@@ -98,7 +98,7 @@ class TestEvaluate:
         rows = json.loads(result.stdout)["rows"]
         assert len(rows) == 2
         assert all(set(row) >= KEYS for row in rows)
-        assert all(row["certified"] is None and row["n"] == 12 for row in rows)
+        assert all(row["certified"] is not None and row["n"] == 12 for row in rows)
         assert all(0 <= row["robust"] <= row["clean"] <= 1 for row in rows)
         assert all(Path(row["record"]).is_file() for row in rows)
 
