@@ -1,7 +1,9 @@
 """`robustkit evaluate` with several models: at once, beside one after the other.
 
 Both ways run in turn, each time as a command of its own with a fresh folder. The printed ratio is
-the median of the ratios of neighbours; verdicts, passes and distances must be the same.
+the median of the ratios of neighbours. Verdicts, passes and distances must be those of one after
+the other with as many threads as each of several has: the number of threads may change how sums are
+rounded.
 """
 
 from __future__ import annotations
@@ -24,14 +26,12 @@ from robustkit.record.record import Record, load
 MODELS = ("pgd_at", "trades", "doubly_robust", "undefended", "ibp", "mixednuts(beta=90.0)")
 
 
-def timed(models: tuple[str, ...], n: int, workers: int, out: Path) -> float:
+def timed(models: tuple[str, ...], n: int, workers: int, threads: int, out: Path) -> float:
     """Run the command; return its seconds, start-up included."""
-    command = [sys.executable, "-m", "robustkit", "evaluate", *models, "--n", str(n)]
+    command = [sys.executable, "-m", "robustkit", "evaluate", *models, "--n", str(n), "--quiet"]
+    limits = ["--workers", str(workers), "--threads", str(threads)]
     started = time.monotonic()
-    subprocess.run(
-        [*command, "--device", "cpu", "--workers", str(workers), "--out", str(out), "--quiet"],
-        check=True,
-    )
+    subprocess.run([*command, "--device", "cpu", *limits, "--out", str(out)], check=True)
     return time.monotonic() - started
 
 
@@ -52,13 +52,16 @@ def main(models: tuple[str, ...], n: int, workers: int, runs: int) -> None:
     """Print the times, their ratios, and the models whose results differ (exit code 1)."""
     models = models or MODELS
     times: list[tuple[float, float]] = []
-    different = set[str]()
-    for _ in range(runs):
-        with tempfile.TemporaryDirectory() as room:
-            first, second = Path(room) / "alone", Path(room) / "both"
-            times.append((timed(models, n, 1, first), timed(models, n, workers, second)))
-            for path in first.glob("*/record.json"):
-                one, two = load(path), load(second / path.parent.name / "record.json")
+    different, cores = set[str](), os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as place:
+        room = Path(place)
+        timed(models, n, 1, max(1, cores // workers), room / "same")
+        for run in range(runs):
+            alone = timed(models, n, 1, cores, room / f"alone{run}")
+            both = room / f"both{run}"
+            times.append((alone, timed(models, n, workers, cores, both)))
+            for path in (room / "same").glob("*/record.json"):
+                one, two = load(path), load(both / path.parent.name / "record.json")
                 different |= {one.defense} if facts(one) != facts(two) else set()
     table = Table("one after the other", f"{workers} at once", "ratio")
     ratios = [alone / both for alone, both in times]

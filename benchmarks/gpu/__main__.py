@@ -36,12 +36,10 @@ def begin(name: str, device: str, small: bool, out: Path, limit: float) -> dict[
     rows.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu", "--section", name, "--device", device]
     command += ["--out", str(out), *(["--small"] if small else [])]
-    # As the command line does: threads of OpenMP that wait must not spin.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     started = time.monotonic()
     with log.open("w") as said:
         process = subprocess.Popen(
-            command, stdout=said, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             code = process.wait(limit)

@@ -43,7 +43,6 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 """
-_SPINNING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # what a user may have set
 _PATIENCE = 2.0  # seconds for what a child wrote before it ended
 
 
@@ -121,12 +120,9 @@ def _start(words: Sequence[str]) -> tuple[Popen[bytes], int, int]:
     given = [_inheritable(number) for number in (theirs_in, theirs_out)]
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     boot = [sys.executable, *flags, "-c", _BOOT.format(path=sys.path), *map(str, given)]
-    # A thread that has nothing to do sleeps: by default those of OpenMP spin, which takes the cores
-    # from the other models that are evaluated at once, and from whatever else runs here.
-    quiet = {} if os.environ.keys() & _SPINNING else {"OMP_WAIT_POLICY": "PASSIVE"}
     try:
         # What the caller has opened for us, such as `--out >(tee page.html)`, is the child's too.
-        child = subprocess.Popen([*boot, *words], close_fds=False, env={**os.environ, **quiet})
+        child = subprocess.Popen([*boot, *words], close_fds=False)
     finally:
         os.close(theirs_in)
         os.close(theirs_out)

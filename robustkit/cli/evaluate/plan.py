@@ -22,6 +22,7 @@ from robustkit.errors import UsageError
 from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.distributed.messages import Named
 from robustkit.evaluation.distributed.setup import set_up
+from robustkit.evaluation.distributed.several import at_once
 from robustkit.evaluation.eps_grid import descending, folder_of, refuse_audit
 from robustkit.evaluation.identity import default_folder, source_digest
 from robustkit.evaluation.prepare import chosen_points
@@ -73,12 +74,17 @@ class Plan:
         """How many models are evaluated at once, each by one process.
 
         One after the other where each is spread over workers itself: over devices, a cluster, or
-        more workers than there are models. Also where nobody says: a process takes seconds to
-        start, and four small models took 20 s at once, 12 s one after the other (n = 100, 2 cores).
+        more workers than there are models. Where nobody says, those that nobody named are, on a
+        CPU: a process takes seconds to start, which a few small models do not give back.
         """
-        workers = self.request.workers or 1
-        spread = self.request.distributed or len(pick_devices(self.request.device)) > 1
-        return 1 if spread or workers > len(self.subjects) else workers
+        request, models = self.request, len(self.subjects)
+        devices = pick_devices(request.device)
+        if request.distributed or len(devices) > 1:
+            return 1
+        if request.workers is None:
+            plain = not request.models and devices[0].type == "cpu"
+            return at_once(models) if plain else 1
+        return 1 if request.workers > models else request.workers
 
     def folder(self, subject: Subject) -> Path:
         """Return the folder of one model's evidence."""

@@ -22,18 +22,28 @@ from robustkit.evaluation.distributed.messages import (
 from robustkit.evaluation.distributed.scheduler import TRIES, Scheduler, error_of
 from robustkit.evaluation.watcher import Watcher, tell
 
+_MOST = 4  # processes that are started unasked: each holds PyTorch and the data
+
+
+def at_once(models: int) -> int:
+    """Return how many evaluations run at once on a CPU, where nobody says.
+
+    PyTorch has as many threads as there are cores for this process, unless it was told less.
+    """
+    return max(1, min(models, torch.get_num_threads(), _MOST))
+
 
 @contextmanager
 def start(workers: int, device: str, watcher: Watcher) -> Iterator[Scheduler]:
     """Start workers for whole evaluations; they end with the block.
 
-    Each has the threads of this process, not a share of them: how a sum is rounded depends on the
-    number of threads, and a verdict must not depend on how many evaluations run at once. The last
-    one that runs has all cores to itself, too.
+    Each has its share of the threads of this process: idle threads of one evaluation spin, and
+    would take the cores from the others. How a sum is rounded may depend on the number of threads.
     """
+    threads = max(1, torch.get_num_threads() // workers)
 
     def pool() -> LocalPool:
-        return LocalPool(NoModel("robustkit"), [device] * workers, torch.get_num_threads())
+        return LocalPool(NoModel("robustkit"), [device] * workers, threads)
 
     with Scheduler("robustkit", "", pool, watcher) as scheduler:
         scheduler.begin()
