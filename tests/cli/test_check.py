@@ -91,7 +91,7 @@ def check(*arguments: str) -> Result:
 
 @pytest.fixture
 def base(room: Path) -> Path:
-    assert evaluate("models.py:net", "--out", "base").exit_code == 0
+    assert evaluate("models.py:net", "--certify", "none", "--out", "base").exit_code == 0
     return room / "base"
 
 
@@ -149,9 +149,18 @@ class TestCheck:
     ) -> None:
         models = ["models.py:Late", "models.py:net"]
         result = check(*models, "--baseline", "base", "--tolerance", "0.2", "--no-replay")
-        assert result.exit_code == 3
+        assert result.exit_code == 3, result.stderr
         assert "error: models.py:Late: " in result.stderr
         assert "pass: models.py:net" in result.stdout
+
+    def test_a_certificate_that_nobody_asked_for_is_no_demand(self, room: Path) -> None:
+        assert evaluate("models.py:net", "--out", "base").exit_code == 0
+        same = check("models.py:net", "--baseline", "base", "--tolerance", "0.2")
+        assert same.exit_code == 0, same.stderr
+        unbounded = ["models.py:Late", "--baseline", "base", "--no-replay"]  # cannot be bounded
+        result = check(*unbounded)
+        assert result.exit_code == 3, result.stderr
+        assert check(*unbounded, "--metric", "certified").exit_code == 2
 
     @pytest.mark.parametrize("others", [[], ["models.py:net"]])
     def test_reports_say_what_could_not_finish(self, base: Path, others: list[str]) -> None:

@@ -209,7 +209,8 @@ def victim(blobs: Dataset, prototypes: Tensor, tmp_path: Path) -> Callable[[int,
         (tmp_path / "victim.py").write_text(code)
         model, data = f"{tmp_path / 'victim.py'}:make", f"npz:{tmp_path / 'blobs.npz'}"
         line = [word for spec in LINE for word in ("--attack", spec)]
-        return ["evaluate", model, "--data", data, "--threat", str(THREAT), *line, "--quiet"]
+        given = ["--data", data, "--threat", str(THREAT), "--certify", "none", "--quiet"]
+        return ["evaluate", model, *given, *line]
 
     return write
 

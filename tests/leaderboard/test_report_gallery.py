@@ -89,7 +89,7 @@ def test_the_data_are_opened_and_checked_once(run: Done, monkeypatch: pytest.Mon
         opened.append(name)
         return open_dataset(name, **options)
 
-    monkeypatch.setattr("robustkit.leaderboard.report.gallery.open_dataset", counting)
+    monkeypatch.setattr("robustkit.data.open.open_dataset", counting)
     album = GalleryMaker()
     assert album.gallery(run.record, run.path, 2) is not None
     assert len(album.gallery(run.record, run.path, 2).pictures) == 2

@@ -209,6 +209,8 @@ def test_a_cpu_with_matrix_units_searches_in_bfloat16_where_it_pays(
 ) -> None:
     monkeypatch.setattr(half, "matrix_units", lambda: units)
     wide = _wide()
+    assert not tune(wide, X, Tuning()).half
+    monkeypatch.setattr(half, "_PAYS", 2_000_000)
     tuned = tune(wide, X, Tuning())
     assert tuned.half == units
     assert ("bfloat16" in "".join(tuned.notes)) == units

@@ -10,7 +10,7 @@ from typing import Any
 
 from robustkit.certify.certifier import build_certifier
 from robustkit.cli.evaluate.request import Request
-from robustkit.cli.evaluate.run_folder import previous, refuse_other
+from robustkit.cli.evaluate.run_folder import certificate, previous, refuse_other
 from robustkit.core import json_files
 from robustkit.core.device import pick_devices
 from robustkit.core.spec import Spec
@@ -35,7 +35,6 @@ from robustkit.registry import datasets
 
 SCHEMA = "robustkit/run/1"
 _DEFAULT_SUITE, _NEAREST_SUITE = "quick", "minimum_norm"
-_DEFAULT_CERTIFICATE = "quick"
 
 FIRST_LOOK = 200  # points, where no model is named and every bundled one runs
 
@@ -133,7 +132,7 @@ def make(request: Request) -> Plan:
         request = replace(request, n=min(len(data), FIRST_LOOK))
     grid = _grid(request)
     asked = request.certify not in (None, "none", "quick")
-    request = replace(request, certify=_certificate(request))
+    request = replace(request, certify=certificate(request))
     settings = settings_for(request, data, grid)
     line = settings.line_up()
     if grid:
@@ -165,19 +164,6 @@ def claim(plan: Plan) -> None:
         for file in found - {file for subject in plan.subjects for file in plan.records(subject)}:
             file.unlink()
     json_files.write(plan.config, plan.out / "config.json")
-
-
-def _certificate(request: Request) -> str | None:
-    """Return the certificate to try; the usual one is that of the run which `--out` goes on with.
-
-    The runs of a grid and for distances have no usual one: they would need it at every eps.
-    """
-    if request.certify is not None:
-        return None if request.certify == "none" else request.certify
-    before = previous(request.out, fresh=request.fresh) if request.out else None
-    if before is not None and not request.fresh:
-        return before.get("certify")
-    return None if request.eps_grid or request.minimum_norm else _DEFAULT_CERTIFICATE
 
 
 def settings_for(request: Request, data: Dataset, grid: Sequence[Threat]) -> Settings:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from robustkit.cli.evaluate.request import Request
 from robustkit.core import json_files
 from robustkit.errors import UsageError
+
+_CERTIFICATE = "quick"  # where nobody says and nothing was begun
 
 
 def refuse_other(out: Path, config: dict[str, Any], *, fresh: bool) -> None:
@@ -61,3 +64,16 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "not given" if value is None else str(value)
+
+
+def certificate(request: Request) -> str | None:
+    """Return the certificate to try; the usual one is that of the run which `--out` goes on with.
+
+    The runs of a grid and for distances have no usual one: they would need it at every eps.
+    """
+    if request.certify is not None:
+        return None if request.certify == "none" else request.certify
+    before = previous(request.out, fresh=request.fresh) if request.out else None
+    if before is not None and not request.fresh:
+        return before.get("certify")
+    return None if request.eps_grid or request.minimum_norm else _CERTIFICATE
