@@ -7,7 +7,10 @@ import ctypes
 import functools
 import hashlib
 import os
+import signal
+import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +65,34 @@ def bound_by_modes() -> Iterator[None]:
         yield
     finally:
         assert libc.capset(header, held) == 0
+
+
+@pytest.fixture
+def stop_by_ctrl_c() -> Callable[..., None]:
+    """Start the program, stop it by SIGINT once all of `ledgers` exist, and see how it ends."""
+
+    def stop(arguments: list[str], room: Path, ledgers: list[Path], seconds: float) -> None:
+        # A shell that starts the tests in the background has them, and what they start, ignore it.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "robustkit", *arguments],
+            cwd=room,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        signal.signal(signal.SIGINT, before)
+        deadline = time.monotonic() + seconds
+        while not all(ledger.exists() for ledger in ledgers):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "stopped: nothing is lost, and the same command resumes." in told
+        assert "Traceback" not in told
+
+    return stop
 
 
 @pytest.fixture(scope="session")

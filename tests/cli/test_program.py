@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -501,28 +500,10 @@ def test_the_exit_code_and_json_of_a_real_process(room: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_ctrl_c_on_a_real_process(room: Path) -> None:
+def test_ctrl_c_on_a_real_process(room: Path, stop_by_ctrl_c: Callable[..., None]) -> None:
     arguments = ["evaluate", "models.py:Slow", "--data", "npz:data.npz", "--threat", "linf:1e-6"]
-    arguments += ["--attack", "pgd(steps=2000)"]
-    # A shell that starts the tests in the background has them, and what they start, ignore it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "robustkit", *arguments, "--out", "out"],
-        cwd=room,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    signal.signal(signal.SIGINT, before)
-    deadline = time.monotonic() + 60
-    while not (room / "out" / "models.py-Slow" / "ledger.sqlite").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "stopped: nothing is lost, and the same command resumes." in told
-    assert "Traceback" not in told
+    arguments += ["--attack", "pgd(steps=2000)", "--out", "out"]
+    stop_by_ctrl_c(arguments, room, [room / "out" / "models.py-Slow" / "ledger.sqlite"], 60)
 
 
 def test_a_first_look_takes_200_points_and_a_named_model_all() -> None:

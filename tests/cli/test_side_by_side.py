@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -170,27 +167,15 @@ def test_a_model_whose_process_dies_once_goes_on_from_its_ledger(room: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_ctrl_c_ends_all_workers_and_the_same_command_resumes(room: Path) -> None:
+def test_ctrl_c_ends_all_workers_and_the_same_command_resumes(
+    room: Path, stop_by_ctrl_c: Callable[..., None]
+) -> None:
     names = ["models.py:Slow", "models.py:Sluggish"]
     line = ["--attack", "pgd(steps=200)", "--workers", "2", "--out", "out"]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "robustkit", "evaluate", *names, *HOW, *line],
-        cwd=room,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    signal.signal(signal.SIGINT, before)
-    folders = [room / "out" / f"models.py-{name}" for name in ("Slow", "Sluggish")]
-    deadline = time.monotonic() + 120
-    while not all((folder / "ledger.sqlite").exists() for folder in folders):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "stopped: nothing is lost, and the same command resumes." in told
-    assert "Traceback" not in told
+    ledgers = [
+        room / "out" / f"models.py-{name}" / "ledger.sqlite" for name in ("Slow", "Sluggish")
+    ]
+    stop_by_ctrl_c(["evaluate", *names, *HOW, *line], room, ledgers, 120)
 
 
 @pytest.mark.parametrize(
