@@ -8,16 +8,18 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import TypeAlias
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.nets import load_subject
+from benchmarks.nets import resnet18
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
+from robustkit.models.load import Subject
 from robustkit.search.pass_counter import PassCounter
 
+Points: TypeAlias = tuple[Tensor, Tensor]
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
@@ -32,12 +34,12 @@ class Side:
 
 
 def reference(
-    model: nn.Module, data: Dataset, threat: Threat, device: torch.device, seed: int, batch: int
+    model: nn.Module, points: Points, threat: Threat, device: torch.device, seed: int, batch: int
 ) -> Side:
-    """Run pyautoattack's standard evaluation on all of `data`."""
+    """Run pyautoattack's standard evaluation on `points`."""
     from pyautoattack import AutoAttack
 
-    x, y = (tensor.to(device) for tensor in data.fetch(np.arange(len(data))))
+    x, y = (tensor.to(device) for tensor in points)
     counted = PassCounter(model)
     attack = AutoAttack(counted, norm=_NORMS[threat.norm], eps=threat.eps, seed=seed, device=device)
     clock = time.perf_counter()
@@ -48,10 +50,17 @@ def reference(
     return Side(standing.tolist(), counted.forwards, counted.backwards, seconds)
 
 
+def fetched(data: Dataset) -> Points:
+    """Return all of `data` as tensors."""
+    return data.fetch(range(len(data)))
+
+
 @contextmanager
-def apart(name: str, data: Dataset, threat: Threat) -> Iterator[ProcessPoolExecutor]:
-    """Open a process for the reference that loads the model itself, and wait until it has."""
-    given = (name, data, threat, torch.get_num_threads())
+def apart(subject: Subject) -> Iterator[ProcessPoolExecutor]:
+    """Open a process for the reference that holds the model, and wait until it does."""
+    # The class of this one lives in a file without a module name, so that it does not travel.
+    model = None if subject.name == "resnet18" else subject.model
+    given = (model, torch.get_num_threads())
     with ProcessPoolExecutor(1, get_context("spawn"), _hold, given) as pool:
         pool.submit(len, _held).result()
         yield pool
@@ -60,11 +69,11 @@ def apart(name: str, data: Dataset, threat: Threat) -> Iterator[ProcessPoolExecu
 _held: list[nn.Module] = []  # the model, in the process of the reference
 
 
-def _hold(name: str, data: Dataset, threat: Threat, threads: int) -> None:
+def _hold(model: nn.Module | None, threads: int) -> None:
     torch.set_num_threads(threads)
-    _held.append(load_subject(name, data, threat).model)
+    _held.append(resnet18().model if model is None else model)
 
 
-def there(data: Dataset, threat: Threat, device: torch.device, seed: int, batch: int) -> Side:
+def there(points: Points, threat: Threat, device: torch.device, seed: int, batch: int) -> Side:
     """Run `reference` in the process that `apart` opened, on its model."""
-    return reference(_held[0].to(device), data, threat, device, seed, batch)
+    return reference(_held[0].to(device), points, threat, device, seed, batch)

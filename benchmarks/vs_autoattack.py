@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.nets import in_color, load_subject
-from benchmarks.reference import Side, apart, reference, there
+from benchmarks.reference import Side, apart, fetched, reference, there
 from robustkit.core.device import pick_device
 from robustkit.core.packages import install_command
 from robustkit.core.threat import Threat
@@ -103,8 +103,8 @@ def compare(
 
     def theirs_on(part: Dataset) -> Side:
         if pool is None:
-            return reference(model, part, threat, target, seed, batch)
-        return pool.submit(there, part, threat, target, seed, batch).result()
+            return reference(model, fetched(part), threat, target, seed, batch)
+        return pool.submit(there, fetched(part), threat, target, seed, batch).result()
 
     for number in range(chunks * turns):
         part = subset(data, np.arange(number % chunks, len(data), chunks))
@@ -236,7 +236,7 @@ def main(
             subject = load_subject(name, data, Threat.parse(threat))
             if name == "resnet18" and data.shape[0] == 1:
                 data = in_color(data, subject.model, len(data))
-            process = apart(name, data, Threat.parse(threat)) if alone else nullcontext()
+            process = apart(subject) if alone else nullcontext()
             with process as pool:
                 found = compare(
                     subject,
