@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import nn
 
+from robustkit.core.allocator import keep_freed_memory
 from robustkit.core.types import Images, Logits, Model
 from robustkit.models import fast_conv
 from robustkit.models.agreement import (
@@ -80,6 +81,8 @@ def tune(model: Model, sample: Images, tuning: Tuning, *, randomized: bool = Fal
         model: in evaluation mode with frozen weights; it stays as it is.
         randomized: two passes differ, so that logits are not compared.
     """
+    if sample.device.type == "cpu":
+        keep_freed_memory()
     if not isinstance(model, nn.Module):
         slots = _slots(sample, 256 * sample[0].numel() * 4)
         return Tuned(model, False, ("search: a plain function is called as it is",), slots, 0, 0)

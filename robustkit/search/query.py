@@ -33,6 +33,8 @@ def ask(model: Model, search: Search[Any], state: Any, *, half: bool = False) ->
             with torch.no_grad():
                 logits = model(state.query).float()
         return Reply(logits, value, gradient)
+    if climbing is not None and not surrogate_of(search):
+        return _apart(model, search, state, climbing, half)
     with torch.no_grad():
         logits = model(state.query).float()
         reply = Reply(logits, search.objective(logits, state), logits.new_empty(0))
@@ -46,6 +48,27 @@ def ask(model: Model, search: Search[Any], state: Any, *, half: bool = False) ->
                  gradient.index_copy(0, rows, slope))  # fmt: skip
 
 
+def _apart(model: Model, search: Search[Any], state: Any, climbing: Mask, half: bool) -> Reply:
+    """Evaluate the slots with and without a gradient in two batches: one pass for each."""
+    rows, others = climbing.nonzero().flatten(), (~climbing).nonzero().flatten()
+    if not len(others):
+        return Reply(*_mean(model, search, state, half))
+    level = select(state, others) if len(rows) else state
+    with torch.no_grad():
+        logits = model(level.query).float()
+        value = search.objective(logits, level)
+    gradient = torch.zeros_like(state.query)
+    if not len(rows):
+        return Reply(logits, value, gradient)
+    answers = _mean(model, search, select(state, rows), half)
+    order = torch.cat([others, rows]).argsort()
+    return Reply(
+        torch.cat([logits, answers[0]])[order],
+        torch.cat([value, answers[1]])[order],
+        gradient.index_copy_(0, rows, answers[2]),
+    )
+
+
 def passes(search: Search[Any], state: Any) -> tuple[Tensor | int, Tensor | int]:
     """Return the forward and backward passes of one input that `ask` makes for every slot.
 
@@ -53,13 +76,18 @@ def passes(search: Search[Any], state: Any) -> tuple[Tensor | int, Tensor | int]
     """
     eot, climbing = draws(search), _climbing(search, state)
     if climbing is not None:
-        return 1 + eot * climbing, eot * climbing
+        alone = 1 + eot * climbing if surrogate_of(search) else 1 + (eot - 1) * climbing
+        return alone, eot * climbing
     return eot + bool(surrogate_of(search)), eot * search.uses_gradient
 
 
 def _climbing(search: Search[Any], state: Any) -> Mask | None:
-    """Return which slots need a gradient, where a search that uses gradients tells them apart."""
-    return getattr(state, "climbing", None) if search.uses_gradient else None
+    """Return which slots need a gradient, where a search that uses gradients tells them apart.
+
+    Without a surrogate it is a matter of cost alone, and off the CPU telling them apart costs more.
+    """
+    apart = search.uses_gradient and (surrogate_of(search) or state.query.device.type == "cpu")
+    return getattr(state, "climbing", None) if apart else None
 
 
 def _mean(
