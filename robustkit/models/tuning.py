@@ -89,15 +89,12 @@ def tune(model: Model, sample: Images, tuning: Tuning, *, randomized: bool = Fal
     kind = chosen(tuning.precision, device, costs, randomized=randomized)
     tuned = duplicate(model)
     if folded := fold(tuned):
-        before, after = _answers(model, sample), _answers(tuned, sample)
-        forwards += 2 * len(before) * len(sample)
-        pairs = zip(after, before, strict=True)
-        if all(logit_distance(new, old) <= OTHER_ORDER for new, old in pairs):
+        forwards += 2 * (1 + len(declared(model))) * len(sample)
+        if _same(tuned, model, sample):
             notes.append(f"{folded} batch normalizations folded into the layers before them")
         else:
             tuned = duplicate(model)
-        exact = None if randomized else before[0]
-    elif kind is not None and not randomized:
+    if kind is not None and not randomized:
         with torch.no_grad():
             exact = model(sample).float()
         forwards += len(sample)
@@ -124,16 +121,23 @@ def tune(model: Model, sample: Images, tuning: Tuning, *, randomized: bool = Fal
     return Tuned(tuned, half, summary, _slots(sample, costs.size), forwards, backwards)
 
 
-def _answers(model: nn.Module, sample: Images) -> list[Logits]:
-    """Ask copies of the model and of each surrogate that it declares, with the same draws always.
+def _same(tuned: nn.Module, model: nn.Module, sample: Images) -> bool:
+    """Whether a rewritten copy answers as the original does, and its declared surrogates too.
 
-    Of one that is random by other means no two answers agree.
+    Asked are copies, with the same draws: of a model that is random by other means no two agree.
     """
-    copy = duplicate(model)
+    answers: list[list[Logits]] = []
     devices = [sample.device] if sample.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        return [asked(sample).float() for asked in (copy, *declared(copy).values())]
+    for copy in (duplicate(tuned), duplicate(model)):
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(0)
+            try:
+                asked = [copy, *declared(copy).values()]
+                answers.append([one(sample).float() for one in asked])
+            except RuntimeError:  # a surrogate may need gradients of its own
+                return False
+    pairs = zip(*answers, strict=True)
+    return all(logit_distance(new, old) <= OTHER_ORDER for new, old in pairs)
 
 
 def _slots(sample: Images, size: int) -> int:
