@@ -113,7 +113,7 @@ class SlotPool:
         except RuntimeError as error:
             self._back_off(error)
             return
-        forwards, backwards = passes(self.search, state)
+        forwards, backwards = passes(self.engine.model, self.search, state)
         # Counted per slot and on the device: free slots and those that wait cost their task none.
         slots.forwards.add_(running * forwards)
         slots.backwards.add_(running * backwards)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustkit.core.types import Mask, Model, per_point
-from robustkit.models.surrogates.resolve import source
+from robustkit.models.surrogates.resolve import Joint, source
 from robustkit.search.protocol import Reply, Search, draws, select, surrogate_of
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
@@ -27,9 +27,9 @@ def ask(model: Model, search: Search[Any], state: Any, *, half: bool = False) ->
     climbing = _climbing(search, state)
     if search.uses_gradient and climbing is None:
         logits, value, gradient = _mean(model, search, state, half)
-        # Only the gradient is the surrogate's: a candidate is what fools the model itself, at the
-        # price of one more forward pass.
-        if surrogate_of(search):
+        # Only the gradient is the surrogate's: a candidate is what fools the model itself, mostly
+        # at the price of one more forward pass.
+        if _second_pass(model, search):
             with torch.no_grad():
                 logits = model(state.query).float()
         return Reply(logits, value, gradient)
@@ -69,7 +69,7 @@ def _apart(model: Model, search: Search[Any], state: Any, climbing: Mask, half: 
     )
 
 
-def passes(search: Search[Any], state: Any) -> tuple[Tensor | int, Tensor | int]:
+def passes(model: Model, search: Search[Any], state: Any) -> tuple[Tensor | int, Tensor | int]:
     """Return the forward and backward passes of one input that `ask` makes for every slot.
 
     A pass of a surrogate is counted like one of the model.
@@ -78,7 +78,13 @@ def passes(search: Search[Any], state: Any) -> tuple[Tensor | int, Tensor | int]
     if climbing is not None:
         alone = 1 + eot * climbing if surrogate_of(search) else 1 + (eot - 1) * climbing
         return alone, eot * climbing
-    return eot + bool(surrogate_of(search)), eot * search.uses_gradient
+    return eot + _second_pass(model, search), eot * search.uses_gradient
+
+
+def _second_pass(model: Model, search: Search[Any]) -> bool:
+    """Whether the model's own logits take a pass apart from that of the surrogate."""
+    name = surrogate_of(search)
+    return bool(name) and not isinstance(source(model, name), Joint)
 
 
 def _climbing(search: Search[Any], state: Any) -> Mask | None:
@@ -108,10 +114,11 @@ def _mean(
 def _climb(
     model: Model, search: Search[Any], state: Any, query: Tensor, half: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits, objective and gradient of one pass."""
+    """Return logits, the model's own where there are two, objective and gradient of one pass."""
     gradient: Tensor | None = None
     with torch.enable_grad():
-        logits = model(query).float()
+        logits, own = model.both(query) if isinstance(model, Joint) else (model(query), None)
+        logits = logits.float()
         value = search.objective(logits, state)
         if value.requires_grad:
             differentiate = _scaled if half and logits.requires_grad else _plain
@@ -119,7 +126,7 @@ def _climb(
     # An objective that does not depend on the input (None), and a gradient that is not a number,
     # point nowhere: the search goes on without them, and the flag `no_gradient` tells of it.
     gradient = torch.zeros_like(query) if gradient is None else gradient.nan_to_num()
-    return logits.detach(), value.detach(), gradient
+    return (logits if own is None else own.float()).detach(), value.detach(), gradient
 
 
 def _plain(value: Tensor, _: Tensor, query: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.evaluate import side_by_side
@@ -21,15 +22,17 @@ from robustkit.cli.options import use_threads
 from robustkit.cli.program import fail
 from robustkit.cli.screen import Screen
 from robustkit.core import files
+from robustkit.core.device import pick_devices
 from robustkit.errors import RobustkitError
 from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.eps_grid import evaluate_grid_settings
 from robustkit.evaluation.evaluate import evaluate_settings
-from robustkit.evaluation.prepare import first_look
+from robustkit.evaluation.prepare import first_look, looked_at
 from robustkit.evaluation.watcher import Watcher
 from robustkit.leaderboard import curves, formats, rows
 from robustkit.leaderboard.rows import robust_interval
 from robustkit.models.load import Subject
+from robustkit.models.readiness import private_copy
 from robustkit.record.record import Record
 from robustkit.verify.diagnostics.probe import Diagnosis
 
@@ -51,7 +54,9 @@ def run(request: Request, *, debug: bool) -> int:
         plan = make(request)
         screen = Screen(len(plan.subjects), quiet=request.quiet, stages=_stages(plan))
         with screen, side_by_side.workers(plan, screen) as scheduler:
-            looks = _look(plan, screen)
+            # Of models that nobody named nothing is to be refused: their workers look at them.
+            apart = scheduler is not None and not plan.request.models
+            looks = _glance(plan, screen) if apart else _look(plan, screen)
             claim(plan)
             found, failures = _evaluate_all(plan, looks, screen, scheduler)
     if found:
@@ -72,7 +77,10 @@ def _stages(plan: Plan) -> int:
     )
 
 
-def _look(plan: Plan, screen: Screen) -> dict[str, Diagnosis]:
+_Looks = dict[str, Diagnosis | None]
+
+
+def _look(plan: Plan, screen: Screen) -> _Looks:
     """Refuse what cannot be evaluated before anything is written; keep what is found by name.
 
     What takes longest to look at comes first: it would be waited for at the end.
@@ -85,11 +93,32 @@ def _look(plan: Plan, screen: Screen) -> dict[str, Diagnosis]:
         found[subject.name] = first_look(plan.settings_of(subject))
         took[subject.name] = time.monotonic() - began
     screen.weigh(took)
-    return {name: found[name] for name in sorted(found, key=took.__getitem__, reverse=True)}
+    return {name: found[name] for name in _longest_first(took)}
+
+
+def _glance(plan: Plan, screen: Screen) -> _Looks:
+    """Time two passes of each model, which tell the order; the looks are left to the workers."""
+    took = {}
+    for subject in plan.subjects:
+        settings = plan.settings_of(subject)
+        device = pick_devices(settings.device)[0]
+        sample = looked_at(settings, device)
+        private = private_copy(subject.model, device, subject.name)
+        with torch.no_grad():
+            private(sample)
+            began = time.monotonic()
+            private(sample)
+        took[subject.name] = time.monotonic() - began
+    screen.weigh(took)
+    return dict.fromkeys(_longest_first(took))
+
+
+def _longest_first(took: dict[str, float]) -> list[str]:
+    return sorted(took, key=took.__getitem__, reverse=True)
 
 
 def _evaluate_all(
-    plan: Plan, looks: dict[str, Diagnosis], screen: Screen, scheduler: Scheduler | None
+    plan: Plan, looks: _Looks, screen: Screen, scheduler: Scheduler | None
 ) -> tuple[_Found, _Failures]:
     """Evaluate every model; the failure of one of several does not stop the rest."""
     found: dict[str, _Found] = {}
