@@ -23,7 +23,7 @@ class RadiiRow(NamedTuple):
     norm: str
     certificate: str
     seed: int
-    index: int
+    point: int
     label: int
     certified_radius: float
     adversarial_distance: float | None
@@ -39,7 +39,7 @@ def radii(found: Iterable[tuple[Record, Radii]]) -> pd.DataFrame:
             norm=record.threat.norm,
             certificate=of.certificate,
             seed=record.seed,
-            index=index,
+            point=index,
             label=label,
             certified_radius=low,
             adversarial_distance=high,

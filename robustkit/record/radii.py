@@ -27,7 +27,9 @@ class Radii(Part):
         rounds: bisections done.
     """
 
-    schema_: Literal["robustkit.radii/1"] = pydantic.Field("robustkit.radii/1", alias="schema")
+    schema_id: Literal["robustkit/radii/1"] = pydantic.Field(
+        default="robustkit/radii/1", alias="schema"
+    )
     run: str
     certificate: str
     index: list[Count]

@@ -22,7 +22,7 @@ def interactive(found: Sequence[Curve]) -> Plot:
     Below it the certified accuracy, where there is one, and between both the undecided points.
     """
     norm = found[0].norm
-    figure = Figure(layout(f"eps ({norm})", "robust accuracy"))
+    figure = Figure(layout(f"eps ({norm})", "accuracy"))
     for number, curve in enumerate(found):
         rows, color = [line.row for line in curve.lines], CYCLE[number % len(CYCLE)]
         band = {}
@@ -78,7 +78,7 @@ def draw(found: Sequence[Curve]) -> Any:
             linestyle=_DASHES[number % len(_DASHES)], markersize=3.5, capsize=2,
             label=short(curve.name),
         )  # fmt: skip
-    axes.set(ylim=(-0.02, 1.02), xlabel=f"eps ({found[0].norm})", ylabel="robust accuracy")
+    axes.set(ylim=(-0.02, 1.02), xlabel=f"eps ({found[0].norm})", ylabel="accuracy")
     axes.set_xlim(left=0)
     figure.legend(loc="outside upper center", ncols=2)
     return figure
