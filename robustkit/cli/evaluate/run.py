@@ -30,9 +30,11 @@ from robustkit.evaluation.evaluate import evaluate_settings
 from robustkit.evaluation.prepare import first_look, looked_at
 from robustkit.evaluation.watcher import Watcher
 from robustkit.leaderboard import curves, formats, rows
+from robustkit.leaderboard.radii import radii
 from robustkit.leaderboard.rows import robust_interval
 from robustkit.models.load import Subject
 from robustkit.models.readiness import private_copy
+from robustkit.record.radii import Radii, read
 from robustkit.record.record import Record
 from robustkit.verify.diagnostics.probe import Diagnosis
 
@@ -180,6 +182,8 @@ def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
     more: dict[str, pd.DataFrame] = {}
     if plan.grid or plan.request.minimum_norm:
         more["curve"] = curves.curve(found)
+    if brackets := _radii(plan, found):
+        more["radii"] = radii(brackets)
     if plan.request.minimum_norm:
         more["distances"] = curves.distances(found)
     for name, table in {"leaderboard": frame, **more}.items():
@@ -196,6 +200,17 @@ def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
         console.out(f"Records: {plan.out}{os.sep}{anywhere}{os.sep}record.json", highlight=False)
         for line in [*_remarks(plan), *_next_steps(plan, frame)]:
             console.out(line, highlight=False)
+
+
+def _radii(plan: Plan, found: Sequence[tuple[Path, Record]]) -> list[tuple[Record, Radii]]:
+    """Return what the models of a grid know of every point, each with its record of largest eps."""
+    folders: dict[Path, Record] = {}
+    for path, record in found if plan.grid else ():
+        folder = path.parent.parent
+        if folder not in folders or folders[folder].threat.eps < record.threat.eps:
+            folders[folder] = record
+    pairs = [(record, read(folder)) for folder, record in folders.items()]
+    return [(record, of) for record, of in pairs if of is not None and record.certify is not None]
 
 
 def _remarks(plan: Plan) -> Iterator[str]:
