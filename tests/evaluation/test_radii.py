@@ -43,7 +43,8 @@ def worst_margin(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor) -> Tensor:
     down, up = (x - eps[:, None]).clamp_min(0), (x + eps[:, None]).clamp_max(1)
     least = difference.clamp_min(0) @ down[:, :, None] + difference.clamp_max(0) @ up[:, :, None]
     margin = least[:, :, 0] + bias[y][:, None] - bias[None]
-    return margin.scatter(1, y[:, None], torch.inf).amin(1)
+    worst: Tensor = margin.scatter(1, y[:, None], torch.inf).amin(1)
+    return worst
 
 
 def test_a_linear_model_is_bracketed_by_its_exact_radius(
