@@ -27,7 +27,8 @@ class Pool(nn.AdaptiveAvgPool2d):
         height, width = (new or old for new, old in zip(sides, x.shape[2:], strict=True))
         matrix = _pooling(*x.shape[2:], height, width, x.device, x.dtype)
         places = x.permute(0, 2, 3, 1).flatten(1, 2)  # a view in channels_last
-        return (matrix @ places).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        answer: Tensor = (matrix @ places).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return answer
 
 
 def speed_up(model: nn.Module) -> int:

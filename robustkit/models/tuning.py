@@ -135,7 +135,7 @@ def _same(tuned: nn.Module, model: nn.Module, sample: Images) -> bool:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
             try:
-                asked = [copy, *declared(copy).values()]
+                asked: list[Model] = [copy, *declared(copy).values()]
                 answers.append([one(sample).float() for one in asked])
             except RuntimeError:  # a surrogate may need gradients of its own
                 return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 
 import pytest
 import torch
@@ -153,7 +153,7 @@ class TestRandomized:
         undecided, through, trials = {0: 1.0}, 0.0, 0.0
         for trial, (enough, many) in enumerate(_limits(), 1):
             trials += sum(undecided.values())
-            after = Counter[int]()
+            after = defaultdict[int, float](float)
             for errors, chance in undecided.items():
                 after[errors + 1] += chance * wrong
                 after[errors] += chance * (1 - wrong)
