@@ -116,14 +116,15 @@ class SlotPool:
         forwards, backwards = passes(self.engine.model, self.search, state)
         # Counted per slot and on the device: free slots and those that wait cost their task none.
         slots.forwards.add_(running * forwards)
-        slots.backwards.add_(running * backwards)
+        if self.search.uses_gradient:
+            slots.backwards.add_(running * backwards)
         defined = reply.logits.isfinite().all(1)
         self._keep_candidates(running & defined & (reply.logits.argmax(1) != self.tasks.y))
         self.state = self._drop_undefined(running & ~defined, following)
 
     def harvest(self) -> None:
         """Judge the candidates, end what is over, and report it to the judge."""
-        if not self.work:
+        if not self.work or self._uneventful():
             return
         self._refuse_undefined()
         self._judge_candidates()
@@ -158,6 +159,12 @@ class SlotPool:
         if self.queue_empty and len(free) > len(self.work) // 8:
             self._keep_rows([row for row, work in enumerate(self.work) if work is not FREE])
 
+    def _uneventful(self) -> bool:
+        """Whether no slot is over, has a candidate or undefined logits: nearly every step."""
+        slots = self.slot_state
+        over = slots.live & (self.state.done | slots.has_candidate)
+        return not bool((over | slots.undefined).any())
+
     def _drop_undefined(self, undefined: Mask, following: Any) -> Any:
         """Note undefined logits inside the threat model; outside it, end the search there."""
         # Where a look is free (stride 1), nearly every step ends here. Elsewhere the masks are
@@ -187,9 +194,8 @@ class SlotPool:
         rows = slots.has_candidate.nonzero().flatten()
         if not len(rows):
             return
-        work = [self.work[row] for row in rows.tolist()]
-        x, y, z = self.tasks.x[rows], self.tasks.y[rows], slots.candidate[rows]
-        confirmed = self.judge.confirm(work, z, x, y)
+        work, z = [self.work[row] for row in rows.tolist()], slots.candidate[rows]
+        confirmed = self.judge.confirm(work, z, self.tasks.x[rows], self.tasks.y[rows])
         slots.has_candidate[rows] = torch.tensor(confirmed, device=rows.device)
         broken = (item.point for item, ok in zip(work, confirmed, strict=True) if ok)
         self.broken_points.update(broken)
@@ -243,8 +249,7 @@ class SlotPool:
             pairs = zip(mine, (tasks, state, slots), strict=True)
             joined = [type(a)(*map(torch.cat, zip(a, b, strict=True))) for a, b in pairs]
             self.work, (self.tasks, self.state, self.slot_state) = self.work + fresh, joined
-        else:
-            # The batch keeps its shape: fewer tasks than free slots leave some of them empty.
+        else:  # the batch keeps its shape: fewer tasks than free slots leave some of them empty
             rows = torch.tensor(free[: len(fresh)], device=tasks.x.device)
             self.tasks = place(self.tasks, rows, tasks)
             self.state = place(self.state, rows, state)
@@ -262,9 +267,8 @@ class SlotPool:
             self.slot_state = select(self.slot_state, index)
 
     def _refuse_undefined(self) -> None:
-        if not bool(self.slot_state.undefined.any()):
+        if not (rows := self.slot_state.undefined.nonzero().flatten().tolist()):
             return
-        rows = self.slot_state.undefined.nonzero().flatten().tolist()
         points = sorted({self.work[row].point for row in rows})
         raise RobustkitError(
             f"the model returned NaN or infinite logits inside the threat model of points "

@@ -54,6 +54,10 @@ class MinimumNormSlotPool(SlotPool):
         slots.candidate.copy_(torch.where(per_point(hit, query), query, slots.candidate))
         slots.distance.copy_(torch.where(hit, distance, slots.distance))
 
+    def _uneventful(self) -> bool:
+        """Never: a candidate does not end its slot here, and is due by its distance."""
+        return False
+
     def _judge_candidates(self) -> None:
         """Ask the judge about the candidates that are much closer, or the last of their task."""
         slots = self.slot_state
