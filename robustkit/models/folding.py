@@ -76,7 +76,6 @@ def _neighbors(model: nn.Module) -> list[tuple[str, str]]:
         for name, part in model.named_modules()
         if type(part) is nn.Sequential
         for (first, layer), (second, norm) in pairwise(part._modules.items())
-        if layer is not None and norm is not None
         if places[id(layer)] == places[id(norm)] == 1 and _suits(layer, norm)
     ]
 

@@ -231,7 +231,7 @@ def test_slots_that_need_no_gradient_are_asked_apart(points: Points) -> None:
     torch.testing.assert_close(one.gradient[~probing], every.gradient[~probing])
     assert not one.gradient[probing].any()
     assert every.gradient.flatten(1).any(1).all()
-    forwards, backwards = passes(search, states[-1]._replace(probing=probing))
+    forwards, backwards = passes(model, search, states[-1]._replace(probing=probing))
     assert torch.equal(torch.as_tensor(forwards).expand(6), torch.ones(6, dtype=torch.long))
     assert torch.equal(torch.as_tensor(backwards), (~probing).long())
 

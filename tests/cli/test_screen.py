@@ -148,6 +148,7 @@ def test_nothing_is_cut_short_but_names_where_there_are_80_columns(
         screen.say("a first look at a_model_with_a_name_of_many_words_of_which_not_all_fit")
         assert drawn(screen)[0].split()[-1] == "0:00:00"
         screen.weigh({"a": 1.0})
+        lane = screen.lane("b")
         for letter in "ab":
             lane = screen.lane(letter)
             lane.model(f"{letter}_model_with_a_name_of_many_words", 10_000)
