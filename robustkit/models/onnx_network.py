@@ -9,6 +9,8 @@ function of torch over a batch of points.
 from __future__ import annotations
 
 import importlib.util
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ from torch import Tensor, nn
 
 from robustkit.core.optional import library, quiet
 from robustkit.errors import UsageError
-from robustkit.models.onnx_operators import Compute, Operator, Refused, Shape, build
+from robustkit.models.agreement import OTHER_ORDER, difference
+from robustkit.models.onnx_operators import LINEAR, Compute, Operator, Refused, Shape, build, matrix
 
-_TOLERANCE = 1e-4  # of the largest output: float32 sums in another order
 _OPSET = 13  # older graphs are converted to it, as some operators had other meanings
 _TESTED = 8  # points of the comparison
+_TABLED = 4096  # numbers before a node that becomes a matrix
 
 
 class OnnxNetwork(nn.Module):
@@ -130,21 +133,10 @@ class Onnx:
         wanted = np.stack([self.answer(point) for point in points])
         try:
             with torch.no_grad():
-                got = network(torch.from_numpy(points).flatten(1)).numpy()
+                got = network(torch.from_numpy(points).flatten(1))
         except (RuntimeError, ValueError, IndexError) as error:
             return f"it fails in torch ({error})"
-        return difference(got, wanted)
-
-
-def difference(got: NDArray[Any], wanted: NDArray[Any], tolerance: float = _TOLERANCE) -> str:
-    """Say how far answers [b, k] are from those of the runtime; nothing within the tolerance."""
-    if got.shape != wanted.shape:
-        return f"expected outputs {list(wanted.shape)}, got {list(got.shape)}"
-    apart, size = np.abs(got - wanted), float(np.abs(wanted).max(initial=1e-12))
-    worst = float(apart.max(initial=0.0)) if np.isfinite(apart).all() else np.inf
-    if worst <= tolerance * size:
-        return ""
-    return f"its outputs differ by up to {worst:.3g} from the runtime's, which reach {size:.3g}"
+        return difference(got, torch.from_numpy(wanted), OTHER_ORDER)
 
 
 class _Converter:
@@ -217,9 +209,12 @@ class _Converter:
         if all(source in self.constants for source in sources):
             self._fold(node, name)
             return
-        inputs = [self._tensor(source) for source in node.input]
         places = {self.given: ""} | {made: made for made, _, _ in self.steps}
         live = [places[source] for source in sources if source not in self.constants]
+        if node.op_type in LINEAR and len(live) == 1:
+            self._tabulate(node, name, live)
+            return
+        inputs = [self._tensor(source) for source in node.input]
         shapes = [self._of_point(s) if s in self.shapes and s not in self.constants else ()
                   for s in (*node.input, node.output[0])]  # fmt: skip
         options = {a.name: self.onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -229,26 +224,51 @@ class _Converter:
             raise Refused(f"{name}: {error}") from None
         self.steps.append((node.output[0], compute, live))
 
+    def _tabulate(self, node: Any, name: str, live: list[str]) -> None:
+        """Turn a node that is affine in its one live input into matrices, one for each output."""
+        (source,) = {s for s in node.input if s and s not in self.constants}
+        shape = self._sized(source)
+        n = math.prod(shape)
+        if n > _TABLED:
+            raise Refused(f"{name}: expected at most {_TABLED} numbers before it, got {n}")
+        run = self._alone(node, name)
+        shift = run({source: np.zeros(shape, dtype=np.float32)})
+        columns = [run({source: one.reshape(shape)}) for one in np.eye(n, dtype=np.float32)]
+        for place, made in enumerate(node.output):
+            bias = shift[place].reshape(-1)
+            weight = np.stack([column[place].reshape(-1) - bias for column in columns], axis=1)
+            step = matrix(
+                torch.from_numpy(weight.copy()), torch.from_numpy(bias.copy()), self._of_point(made)
+            )
+            self.steps.append((made, step, live))
+
     def _fold(self, node: Any, name: str) -> None:
         """Compute a node whose inputs are all constant."""
-        evaluator: Any = library("onnx.reference", "onnx")
-        try:
-            with quiet():
-                single = evaluator.ReferenceEvaluator(
-                    self.onnx.helper.make_model(
-                        self.onnx.helper.make_graph(
-                            [node],
-                            "folded",
-                            [self.onnx.helper.make_empty_tensor_value_info(s) for s in node.input],
-                            [self.onnx.helper.make_empty_tensor_value_info(node.output[0])],
-                        ),
-                        opset_imports=self.model.opset_import,
-                    )
+        for made, found in zip(node.output, self._alone(node, name)({}), strict=False):
+            self.constants[made] = np.asarray(found)
+
+    def _alone(self, node: Any, name: str) -> Callable[[dict[str, NDArray[Any]]], list[Any]]:
+        """Return what runs one node by the reference implementation, given its live inputs."""
+        make, evaluator = self.onnx.helper, library("onnx.reference", "onnx")
+        sources = sorted({source for source in node.input if source})
+        held = {source: self.constants[source] for source in sources if source in self.constants}
+        ends = [[make.make_empty_tensor_value_info(s) for s in names]
+                for names in (sources, node.output)]  # fmt: skip
+        with quiet():
+            single: Any = evaluator.ReferenceEvaluator(
+                make.make_model(
+                    make.make_graph([node], "alone", *ends), opset_imports=self.model.opset_import
                 )
-                (found, *_) = single.run(None, {s: self.constants[s] for s in node.input if s})
-        except Exception as error:
-            raise Refused(f"{name} on constants fails: {error}") from error
-        self.constants[node.output[0]] = np.asarray(found)
+            )
+
+        def run(live: dict[str, NDArray[Any]]) -> list[Any]:
+            try:
+                with quiet():
+                    return list(single.run(None, {**held, **live}))
+            except Exception as error:
+                raise Refused(f"{name} cannot be computed: {error}") from error
+
+        return run
 
     def _tensor(self, source: str) -> Tensor | None:
         value = self.constants.get(source)

@@ -68,9 +68,6 @@ def build(op: Operator) -> Compute:
     raise Refused("it is not known")
 
 
-KNOWN_ALIKE = ("Identity", "Dropout")
-
-
 def _arithmetic(op: Operator) -> Compute:
     first, second = op.constants[:2]
     for shape, constant in zip(op.shapes[:2], (first, second), strict=True):
@@ -140,6 +137,12 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
+def matrix(weight: Tensor, bias: Tensor, result: Shape) -> nn.Module:
+    """Return [b, *f] -> [b, *result], affine in the flat numbers of a point."""
+    parts: list[nn.Module] = [nn.Flatten(), _linear(weight, bias)]
+    return nn.Sequential(*parts, *([nn.Unflatten(1, result)] if len(result) != 1 else []))
+
+
 def _flat(op: Operator, layer: nn.Module) -> Compute:
     """Run a layer on [b, n] where ONNX has one more axis of size 1."""
     if len(op.shapes[0]) == 1:
@@ -179,8 +182,9 @@ def _images(op: Operator, layer: nn.Module) -> Compute:
 
 def _padding(op: Operator) -> tuple[tuple[int, int], nn.Module | None]:
     """Return the padding that is alike on both sides, or a layer that pads each side apart."""
-    if op.options.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise Refused("it leaves the padding to its size; write `pads`")
+    kind = op.options.get("auto_pad", b"NOTSET")
+    if kind in (b"SAME_UPPER", b"SAME_LOWER"):
+        raise Refused("its padding follows from the size of the input: write `pads`")
     top, left, bottom, right = op.options.get("pads", (0, 0, 0, 0))
     if (top, left) == (bottom, right):
         return (top, left), None
@@ -246,28 +250,11 @@ def _reshape(op: Operator) -> Compute:
     return lambda x: x.reshape(x.shape[0], *result)
 
 
-def _transpose(op: Operator) -> Compute:
-    rank = len(op.shapes[0]) + op.lead
-    order = op.options.get("perm", tuple(reversed(range(rank))))
-    if op.lead and order[0] != 0:
-        raise Refused("it moves the axis of the batch")
-    moved = (0, *(axis - op.lead + 1 for axis in order[op.lead :]))
-    return lambda x: x.permute(moved)
-
-
 def _concat(op: Operator) -> Compute:
     if any(constant is not None for constant in op.constants):
         raise Refused("it joins a constant to the input")
     axis = op.axis(int(op.options["axis"]))
     return lambda *parts: torch.cat(parts, axis)
-
-
-def _softmax(op: Operator) -> Compute:
-    return nn.Softmax(op.axis(int(op.options.get("axis", -1))))
-
-
-def _global_average(op: Operator) -> Compute:
-    return _images(op, nn.AdaptiveAvgPool2d(1))
 
 
 def _clip(op: Operator) -> Compute:
@@ -280,19 +267,15 @@ def _clip(op: Operator) -> Compute:
     return lambda x: torch.clamp(x, bounds[0], bounds[1])
 
 
-def _leaky(op: Operator) -> Compute:
-    return nn.LeakyReLU(float(op.options.get("alpha", 0.01)))
-
-
-def _elu(op: Operator) -> Compute:
-    return nn.ELU(float(op.options.get("alpha", 1.0)))
-
-
 _PLAIN: dict[str, Callable[[Operator], Compute]] = {
     "Relu": lambda op: nn.ReLU(),
     "Sigmoid": lambda op: nn.Sigmoid(),
     "Tanh": lambda op: nn.Tanh(),
     "Softplus": lambda op: nn.Softplus(),
+    "LeakyRelu": lambda op: nn.LeakyReLU(float(op.options.get("alpha", 0.01))),
+    "Elu": lambda op: nn.ELU(float(op.options.get("alpha", 1.0))),
+    "Softmax": lambda op: nn.Softmax(op.axis(int(op.options.get("axis", -1)))),
+    "GlobalAveragePool": lambda op: _images(op, nn.AdaptiveAvgPool2d(1)),
     "Neg": lambda op: torch.neg,
     "Identity": lambda op: nn.Identity(),
     "Dropout": lambda op: nn.Identity(),
@@ -300,8 +283,11 @@ _PLAIN: dict[str, Callable[[Operator], Compute]] = {
 _OTHERS: dict[str, Callable[[Operator], Compute]] = {
     "MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "MaxPool": _pool, "AveragePool": _pool,
     "BatchNormalization": _batch_norm, "Reshape": _reshape, "Flatten": _reshape,
-    "Squeeze": _reshape, "Unsqueeze": _reshape, "Transpose": _transpose, "Concat": _concat,
-    "Softmax": _softmax, "GlobalAveragePool": _global_average, "Clip": _clip, "LeakyRelu": _leaky,
-    "Elu": _elu,
+    "Squeeze": _reshape, "Unsqueeze": _reshape, "Concat": _concat,
+    "Clip": _clip,
 }  # fmt: skip
-KNOWN = (*_PLAIN, "Add", "Sub", "Mul", "Div", *_OTHERS, "Constant", "Shape", "ConstantOfShape")
+# Affine in one input where the others are constant; the reference implementation gives the matrix.
+LINEAR = (
+    "Slice", "Split", "Gather", "ReduceSum", "ReduceMean", "Expand", "Pad", "Concat", "Transpose",
+)  # fmt: skip
+KNOWN = (*_PLAIN, "Add", "Sub", "Mul", "Div", *_OTHERS, *LINEAR, "Constant", "ConstantOfShape")

@@ -54,7 +54,7 @@ class Formulas:
         if head == "not" and len(rest) == 1:
             return self.alternatives(rest[0], not negated)
         if head in ("<=", ">=", "<", ">", "=", "==", "!=") and len(rest) == 2:
-            return self._comparison(head, *(self.linear(side) for side in rest), negated)
+            return self._comparison(head, self.linear(rest[0]), self.linear(rest[1]), negated)
         raise self._error(
             node,
             f"expected and, or, not, or a comparison (<= >= < > == !=) of two terms, got {head!r}",
