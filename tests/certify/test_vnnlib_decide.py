@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
+from robustkit.certify.graph import Graph
 from robustkit.certify.vnnlib.decide import Answer, decide
 from robustkit.certify.vnnlib.instance import Instance, answer, instances
 from robustkit.certify.vnnlib.read import query_of
+from robustkit.certify.vnnlib.specification import Group, Specification
 from robustkit.cli.program import program
 from robustkit.errors import UsageError
 from robustkit.models.onnx_network import Onnx
@@ -156,6 +158,28 @@ def test_an_input_without_bounds_is_named(identity: Path) -> None:
     declared = text(2, 2, 0, 1, "").replace("(>= X_1 0) ", "")
     with pytest.raises(UsageError, match="no lower bound of X_1 in one of the alternatives"):
         decide(runtime.network(), runtime, query_of(declared), 5.0)
+
+
+def test_what_bounds_leave_goes_to_the_next_verifier(tmp_path: Path) -> None:
+    """60 inputs: too many to cut the box in halves."""
+    save(nn.Sequential(Identity(), nn.Linear(60, 1)), tmp_path / "net.onnx", 60)
+    runtime = opened(tmp_path / "net.onnx")
+    network = runtime.network()
+    asked = query_of(text(60, 1, 0.0, 1.0, "(assert (>= Y_0 100.0))"))
+    seen: list[tuple[int, ...]] = []
+
+    def never(spec: Specification, graph: Graph, group: Group, seconds: float) -> bool:
+        return False
+
+    def proves(spec: Specification, graph: Graph, group: Group, seconds: float) -> bool:
+        seen.append(tuple(spec(torch.zeros(1, 60)).shape))
+        assert 0 < seconds <= 20
+        assert graph.nodes[0].shape == group.low.shape
+        return True
+
+    assert decide(network, runtime, asked, 20.0, refuters=(never,)).verdict == "unknown"
+    assert decide(network, runtime, asked, 20.0, refuters=(never, proves)).verdict == "unsat"
+    assert seen == [(1, 2)]
 
 
 def test_time_that_ends_is_said(tmp_path: Path) -> None:

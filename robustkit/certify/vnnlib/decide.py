@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -44,13 +45,21 @@ class Runs(Protocol):
 
 
 class Refutes(Protocol):
-    """Tells whether bounds refute every disjunct of a group over the box of a specification."""
+    """Tells whether every disjunct of a group is refuted over the box of its specification.
 
-    def __call__(self, graph: Graph, group: Group, seconds: float) -> bool: ...
+    `spec` computes in float32, `graph` is it in float64; its inputs are those of `CUBE` around 0.
+    """
+
+    def __call__(self, spec: Specification, graph: Graph, group: Group, seconds: float) -> bool: ...
 
 
 def by_bounds(
-    graph: Graph, group: Group, seconds: float, *, iterations: tuple[int, ...] = (0, 20)
+    spec: Specification,
+    graph: Graph,
+    group: Group,
+    seconds: float,
+    *,
+    iterations: tuple[int, ...] = (0, 20),
 ) -> bool:
     """Try intervals, CROWN and alpha-CROWN, in order of cost, until one refutes the group."""
     end = time.monotonic() + seconds
@@ -77,7 +86,7 @@ def decide(
     seconds: float,
     *,
     seed: int = 0,
-    refutes: Refutes = by_bounds,
+    refuters: Sequence[Refutes] = (by_bounds,),
 ) -> Answer:
     """Answer a property within about `seconds`.
 
@@ -87,7 +96,8 @@ def decide(
 
     Args:
         network: [b, n] -> [b, k], what `runtime` computes.
-        refutes: the bounds; a complete verifier goes here.
+        refuters: the first before the longer search, the others behind it; a complete verifier
+            goes there.
 
     Raises:
         UsageError: for an input without bounds, or shapes that are not the network's.
@@ -96,7 +106,7 @@ def decide(
     _refuse_unbounded(query)
     reason, late = "", False
     for group in grouped(query.disjuncts):
-        one = _Search(network, runtime, group, refutes, deadline, seed)
+        one = _Search(network, runtime, group, refuters, deadline, seed)
         found = one.run()
         if found.verdict == "sat":
             return found
@@ -117,11 +127,11 @@ class _Search:
         network: nn.Module,
         runtime: Runs,
         group: Group,
-        refutes: Refutes,
+        refuters: Sequence[Refutes],
         deadline: float,
         seed: int,
     ) -> None:
-        self.runtime, self.group, self.refutes = runtime, group, refutes
+        self.runtime, self.group, self.refuters = runtime, group, refuters
         self.deadline, self.seed, self.draws = deadline, seed, 0
         rows, limits, n = group.rows, group.limits, len(group.low)
         self.spec = Specification(network, rows, limits, n)
@@ -141,10 +151,14 @@ class _Search:
             graph = trace(self.exact, low.shape)
         except UsageError as error:
             return self._searched(low, high) or Answer("unknown", reason=str(error))
-        if self.refutes(graph, self.group, self._left()):
+        first, *others = self.refuters
+        if first(self.spec, graph, self.group, self._left()):
             return Answer("unsat")
         if found := self._searched(low, high):
             return found
+        for other in others:
+            if other(self.spec, graph, self.group, self._left()):
+                return Answer("unsat")
         if int((high > low).sum()) > _HALVED:
             late = time.monotonic() > self.deadline
             return Answer("timeout" if late else "unknown", reason="the bounds are too loose")
@@ -161,7 +175,7 @@ class _Search:
             if found := self._attack(low, high, 1, restarts=1):
                 return found
             # A second half costs less than the slopes of alpha-CROWN.
-            if by_bounds(graph, self.group, self._left(), iterations=(0,)):
+            if by_bounds(self.spec, graph, self.group, self._left(), iterations=(0,)):
                 continue
             if float((high - low).max()) < 1e-7:  # below what float32 tells apart
                 return Answer("unknown", reason="a constraint holds with equality")
