@@ -1,4 +1,4 @@
-"""Certified training by interval bounds: IBP, CROWN-IBP, SABR and MTL-IBP."""
+"""Certified training by bounds: IBP, CROWN-IBP, SABR, CC-, MTL-, Exp-IBP, TAPS and STAPS."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ from robustkit.models.architectures import cnn3, cnn7
 from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
 
+from ._expressive import expressive
+from ._taps import taps_loss
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
 
 
 @defenses.register("ibp", cites="arXiv:1810.12715")
@@ -35,12 +39,18 @@ class Ibp:
     "crown_ibp": of bounds that go over from CROWN-IBP to IBP as eps ramps (Zhang et al. 2020);
     "sabr": of the intervals of a small box, half-width tau · eps, around an adversarial point
     (Müller et al. 2023);
-    "mtl_ibp": a · L_ibp + (1 − a) · CE at an adversarial point (De Palma et al. 2024).
-    Initialization and regularizers: Shi et al. 2021. The bounds over the small boxes of "sabr"
-        prove
-    nothing about the ball: certificates come from `--certify` alone.
+    "cc_ibp", "mtl_ibp", "exp_ibp": a blend of these intervals and an adversarial point, of their
+    margins, their losses a · L_ibp + (1 − a) · L_adv, or the logarithms of these (De Palma et al.
+    2024); `kappa=1` leaves out the natural loss, as there;
+    "taps": L_taps · L_ibp, with intervals up to an inner layer and an ascent behind it (Mao et al.
+    2023);
+    "staps": the same from the small box of "sabr".
+    Initialization and regularizers: Shi et al. 2021. The small boxes of "sabr" and "staps", and the
+    ascents, prove nothing about the ball: certificates come from `--certify` alone.
     Differs from the papers: AdamW with a cosine schedule, shorter; batch normalization keeps its
-    running statistics at the end of an epoch.
+    running statistics at the end of an epoch; "taps" is trained while eps ramps too, and both of
+    its factors are of one point, not means of the batch; adversarial points are searched by the
+    same few steps of PGD for every loss.
 
     Attributes:
         eps: radius to be certified.
@@ -49,9 +59,15 @@ class Ibp:
             power, then straight.
         kappa: weight of the robust loss.
         reg: weight of the regularizers at eps = 0.
+        tau: half-width of the small box, as a share of eps.
+        a: weight of the bounds in a blend.
+        steps: of PGD, in the ball or in the inner box of "taps".
+        relus: ReLUs behind the inner box of "taps".
     """
 
-    loss: Literal["ibp", "crown_ibp", "sabr", "mtl_ibp"] = "ibp"
+    loss: Literal["ibp", "crown_ibp", "sabr", "mtl_ibp", "cc_ibp", "exp_ibp", "taps", "staps"] = (
+        "ibp"
+    )
     eps: Positive = 0.1
     train_eps: Positive | None = None
     kappa: Share = 0.7
@@ -60,7 +76,8 @@ class Ibp:
     l1: float = 2e-6
     tau: Share = 0.4
     a: Share = 0.1
-    steps: int = 5
+    steps: Count = 5
+    relus: Count = 1
     net: Literal["cnn3", "cnn7"] = "cnn3"
     width: int = 16
 
@@ -102,7 +119,7 @@ class Ibp:
     ) -> Box:
         """Return the input box whose bounds are trained."""
         whole = input_box(x, threat)
-        if self.loss != "sabr":
+        if self.loss not in ("sabr", "staps"):
             return whole
         reach = self.tau * (whole.high - whole.low) / 2
         # Clipped so that the small box around the adversarial point lies inside the whole one.
@@ -125,12 +142,20 @@ class Ibp:
         if self.loss == "crown_ibp" and share < 1:
             linear = crown_margins(graph, x, y, threat, intermediate="ibp", boxes=boxes)
             lower = share * lower + (1 - share) * linear
-        robust = nn.functional.cross_entropy(-lower, y)
-        if self.loss == "mtl_ibp":
+        if self.loss in ("cc_ibp", "mtl_ibp", "exp_ibp"):
             z = _attack(model, x, y, threat, self.steps, step.generator)
-            attacked = nn.functional.cross_entropy(model(z), y)
-            return self.a * robust + (1 - self.a) * attacked
-        return robust
+            return expressive(self.loss, model(z), lower, y, self.a)
+        if self.loss in ("taps", "staps"):
+            return taps_loss(
+                graph,
+                boxes,
+                lower,
+                y,
+                relus=self.relus,
+                steps=self.steps,
+                generator=step.generator,
+            )
+        return nn.functional.cross_entropy(-lower, y)
 
 
 def smooth_ramp(progress: float) -> float:

@@ -14,6 +14,7 @@ from robustkit.cli.baseline.command import command as _baseline
 from robustkit.cli.check.command import command as _check
 from robustkit.cli.doctor import command as _doctor
 from robustkit.cli.evaluate.command import command as _evaluate
+from robustkit.cli.export_instances import command as _export_instances
 from robustkit.cli.history import command as _history
 from robustkit.cli.init import command as _init
 from robustkit.cli.leaderboard import command as _leaderboard
@@ -24,6 +25,8 @@ from robustkit.cli.report import command as _report
 from robustkit.cli.supervisor import main
 from robustkit.cli.train.command import command as _train
 from robustkit.cli.validate import command as _validate
+from robustkit.cli.verify.command import command as _verify
+from robustkit.cli.verify.command import supports as _supports
 from robustkit.cli.verify_record import command as _verify_record
 
 __all__ = ["main"]
@@ -42,5 +45,8 @@ for _command in (
     _doctor,
     _validate,
     _verify_record,
+    _verify,
+    _supports,
+    _export_instances,
 ):
     program.add_command(_command)

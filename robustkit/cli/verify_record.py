@@ -73,9 +73,16 @@ def command(
 
 def _ask(record: Path, device: str, **given: Any) -> Any:
     """Load what the record is about, and ask."""
+    from robustkit.gate.verify_record import verify_record
+
+    baseline, model, data = opened(record, "verify-record", **given)
+    return baseline, verify_record(baseline, model, data, device)
+
+
+def opened(record: Path, command: str, **given: Any) -> Any:
+    """Return a record with its model and data, for a command that takes `--model` and `--data`."""
     from robustkit.errors import UsageError
     from robustkit.gate.baseline import load_baselines, models_of, open_points
-    from robustkit.gate.verify_record import verify_record
     from robustkit.models.load import load_model
 
     if not record.exists():
@@ -84,10 +91,10 @@ def _ask(record: Path, device: str, **given: Any) -> Any:
     if len(found) != 1:
         raise UsageError(f"{record} holds {len(found)} records: name one of them.")
     (baseline,) = found
-    command = f"robustkit verify-record {shlex.quote(str(record))}"
+    command = f"robustkit {command} {shlex.quote(str(record))}"
     name = given["model"] or models_of(found, f"{command} --model")[0]
     data = open_points(baseline, given["data"], given["data_root"], command=command)
     subject = load_model(
         name, data=data, weights=given["weights"], mean=given["mean"], std=given["std"]
     )
-    return baseline, verify_record(baseline, subject.model, data, device)
+    return baseline, subject.model, data

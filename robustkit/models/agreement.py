@@ -50,6 +50,16 @@ def logit_distance(new: Logits, reference: Logits) -> float:
     return float((new - reference).abs().max() / size)
 
 
+def difference(new: Logits, reference: Logits, tolerance: float) -> str:
+    """Say how far two logits [b, k] are apart; nothing where `logit_distance` is within it."""
+    if new.shape != reference.shape:
+        return f"expected outputs {list(reference.shape)}, got {list(new.shape)}"
+    if logit_distance(new, reference) <= tolerance:
+        return ""
+    apart, size = (new - reference).abs().max(), reference.abs().max()
+    return f"the outputs differ by up to {apart:.3g}, where they reach {size:.3g}"
+
+
 def repeats(first: Logits, second: Logits) -> bool:
     """Whether two passes [b, k] over the same inputs agree: the model is not randomized.
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +399,34 @@ class TestTrain:
         (row,) = json.loads(found.stdout)["rows"]
         assert row["defense"] == "pgd_at(steps=1, width=2)"
         assert row["clean"] == card["measured"]["clean"]
+
+    def test_points_left_out_are_the_only_ones_measured(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Choosing among trainings must not look at the test data."""
+        opened = []
+        real = import_module("robustkit.data.open").open_dataset
+
+        def spy(*arguments: Any, split: str = "test", **given: Any) -> Any:
+            opened.append(split)
+            return real(*arguments, split=split, **given)
+
+        monkeypatch.setattr("robustkit.cli.train.run.open_dataset", spy)
+        options = ("--batch-size", "32", "--validation", "20", "--out", "trained")
+        result = self.train(root, *options)
+        assert result.exit_code == 0, result.stderr
+        assert opened == ["train"]
+        assert "on 20 validation points: clean" in result.stdout
+        card = json.loads((root / "trained" / "card.json").read_text())
+        assert (card["measured"]["n"], card["measured"]["split"]) == (20, "validation")
+        assert "--batch-size 32 --validation 20 --seed 0" in card["command"]
+        state = torch.load(root / "trained" / "state.pt", weights_only=True)
+        assert (state["identity"]["points"], state["step"]) == (108, 3)
+        other = self.train(root, "--batch-size", "32", "--validation", "30", "--out", "trained")
+        assert other.exit_code == 2
+        assert "holds another training" in other.stderr
+        whole = self.train(root, "--validation", "128")
+        assert "--validation: expected fewer than the 128 points of mnist, got 128" in whole.stderr
 
     def test_it_is_deterministic_and_fresh_starts_over(self, root: Path) -> None:
         weights = root / "robustkit-models" / "pgd_at-steps=1-width=2-mnist" / "model.safetensors"

@@ -27,6 +27,13 @@ from robustkit.cli.supervisor import Supervised
     "--epochs", type=click.IntRange(min=1), metavar="N", help="By default, the defense's own."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Likewise.")
+@click.option(
+    "--validation",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Leave N points out of the training and measure on them, to choose among trainings "
+    "without looking at the test data.",
+)
 @options.seed
 @options.device
 @options.trust_code

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -15,6 +16,7 @@ from robustkit.cli.console import say, stderr, stdout
 from robustkit.cli.evaluate.plan import usual_threat
 from robustkit.cli.options import use_threads
 from robustkit.cli.progress import training_progress
+from robustkit.cli.train.measure import measure
 from robustkit.core import json_files
 from robustkit.core.device import pick_device
 from robustkit.core.packages import own_version
@@ -22,17 +24,16 @@ from robustkit.core.rng import generator
 from robustkit.core.spec import Spec
 from robustkit.core.text import slug
 from robustkit.core.threat import Threat
-from robustkit.data.dataset import Dataset, select
+from robustkit.data.dataset import Dataset, select, subset
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
 from robustkit.models.checkpoints import Card, beside, digest, put, read_weights
 from robustkit.models.load import name_of
 from robustkit.models.protocols import assemble, learned
 from robustkit.models.training import Recipe, Step, Trainable, fit, save_weights, tells_its_data
-from robustkit.registry import attacks, datasets, defenses
-from robustkit.search.functional import attack
+from robustkit.registry import datasets, defenses
 
-_TESTED, _BATCH, _PGD = 1000, 250, "pgd(steps=20)"
+_TESTED = 1000
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class TrainRequest:
     out: Path | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    validation: int | None = None
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -63,6 +65,7 @@ class _TrainPlan:
     usual: Recipe
     recipe: Recipe
     data: Dataset
+    held_out: Dataset | None
     folder: Path
     device: torch.device
 
@@ -78,6 +81,7 @@ class _TrainPlan:
             "defense": Spec.parse(self.name).name,
             "data": self.data.family,
             "points": len(self.data),
+            **({"validation": self.asked.validation} if self.asked.validation else {}),
             "epochs": self.recipe.epochs,
             "batch size": self.recipe.batch_size,
             "seed": self.asked.seed,
@@ -91,6 +95,8 @@ class _TrainPlan:
             words += ["--epochs", str(self.recipe.epochs)]
         if self.recipe.batch_size != self.usual.batch_size:
             words += ["--batch-size", str(self.recipe.batch_size)]
+        if self.asked.validation:
+            words += ["--validation", str(self.asked.validation)]
         if self.asked.threads:  # sums are rounded otherwise with another number
             words += ["--threads", str(self.asked.threads)]
         return shlex.join([*words, "--seed", str(self.asked.seed)])
@@ -133,7 +139,7 @@ def run(asked: TrainRequest) -> None:
         _calibrate(plan, plan.defense)
     else:
         training_progress(_fit(plan), plan.name, quiet=asked.quiet)
-    card = _card(plan, _measure(plan))
+    card = _card(plan, _measured(plan))
     json_files.write(card.plain(), plan.folder / "card.json")
     if not asked.quiet:
         _report(plan, card)
@@ -145,7 +151,8 @@ def _prepare(asked: TrainRequest) -> _TrainPlan:
     if not isinstance(defense, (_Learns, _Fits)) or not getattr(defense, "trained", True):
         raise UsageError(f"{spec.name} is not trained: it is made of other models.")
     trainable, name = cast(Trainable, defense), name_of(entry, defense)
-    data = open_dataset(asked.data, root=asked.data_root, split="train")
+    whole = open_dataset(asked.data, root=asked.data_root, split="train")
+    data, held_out = _split(whole, asked.validation)
     given: dict[str, Any] = {"epochs": asked.epochs, "batch_size": asked.batch_size}
     usual = trainable.recipe if isinstance(defense, _Learns) else Recipe(epochs=1)
     recipe = replace(usual, **{k: v for k, v in given.items() if v is not None})
@@ -156,7 +163,9 @@ def _prepare(asked: TrainRequest) -> _TrainPlan:
         )
     options = {key: getattr(defense, key) for key in entry.options}
     folder = asked.out or Path("robustkit-models") / slug(f"{name}-{data.family}")
-    return _TrainPlan(asked, trainable, name, options, usual, recipe, data, folder, device)
+    return _TrainPlan(
+        asked, trainable, name, options, usual, recipe, data, held_out, folder, device
+    )
 
 
 def _calibrate(plan: _TrainPlan, defense: _Fits) -> None:
@@ -214,27 +223,34 @@ def _fit(plan: _TrainPlan) -> Iterator[Any]:
     )
 
 
-def _measure(plan: _TrainPlan) -> dict[str, Any]:
-    """Return clean and PGD-20 accuracy on up to 1,000 test points, as fractions."""
-    asked = plan.asked
-    if asked.data.partition("(")[0].strip() not in datasets:
-        say(stderr(), "warning", f"{asked.data} has no test split; nothing was measured.", "yellow")
-        return {}
-    data = open_dataset(asked.data, root=asked.data_root, split="test")
+def _split(data: Dataset, n: int | None) -> tuple[Dataset, Dataset | None]:
+    """Return the points to train on, and those that are left out: the same for every training."""
+    if n is None:
+        return data, None
+    if n >= len(data):
+        raise UsageError(
+            f"--validation: expected fewer than the {len(data)} points of {data.name}, got {n}."
+        )
+    chosen = select(data, n, 0, "balanced")
+    rest = np.setdiff1d(np.arange(len(data)), chosen)
+    return subset(data, rest), subset(data, chosen)
+
+
+def _measured(plan: _TrainPlan) -> dict[str, Any]:
+    """Return what is measured on the points left out, else on test points, if there are any."""
+    asked, data = plan.asked, plan.held_out
+    if data is None:
+        if asked.data.partition("(")[0].strip() not in datasets:
+            told = f"{asked.data} has no test split; nothing was measured."
+            say(stderr(), "warning", told, "yellow")
+            return {}
+        data = open_dataset(asked.data, root=asked.data_root, split="test")
+        data = subset(data, select(data, min(_TESTED, len(data)), 0))
     model = assemble(cast(Any, plan.defense), data)
     put(read_weights(plan.weights), learned(plan.defense, model) or model, str(plan.weights))
     model = model.to(plan.device).eval().requires_grad_(False)
-    threat, search = _threat(plan), attacks.build(_PGD)
-    points = select(data, min(_TESTED, len(data)), 0)
-    clean = robust = 0
-    for start in range(0, len(points), _BATCH):
-        x, y = (part.to(plan.device) for part in data.fetch(points[start : start + _BATCH]))
-        z = attack(model, x, y, search, threat, seed=asked.seed, slots=_BATCH)
-        with torch.no_grad():
-            clean += int((model(x).argmax(1) == y).sum())
-            robust += int((model(z).argmax(1) == y).sum())
-    n = len(points)
-    return {"clean": clean / n, "pgd20": robust / n, "n": n, "threat": str(threat)}
+    found = measure(model, data, _threat(plan), seed=asked.seed, device=plan.device)
+    return {**found, "split": "validation"} if plan.held_out else found
 
 
 def _threat(plan: _TrainPlan) -> Threat:
@@ -265,8 +281,9 @@ def _report(plan: _TrainPlan, card: Card) -> None:
     console, found = stdout(), card.measured
     if found:
         console.out(
-            f"{plan.name} on {found['n']} test points: clean {found['clean']:.4f}, "
-            f"PGD-20 ({found['threat']}) {found['pgd20']:.4f}",
+            f"{plan.name} on {found['n']} {found.get('split', 'test')} points: "
+            f"clean {found['clean']:.4f}, PGD-20 ({found['threat']}) {found['pgd20']:.4f}"
+            + (f", certified (IBP) {found['ibp']:.4f}" if "ibp" in found else ""),
             highlight=False,
         )
     console.out(f"weights: {plan.weights}", highlight=False)

@@ -1,0 +1,38 @@
+"""How good a trained network is: clean accuracy, under a short attack, and by interval bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustkit.certify.certifier import build_certifier
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset
+from robustkit.registry import attacks
+from robustkit.search.functional import attack
+
+_BATCH, _PGD = 250, "pgd(steps=20)"
+
+
+def measure(
+    model: nn.Module, data: Dataset, threat: Threat, *, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """Return clean and PGD-20 accuracy on all points, as fractions, and the share proved by IBP.
+
+    The last is left out where no bounds are known for the network, or where they prove nothing.
+    """
+    search, bounds = attacks.build(_PGD), build_certifier(model, data.shape, threat, "quick")
+    clean = robust = proved = 0
+    for start in range(0, len(data), _BATCH):
+        points = range(start, min(start + _BATCH, len(data)))
+        x, y = (part.to(device) for part in data.fetch(points))
+        z = attack(model, x, y, search, threat, seed=seed, slots=_BATCH)
+        with torch.no_grad():
+            clean += int((model(x).argmax(1) == y).sum())
+            robust += int((model(z).argmax(1) == y).sum())
+        proved += int(bounds.prove(x, y).sum()) if bounds else 0
+    n = len(data)
+    found = {"clean": clean / n, "pgd20": robust / n, "n": n, "threat": str(threat)}
+    return {**found, "ibp": proved / n} if proved else found

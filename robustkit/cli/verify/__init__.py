@@ -1,0 +1,1 @@
+"""`robustkit verify` and `robustkit supports`: a verifier of VNN-LIB properties."""
