@@ -35,6 +35,7 @@ def intervals(
     rounding: bool = False,
     ball: tuple[Images, Threat] | None = None,
     known: list[Box] | None = None,
+    done: int = 0,
 ) -> list[Box]:
     """Return for each node a box that contains its value at every input of `box`.
 
@@ -45,9 +46,10 @@ def intervals(
             its rows where that is tighter than the box.
         known: boxes that are sound already, of the first nodes or all; each result is intersected
             with its own.
+        done: how many of the `known` boxes are taken as they are.
     """
-    boxes: list[Box] = []
-    for node in graph.nodes:
+    boxes: list[Box] = list(known[:done]) if known is not None else []
+    for node in graph.nodes[len(boxes) :]:
         sources = [boxes[index] for index in node.inputs]
         boxes.append(box if isinstance(node.op, Input) else _step(node, sources, rounding))
         if ball is not None and ball[1].norm == "l2":

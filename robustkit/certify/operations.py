@@ -39,6 +39,15 @@ class MaxPool(NamedTuple):
 
     options: dict[str, Any]
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether an input may lie in more than one window."""
+        return (
+            self.options.get("stride") not in (None, self.options["kernel_size"])
+            or bool(self.options.get("padding"))
+            or self.options.get("dilation", 1) not in (1, (1, 1))
+        )
+
 
 Op: TypeAlias = "Input | Sum | Join | MaxPool | Activation | Affine"
 
