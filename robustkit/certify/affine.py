@@ -204,7 +204,9 @@ class ScaleOp:
         return a * self.read()[0].to(a.dtype)
 
     def offset(self, a: Tensor) -> Tensor:
-        return (a * self.read()[1]).flatten(2).sum(2)
+        bias = self.read()[1]
+        rows = a.flatten(2).to(bias.dtype)
+        return torch.matmul(rows, bias.expand(1, *a.shape[2:]).flatten())
 
     def size(self) -> Tensor:
         return self.read()[1].abs() if self.bulk is None else self.bulk()

@@ -5,15 +5,13 @@ Xu et al. 2021 (arXiv:2011.13824).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from robustkit.certify.ibp import Box
-from robustkit.certify.linear_bounds import Problem, bound, bound_in_chunks, rows_at_once
+from robustkit.certify.linear_bounds import Problem, bound, rows_at_once
 
-_RATE, _BETAS, _SMALL = 0.1, (0.9, 0.999), 1e-8  # Adam, as in Xu et al. 2021
+_RATE, _MEAN, _SQUARE = 0.1, 0.9, 0.999  # of Adam; the rate of Xu et al. 2021
 
 
 def optimize_slopes(problem: Problem, wanted: Tensor, lower: Tensor, iterations: int) -> Tensor:
@@ -23,23 +21,70 @@ def optimize_slopes(problem: Problem, wanted: Tensor, lower: Tensor, iterations:
     result is never below the CROWN bound that it starts from. The search is in float32; what it
     finds is bounded again in the type of the problem.
     """
-    lower = lower.detach()
-    indices = problem.graph.relu_inputs()
-    open_count = (lower < 0).sum(1)
-    if not indices or not int(open_count.max()):
-        return lower
-    best = lower.clone()
-    # The open margins of each point first; points with as many open margins go together.
-    margins = (lower < 0).sort(dim=1, descending=True, stable=True).indices
-    for count in open_count.unique().tolist():
-        if not count:
-            continue
-        points = (open_count == count).nonzero().flatten()
-        for part in points.split(max(1, rows_at_once(problem.of(points[:1]), len(problem.boxes) - 1) // count)):
+    best, last = lower.detach().clone(), len(problem.graph.nodes) - 1
+    if not problem.graph.relu_inputs():
+        return best
+    counts = (best < 0).sum(1)
+    # The open margins of each point first; points with as many of them share a block of rows.
+    margins = (best < 0).sort(dim=1, descending=True, stable=True).indices
+    one = torch.zeros(1, dtype=torch.long, device=best.device)
+    block = rows_at_once(problem.of(one), last)
+    for count in counts.unique().tolist():
+        points = (counts == count).nonzero().flatten()
+        for part in points.split(max(1, block // count)) if count else ():
             rows, columns = part[:, None], margins[part, :count]
             some = problem.of(part)
             some = some._replace(boxes=[Box(a.detach(), b.detach()) for a, b in some.boxes])
-            slopes = _search(some, wanted[rows, columns], indices, iterations)
-            found = bound_in_chunks(some._replace(slopes=slopes), len(problem.boxes) - 1, wanted[rows, columns])
-            best[rows, columns] = torch.maximum(best[rows, columns], found)
+            asked, start = wanted[rows, columns], best[rows, columns]
+            with torch.no_grad():
+                slopes = _search(some, asked, start, iterations)
+                found = bound(some._replace(slopes=slopes), last, asked)
+            best[rows, columns] = torch.maximum(start, found)
     return best
+
+
+def _search(problem: Problem, wanted: Tensor, lower: Tensor, iterations: int) -> dict[int, Tensor]:
+    """Return slopes [b, s, *f] for each margin of `wanted` [b, s, k] by projected Adam.
+
+    A margin depends on its own slopes alone, and stays as it is once it is proved: the result does
+    not depend on what else is in the batch.
+    """
+    single, last = torch.float32, len(problem.graph.nodes) - 1
+    boxes = [Box(low.to(single), high.to(single)) for low, high in problem.boxes]
+    light = problem._replace(boxes=boxes, x=problem.x.to(single), rounding=False)
+    asked, rows = wanted.to(single), wanted.shape[1]
+    slopes = {}
+    for index in problem.graph.relu_inputs():
+        # CROWN's choice is the start: the first iteration repeats its bound.
+        choice = (boxes[index].high > -boxes[index].low).to(single)
+        slopes[index] = choice[:, None].repeat(1, rows, *[1] * (choice.ndim - 1))
+    kept = {index: slope.clone() for index, slope in slopes.items()}
+    means = {index: torch.zeros_like(slope) for index, slope in slopes.items()}
+    squares = {index: torch.zeros_like(slope) for index, slope in slopes.items()}
+    best = goal = torch.full_like(lower, -torch.inf)
+    for step in range(1, iterations + 1):
+        for slope in slopes.values():
+            slope.requires_grad_(True)
+        with torch.enable_grad():
+            found = bound(light._replace(slopes=slopes), last, asked)
+            total = found.sum()
+        gradients = torch.autograd.grad(total, list(slopes.values()), allow_unused=True)
+        found = found.detach().to(lower.dtype)
+        if step == 1:  # what rounding took from CROWN's bound, it will take from the best one
+            goal = 2 * (found - lower).clamp_min(0)
+        better = (found > best) & ~(best > goal)
+        best = torch.where(better, found, best)
+        for (index, slope), gradient in zip(slopes.items(), gradients, strict=True):
+            slope = slope.detach()
+            mask = better.view(*better.shape, *[1] * (slope.ndim - 2))
+            kept[index] = torch.where(mask, slope, kept[index])
+            if gradient is None:
+                continue
+            means[index].lerp_(gradient, 1 - _MEAN)
+            squares[index].lerp_(gradient.square(), 1 - _SQUARE)
+            scale = (squares[index] / (1 - _SQUARE**step)).sqrt_().add_(1e-8)
+            slope = slope.addcdiv(means[index], scale, value=_RATE / (1 - _MEAN**step))
+            slopes[index] = slope.clamp_(0, 1)
+        if bool((best > goal).all()):
+            break
+    return kept
