@@ -52,7 +52,7 @@ class Affine(Protocol):
 
     @property
     def back_terms(self) -> int:
-        """Summands of one element of A W, and of A b where float32 adds them up."""
+        """Summands of one element of A W."""
         ...
 
 
@@ -88,8 +88,7 @@ class LinearOp:
         return torch.matmul(a, self.layer.weight.to(a.dtype))
 
     def offset(self, a: Tensor) -> Tensor:
-        bias = _bias(self.layer)
-        return torch.matmul(a.to(bias.dtype), bias)
+        return torch.matmul(a, _bias(self.layer).to(a.dtype))
 
     def size(self) -> Tensor:
         return _bias(self.layer).abs()[None]
@@ -110,7 +109,7 @@ class ConvOp:
     def back_terms(self) -> int:
         c = self.layer  # an input lies under one position of the kernel in every `stride`
         seen = [-(-k // step) for k, step in zip(c.kernel_size, c.stride, strict=True)]
-        return c.out_channels // c.groups * seen[0] * seen[1] + self.shape[2]
+        return c.out_channels // c.groups * seen[0] * seen[1]
 
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         c = self.layer
@@ -175,7 +174,8 @@ class ConvOp:
 
     def offset(self, a: Tensor) -> Tensor:
         bias = _bias(self.layer)
-        return torch.matmul(a.sum(4).to(bias.dtype).sum(3), bias)  # float32 adds up rows alone
+        rows = bias.to(a.dtype)[:, None, None].expand(a.shape[2:]).flatten()
+        return torch.matmul(a.flatten(2), rows)
 
     def size(self) -> Tensor:
         return _bias(self.layer).abs().view(1, -1, 1, 1)
@@ -205,8 +205,7 @@ class ScaleOp:
 
     def offset(self, a: Tensor) -> Tensor:
         bias = self.read()[1]
-        rows = a.flatten(2).to(bias.dtype)
-        return torch.matmul(rows, bias.expand(1, *a.shape[2:]).flatten())
+        return torch.matmul(a.flatten(2), bias.to(a.dtype).expand(1, *a.shape[2:]).flatten())
 
     def size(self) -> Tensor:
         return self.read()[1].abs() if self.bulk is None else self.bulk()

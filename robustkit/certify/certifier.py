@@ -134,12 +134,8 @@ class Bounds:
             rows = (~holds).nonzero().flatten()
             if not len(rows):
                 break
-            # A batch refines the union of its points' unstable neurons: one at a time on a CPU,
-            # where that costs time; a GPU has room for the union.
-            apart = x.device.type == "cpu" and method in ("crown", "alpha-crown")
-            for part in rows.split(1 if apart else len(x)):
-                lower = self._lower(x[part].double(), y[part], method)
-                holds[part] = self._decide(lower, y[part])
+            lower = self._lower(x[rows].double(), y[rows], method)
+            holds[rows] = self._decide(lower, y[rows])
         return holds
 
     def _lower(self, x: Images, y: Labels, method: str) -> Tensor:

@@ -100,9 +100,12 @@ def _tightened(problem: Problem, index: int, loose: Tensor) -> Box:
         part = problem.of(points)
         for columns in units[points, :most].split(max(1, width // len(points)), dim=1):
             found, _ = bound_units(part, index, columns, _precision(problem))
-            rows = points[:, None]
-            low[rows, columns] = torch.maximum(low[rows, columns], found.low)
-            high[rows, columns] = torch.minimum(high[rows, columns], found.high)
+            # Points with fewer loose units fill up with others: left as they are, so that the
+            # result does not depend on the batch.
+            row, column = loose[points[:, None], columns].nonzero(as_tuple=True)
+            at = points[row], columns[row, column]
+            low[at] = torch.maximum(low[at], found.low[row, column])
+            high[at] = torch.minimum(high[at], found.high[row, column])
         start += len(points)
     return Box(low.view_as(box.low), high.view_as(box.high))
 

@@ -14,6 +14,7 @@ from robustkit.certify.graph import Graph, Node
 from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
+from robustkit.errors import UsageError
 
 
 class Box(NamedTuple):
@@ -24,7 +25,17 @@ class Box(NamedTuple):
 
 
 def input_box(x: Images, threat: Threat) -> Box:
-    """Return the smallest box around ball and box of the threat model, for any norm."""
+    """Return the smallest box around ball and box of the threat model, for any norm.
+
+    Raises:
+        UsageError: when a point lies outside the box: what holds on nothing would prove anything.
+    """
+    if bool(((x < threat.lower) | (x > threat.upper)).any()):
+        raise UsageError(
+            f"expected points in the box [{threat.lower:g}, {threat.upper:g}] of the threat model, "
+            f"got values from {float(x.min()):g} to {float(x.max()):g}: no bounds. Scale the data, "
+            "or give the threat model the range of the data."
+        )
     return Box((x - threat.eps).clamp_min(threat.lower), (x + threat.eps).clamp_max(threat.upper))
 
 

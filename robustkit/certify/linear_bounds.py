@@ -31,7 +31,7 @@ from robustkit.certify.patches import Patches, one_hot
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 
-BLOCK = 2**19  # numbers in one block of coefficients: 4 MiB of float64, so that caches hold it
+BLOCK = 2**18  # numbers in one block of coefficients: 1 or 2 MiB, so that caches hold it
 _LOCAL = (ConvOp, ScaleOp, Activation, Sum)  # operations that windows pass through
 
 
@@ -151,13 +151,17 @@ class _Backward:
         if isinstance(op, Activation):
             part, shift = _activation(op, a, boxes[0], problem.slopes.get(node.inputs[0]))
             self.constant = self.constant + shift
-            # The float32 value lies within `slack` of the exact one.
-            off = op.slack(*problem.boxes[at]) if problem.rounding and op.rounding else None
+            if problem.rounding and op.rounding:
+                # The float32 value lies within `slack` of the exact one.
+                self._lose(a, op.slack(*problem.boxes[at]))
             if self._single(a):
-                own = _activation_loss(op, a, boxes[0], problem.slopes.get(node.inputs[0]))
-                off = own if off is None else off + own
-            if off is not None:
-                self._lose(a, off)
+                self._lose(part, 5 * UNIT * _size(boxes[0]))
+                if op.name == "relu":  # one sign only: the error is relative to the sum
+                    self.lost = self.lost + 2 * _terms(a) * UNIT * shift.abs()
+                else:
+                    lines = op.lines(*boxes[0])
+                    shifts = torch.maximum(lines.low_shift.abs(), lines.high_shift.abs())
+                    self._lose(a, 2 * _terms(a) * UNIT * shifts)
             return [part]
         if isinstance(op, Sum):
             if problem.rounding:
@@ -182,18 +186,21 @@ class _Backward:
             more = op.back_terms + 4 if self._single(a) else 0
             off = widening(op, _size(box), more)
             if off.ndim:
-                self._lose(a, off)
+                # The product with b is a sum in float32, too.
+                wide = values_of(a)[0, 0].numel() * UNIT if self._single(a) else 0.0
+                self._lose(a, off + wide * op.size())
         if isinstance(a, Tensor):
             self.constant = self.constant + op.offset(a)
             return op.pull(a)
         a = a.cleaned()
         if isinstance(op, ConvOp):
             if op.layer.bias is not None:
-                bias = op.layer.bias
-                self.constant = self.constant + a.values.sum(4).to(bias.dtype).sum(3) @ bias
+                weight = op.layer.bias.to(a.values.dtype)[:, None, None]
+                weight = weight.expand(a.values.shape[2:]).flatten()
+                self.constant = self.constant + a.values.flatten(2) @ weight
             return a.pull(op)
         assert isinstance(op, ScaleOp)
-        scale, bias = (part.expand(1, *a.shape) for part in op.read())
+        scale, bias = (part.to(box.low.dtype).expand(1, *a.shape) for part in op.read())
         self.constant = self.constant + dot(a, bias)
         return with_values(a, a.values * seen(a, scale))
 
@@ -202,8 +209,11 @@ class _Backward:
         return self.problem.rounding and values_of(a).dtype == torch.float32
 
     def _lose(self, a: Coefficients, off: Tensor) -> None:
-        # The factor covers the rounding of the product itself.
-        self.lost = self.lost + dot(with_values(a, values_of(a).abs()), 1.001 * off)
+        # The factor covers the rounding of this sum of positive numbers.
+        values = values_of(a)
+        factor = 1 + 2 * UNIT * values[0, 0].numel() + 1e-6
+        size = with_values(a, values.abs())
+        self.lost = self.lost + dot(size, (off * factor).to(values.dtype))
 
 
 def _activation(
@@ -223,15 +233,9 @@ def _activation(
     return with_values(a, part, clean=True), shift
 
 
-def _activation_loss(op: Activation, a: Coefficients, box: Box, slope: Tensor | None) -> Tensor:
-    """Bound what float32 loses of a line per unit of |a|: slopes, products and shifts round."""
-    lines = op.lines(*box, slope if slope is None or slope.ndim == box.low.ndim else None)
-    steep = torch.maximum(lines.low_slope.abs(), lines.high_slope.abs())
-    if slope is not None and slope.ndim > box.low.ndim:
-        steep = steep.clamp_min(1)
-    terms = a.values.shape[4] if isinstance(a, Patches) else 0
-    shift = torch.maximum(lines.low_shift.abs(), lines.high_shift.abs())
-    return UNIT * (5 * steep * _size(box) + (terms + 4) * shift)
+def _terms(a: Coefficients) -> int:
+    """Return how many summands `dot` adds up in the type of the coefficients, and a few more."""
+    return a.values.shape[4] + 4 if isinstance(a, Patches) else 4
 
 
 def _size(box: Box) -> Tensor:
