@@ -88,7 +88,8 @@ class LinearOp:
         return torch.matmul(a, self.layer.weight.to(a.dtype))
 
     def offset(self, a: Tensor) -> Tensor:
-        return torch.matmul(a, _bias(self.layer).to(a.dtype))
+        found = torch.matmul(a, _bias(self.layer).to(a.dtype))
+        return found if found.ndim == 2 else found.flatten(2).sum(2)  # tokens [n, d]
 
     def size(self) -> Tensor:
         return _bias(self.layer).abs()[None]

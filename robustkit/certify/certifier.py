@@ -10,6 +10,7 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor, nn
 
+from robustkit.certify.agreement import refuse_less_precision
 from robustkit.certify.crown import crown_margins
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box, intervals, margins_of
@@ -100,6 +101,7 @@ def build_certifier(
         )
     try:
         # In float64, where rounding is far below what `rounding=True` adds for float32.
+        refuse_less_precision(base, shape)
         graph = trace(frozen(duplicate(base).double()), shape)
     except UsageError:
         if optional:
