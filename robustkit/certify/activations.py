@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from robustkit.certify.affine import UNIT
 
+_GRID = 32  # pieces of an interval at whose ends a smooth function is evaluated
 SOFTPLUS_STEP = 4e-9  # torch.nn.functional.softplus(x) is x above 20: a step down of 2.1e-9
 Shape: TypeAlias = Literal["convex", "sigmoid", "dip"]
 
@@ -38,6 +39,7 @@ class Activation:
     shape: Shape
     minimum: float = 0.0
     rounding: float = 0.0
+    curvature: float = 0.0  # the greatest |f″|, of shapes that are not convex
 
     def slack(self, low: Tensor, high: Tensor) -> Tensor:
         """Bound the float32 rounding error where the result is in [low, high].
@@ -62,21 +64,15 @@ class Activation:
         """Return sound lines; `slope` in [0, 1] chooses the lower one of a ReLU.
 
         ReLU: the chord above; below, slope 0 or 1, whichever leaves the smaller area (Zhang et al.
-        2018). Other convex functions: tangent at the middle and chord. Sigmoid and tanh: parallel
-        lines with the smaller slope of the two ends. Functions with a dip: constants.
+        2018). Other convex functions: tangent at the middle and chord. Sigmoid, tanh, SiLU, GELU:
+        the best of some slopes, each with its shift (`_smooth`).
         """
         if self.name == "relu":
             return _relu(low, high, slope)
         f_low, f_high = self.function(low), self.function(high)
         step = SOFTPLUS_STEP if self.name == "softplus" else 0.0
-        if self.shape == "dip":
-            least, most = self.interval(low, high)
-            return Lines(torch.zeros_like(low), least, torch.zeros_like(low), most)
-        if self.shape == "sigmoid":
-            # The slope rises and then falls: inside it is nowhere below the smaller one of the
-            # ends, so that f minus this line is nondecreasing, least at low and greatest at high.
-            steep = torch.minimum(self._derivative(low), self._derivative(high))
-            return Lines(steep, f_low - steep * low, steep, f_high - steep * high)
+        if self.shape != "convex":
+            return self._smooth(low, high)
         wide = high - low > 1e-9  # the chord of a shorter interval would be 0 / 0
         chord = torch.where(wide, (f_high - f_low) / (high - low).clamp_min(1e-9), 0.0)
         middle = (low + high) / 2
@@ -87,6 +83,49 @@ class Activation:
             chord,
             torch.where(wide, f_low - chord * low, f_high) + step,
         )
+
+    def _smooth(self, low: Tensor, high: Tensor) -> Lines:
+        """Return, of several slopes, the lines that are closest at the middle of the interval.
+
+        The shift of slope s is the least of g = f − s x. Between points h apart, g lies within
+        h² / 8 · max |f″| of its chords, so that the least value at these points, less that, is
+        below all of g. Constants, and parallels with the smaller slope of the ends of a sigmoid,
+        have shifts that are exact, for intervals too wide for that.
+        """
+        least, most = self.interval(low, high)
+        f_low, f_high = self.function(low), self.function(high)
+        middle, width = (low + high) / 2, high - low
+        if self.shape == "sigmoid":
+            # The slope rises and then falls: inside it is nowhere below the smaller one of the
+            # ends, so that f minus this line is nondecreasing, least at low and greatest at high.
+            steep = torch.minimum(self._derivative(low), self._derivative(high))
+            best = Lines(steep, f_low - steep * low, steep, f_high - steep * high)
+        else:
+            best = Lines(torch.zeros_like(low), least, torch.zeros_like(low), most)
+        slopes = [self._derivative(at) for at in (low, middle, high)]
+        slopes.append((f_high - f_low) / width.clamp_min(1e-9))
+        lowest = [torch.full_like(low, torch.inf) for _ in slopes]
+        highest = [torch.full_like(low, -torch.inf) for _ in slopes]
+        for step in range(_GRID + 1):
+            at = low + width * (step / _GRID)
+            value = self.function(at)
+            for index, slope in enumerate(slopes):
+                rest = value - slope * at
+                lowest[index] = torch.minimum(lowest[index], rest)
+                highest[index] = torch.maximum(highest[index], rest)
+        # The second term covers the rounding of these values in float64.
+        off = (width / _GRID).square() / 8 * self.curvature + 1e-13 * (1 + low.abs() + high.abs())
+        for slope, bottom, top in zip(slopes, lowest, highest, strict=True):
+            bottom, top = bottom - off, top + off
+            closer = slope * middle + bottom > best.low_slope * middle + best.low_shift
+            under = slope * middle + top < best.high_slope * middle + best.high_shift
+            best = Lines(
+                torch.where(closer, slope, best.low_slope),
+                torch.where(closer, bottom, best.low_shift),
+                torch.where(under, slope, best.high_slope),
+                torch.where(under, top, best.high_shift),
+            )
+        return best
 
     def _derivative(self, x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -116,11 +155,15 @@ def leaky(slope: float) -> Activation:
 RELU = Activation("relu", F.relu, "convex")
 KNOWN = {
     "relu": RELU,
-    "sigmoid": Activation("sigmoid", torch.sigmoid, "sigmoid", rounding=8),
-    "tanh": Activation("tanh", torch.tanh, "sigmoid", rounding=8),
+    "sigmoid": Activation("sigmoid", torch.sigmoid, "sigmoid", rounding=8, curvature=0.0963),
+    "tanh": Activation("tanh", torch.tanh, "sigmoid", rounding=8, curvature=0.77),
     "elu": Activation("elu", F.elu, "convex", rounding=8),
     "softplus": Activation("softplus", F.softplus, "convex", rounding=8),
     # Minimum points to 16 digits; the slack in `interval` covers the rest.
-    "silu": Activation("silu", F.silu, "dip", minimum=-1.2784645427610738, rounding=8),
-    "gelu": Activation("gelu", F.gelu, "dip", minimum=-0.7517915246935645, rounding=32),
+    "silu": Activation(
+        "silu", F.silu, "dip", minimum=-1.2784645427610738, rounding=8, curvature=0.5
+    ),
+    "gelu": Activation(
+        "gelu", F.gelu, "dip", minimum=-0.7517915246935645, rounding=32, curvature=0.798
+    ),
 }

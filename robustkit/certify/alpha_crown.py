@@ -1,4 +1,4 @@
-"""alpha-CROWN: the slopes of the lower lines of ReLUs, optimized for each point.
+"""alpha-CROWN: the slopes of the lower lines of ReLUs, optimized for each margin.
 
 Xu et al. 2021 (arXiv:2011.13824).
 """
@@ -9,41 +9,82 @@ import torch
 from torch import Tensor
 
 from robustkit.certify.ibp import Box
-from robustkit.certify.linear_bounds import Problem, bound
+from robustkit.certify.linear_bounds import Problem, bound, rows_at_once
+
+_RATE, _MEAN, _SQUARE = 0.1, 0.9, 0.999  # of Adam; the rate of Xu et al. 2021
 
 
 def optimize_slopes(problem: Problem, wanted: Tensor, lower: Tensor, iterations: int) -> Tensor:
     """Maximize the negative margins over the slopes; return the best bound of each margin.
 
     Every slope in [0, 1] gives a sound bound, so that the best of all iterations is one, and the
-    result is never below the CROWN bound that it starts from.
+    result is never below the CROWN bound that it starts from. The search is in float32; what it
+    finds is bounded again in the type of the problem.
     """
-    slopes = {}
-    problem = problem._replace(
-        boxes=[Box(low.detach(), high.detach()) for low, high in problem.boxes]
-    )
-    for index in problem.graph.relu_inputs():
-        low, high = problem.boxes[index]
-        # CROWN's choice is the start: the first iteration repeats its bound.
-        slopes[index] = (high > -low).to(low.dtype).requires_grad_(True)
-    if not slopes:
-        return lower
-    optimizer = torch.optim.Adam(list(slopes.values()), lr=0.1)  # as in Xu et al. 2021
-    best = lower.detach()
-    for _ in range(iterations):
-        with torch.enable_grad():
-            found = bound(problem._replace(slopes=slopes), len(problem.graph.nodes) - 1, wanted)
-            loss = -found.clamp_max(0).sum()  # a margin that is proved needs no more
-        if not loss.requires_grad:
-            break
-        gradients = torch.autograd.grad(loss, list(slopes.values()), allow_unused=True)
-        for slope, gradient in zip(slopes.values(), gradients, strict=True):
-            slope.grad = gradient  # autograd.grad, not backward(): the weights get none
-        best = torch.maximum(best, found.detach())
-        if bool((best >= 0).all()):
-            break
-        optimizer.step()
-        with torch.no_grad():
-            for slope in slopes.values():
-                slope.clamp_(0, 1)
+    best, last = lower.detach().clone(), len(problem.graph.nodes) - 1
+    if not problem.graph.relu_inputs():
+        return best
+    counts = (best < 0).sum(1)
+    # The open margins of each point first; points with as many of them share a block of rows.
+    margins = (best < 0).sort(dim=1, descending=True, stable=True).indices
+    one = torch.zeros(1, dtype=torch.long, device=best.device)
+    block = rows_at_once(problem.of(one), last)
+    for count in counts.unique().tolist():
+        points = (counts == count).nonzero().flatten()
+        for part in points.split(max(1, block // count)) if count else ():
+            rows, columns = part[:, None], margins[part, :count]
+            some = problem.of(part)
+            some = some._replace(boxes=[Box(a.detach(), b.detach()) for a, b in some.boxes])
+            asked, start = wanted[rows, columns], best[rows, columns]
+            with torch.no_grad():
+                slopes = _search(some, asked, start, iterations)
+                found = bound(some._replace(slopes=slopes), last, asked)
+            best[rows, columns] = torch.maximum(start, found)
     return best
+
+
+def _search(problem: Problem, wanted: Tensor, lower: Tensor, iterations: int) -> dict[int, Tensor]:
+    """Return slopes [b, s, *f] for each margin of `wanted` [b, s, k] by projected Adam.
+
+    A margin depends on its own slopes alone, and stays as it is once it is proved: the result does
+    not depend on what else is in the batch.
+    """
+    single, last = torch.float32, len(problem.graph.nodes) - 1
+    boxes = [Box(low.to(single), high.to(single)) for low, high in problem.boxes]
+    light = problem._replace(boxes=boxes, x=problem.x.to(single), rounding=False)
+    asked, rows = wanted.to(single), wanted.shape[1]
+    slopes = {}
+    for index in problem.graph.relu_inputs():
+        # CROWN's choice is the start: the first iteration repeats its bound.
+        choice = (boxes[index].high > -boxes[index].low).to(single)
+        slopes[index] = choice[:, None].repeat(1, rows, *[1] * (choice.ndim - 1))
+    kept = {index: slope.clone() for index, slope in slopes.items()}
+    means = {index: torch.zeros_like(slope) for index, slope in slopes.items()}
+    squares = {index: torch.zeros_like(slope) for index, slope in slopes.items()}
+    best = goal = torch.full_like(lower, -torch.inf)
+    for step in range(1, iterations + 1):
+        for slope in slopes.values():
+            slope.requires_grad_(True)
+        with torch.enable_grad():
+            found = bound(light._replace(slopes=slopes), last, asked)
+            total = found.sum()
+        gradients = torch.autograd.grad(total, list(slopes.values()), allow_unused=True)
+        found = found.detach().to(lower.dtype)
+        if step == 1:  # what rounding took from CROWN's bound, it will take from the best one
+            goal = 2 * (found - lower).clamp_min(0)
+        better = (found > best) & ~(best > goal)
+        best = torch.where(better, found, best)
+        for (index, slope), gradient in zip(slopes.items(), gradients, strict=True):
+            slope = slope.detach()
+            mask = better.view(*better.shape, *[1] * (slope.ndim - 2))
+            kept[index] = torch.where(mask, slope, kept[index])
+            if gradient is None:
+                continue
+            means[index].lerp_(gradient, 1 - _MEAN)
+            squares[index].lerp_(gradient.square(), 1 - _SQUARE)
+            scale = (squares[index] / (1 - _SQUARE**step)).sqrt_().add_(1e-8)
+            slope = slope.addcdiv(means[index], scale, value=_RATE / (1 - _MEAN**step))
+            slopes[index] = slope.clamp_(0, 1)
+        if bool((best > goal).all()):
+            break
+    return kept

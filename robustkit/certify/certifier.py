@@ -10,6 +10,7 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor, nn
 
+from robustkit.certify.agreement import refuse_less_precision
 from robustkit.certify.crown import crown_margins
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box, intervals, margins_of
@@ -100,6 +101,7 @@ def build_certifier(
         )
     try:
         # In float64, where rounding is far below what `rounding=True` adds for float32.
+        refuse_less_precision(base, shape)
         graph = trace(frozen(duplicate(base).double()), shape)
     except UsageError:
         if optional:
@@ -134,12 +136,8 @@ class Bounds:
             rows = (~holds).nonzero().flatten()
             if not len(rows):
                 break
-            # A batch refines the union of its points' unstable neurons: one at a time on a CPU,
-            # where that costs time; a GPU has room for the union.
-            apart = x.device.type == "cpu" and method in ("crown", "alpha-crown")
-            for part in rows.split(1 if apart else len(x)):
-                lower = self._lower(x[part].double(), y[part], method)
-                holds[part] = self._decide(lower, y[part])
+            lower = self._lower(x[rows].double(), y[rows], method)
+            holds[rows] = self._decide(lower, y[rows])
         return holds
 
     def _lower(self, x: Images, y: Labels, method: str) -> Tensor:

@@ -15,7 +15,7 @@ from robustkit.certify.activations import Activation
 from robustkit.certify.alpha_crown import optimize_slopes
 from robustkit.certify.graph import Graph
 from robustkit.certify.ibp import Box, input_box, intervals
-from robustkit.certify.linear_bounds import Problem, bound, bound_in_chunks, rows_at_once
+from robustkit.certify.linear_bounds import BLOCK, Problem, bound_in_chunks, bound_units
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
 
@@ -80,35 +80,57 @@ def _tighten_intermediate(problem: Problem) -> None:
             if index in n.inputs and isinstance(n.op, Activation)
         )
         loose = (low < 0) & (high > 0) if piecewise else high > low
-        # Units that are loose at any point: the rows of A are shared by the batch.
-        open_units = loose.flatten(1).any(0).nonzero().flatten()
-        if not len(open_units):
+        if not bool(loose.any()):
             continue
-        b, features = len(low), low[0].numel()
-        size = rows_at_once(problem, index)
-        new_low, new_high = low.flatten(1).clone(), high.flatten(1).clone()
-        for start in range(0, len(open_units), size):
-            units = open_units[start : start + size]
-            a = low.new_zeros(len(units), features)
-            a[torch.arange(len(units)), units] = 1
-            a = a.view(1, len(units), *low.shape[1:]).expand(b, *[-1] * low.ndim)
-            new_low[:, units] = torch.maximum(new_low[:, units], bound(problem, index, a))
-            new_high[:, units] = torch.minimum(new_high[:, units], -bound(problem, index, -a))
-        boxes[index] = Box(new_low.view_as(low), new_high.view_as(high))
+        boxes[index] = _tightened(problem, index, loose.flatten(1))
         _propagate(problem, index)
+
+
+def _tightened(problem: Problem, index: int, loose: Tensor) -> Box:
+    """Bound the units of a node that are `loose` [b, features] by backward passes."""
+    box = problem.boxes[index]
+    low, high = box.low.flatten(1).clone(), box.high.flatten(1).clone()
+    # The loose units of each point first; points with similar counts share a block of rows.
+    counts, units = loose.sum(1), loose.sort(dim=1, descending=True, stable=True).indices
+    order = counts.sort(descending=True, stable=True).indices
+    start, width = 0, _block(problem, index)
+    while start < len(order) and (most := int(counts[order[start]])):
+        points = order[start : start + max(1, width // most)]
+        points = points[counts[points] > 0]
+        part = problem.of(points)
+        for columns in units[points, :most].split(max(1, width // len(points)), dim=1):
+            found, _ = bound_units(part, index, columns, _precision(problem))
+            # Points with fewer loose units fill up with others: left as they are, so that the
+            # result does not depend on the batch.
+            row, column = loose[points[:, None], columns].nonzero(as_tuple=True)
+            at = points[row], columns[row, column]
+            low[at] = torch.maximum(low[at], found.low[row, column])
+            high[at] = torch.minimum(high[at], found.high[row, column])
+        start += len(points)
+    return Box(low.view_as(box.low), high.view_as(box.high))
+
+
+def _precision(problem: Problem) -> torch.dtype:
+    """Return the type of the coefficients: float32 where their rounding is accounted for."""
+    exact = torch.get_float32_matmul_precision() == "highest"  # no products in bfloat16
+    cpu = problem.x.device.type == "cpu"  # a GPU may use TF32 in convolutions
+    return torch.float32 if problem.rounding and exact and cpu else problem.x.dtype
+
+
+def _block(problem: Problem, index: int) -> int:
+    """Return how many units of a node to bound at once: by the size of one unit's coefficients."""
+    one = torch.zeros(1, dtype=torch.long, device=problem.x.device)
+    _, largest = bound_units(problem.of(one), index, one[None], problem.x.dtype)
+    return max(1, BLOCK // (2 * largest))
 
 
 def _propagate(problem: Problem, changed: int) -> None:
     """Recompute the intervals behind a tightened node; keep the tighter bound of each unit."""
-    fresh = intervals(
+    problem.boxes[:] = intervals(
         problem.graph,
         input_box(problem.x, problem.threat),
         rounding=problem.rounding,
         ball=(problem.x, problem.threat),
         known=problem.boxes,
+        done=changed + 1,
     )
-    for index in range(changed + 1, len(fresh)):
-        problem.boxes[index] = Box(
-            torch.maximum(problem.boxes[index].low, fresh[index].low),
-            torch.minimum(problem.boxes[index].high, fresh[index].high),
-        )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from robustkit.certify.activations import Activation
 from robustkit.certify.affine import Statistics
+from robustkit.certify.agreement import compare
 from robustkit.certify.operations import (
     BATCH_STATISTICS,
     Call,
@@ -21,8 +23,11 @@ from robustkit.certify.operations import (
     MaxPool,
     Op,
     Sum,
-    operation,
+    nearest,
+    operations,
+    plain_name,
 )
+from robustkit.certify.shapes import part_of, returns_parts
 from robustkit.errors import UsageError
 from robustkit.models.tracer import listed
 
@@ -89,42 +94,11 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
             ) from error
         with torch.no_grad():
             graph = _Reader(model, shape).read(traced)
-            _compare(model, graph, shape)
+            compare(model, graph, shape)
     finally:
         for module, mode in modes.items():
             module.training = mode
     return graph
-
-
-def _compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
-    """Refuse a graph that does not compute what the network computes.
-
-    Operations in place, views and dependence on the batch do not show in single nodes. Noise drawn
-    in the forward pass is traced as a constant: two passes must agree.
-    """
-    first = next(iter(model.parameters()), torch.zeros(()))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(2, *shape, generator=generator)
-    # Far outside [0, 1] too: a clamp or a branch that is inactive on images must show.
-    x = torch.cat([x, 4 * x.flip(0) - 2]).to(first)
-    try:
-        answer, read = model(x.clone()), graph.values(x)[-1]
-        again = model(x.clone())
-        alike = torch.allclose(read, answer, rtol=1e-3, atol=1e-4 * (1 + float(answer.abs().max())))
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        alike, answer, again = False, x, x
-    fine = 64 * torch.finfo(answer.dtype).eps * (1 + float(answer.abs().max()))
-    if not torch.allclose(again, answer, rtol=0, atol=fine):
-        raise UsageError(
-            f"no bounds for {type(model).__name__}: two passes over the same input differ. Bounds "
-            "need a network without randomness and memory; attack it, or smooth it."
-        )
-    if not alike:
-        raise UsageError(
-            f"no bounds for {type(model).__name__}: evaluated operation by operation, it "
-            "returns other logits than when it is called. Avoid operations in place on values that "
-            "are used again, and dependence on other points of the batch."
-        )
 
 
 class _Reader:
@@ -137,6 +111,8 @@ class _Reader:
         self.example = torch.zeros(1, *shape, dtype=first.dtype, device=first.device)
         self.place: dict[fx.Node, int] = {}
         self.value: dict[fx.Node, Any] = {}
+        self.inner: dict[int, Tensor] = {}  # values of steps that no node of torch.fx stands for
+        self.parts: dict[fx.Node, tuple[fx.Node, Callable[[Tensor], Any]]] = {}
 
     def read(self, traced: fx.Graph) -> Graph:
         for node in traced.nodes:
@@ -175,24 +151,67 @@ class _Reader:
             ) from None
         # Shapes and dtypes are the same for every input of this shape: constants to the bounds.
         sources = self._sources([*node.args, *node.kwargs.values()])
+        if plain_name(name) in ("to", "type_as"):
+            sources = sources[:1]  # another value gives its type alone
         query = args[1] if name == "getattr" else name
         if not sources or query in _QUERIES:
             self.value[node] = result
             return
-        op = None
+        if returns_parts(plain_name(name)) and isinstance(result, (tuple, list)):
+            # Which of them are used shows later, where they are taken apart.
+            self.value[node] = result
+            self.parts[node] = (sources[0], partial(self._run_on, node, module, args, kwargs))
+            return
+        whole = node.args[0] if node.args else None
+        if isinstance(whole, fx.Node) and whole in self.parts and name == "getitem":
+            self._take_part(node, whole, args[1], result)
+            return
+        ops = None
         # What has lost the batch axis mixes points, or reads values: no bounds.
         if isinstance(result, Tensor) and len(result) == 1:
             shapes = [self.nodes[self.place[s]].shape for s in sources]
             first = bool(node.args) and node.args[0] is sources[0]
             call = Call(name, module, args, kwargs, shapes, first, tuple(result.shape[1:]))
-            op = operation(call)
-        if op is None:
-            raise self._refusal(
-                f"none are known for the operation {name} ({node.name}) as it is used. Known: "
-                "linear, convolution, batch normalization, pooling, reshapes, sums, concatenation, "
-                "constants, and the usual activations. Attack it, or smooth it"
-            )
-        self._append(node, op, tuple(self.place[s] for s in sources), result)
+            ops = operations(call)
+        if ops is None:
+            raise self._unknown(node, name)
+        self._append_all(node, ops, tuple(self.place[s] for s in sources), result)
+
+    def _take_part(self, node: fx.Node, whole: fx.Node, index: Any, result: Any) -> None:
+        source, call = self.parts[whole]
+        if not isinstance(index, int) or not isinstance(result, Tensor) or len(result) != 1:
+            raise self._unknown(node, "getitem")
+        op = part_of(call, index, self.nodes[self.place[source]].shape)
+        self._append(node, op, (self.place[source],), result)
+
+    def _run_on(self, node: fx.Node, module: Any, args: Any, kwargs: Any, x: Tensor) -> Any:
+        return self._run(node, module, (x, *args[1:]), kwargs)
+
+    def _append_all(
+        self, node: fx.Node, ops: list[Op], inputs: tuple[int, ...], result: Tensor
+    ) -> None:
+        for op in ops[:-1]:  # the steps of a node that stands for several operations
+            value = Graph([Node(Input(), (), ()), Node(op, (0,), ())]).values(
+                self.nodes_value(inputs[0])
+            )[-1]
+            self.inner[len(self.nodes)] = value
+            self.nodes.append(Node(op, inputs, tuple(value.shape[1:])))
+            inputs = (len(self.nodes) - 1,)
+        self._append(node, ops[-1], inputs, result)
+
+    def nodes_value(self, index: int) -> Tensor:
+        """Return the example's value of a node of the graph."""
+        if index in self.inner:
+            return self.inner[index]
+        value: Tensor = next(self.value[n] for n, at in self.place.items() if at == index)
+        return value
+
+    def _unknown(self, node: fx.Node, name: str) -> UsageError:
+        where = f" in {found}" if (found := _module_path(node)) else ""
+        return self._refusal(
+            f"none are known for the operation {name} ({node.name}{where}) as it is used. "
+            f"{nearest(plain_name(name))} Attack it, or smooth it"
+        )
 
     def _name(self, node: fx.Node) -> tuple[str, nn.Module | None]:
         if node.op == "call_module":
@@ -212,6 +231,8 @@ class _Reader:
     def _sources(self, tree: Any) -> list[fx.Node]:
         """List the arguments that depend on the input, in order and with repetition."""
         if isinstance(tree, fx.Node):
+            if tree in self.parts:
+                return [self.parts[tree][0]]
             return [tree] if tree in self.place else []
         if isinstance(tree, dict):
             tree = list(tree.values())
@@ -226,6 +247,14 @@ class _Reader:
 
     def _values(self, tree: Any) -> Any:
         return fx.node.map_arg(tree, lambda n: self.value[n])
+
+
+def _module_path(node: fx.Node) -> str:
+    """Return the module that a node is computed in, as in `named_modules`."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
 
 
 @contextmanager

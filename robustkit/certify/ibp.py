@@ -14,6 +14,7 @@ from robustkit.certify.graph import Graph, Node
 from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
+from robustkit.errors import UsageError
 
 
 class Box(NamedTuple):
@@ -24,7 +25,17 @@ class Box(NamedTuple):
 
 
 def input_box(x: Images, threat: Threat) -> Box:
-    """Return the smallest box around ball and box of the threat model, for any norm."""
+    """Return the smallest box around ball and box of the threat model, for any norm.
+
+    Raises:
+        UsageError: when a point lies outside the box: what holds on nothing would prove anything.
+    """
+    if bool(((x < threat.lower) | (x > threat.upper)).any()):
+        raise UsageError(
+            f"expected points in the box [{threat.lower:g}, {threat.upper:g}] of the threat model, "
+            f"got values from {float(x.min()):g} to {float(x.max()):g}: no bounds. Scale the data, "
+            "or give the threat model the range of the data."
+        )
     return Box((x - threat.eps).clamp_min(threat.lower), (x + threat.eps).clamp_max(threat.upper))
 
 
@@ -35,6 +46,7 @@ def intervals(
     rounding: bool = False,
     ball: tuple[Images, Threat] | None = None,
     known: list[Box] | None = None,
+    done: int = 0,
 ) -> list[Box]:
     """Return for each node a box that contains its value at every input of `box`.
 
@@ -45,9 +57,10 @@ def intervals(
             its rows where that is tighter than the box.
         known: boxes that are sound already, of the first nodes or all; each result is intersected
             with its own.
+        done: how many of the `known` boxes are taken as they are.
     """
-    boxes: list[Box] = []
-    for node in graph.nodes:
+    boxes: list[Box] = list(known[:done]) if known is not None else []
+    for node in graph.nodes[len(boxes) :]:
         sources = [boxes[index] for index in node.inputs]
         boxes.append(box if isinstance(node.op, Input) else _step(node, sources, rounding))
         if ball is not None and ball[1].norm == "l2":

@@ -14,14 +14,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustkit.certify.activations import Activation
-from robustkit.certify.affine import UNIT, widening
+from robustkit.certify.affine import UNIT, Affine, ConvOp, ScaleOp, widening
+from robustkit.certify.coefficients import (
+    Coefficients,
+    added,
+    both_signs,
+    dot,
+    seen,
+    values_of,
+    with_values,
+)
 from robustkit.certify.graph import Graph
 from robustkit.certify.ibp import Box
 from robustkit.certify.operations import Input, Join, MaxPool, Sum
+from robustkit.certify.patches import Patches, one_hot
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 
-_CHUNK = 2**21  # numbers in one block of coefficients: 16 MiB of float64
+BLOCK = 2**18  # numbers in one block of coefficients: 1 or 2 MiB, so that caches hold it
+_LOCAL = (ConvOp, ScaleOp, Activation, Sum)  # operations that windows pass through
 
 
 class Problem(NamedTuple):
@@ -30,7 +41,8 @@ class Problem(NamedTuple):
     Attributes:
         boxes: interval bounds of every node, tightened as backward passes find better ones.
         rounding: whether bounds hold for float32 evaluations too.
-        slopes: lower slopes of ReLUs by input node [b, *f]; CROWN's own where there is none.
+        slopes: lower slopes of ReLUs by input node, [b, *f] or by row [b, s, *f]; CROWN's own
+            where there is none.
     """
 
     graph: Graph
@@ -40,11 +52,17 @@ class Problem(NamedTuple):
     rounding: bool
     slopes: dict[int, Tensor]
 
+    def of(self, rows: Tensor) -> Problem:
+        """Return the problem of some points only."""
+        boxes = [Box(low[rows], high[rows]) for low, high in self.boxes]
+        slopes = {index: slope[rows] for index, slope in self.slopes.items()}
+        return self._replace(boxes=boxes, x=self.x[rows], slopes=slopes)
+
 
 def rows_at_once(problem: Problem, index: int) -> int:
     """Return how many rows of coefficients to carry at once from node `index`."""
     largest = max(_product(n.shape) for n in problem.graph.nodes[: index + 1])
-    return max(1, _CHUNK // (len(problem.x) * largest))
+    return max(1, BLOCK // (len(problem.x) * largest))
 
 
 def bound_in_chunks(problem: Problem, index: int, wanted: Tensor) -> Tensor:
@@ -58,63 +76,173 @@ def bound(problem: Problem, index: int, wanted: Tensor) -> Tensor:
     Every node passes its coefficients on to its inputs: exactly where it is affine, else by the
     line that is below a · f(v), which is the lower one where a > 0 and the upper one where a < 0.
     """
-    # Nodes are in topological order: going down, all coefficients of a node have been added up
-    # (residual connections) by the time it is reached.
-    carried: dict[int, Tensor] = {index: wanted}
-    total = wanted.new_zeros(wanted.shape[:2])
-    for at in range(index, 0, -1):
-        a = carried.pop(at, None)
-        if a is None:
-            continue
-        node = problem.graph.nodes[at]
-        boxes = [problem.boxes[i] for i in node.inputs]
-        parts, shift = _through_node(problem, at, a, boxes)
-        total = total + shift
-        for source, part in zip(node.inputs, parts, strict=True):
-            carried[source] = carried[source] + part if source in carried else part
-    return total + _concretize(problem, carried[0]) if 0 in carried else total
+    return _Backward(problem, wanted.new_zeros(wanted.shape[:2])).run(index, wanted)
 
 
-def _through_node(
-    problem: Problem, at: int, a: Tensor, boxes: list[Box]
-) -> tuple[list[Tensor], Tensor]:
-    """Return the coefficients of the inputs of a node, and the constant left over [b, s]."""
-    node, none = problem.graph.nodes[at], a.new_zeros(a.shape[:2])
-    op = node.op
-    if isinstance(op, Activation):
-        lines = op.lines(*boxes[0], problem.slopes.get(node.inputs[0]))
-        up, down = a.clamp_min(0), a.clamp_max(0)
-        low_slope, low_shift, high_slope, high_shift = (part[:, None] for part in lines)
-        shift = (up * low_shift + down * high_shift).flatten(2).sum(2)
-        if problem.rounding and op.rounding:
-            low, high = problem.boxes[at]
-            # The float32 value lies within `off` of the exact one: at most |a| off is lost.
-            off = op.slack(low, high)
-            shift = shift - (a.abs() * off[:, None]).flatten(2).sum(2)
-        return [up * low_slope + down * high_slope], shift
-    if isinstance(op, Sum):
-        shift = none
-        if problem.rounding:
-            low, high = problem.boxes[at]
-            off = 2 * UNIT * torch.maximum(low.abs(), high.abs())
-            shift = -(a.abs() * off[:, None]).flatten(2).sum(2)
-        return [a, op.sign * a], shift
-    if isinstance(op, Join):
-        sizes = [problem.graph.nodes[i].shape[op.axis - 1] for i in node.inputs]
-        return list(a.split(sizes, dim=op.axis + 1)), none
-    if isinstance(op, MaxPool):
-        return _max_pool(op, a, boxes[0])
-    assert not isinstance(op, Input)
-    shift = op.offset(a)
-    if problem.rounding:
-        size = torch.maximum(boxes[0].low.abs(), boxes[0].high.abs())
-        off = widening(op, size)
-        if off.ndim:
-            shift = shift - (a.abs() * off[:, None]).flatten(2).sum(2)
-    return [op.pull(a)], shift
+def bound_units(problem: Problem, index: int, units: Tensor, dtype: torch.dtype) -> tuple[Box, int]:
+    """Return bounds below and above of units [b, s] of a node, counted over its features.
+
+    Both signs share the way down to the first activation, and units of convolutions carry the
+    windows that they see. The second result is the size of the largest row of coefficients.
+    In float32, bounds with `rounding` are lowered by what the pass itself may lose.
+    """
+    shape = problem.graph.nodes[index].shape
+    wanted: Coefficients
+    if len(shape) == 3 and isinstance(problem.graph.nodes[index].op, (ConvOp, ScaleOp, Sum)):
+        wanted = one_hot(units, (shape[0], shape[1], shape[2]), dtype)
+    else:
+        wanted = F.one_hot(units, _product(shape)).to(dtype)
+        wanted = wanted.view(*units.shape, *shape)
+    way = _Backward(problem, problem.x.new_zeros(units.shape), both=True)
+    low, negative = way.run(index, wanted).chunk(2, dim=1)
+    return Box(low, -negative), way.largest
 
 
-def _max_pool(op: MaxPool, a: Tensor, box: Box) -> tuple[list[Tensor], Tensor]:
+class _Backward:
+    """One backward pass: coefficients by node, and what has become a constant.
+
+    With `both`, the rows stand for bounds below and above until the first operation that is not
+    affine; from there on, for the bounds below of A and of −A one after the other.
+    """
+
+    def __init__(self, problem: Problem, zeros: Tensor, *, both: bool = False) -> None:
+        self.problem, self.both, self.largest = problem, both, 1
+        self.carried: dict[int, Coefficients] = {}
+        # Rounding is lost for A and for −A: kept apart from what changes its sign.
+        self.constant = self.lost = zeros
+
+    def run(self, index: int, wanted: Coefficients) -> Tensor:
+        # Nodes are in topological order: going down, all coefficients of a node have been added up
+        # (residual connections) by the time it is reached.
+        self.carried[index] = wanted
+        for at in range(index, 0, -1):
+            a = self.carried.pop(at, None)
+            if a is None:
+                continue
+            node = self.problem.graph.nodes[at]
+            if self.both and isinstance(node.op, (Activation, MaxPool)):
+                a = self._split(a)
+            if isinstance(a, Patches) and (a.covers or not isinstance(node.op, _LOCAL)):
+                a = a.dense()
+            for source, part in zip(node.inputs, self._through(at, a), strict=True):
+                self.largest = max(self.largest, values_of(part)[0, 0].numel())
+                known = self.carried.get(source)
+                if known is not None:
+                    part = added(known, part)
+                    if self._single(part):
+                        self._lose(part, 2 * UNIT * _size(self.problem.boxes[source]))
+                self.carried[source] = part
+        a = self.carried.pop(0)
+        if self.both:
+            a = self._split(a)
+        return self.constant - self.lost + _concretize(self.problem, a)
+
+    def _split(self, a: Coefficients) -> Coefficients:
+        self.both = False
+        self.constant = torch.cat([self.constant, -self.constant], 1)
+        self.lost = torch.cat([self.lost, self.lost], 1)
+        self.carried = {at: both_signs(known) for at, known in self.carried.items()}
+        return both_signs(a)
+
+    def _through(self, at: int, a: Coefficients) -> list[Coefficients]:
+        """Return the coefficients of the inputs of a node; add up the constant left over."""
+        problem, node = self.problem, self.problem.graph.nodes[at]
+        op, boxes = node.op, [problem.boxes[i] for i in node.inputs]
+        if isinstance(op, Activation):
+            part, shift = _activation(op, a, boxes[0], problem.slopes.get(node.inputs[0]))
+            self.constant = self.constant + shift
+            if problem.rounding and op.rounding:
+                # The float32 value lies within `slack` of the exact one.
+                self._lose(a, op.slack(*problem.boxes[at]))
+            if self._single(a):
+                self._lose(part, 5 * UNIT * _size(boxes[0]))
+                if op.name == "relu":  # one sign only: the error is relative to the sum
+                    self.lost = self.lost + 2 * _terms(a) * UNIT * shift.abs()
+                else:
+                    lines = op.lines(*boxes[0])
+                    shifts = torch.maximum(lines.low_shift.abs(), lines.high_shift.abs())
+                    self._lose(a, 2 * _terms(a) * UNIT * shifts)
+            return [part]
+        if isinstance(op, Sum):
+            if problem.rounding:
+                self._lose(a, 2 * UNIT * _size(problem.boxes[at]))
+            return [a, a if op.sign > 0 else with_values(a, -values_of(a))]
+        if isinstance(a, Tensor) and isinstance(op, Join):
+            sizes = [problem.graph.nodes[i].shape[op.axis - 1] for i in node.inputs]
+            return list(a.split(sizes, dim=op.axis + 1))
+        if isinstance(a, Tensor) and isinstance(op, MaxPool):
+            if self._single(a):  # windows that overlap add up
+                most = _size(boxes[0]).flatten(1).amax(1)[:, None, None, None]
+                terms = _product(tuple(a.shape[3:])) if op.overlaps else 2
+                self._lose(a, (2 + terms) * UNIT * most.expand_as(problem.boxes[at].low))
+            back, shift = _max_pool(op, a, boxes[0])
+            self.constant = self.constant + shift
+            return [back]
+        assert not isinstance(op, (Input, Join, MaxPool))
+        return [self._affine(op, a, boxes[0])]
+
+    def _affine(self, op: Affine, a: Coefficients, box: Box) -> Coefficients:
+        if self.problem.rounding:
+            more = op.back_terms + 4 if self._single(a) else 0
+            off = widening(op, _size(box), more)
+            if off.ndim:
+                # The product with b is a sum in float32, too.
+                wide = values_of(a)[0, 0].numel() * UNIT if self._single(a) else 0.0
+                self._lose(a, off + wide * op.size())
+        if isinstance(a, Tensor):
+            self.constant = self.constant + op.offset(a)
+            return op.pull(a)
+        a = a.cleaned()
+        if isinstance(op, ConvOp):
+            if op.layer.bias is not None:
+                weight = op.layer.bias.to(a.values.dtype)[:, None, None]
+                weight = weight.expand(a.values.shape[2:]).flatten()
+                self.constant = self.constant + a.values.flatten(2) @ weight
+            return a.pull(op)
+        assert isinstance(op, ScaleOp)
+        scale, bias = (part.to(box.low.dtype).expand(1, *a.shape) for part in op.read())
+        self.constant = self.constant + dot(a, bias)
+        return with_values(a, a.values * seen(a, scale))
+
+    def _single(self, a: Coefficients) -> bool:
+        """Whether the pass itself rounds in float32, and has to answer for it."""
+        return self.problem.rounding and values_of(a).dtype == torch.float32
+
+    def _lose(self, a: Coefficients, off: Tensor) -> None:
+        # The factor covers the rounding of this sum of positive numbers.
+        values = values_of(a)
+        factor = 1 + 2 * UNIT * values[0, 0].numel() + 1e-6
+        size = with_values(a, values.abs())
+        self.lost = self.lost + dot(size, (off * factor).to(values.dtype))
+
+
+def _activation(
+    op: Activation, a: Coefficients, box: Box, slope: Tensor | None
+) -> tuple[Coefficients, Tensor]:
+    """Return the coefficients of the input of an activation, and the constant left over [b, s]."""
+    lines = op.lines(*box, slope if slope is None or slope.ndim == box.low.ndim else None)
+    up, low_slope = values_of(a).clamp_min(0), seen(a, lines.low_slope)
+    if slope is not None and slope.ndim > box.low.ndim:  # one for every row
+        unstable = (box.low < 0) & (box.high > 0)
+        low_slope = torch.where(unstable[:, None], slope.to(up.dtype), low_slope)
+    down, high_slope = values_of(a) - up, seen(a, lines.high_slope)
+    part = torch.addcmul(down * high_slope, up, low_slope)
+    shift = dot(with_values(a, down), lines.high_shift)
+    if op.name != "relu":  # both of its lower lines pass through zero
+        shift = shift + dot(with_values(a, up), lines.low_shift)
+    return with_values(a, part, clean=True), shift
+
+
+def _terms(a: Coefficients) -> int:
+    """Return how many summands `dot` adds up in the type of the coefficients, and a few more."""
+    return a.values.shape[4] + 4 if isinstance(a, Patches) else 4
+
+
+def _size(box: Box) -> Tensor:
+    return torch.maximum(box.low.abs(), box.high.abs())
+
+
+def _max_pool(op: MaxPool, a: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     """Bound max pooling: the linear bound below is one input, above it is a constant.
 
     Below, max ≥ the input with the greatest lower bound. Above, max = that input where its lower
@@ -126,37 +254,34 @@ def _max_pool(op: MaxPool, a: Tensor, box: Box) -> tuple[list[Tensor], Tensor]:
     masked = flat_high.scatter(2, index.flatten(2), -torch.inf).view_as(box.high)
     # Masked with −inf for its own window, an input would be missing from the others that it lies
     # in, whose upper bound would then be too low: unsound where windows overlap.
-    options = op.options
-    apart = (
-        options.get("stride") in (None, options["kernel_size"])
-        and not options.get("padding")
-        and options.get("dilation", 1) in (1, (1, 1))
-    )
+    options, apart = op.options, not op.overlaps
     others = F.max_pool2d(masked, **options) if apart else torch.full_like(low, torch.inf)
     dominates = low >= others
     up, down = a.clamp_min(0), a.clamp_max(0)
     part = up + down * dominates[:, None].to(a.dtype)
-    shift = (down * torch.where(dominates, 0.0, high)[:, None]).flatten(2).sum(2)
+    shift = dot(down, torch.where(dominates, 0.0, high))
     out = a.new_zeros(*a.shape[:3], box.low[0, 0].numel())
     where = index.flatten(2)[:, None].expand(-1, a.shape[1], -1, -1)
     back = out.scatter_add(3, where, part.flatten(3))
-    return [back.view(*a.shape[:2], *box.low.shape[1:])], shift
+    return back.view(*a.shape[:2], *box.low.shape[1:]), shift
 
 
-def _concretize(problem: Problem, a: Tensor) -> Tensor:
+def _concretize(problem: Problem, a: Coefficients) -> Tensor:
     """Return the minimum of A · x over the threat model, or a bound below it [b, s].
 
     Hölder: the minimum over the ball is A · x − eps ‖A‖* with the dual norm (l1 for linf, l2 for
     l2, linf for l1). Over ball and box together it is at least the greater of both minima.
     """
     low, high = problem.boxes[0]
-    a, x = a.flatten(2), problem.x.flatten(1)
-    center, radius = ((low + high) / 2).flatten(1), ((high - low) / 2).flatten(1)
-    boxed = torch.einsum("bsd,bd->bs", a, center) - torch.einsum("bsd,bd->bs", a.abs(), radius)
+    a = with_values(a, values_of(a).to(low.dtype))
+    a = a.cleaned() if isinstance(a, Patches) else a
+    size = with_values(a, values_of(a).abs())
+    boxed = dot(a, (low + high) / 2) - dot(size, (high - low) / 2)
     if problem.threat.norm == "linf":
         return boxed
-    dual = a.norm(dim=2) if problem.threat.norm == "l2" else a.abs().amax(2)
-    return torch.maximum(boxed, torch.einsum("bsd,bd->bs", a, x) - problem.threat.eps * dual)
+    rows = values_of(a).flatten(2)
+    dual = rows.norm(dim=2) if problem.threat.norm == "l2" else rows.abs().amax(2)
+    return torch.maximum(boxed, dot(a, problem.x) - problem.threat.eps * dual)
 
 
 def _product(sizes: tuple[int, ...]) -> int:

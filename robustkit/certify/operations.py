@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustkit.certify.activations import KNOWN, Activation, leaky
-from robustkit.certify.affine import Affine, AverageOp, ConvOp, LinearOp, ScaleOp, Statistics
+from robustkit.certify.affine import Affine, AverageOp, LinearOp, ScaleOp, Statistics
+from robustkit.certify.functional import as_module, clamped, padded_convolution
+from robustkit.certify.shapes import moved
 from robustkit.models.architectures import Normalize
 
 
@@ -39,13 +41,21 @@ class MaxPool(NamedTuple):
 
     options: dict[str, Any]
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether an input may lie in more than one window."""
+        return (
+            self.options.get("stride") not in (None, self.options["kernel_size"])
+            or bool(self.options.get("padding"))
+            or self.options.get("dilation", 1) not in (1, (1, 1))
+        )
+
 
 Op: TypeAlias = "Input | Sum | Join | MaxPool | Activation | Affine"
 
 BATCH_STATISTICS: list[Statistics] = []  # innermost last; see graph.clean_statistics
 _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "div", "neg")
-_RESHAPES = ("flatten", "view", "reshape", "identity", "dropout", "dropout2d", "contiguous")
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 
@@ -65,10 +75,57 @@ class Call(NamedTuple):
     result: tuple[int, ...]
 
 
-def operation(call: Call) -> Op | None:
-    """Return the operation of a node, or None where no bounds are known."""
-    name = call.name.lower().strip("_")
-    name = _IN_PLACE.get(name, name)
+def plain_name(name: str) -> str:
+    """Return the name that functions, methods and modules of one operation share."""
+    name = name.lower().strip("_")
+    return _IN_PLACE.get(name, name)
+
+
+_NEAREST = {
+    "softmax": "Certify the logits before it: it changes no class.",
+    "log_softmax": "Certify the logits before it: it changes no class.",
+    "logsoftmax": "Certify the logits before it: it changes no class.",
+    "hardswish": "The nearest that is known is SiLU.",
+    "mish": "The nearest that is known is SiLU.",
+    "prelu": "The nearest that is known is LeakyReLU with a fixed slope.",
+    "selu": "The nearest that is known is ELU with alpha 1.",
+    "layernorm": "The nearest that is known is batch normalization.",
+    "layer_norm": "The nearest that is known is batch normalization.",
+    "groupnorm": "The nearest that is known is batch normalization.",
+    "instancenorm2d": "The nearest that is known is batch normalization.",
+    "mul": "Products are known with a constant factor alone.",
+    "matmul": "The nearest that is known is a linear layer.",
+    "half": "Bounds are of the float32 network: keep float32.",
+    "bfloat16": "Bounds are of the float32 network: keep float32.",
+}
+
+
+def nearest(name: str) -> str:
+    """Return what to use in place of an operation, or what is known."""
+    return _NEAREST.get(
+        name,
+        "Known: linear, convolution, batch normalization, pooling, padding, reshapes, slices, "
+        "sums, concatenation, constants, clamp, and the usual activations.",
+    )
+
+
+def operations(call: Call) -> list[Op] | None:
+    """Return what a node does, as one operation or several; None where no bounds are known."""
+    name, single = plain_name(call.name), len(call.sources) == 1
+    module = call.module
+    if single and call.first and module is None:
+        module = as_module(name, call.args, call.kwargs)
+    if single and isinstance(module, nn.Conv2d):
+        steps = padded_convolution(module, call.sources[0])
+        return None if steps is None else list(steps)
+    if single and call.first and (clamp := clamped(name, module, call.args, call.kwargs)):
+        return list(clamp)
+    op = _operation(call._replace(module=module))
+    return None if op is None else [op]
+
+
+def _operation(call: Call) -> Op | None:
+    name = plain_name(call.name)
     if name in ("cat", "concat"):
         axis = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0)
         axis = int(axis) % (len(call.result) + 1)
@@ -78,7 +135,7 @@ def operation(call: Call) -> Op | None:
         return Sum(1 if name == "add" else -1) if same and not call.kwargs else None
     if len(call.sources) != 1:
         return None
-    if isinstance(call.module, (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize)):
+    if isinstance(call.module, (nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, Normalize)):
         return _layer(call.module, call.sources[0])
     if name in _ARITHMETIC:
         return _constant(name, call)
@@ -89,10 +146,7 @@ def operation(call: Call) -> Op | None:
 
 def _layer(layer: nn.Module, shape: tuple[int, ...]) -> Affine | None:
     if isinstance(layer, nn.Linear):
-        return LinearOp(layer) if len(shape) == 1 else None
-    if isinstance(layer, nn.Conv2d):
-        zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        return ConvOp(layer, shape) if zeros else None
+        return LinearOp(layer)
     if isinstance(layer, Normalize):
         return ScaleOp(lambda: (1 / layer.std, -layer.mean / layer.std))
     if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.running_var is not None:
@@ -184,11 +238,8 @@ def _constant(name: str, call: Call) -> ScaleOp | None:
 def _averaging(name: str, call: Call) -> AverageOp | None:
     """Maps with weights between 0 and 1 and no bias."""
     shape, result, module = call.sources[0], call.result, call.module
-    # Dropout is the identity in evaluation mode, in which the network is traced.
-    if name in _RESHAPES:
-        if _product(shape) != _product(result):
-            return None
-        return AverageOp(lambda x: x.reshape(len(x), *result), shape)
+    if call.first and (found := moved(name, module, call.args, call.kwargs, (shape, result))):
+        return found
     rest, kwargs = call.args[1:], call.kwargs
     if name == "mean":
         given = kwargs.get("dim", rest[0] if rest else None)

@@ -1,0 +1,114 @@
+"""CROWN and alpha-CROWN: ours beside an older build and beside auto_LiRPA, in one run.
+
+Every tool runs as a process of its own, in turn, on the same points with the same number of
+threads; the printed ratios are medians over the runs. Bounds are lower bounds of the margins
+z_y − z_j: their mean over all points and classes, and the points that they prove. Ours hold for a
+float32 evaluation of the network (rounding is subtracted); auto_LiRPA's are plain float32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.bounds_runner import NETS
+
+RUNNER = Path(__file__).with_name("bounds_runner.py")
+
+
+def measure(tool: str, folder: Path | None, job: list[str]) -> dict[str, float]:
+    """Run one tool; return its seconds, bounds and memory."""
+    command = [sys.executable, str(RUNNER), tool, str(folder or ""), *job]
+    path = str(Path(__file__).parents[1] if folder is None else folder)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise click.ClickException(f"{tool} failed on {' '.join(job)}:\n{done.stderr[-2000:]}")
+    result: dict[str, float] = json.loads(lines[-1])
+    return result
+
+
+def _ratios(rows: list[dict[str, float]], own: list[dict[str, float]], kind: str) -> list[float]:
+    return [row[kind] / mine[kind] for row, mine in zip(rows, own, strict=True)]
+
+
+@click.command()
+@click.option("--auto-lirpa", type=click.Path(exists=True, path_type=Path), help="Its checkout.")
+@click.option("--base", type=click.Path(exists=True, path_type=Path), help="An older checkout.")
+@click.option(
+    "--nets",
+    type=click.Path(exists=True, path_type=Path),
+    default=os.environ.get("ROBUSTKIT_DATA"),
+    help="Folder with the weights of CNN-A and its points; by default $ROBUSTKIT_DATA.",
+)
+@click.option("--net", "names", multiple=True, type=click.Choice(list(NETS)), help="Default: all.")
+@click.option("--n", default=16, show_default=True, help="Points of each net.")
+@click.option("--base-n", default=2, show_default=True, help="Points for the older checkout.")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--runs", default=3, show_default=True)
+@click.option("--iterations", default=20, show_default=True, help="Of alpha-CROWN.")
+def main(
+    auto_lirpa: Path | None,
+    base: Path | None,
+    nets: Path | None,
+    names: tuple[str, ...],
+    n: int,
+    base_n: int,
+    threads: int,
+    runs: int,
+    iterations: int,
+) -> None:
+    """Print seconds a point, ratios to ours, mean bounds, proved points and peak memory."""
+    tools = {"ours": (None, n), "base": (base, base_n), "auto_LiRPA": (auto_lirpa, n)}
+    console = Console(width=110)
+    for name in names or [name for name in NETS if nets or name == "resnet"]:
+        for method, steps in (("crown", 0), ("alpha-crown", iterations)):
+            found: dict[str, list[dict[str, float]]] = {}
+            for _ in range(runs):
+                for tool, (folder, points) in tools.items():
+                    if tool != "ours" and folder is None:
+                        continue
+                    job = [name, str(nets or ""), str(points), str(steps), str(threads)]
+                    found.setdefault(tool, []).append(measure(tool, folder, job))
+            table = Table(
+                "tool",
+                "s a point",
+                "times ours",
+                "CPU s",
+                "times ours",
+                "mean bound",
+                "proved",
+                "peak MiB",
+            )
+            for tool, rows in found.items():
+                times = [
+                    text
+                    for kind in ("seconds", "cpu")
+                    for text in (
+                        f"{statistics.median(row[kind] for row in rows):.4f}",
+                        f"{statistics.median(_ratios(rows, found['ours'], kind)):.1f}",
+                    )
+                ]
+                table.add_row(
+                    tool,
+                    *times,
+                    f"{rows[0]['bound']:.4f} ({rows[0]['first']:.4f})",
+                    f"{rows[0]['proved']:.0f} of {rows[0]['points']:.0f}",
+                    f"{max(row['memory'] for row in rows):.0f}",
+                )
+            title = f"{name}, {method}, {threads} threads, median of {runs}"
+            console.print(title, table, f"In brackets: mean over the first {base_n} points.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Whether the operations that were read compute what the network computes, in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from robustkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from robustkit.certify.graph import Graph
+
+_WIDE = (torch.float32, torch.float64)
+
+
+def compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
+    """Refuse a graph that does not compute what the network computes.
+
+    Operations in place, views and dependence on the batch do not show in single nodes. Noise drawn
+    in the forward pass is traced as a constant: two passes must agree.
+    """
+    first = next(iter(model.parameters()), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, *shape, generator=generator)
+    # Far outside [0, 1] too: a clamp or a branch that is inactive on images must show.
+    x = torch.cat([x, 4 * x.flip(0) - 2]).to(first)
+    try:
+        answer, read = model(x.clone()), graph.values(x)[-1]
+        again = model(x.clone())
+        alike = torch.allclose(read, answer, rtol=1e-3, atol=1e-4 * (1 + float(answer.abs().max())))
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        alike, answer, again = False, x, x
+    fine = 64 * torch.finfo(answer.dtype).eps * (1 + float(answer.abs().max()))
+    if not torch.allclose(again, answer, rtol=0, atol=fine):
+        raise UsageError(
+            f"no bounds for {type(model).__name__}: two passes over the same input differ. Bounds "
+            "need a network without randomness and memory; attack it, or smooth it."
+        )
+    if not alike:
+        raise UsageError(
+            f"no bounds for {type(model).__name__}: evaluated operation by operation, it "
+            "returns other logits than when it is called. Avoid operations in place on values that "
+            "are used again, and dependence on other points of the batch."
+        )
+
+
+class _Types(TorchDispatchMode):
+    """Notes the first operation that returns numbers of less precision than float32."""
+
+    found = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and not self.found and _narrow(leaf):
+                self.found = f"{func} returns {str(leaf.dtype).removeprefix('torch.')}"
+        return result
+
+
+def _narrow(value: Tensor) -> bool:
+    numbers = value.dtype.is_floating_point or value.is_quantized
+    return numbers and value.dtype not in _WIDE
+
+
+def refuse_less_precision(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse a network that computes in less than float32: bounds would be of another function.
+
+    Bounds are computed with a copy in float64, in which autocast and casts do not show.
+
+    Raises:
+        UsageError: naming the operation.
+    """
+    narrow = next((key for key, value in model.state_dict().items() if _is_narrow(value)), "")
+    found = f"{narrow} is not float32" if narrow else ""
+    if not found:
+        first = next(iter(model.parameters()), torch.zeros(()))
+        with _Types() as types, torch.no_grad():
+            try:
+                model(torch.full((1, *shape), 0.5, dtype=torch.float32, device=first.device))
+            except (RuntimeError, TypeError, ValueError, IndexError):
+                return  # what it cannot run is refused with its reason when it is traced
+        found = types.found
+    if found:
+        raise UsageError(
+            f"no bounds for {type(model).__name__}: expected a forward pass in float32, but "
+            f"{found}. Remove autocast, casts and quantization, or smooth it."
+        )
+
+
+def _is_narrow(value: Any) -> bool:
+    return isinstance(value, Tensor) and _narrow(value)

@@ -1,0 +1,167 @@
+"""Windows instead of whole images, float32 instead of float64: the bounds are the same, or wider.
+
+The plain pass of whole coefficients, one point at a time and one sign after the other, is kept here
+as the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkit.certify.affine import ConvOp
+from robustkit.certify.crown import crown_margins
+from robustkit.certify.graph import Graph, trace
+from robustkit.certify.ibp import Box, input_box, intervals
+from robustkit.certify.linear_bounds import Problem, bound, bound_units
+from robustkit.certify.patches import one_hot
+from robustkit.core.threat import Threat
+from robustkit.errors import UsageError
+
+SHAPE = (2, 12, 11)
+THREATS = (Threat("linf", 0.04), Threat("l2", 0.5), Threat("l1", 1.5))
+
+
+class Residual(nn.Module):
+    """Batch normalization, a strided shortcut, a difference, a sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.one = nn.Conv2d(6, 8, 3, stride=2, padding=1)
+        self.two = nn.Conv2d(8, 8, 3, padding=1)
+        self.short = nn.Conv2d(6, 8, 1, stride=2)
+        self.head, self.last = nn.Conv2d(8, 4, 3), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x - 0.5)).relu()
+        x = (self.two(self.one(x).relu()) + self.short(x)).relu()
+        logits: Tensor = self.last(torch.sigmoid(self.head(x) * 2).flatten(1))
+        return logits
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, (3, 2), padding=(2, 1), dilation=(2, 1)),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1, groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(12),
+        nn.ReLU(),
+        nn.Linear(12, 5),
+    )
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {"residual": Residual, "plain": plain}
+
+
+def network(name: str) -> tuple[nn.Module, Graph, Tensor, Tensor]:
+    torch.manual_seed(2)
+    net = NETS[name]()
+    net(torch.rand(8, *SHAPE))
+    for layer in net.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.weight.data.mul_(3)  # so that bounds leave margins open
+    net = net.double().eval().requires_grad_(False)
+    x = torch.rand(5, *SHAPE, dtype=torch.float64)
+    return net, trace(net, SHAPE), x, net(x).argmax(1)
+
+
+def problem_of(graph: Graph, x: Tensor, threat: Threat, rounding: bool = False) -> Problem:
+    boxes = intervals(graph, input_box(x, threat), rounding=rounding, ball=(x, threat))
+    return Problem(graph, boxes, x, threat, rounding, {})
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=lambda t: t.norm)
+@pytest.mark.parametrize("name", NETS)
+def test_windows_give_the_bounds_of_whole_images(name: str, threat: Threat) -> None:
+    _, graph, x, _ = network(name)
+    problem = problem_of(graph, x, threat)
+    for index, node in enumerate(graph.nodes[1:], 1):
+        size = int(torch.tensor(node.shape).prod())
+        units = torch.randint(size, (len(x), 7), generator=torch.Generator().manual_seed(index))
+        found, _ = bound_units(problem, index, units, torch.float64)
+        rows = nn.functional.one_hot(units, size).double().view(len(x), 7, *node.shape)
+        torch.testing.assert_close(found.low, bound(problem, index, rows))
+        torch.testing.assert_close(found.high, -bound(problem, index, -rows))
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=lambda t: t.norm)
+@pytest.mark.parametrize("name", NETS)
+def test_float32_is_wider_by_a_little(name: str, threat: Threat) -> None:
+    _, graph, x, _ = network(name)
+    problem = problem_of(graph, x, threat, rounding=True)
+    for index, node in enumerate(graph.nodes[1:], 1):
+        units = torch.arange(int(torch.tensor(node.shape).prod()))[:40].expand(len(x), -1)
+        exact, _ = bound_units(problem, index, units, torch.float64)
+        single, _ = bound_units(problem, index, units, torch.float32)
+        assert bool((single.low <= exact.low).all())
+        assert bool((single.high >= exact.high).all())
+        torch.testing.assert_close(single.low, exact.low, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(single.high, exact.high, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("iterations", [0, 6])
+@pytest.mark.parametrize("rounding", [False, True])
+@pytest.mark.parametrize("name", NETS)
+def test_bounds_do_not_depend_on_the_batch(name: str, rounding: bool, iterations: int) -> None:
+    _, graph, x, y = network(name)
+
+    def margins(x: Tensor, y: Tensor) -> Tensor:
+        return crown_margins(
+            graph, x, y, THREATS[0], intermediate="crown", rounding=rounding, iterations=iterations
+        )
+
+    together = margins(x, y)
+    assert bool((together < 0).any())
+    order = torch.tensor([3, 0, 4, 2, 1])
+    apart = torch.cat([margins(x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+    # Float32 adds up in another order in another batch, by less than its slack.
+    close = 1e-4 if rounding or iterations else 1e-9
+    torch.testing.assert_close(together, apart, rtol=close, atol=close)
+    torch.testing.assert_close(together[order], margins(x[order], y[order]), rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_tightened_boxes_hold_every_value(name: str) -> None:
+    net, graph, x, y = network(name)
+    threat = THREATS[0]
+    boxes = intervals(graph, input_box(x, threat), rounding=True)
+    lower = crown_margins(graph, x, y, threat, intermediate="crown", rounding=True, boxes=boxes)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        step = torch.empty_like(x).uniform_(-1, 1, generator=draw).sign() * threat.eps
+        logits = net((x + step).clamp(0, 1))
+        assert bool((logits.gather(1, y[:, None]) - logits >= lower).all())
+
+
+def test_the_phases_of_a_stride_give_the_transposed_convolution() -> None:
+    layer = nn.Conv2d(9, 4, (4, 2), stride=2, padding=(1, 0)).double()
+    for shape in ((9, 12, 11), (9, 13, 12)):
+        op, x = ConvOp(layer, shape), torch.rand(1, *shape, dtype=torch.float64, requires_grad=True)
+        out = layer(x)
+        a = torch.rand(1, 3, *out.shape[1:], dtype=torch.float64)
+        rows = [torch.autograd.grad(out, x, a[:, i], retain_graph=True)[0] for i in range(3)]
+        assert op._by_phases(a.dtype)
+        torch.testing.assert_close(op.pull(a), torch.stack(rows, 1))
+
+
+def test_windows_over_the_edge_see_zeros() -> None:
+    rows = one_hot(torch.tensor([[0, 3]]), (1, 2, 2), torch.float64)
+    layer = nn.Conv2d(1, 1, 3, stride=2, padding=1).double()
+    seen = rows.pull(ConvOp(layer, (1, 4, 4))).windows(torch.ones(1, 1, 4, 4).double())
+    assert seen.sum((2, 3, 4)).tolist() == [[4.0, 9.0]]
+
+
+def test_a_box_without_the_point_is_refused() -> None:
+    _, graph, x, y = network("plain")
+    for threat in (Threat("linf", 0.1, lower=0.0, upper=0.5), Threat("linf", 0.1, 2.0, 3.0)):
+        with pytest.raises(UsageError, match="in the box"):
+            crown_margins(graph, x, y, threat)
+    assert isinstance(input_box(x, THREATS[0]), Box)
