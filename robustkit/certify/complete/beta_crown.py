@@ -1,0 +1,132 @@
+"""beta-CROWN: the bound of a subdomain, its slopes and multipliers optimized by projected Adam.
+
+Wang et al. 2021 (arXiv:2103.06624). A split s v ≥ 0 (s = ±1) adds −β s v to the objective, β ≥ 0.
+The bound holds for every α in [0, 1] and β ≥ 0, so that soundness does not depend on convergence;
+that of a subdomain without a point grows without limit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustkit.certify.complete.relaxation import Domain, Lines, Pass, Relaxation
+
+_RATES = (0.1, 0.05, 0.05)  # of α, β and γ; Wang et al. 2021
+_DECAY = 0.98
+CHUNK = 2**18  # numbers of one layer in one pass: what fits the second-level cache of a core
+
+
+class Splits(NamedTuple):
+    """The splits of every row: index of the ReLU [b, s] and sign; sign 0 fills shorter rows."""
+
+    unit: Tensor
+    sign: Tensor
+
+    @classmethod
+    def none(cls, like: Tensor) -> Splits:
+        """Return no splits for as many rows as `like` has."""
+        return cls(like.new_zeros(len(like), 1, dtype=torch.long), like.new_zeros(len(like), 1))
+
+    def intersect(self, domain: Domain) -> Domain:
+        """Return the domain with the intervals of the split units cut at zero."""
+        low = domain.low.expand(len(self.unit), -1).clone()
+        high = domain.high.expand(len(self.unit), -1).clone()
+        sign = self.sign.to(low)
+        low.scatter_reduce_(1, self.unit, torch.log((sign > 0).to(low)), "amax")
+        high.scatter_reduce_(1, self.unit, -torch.log((sign < 0).to(low)), "amin")
+        return domain._replace(low=low, high=high)
+
+
+class Objective(NamedTuple):
+    """What is bounded: `wanted` · (value of node `start`) + `fixed` · (inputs of ReLUs).
+
+    Attributes:
+        wanted: [b, *shape of the node].
+        fixed: [b, width].
+        scaled: `wanted` may be multiplied by any γ ≥ 0: it is not above zero at the inputs that
+            matter, where a counterexample is sought (Kotha et al. 2023, arXiv:2302.01404).
+    """
+
+    start: int
+    wanted: Tensor
+    fixed: Tensor | None = None
+    scaled: bool = False
+
+
+class Multipliers(NamedTuple):
+    """α [b, width] of the ReLUs, β [b, s] of the splits, γ [b] of the objective."""
+
+    alpha: Tensor
+    beta: Tensor
+    gamma: Tensor
+
+
+class Found(NamedTuple):
+    """The best bound of every row [b], the multipliers that gave it, and the last pass."""
+
+    bound: Tensor
+    best: Multipliers
+    run: Pass
+    inputs: Tensor
+
+
+def evaluate(
+    relaxation: Relaxation, domain: Domain, objective: Objective, splits: Splits,
+    at: Multipliers, lines: Lines | None = None,
+) -> Pass:  # fmt: skip
+    """Return the bound at these multipliers; `domain` is intersected with the splits already."""
+    if lines is None:
+        lines, at = _lines(domain, at)
+    added = torch.zeros_like(at.alpha)
+    if splits.unit.shape[1]:
+        added.scatter_add_(1, splits.unit, -splits.sign * at.beta)
+    if objective.fixed is not None:
+        added += objective.fixed
+    wanted = objective.wanted
+    if objective.scaled:
+        wanted = wanted * at.gamma.view(-1, *[1] * (wanted.ndim - 1))
+    return relaxation.descend(domain, lines, at.alpha, objective.start, wanted, added)
+
+
+def _lines(domain: Domain, at: Multipliers) -> tuple[Lines, Multipliers]:
+    width = at.alpha.shape[1]
+    lines = Lines.of(domain.low[:, :width], domain.high[:, :width])
+    clamped = torch.maximum(torch.minimum(at.alpha, lines.ceiling), lines.floor)
+    return lines, at._replace(alpha=clamped)
+
+
+def optimize(
+    relaxation: Relaxation, domain: Domain, objective: Objective, splits: Splits,
+    at: Multipliers, iterations: int,
+) -> Found:  # fmt: skip
+    """Maximize the bound of every row; `domain` is intersected with the splits already."""
+    lines, (alpha, beta, gamma) = _lines(domain, at)
+    now = Multipliers(alpha, beta.clone(), gamma.clone())
+    kept = Multipliers(*(part.clone() for part in now))
+    best = torch.full_like(gamma, -torch.inf)
+    rates = [{"params": [p], "lr": lr} for p, lr in zip(now, _RATES, strict=True)]
+    adam = torch.optim.Adam(rates, maximize=True, fused=True)
+    for step in range(iterations + 1):
+        run = evaluate(relaxation, domain, objective, splits, now, lines)
+        rows = (run.bound > best).nonzero().flatten()
+        best = torch.maximum(best, run.bound)
+        if step:
+            for whole, part in zip(kept, now, strict=True):
+                whole[rows] = part[rows]
+        inputs, values = relaxation.ascend(run, lines, now.alpha, objective.start)
+        if step == iterations or bool((best > 0).all()):
+            break
+        now.alpha.grad = relaxation.slopes_gradient(run, inputs)
+        now.beta.grad = -splits.sign * inputs.gather(1, splits.unit)
+        gain = (objective.wanted * values[objective.start]).flatten(1).sum(1)
+        now.gamma.grad = gain * objective.scaled
+        for group in adam.param_groups:
+            group["lr"] *= _DECAY if step else 1.0
+        adam.step()
+        torch.maximum(torch.minimum(now.alpha, lines.ceiling), lines.floor, out=now.alpha)
+        now.beta.clamp_min_(0)
+        now.gamma.clamp_min_(0)
+    return Found(best, kept, run, inputs)

@@ -1,0 +1,152 @@
+"""The root of a tree: one point's domain, in float64 with rounding, as tight as pays.
+
+Bounds inside the tree keep the root's intervals, so that every bit gained here is gained in every
+subdomain. Multipliers are optimized in float32; what counts is one pass in float64 with them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustkit.certify.affine import UNIT, widening
+from robustkit.certify.complete.beta_crown import (
+    CHUNK,
+    Multipliers,
+    Objective,
+    Splits,
+    evaluate,
+    optimize,
+)
+from robustkit.certify.complete.relaxation import Domain, Relaxation
+from robustkit.certify.graph import Graph
+from robustkit.certify.ibp import Box, input_box, intervals
+from robustkit.certify.operations import Input, Join, Sum
+from robustkit.certify.activations import Activation
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images
+
+
+class Prover(NamedTuple):
+    """One network in float32, for the search, and in float64, for what is believed."""
+
+    fast: Relaxation
+    exact: Relaxation
+
+    @classmethod
+    def of(cls, fast: Graph, exact: Graph, threat: Threat) -> Prover:
+        """Read both graphs; `threat` is enlarged by what float32 cannot express."""
+        return cls(Relaxation(fast, threat), Relaxation(exact, threat))
+
+
+class Root:
+    """Boxes of one point [1, *shape] in float64; they hold for float32 evaluations."""
+
+    def __init__(self, prover: Prover, x: Images, boxes: list[Box] | None = None) -> None:
+        self.prover, self.x = prover, x.double()
+        threat, graph = prover.exact.threat, prover.exact.graph
+        if boxes is None:
+            boxes = intervals(graph, input_box(self.x, threat), rounding=True,
+                              ball=(self.x, threat))  # fmt: skip
+        self.boxes = boxes
+        self.empty = False
+        self._exact: Domain | None = None
+        self._fast: Domain | None = None
+
+    def copy(self) -> Root:
+        """Return a root that is tightened by itself."""
+        return Root(self.prover, self.x, list(self.boxes))
+
+    def exact(self) -> Domain:
+        """Return the boxes as the passes need them, with the slack for rounding."""
+        if self._exact is None:
+            self._exact = self._domain()
+        return self._exact
+
+    def fast(self) -> Domain:
+        """Return the boxes in float32."""
+        if self._fast is None:
+            self._fast = self.exact().to(torch.float32)
+        return self._fast
+
+    def _domain(self) -> Domain:
+        spans = self.prover.exact.spans
+        low = torch.cat([self.boxes[i].low.flatten(1) for i in spans], 1)
+        high = torch.cat([self.boxes[i].high.flatten(1) for i in spans], 1)
+        return Domain(low, high, *self.boxes[0], self.x, self._slack())
+
+    def _slack(self) -> dict[int, Tensor]:
+        slack = {}
+        for at, (op, inputs, _) in enumerate(self.prover.exact.graph.nodes):
+            size = [torch.maximum(self.boxes[i].low.abs(), self.boxes[i].high.abs()) for i in inputs]
+            if isinstance(op, Sum):
+                low, high = self.boxes[at]
+                slack[at] = 2 * UNIT * torch.maximum(low.abs(), high.abs())
+            elif not isinstance(op, (Input, Join, Activation)):
+                off = widening(op, size[0])
+                if off.ndim:
+                    slack[at] = off
+        return slack
+
+    def set(self, index: int, low: Tensor, high: Tensor) -> None:
+        """Intersect the box of a node, and the intervals of all behind it."""
+        known = list(self.boxes)
+        known[index] = Box(
+            torch.maximum(known[index].low, low), torch.minimum(known[index].high, high)
+        )
+        threat = self.prover.exact.threat
+        fresh = intervals(
+            self.prover.exact.graph, known[0], rounding=True, ball=(self.x, threat), known=known
+        )
+        self.boxes, self._exact, self._fast = fresh, None, None
+        self.empty = self.empty or any(bool((b.low > b.high).any()) for b in fresh)
+
+    def tighten(
+        self, index: int, iterations: int, wanted: Tensor | None = None,
+        alpha: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Tighten the open units among the inputs `index` of ReLUs.
+
+        Args:
+            wanted: [1, k]: only inputs matter where this · logits ≤ 0.
+            alpha: the slopes to start from [1, width].
+        """
+        prover, span = self.prover, self.prover.exact.spans[index]
+        exact, fast = self.exact(), self.fast()
+        low, high = self.boxes[index]
+        units = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
+        if not len(units):
+            return
+        new = torch.stack([low.flatten(), -high.flatten()], 1)
+        rows = torch.cat([units * 2, units * 2 + 1])
+        graph = prover.exact.graph
+        largest = max(torch.Size(n.shape).numel() for n in graph.nodes)
+        for part in rows.split(max(1, CHUNK // largest)):
+            unit, sign = part // 2, 1.0 - 2 * (part % 2)
+            width = span.start if wanted is None else prover.exact.width
+            start = fast.low.new_zeros(len(part), low.numel())
+            start[torch.arange(len(part)), unit] = sign.float()
+            if wanted is None:
+                objective = Objective(index, start.view(-1, *low.shape[1:]))
+            else:
+                fixed = start.new_zeros(len(part), width)
+                fixed[:, span] = start
+                objective = Objective(prover.exact.last, wanted.float().expand(len(part), -1),
+                                      fixed, scaled=True)  # fmt: skip
+            first = (fast.high > -fast.low).float() if alpha is None else alpha.float()
+            begin = Multipliers(first[:, :width].expand(len(part), -1).clone(),
+                                start.new_zeros(len(part), 1), start.new_full((len(part),), 1.0))  # fmt: skip
+            none = Splits.none(start)
+            best = optimize(prover.fast, fast, objective, none, begin, iterations).best
+            sure = evaluate(
+                prover.exact, exact,
+                objective._replace(wanted=objective.wanted.double(),
+                                   fixed=None if objective.fixed is None else objective.fixed.double()),
+                Splits(none.unit, none.sign.double()), Multipliers(*(m.double() for m in best)),
+            )  # fmt: skip
+            flat = new.flatten()
+            flat[part] = torch.maximum(flat[part], sure.bound)
+            new = flat.view_as(new)
+        self.set(index, new[:, 0].view_as(low), -new[:, 1].view_as(high))
