@@ -51,13 +51,22 @@ class Root:
             boxes = intervals(graph, input_box(self.x, threat), rounding=True,
                               ball=(self.x, threat))  # fmt: skip
         self.boxes = boxes
-        self.empty = False
+        self.empty, self.depth = False, 0
         self._exact: Domain | None = None
         self._fast: Domain | None = None
 
     def copy(self) -> Root:
         """Return a root that is tightened by itself."""
         return Root(self.prover, self.x, list(self.boxes))
+
+    def cut(self, splits: Splits) -> None:
+        """Intersect the boxes with the splits [1, s]."""
+        inside = splits.intersect(self.exact())
+        for index, span in self.prover.exact.spans.items():
+            shape = self.boxes[index].low.shape
+            low, high = inside.low[:, span].view(shape), inside.high[:, span].view(shape)
+            self.boxes[index] = Box(low, high)
+        self.set(0, *self.boxes[0])
 
     def exact(self) -> Domain:
         """Return the boxes as the passes need them, with the slack for rounding."""
@@ -105,13 +114,14 @@ class Root:
 
     def tighten(
         self, index: int, iterations: int, wanted: Tensor | None = None,
-        alpha: Tensor | None = None,
+        at: Multipliers | None = None, splits: Splits | None = None,
     ) -> None:  # fmt: skip
         """Tighten the open units among the inputs `index` of ReLUs.
 
         Args:
             wanted: [1, k]: only inputs matter where this · logits ≤ 0.
-            alpha: the slopes to start from [1, width].
+            at: the multipliers of the margin's bound [1, ...], to start from.
+            splits: of the subdomain that this is the root of [1, s].
         """
         prover, span = self.prover, self.prover.exact.spans[index]
         exact, fast = self.exact(), self.fast()
@@ -135,16 +145,18 @@ class Root:
                 fixed[:, span] = start
                 objective = Objective(prover.exact.last, wanted.float().expand(len(part), -1),
                                       fixed, scaled=True)  # fmt: skip
-            first = (fast.high > -fast.low).float() if alpha is None else alpha.float()
+            first = (fast.high > -fast.low).float() if at is None else at.alpha
+            here = Splits.none(start) if splits is None else Splits(
+                *(part_.expand(len(part), -1) for part_ in splits))
+            beta = start.new_zeros(here.unit.shape) if splits is None else at.beta.expand(len(part), -1)
             begin = Multipliers(first[:, :width].expand(len(part), -1).clone(),
-                                start.new_zeros(len(part), 1), start.new_full((len(part),), 1.0))  # fmt: skip
-            none = Splits.none(start)
-            best = optimize(prover.fast, fast, objective, none, begin, iterations).best
+                                beta.clone(), start.new_full((len(part),), 1.0))  # fmt: skip
+            best = optimize(prover.fast, fast, objective, here, begin, iterations).best
             sure = evaluate(
                 prover.exact, exact,
                 objective._replace(wanted=objective.wanted.double(),
                                    fixed=None if objective.fixed is None else objective.fixed.double()),
-                Splits(none.unit, none.sign.double()), Multipliers(*(m.double() for m in best)),
+                Splits(here.unit, here.sign.double()), Multipliers(*(m.double() for m in best)),
             )  # fmt: skip
             flat = new.flatten()
             flat[part] = torch.maximum(flat[part], sure.bound)

@@ -6,6 +6,7 @@ Anytime: what is proved stays proved, and a budget that ends leaves the pair und
 from __future__ import annotations
 
 import heapq
+import os
 import itertools
 import time
 from collections.abc import Callable
@@ -65,8 +66,10 @@ class Options:
     iterations: int = 12
     first: int = 30
     filtered: int = 6
-    rounds: int = 4
-    retighten: int = 3
+    plan: str = "llfl"
+    replan: str = "l"
+    every: int = 4
+    tightening: int = 10
 
 
 class Tree:
@@ -96,34 +99,51 @@ class Tree:
             if self.budget.over():
                 return "undecided"
             picked = [heapq.heappop(self.heap)[2] for _ in range(min(self.size, len(self.heap)))]
+            deep = [leaf for leaf in picked if len(leaf.unit) - leaf.root.depth >= self.options.every]
+            if deep:
+                picked = [leaf for leaf in picked if not any(leaf is d for d in deep)]
+                for leaf in deep:
+                    self.replant(leaf)
+                if not picked:
+                    continue
             if self.expand(picked):
                 return "broken"
         return "proved"
 
     def prepare(self) -> bool:
         """Bound the root, tightening it round by round; return whether it stays open."""
-        root, wanted = self.root, self.wanted
-        spans = list(self.prover.fast.spans)
         none = Splits(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1))
-        before = -torch.inf
-        for step in range(self.options.rounds + 1):
+        alpha = (self.root.fast().high > -self.root.fast().low).float()
+        begin = Multipliers(alpha, torch.zeros(1, 1), torch.ones(1))
+        return self.settle(self.root, none, begin, self.options.plan)
+
+    def settle(self, root: Root, splits: Splits, at: Multipliers, plan: str) -> bool:
+        """Bound a root, tightening it as planned; return whether it stays open, in the pool."""
+        spans = list(self.prover.fast.spans)
+        for step in ("", *plan):
+            layers = {"": [], "l": spans[-1:], "f": spans[1:]}[step]
+            for index in layers:
+                root.tighten(index, self.options.tightening, self.wanted, at, splits)
+                if root.empty:
+                    return False
             domain = root.fast()
-            width = domain.low.shape[1]
-            alpha = (domain.high > -domain.low).float() if step == 0 else found.best.alpha
-            begin = Multipliers(alpha.view(1, width).clone(), torch.zeros(1, 1), torch.ones(1))
-            found = optimize(self.prover.fast, domain, self.objective(1), none, begin, self.options.first)
-            bound = float(found.bound)
-            if bound > MARGIN and self.sure(root, none, found.best)[0]:
+            found = optimize(self.prover.fast, domain, self.objective(1), splits,
+                             Multipliers(at.alpha.clone(), at.beta, torch.ones(1)), self.options.first)
+            at = found.best
+            if os.environ.get("TELL"): print("     ", step, len(splits.unit[0]), round(float(found.bound), 3), [int(((domain.low<0)&(domain.high>0))[:,s].sum()) for s in self.prover.fast.spans.values()], round(time.process_time(), 1))
+            if float(found.bound) > MARGIN and self.sure(root, splits, found.best)[0]:
                 return False
-            if step == self.options.rounds or bound - before < 0.02 * abs(bound):
-                break
-            before = bound
-            for index in spans[1:]:
-                root.tighten(index, 10, wanted, found.best.alpha)
-            if root.empty:
-                return False
-        self.push(root, domain, none, found, [0])
+        self.push(root, domain, splits, found, [0])
         return True
+
+    def replant(self, leaf: Leaf) -> bool:
+        """Give a subdomain tighter boxes of its own; return whether it stays open, in the pool."""
+        splits = Splits(leaf.unit[None], leaf.sign[None])
+        root = leaf.root.copy()
+        root.depth = len(leaf.unit)
+        root.cut(splits)
+        at = Multipliers(leaf.alpha[None].float(), leaf.beta[None], torch.ones(1))
+        return not root.empty and self.settle(root, splits, at, self.options.replan)
 
     def sure(self, root: Root, splits: Splits, at: Multipliers) -> Tensor:
         """Return where the bound is above zero in float64 with rounding [b]."""
