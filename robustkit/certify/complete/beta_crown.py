@@ -48,12 +48,19 @@ class Objective(NamedTuple):
         fixed: [b, width].
         scaled: `wanted` may be multiplied by any γ ≥ 0: it is not above zero at the inputs that
             matter, where a counterexample is sought (Kotha et al. 2023, arXiv:2302.01404).
+        target: subtracted from `wanted` · (value), and multiplied with it.
     """
 
     start: int
     wanted: Tensor
     fixed: Tensor | None = None
     scaled: bool = False
+    target: float = 0.0
+
+    def double(self) -> Objective:
+        """Return it in float64."""
+        fixed = None if self.fixed is None else self.fixed.double()
+        return self._replace(wanted=self.wanted.double(), fixed=fixed)
 
 
 class Multipliers(NamedTuple):
@@ -88,7 +95,8 @@ def evaluate(
     wanted = objective.wanted
     if objective.scaled:
         wanted = wanted * at.gamma.view(-1, *[1] * (wanted.ndim - 1))
-    return relaxation.descend(domain, lines, at.alpha, objective.start, wanted, added)
+    run = relaxation.descend(domain, lines, at.alpha, objective.start, wanted, added)
+    return run._replace(bound=run.bound - at.gamma * objective.target) if objective.target else run
 
 
 def _lines(domain: Domain, at: Multipliers) -> tuple[Lines, Multipliers]:
@@ -122,7 +130,7 @@ def optimize(
         now.alpha.grad = relaxation.slopes_gradient(run, inputs)
         now.beta.grad = -splits.sign * inputs.gather(1, splits.unit)
         gain = (objective.wanted * values[objective.start]).flatten(1).sum(1)
-        now.gamma.grad = gain * objective.scaled
+        now.gamma.grad = (gain - objective.target) * objective.scaled
         for group in adam.param_groups:
             group["lr"] *= _DECAY if step else 1.0
         adam.step()

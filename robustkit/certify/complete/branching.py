@@ -6,8 +6,6 @@ arXiv:2104.06718), filtered smart branching (kFSB) bounds both children of the f
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -38,7 +36,7 @@ def candidates(
     for score, part in ((area, (count + 1) // 2), (gap, count // 2)):
         value, unit = score.masked_fill(closed, -1.0).topk(part, dim=1)
         best.append(unit.masked_fill(value < 0, -1))
-        closed = closed.scatter(1, unit, True)  # noqa: FBT003
+        closed = closed.scatter(1, unit, True)
     return torch.cat(best, 1)
 
 
@@ -66,7 +64,7 @@ def choose(
     run = evaluate(
         relaxation,
         split.intersect(domain.rows(source)),
-        objective._replace(wanted=objective.wanted[source]),
+        objective._replace(wanted=objective.wanted[:1].expand(len(source), -1)),
         split,
         Multipliers(at.alpha[source], beta, at.gamma[source]),
     )

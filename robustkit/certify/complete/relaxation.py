@@ -17,7 +17,7 @@ from robustkit.certify.activations import Activation
 from robustkit.certify.affine import ConvOp
 from robustkit.certify.complete.transposed import Transposed
 from robustkit.certify.graph import Graph
-from robustkit.certify.operations import Input, Join, Sum
+from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 
@@ -101,7 +101,7 @@ class Relaxation:
     def applies(graph: Graph) -> bool:
         """Whether all that is not affine in the network is a ReLU."""
         return all(
-            op.name == "relu" if isinstance(op, Activation) else not type(op).__name__ == "MaxPool"
+            op.name == "relu" if isinstance(op, Activation) else not isinstance(op, MaxPool)
             for op, _, _ in graph.nodes
         )
 

@@ -6,11 +6,13 @@ subdomain. Multipliers are optimized in float32; what counts is one pass in floa
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from robustkit.certify.activations import Activation
 from robustkit.certify.affine import UNIT, widening
 from robustkit.certify.complete.beta_crown import (
     CHUNK,
@@ -24,7 +26,6 @@ from robustkit.certify.complete.relaxation import Domain, Relaxation
 from robustkit.certify.graph import Graph
 from robustkit.certify.ibp import Box, input_box, intervals
 from robustkit.certify.operations import Input, Join, Sum
-from robustkit.certify.activations import Activation
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 
@@ -66,6 +67,7 @@ class Root:
             shape = self.boxes[index].low.shape
             low, high = inside.low[:, span].view(shape), inside.high[:, span].view(shape)
             self.boxes[index] = Box(low, high)
+        self.depth = splits.unit.shape[1]
         self.set(0, *self.boxes[0])
 
     def exact(self) -> Domain:
@@ -89,12 +91,12 @@ class Root:
     def _slack(self) -> dict[int, Tensor]:
         slack = {}
         for at, (op, inputs, _) in enumerate(self.prover.exact.graph.nodes):
-            size = [torch.maximum(self.boxes[i].low.abs(), self.boxes[i].high.abs()) for i in inputs]
             if isinstance(op, Sum):
                 low, high = self.boxes[at]
                 slack[at] = 2 * UNIT * torch.maximum(low.abs(), high.abs())
             elif not isinstance(op, (Input, Join, Activation)):
-                off = widening(op, size[0])
+                low, high = self.boxes[inputs[0]]
+                off = widening(op, torch.maximum(low.abs(), high.abs()))
                 if off.ndim:
                     slack[at] = off
         return slack
@@ -113,52 +115,54 @@ class Root:
         self.empty = self.empty or any(bool((b.low > b.high).any()) for b in fresh)
 
     def tighten(
-        self, index: int, iterations: int, wanted: Tensor | None = None,
+        self, index: int, iterations: int, margin: Objective | None = None,
         at: Multipliers | None = None, splits: Splits | None = None,
     ) -> None:  # fmt: skip
         """Tighten the open units among the inputs `index` of ReLUs.
 
         Args:
-            wanted: [1, k]: only inputs matter where this · logits ≤ 0.
+            margin: of one row: only inputs matter where it is at most its target.
             at: the multipliers of the margin's bound [1, ...], to start from.
             splits: of the subdomain that this is the root of [1, s].
         """
-        prover, span = self.prover, self.prover.exact.spans[index]
-        exact, fast = self.exact(), self.fast()
         low, high = self.boxes[index]
         units = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
-        if not len(units):
-            return
-        new = torch.stack([low.flatten(), -high.flatten()], 1)
-        rows = torch.cat([units * 2, units * 2 + 1])
-        graph = prover.exact.graph
-        largest = max(torch.Size(n.shape).numel() for n in graph.nodes)
+        span = self.prover.exact.spans[index]
+        if self.empty or not len(units) or (margin is None and not span.start):
+            return  # affine in the input alone: the interval is exact
+        below = torch.stack([low.flatten(), -high.flatten()], 1).flatten()
+        rows = torch.cat([units * 2, units * 2 + 1])  # the unit, and minus the unit
+        largest = max(prod(node.shape) for node in self.prover.exact.graph.nodes)
         for part in rows.split(max(1, CHUNK // largest)):
-            unit, sign = part // 2, 1.0 - 2 * (part % 2)
-            width = span.start if wanted is None else prover.exact.width
-            start = fast.low.new_zeros(len(part), low.numel())
-            start[torch.arange(len(part)), unit] = sign.float()
-            if wanted is None:
-                objective = Objective(index, start.view(-1, *low.shape[1:]))
-            else:
-                fixed = start.new_zeros(len(part), width)
-                fixed[:, span] = start
-                objective = Objective(prover.exact.last, wanted.float().expand(len(part), -1),
-                                      fixed, scaled=True)  # fmt: skip
-            first = (fast.high > -fast.low).float() if at is None else at.alpha
-            here = Splits.none(start) if splits is None else Splits(
-                *(part_.expand(len(part), -1) for part_ in splits))
-            beta = start.new_zeros(here.unit.shape) if splits is None else at.beta.expand(len(part), -1)
-            begin = Multipliers(first[:, :width].expand(len(part), -1).clone(),
-                                beta.clone(), start.new_full((len(part),), 1.0))  # fmt: skip
-            best = optimize(prover.fast, fast, objective, here, begin, iterations).best
-            sure = evaluate(
-                prover.exact, exact,
-                objective._replace(wanted=objective.wanted.double(),
-                                   fixed=None if objective.fixed is None else objective.fixed.double()),
-                Splits(here.unit, here.sign.double()), Multipliers(*(m.double() for m in best)),
-            )  # fmt: skip
-            flat = new.flatten()
-            flat[part] = torch.maximum(flat[part], sure.bound)
-            new = flat.view_as(new)
+            found = self._bound(index, part, iterations, margin, at, splits)
+            below[part] = torch.maximum(below[part], found)
+        new = below.view(-1, 2)
         self.set(index, new[:, 0].view_as(low), -new[:, 1].view_as(high))
+
+    def _bound(
+        self, index: int, rows: Tensor, iterations: int, margin: Objective | None,
+        at: Multipliers | None, splits: Splits | None,
+    ) -> Tensor:  # fmt: skip
+        """Return lower bounds of units (even rows) and of minus units (odd rows), in float64."""
+        fast, exact, n = self.fast(), self.exact(), len(rows)
+        span, shape = self.prover.exact.spans[index], self.boxes[index].low.shape[1:]
+        width = span.start if margin is None else self.prover.exact.width
+        unit = fast.low.new_zeros(n, span.stop - span.start)
+        unit[torch.arange(n), rows // 2] = 1.0 - 2 * (rows % 2).float()
+        objective = Objective(index, unit.view(-1, *shape))
+        if margin is not None:
+            fixed = unit.new_zeros(n, width)
+            fixed[:, span] = unit
+            wanted = margin.wanted.expand(n, -1)
+            objective = margin._replace(wanted=wanted, fixed=fixed, scaled=True)
+        alpha = (fast.high > -fast.low).float() if at is None else at.alpha
+        here, beta = Splits.none(unit), unit.new_zeros(n, 1)
+        if at is not None and splits is not None:
+            here = Splits(splits.unit.expand(n, -1), splits.sign.expand(n, -1))
+            beta = at.beta.expand(n, -1)
+        begin = Multipliers(alpha[:, :width].expand(n, -1).clone(), beta, unit.new_ones(n))
+        best = optimize(self.prover.fast, fast, objective, here, begin, iterations).best
+        return evaluate(
+            self.prover.exact, exact, objective.double(), Splits(here.unit, here.sign.double()),
+            Multipliers(*(part.double() for part in best)),
+        ).bound  # fmt: skip

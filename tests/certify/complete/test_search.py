@@ -1,4 +1,4 @@
-"""Branch and bound is exact on tiny networks, sound on all, and does not depend on how it is cut."""
+"""Branch and bound is exact on tiny networks and sound on all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from robustkit.certify.complete.search import Budget, Options, Outcome, Tree
-from robustkit.certify.complete.beta_crown import Multipliers, Objective, Splits, optimize
 from robustkit.certify.complete.root import Prover, Root
+from robustkit.certify.complete.search import Budget, Options, Outcome, Tree
 from robustkit.certify.graph import trace
 from robustkit.core.threat import Threat
 
@@ -61,7 +60,7 @@ def _search(
     with torch.no_grad():
         graphs = trace(model, shape), trace(copy.deepcopy(model).double(), shape)
         prover = Prover.of(*graphs, threat)
-        tree = Tree(prover, Root(prover, x), wanted, Options(**options), Budget(nodes=nodes),
+        tree = Tree(prover, Root(prover, x), wanted, 0.0, Options(**options), Budget(nodes=nodes),
                     lambda z: bool((model(z).argmax(1) != label).any()))  # fmt: skip
         return tree.run()
 

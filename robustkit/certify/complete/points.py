@@ -1,0 +1,86 @@
+"""One point after the other: cheap bounds for all classes, then a tree for each that stays open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustkit.certify.complete.beta_crown import Multipliers, Objective, Splits, optimize
+from robustkit.certify.complete.counterexample import Breaker
+from robustkit.certify.complete.root import Prover, Root
+from robustkit.certify.complete.search import MARGIN, Budget, Options, Outcome, Tree, sure
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images
+
+
+class Verified(NamedTuple):
+    """What became of a point, after how many subdomains; `example` is believed to break it."""
+
+    outcome: Outcome
+    nodes: int
+    example: Images | None = None
+    open: int = 0
+
+
+@dataclass(frozen=True)
+class PointVerifier:
+    """Verifies points of one network.
+
+    Attributes:
+        model: decides whether an input breaks a point; it may be more than the bounded network.
+        target: margins must exceed this for a proof (0 but for mixtures).
+    """
+
+    prover: Prover
+    model: Callable[[Images], Tensor]
+    threat: Threat
+    options: Options = field(default_factory=Options)
+    target: float = 0.0
+
+    def verify(self, x: Images, y: int, budget: Budget) -> Verified:
+        """Verify one point x [1, *f], within a budget."""
+        with torch.no_grad():
+            return self._verify(x, y, budget)
+
+    def _verify(self, x: Images, y: int, budget: Budget) -> Verified:
+        root = Root(self.prover, x)
+        rows = self._wanted(y)
+        spans = list(self.prover.fast.spans)
+        for iterations in (0, self.options.tightening):
+            for index in spans:
+                root.tighten(index, iterations)
+            open_rows, _ = self._open(root, rows)
+            rows = rows[open_rows]
+            if not len(rows):
+                return Verified("proved", 0)
+        breaker = Breaker(self.model, x, y, self.threat)
+        outcome: Outcome = "proved"
+        for count, row in enumerate(rows):
+            tree = Tree(self.prover, root.copy(), row[None], self.target, self.options, budget,
+                        breaker)  # fmt: skip
+            outcome = tree.run()
+            if outcome != "proved":  # one class that fails decides the point
+                return Verified(outcome, budget.used, breaker.example, len(rows) - count)
+        return Verified(outcome, budget.used)
+
+    def _wanted(self, y: int) -> Tensor:
+        """Return e_y − e_j for every other class j [k − 1, k]."""
+        eye = torch.eye(self.prover.fast.graph.nodes[-1].shape[0])
+        return torch.cat([eye[y] - eye[:y], eye[y] - eye[y + 1 :]])
+
+    def _open(self, root: Root, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which margins alpha-CROWN does not prove, the worst first, and their bounds."""
+        fast, domain, n = self.prover.fast, root.fast(), len(rows)
+        objective = Objective(fast.last, rows, target=self.target)
+        alpha = (domain.high > -domain.low).float().expand(n, -1).clone()
+        begin = Multipliers(alpha, rows.new_zeros(n, 1), rows.new_ones(n))
+        none = Splits.none(rows)
+        found = optimize(fast, domain, objective, none, begin, self.options.first)
+        proved = found.bound > MARGIN
+        proved = proved & sure(self.prover, root, objective, none, found.best)
+        order = found.bound.argsort()
+        return order[~proved[order]], found.bound
