@@ -72,12 +72,11 @@ class Multipliers(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The best bound of every row [b], the multipliers that gave it, and the last pass."""
+    """The best bound of every row [b], multipliers near it, and the last pass."""
 
     bound: Tensor
     best: Multipliers
     run: Pass
-    inputs: Tensor
 
 
 def evaluate(
@@ -108,33 +107,41 @@ def _lines(domain: Domain, at: Multipliers) -> tuple[Lines, Multipliers]:
 
 def optimize(
     relaxation: Relaxation, domain: Domain, objective: Objective, splits: Splits,
-    at: Multipliers, iterations: int,
+    at: Multipliers, iterations: int, enough: float = torch.inf,
 ) -> Found:  # fmt: skip
-    """Maximize the bound of every row; `domain` is intersected with the splits already."""
+    """Maximize the bound of every row; `domain` is intersected with the splits already.
+
+    Rows above `enough` keep the multipliers that brought them there, others the last.
+    """
     lines, (alpha, beta, gamma) = _lines(domain, at)
     now = Multipliers(alpha, beta.clone(), gamma.clone())
-    kept = Multipliers(*(part.clone() for part in now))
+    kept: Multipliers | None = None
     best = torch.full_like(gamma, -torch.inf)
     rates = [{"params": [p], "lr": lr} for p, lr in zip(now, _RATES, strict=True)]
     adam = torch.optim.Adam(rates, maximize=True, fused=True)
     for step in range(iterations + 1):
         run = evaluate(relaxation, domain, objective, splits, now, lines)
-        rows = (run.bound > best).nonzero().flatten()
+        crossed = ((best <= enough) & (run.bound > enough)).nonzero().flatten()
         best = torch.maximum(best, run.bound)
-        if step:
+        if len(crossed):
+            kept = kept or Multipliers(*(part.clone() for part in now))
             for whole, part in zip(kept, now, strict=True):
-                whole[rows] = part[rows]
-        inputs, values = relaxation.ascend(run, lines, now.alpha, objective.start)
-        if step == iterations or bool((best > 0).all()):
+                whole[crossed] = part[crossed]
+        if step == iterations or bool((best > enough).all()):
             break
-        now.alpha.grad = relaxation.slopes_gradient(run, inputs)
-        now.beta.grad = -splits.sign * inputs.gather(1, splits.unit)
-        gain = (objective.wanted * values[objective.start]).flatten(1).sum(1)
-        now.gamma.grad = (gain - objective.target) * objective.scaled
+        up = relaxation.ascend(run, lines, now.alpha, objective.start)
+        now.alpha.grad = up.slopes
+        now.beta.grad = -splits.sign * up.inputs.gather(1, splits.unit)
+        gain = (objective.wanted * up.output).flatten(1).sum(1) - objective.target
+        now.gamma.grad = gain * objective.scaled
         for group in adam.param_groups:
             group["lr"] *= _DECAY if step else 1.0
         adam.step()
         torch.maximum(torch.minimum(now.alpha, lines.ceiling), lines.floor, out=now.alpha)
         now.beta.clamp_min_(0)
         now.gamma.clamp_min_(0)
-    return Found(best, kept, run, inputs)
+    if kept is not None:
+        still = (best <= enough).nonzero().flatten()
+        for whole, part in zip(kept, now, strict=True):
+            whole[still] = part[still]
+    return Found(best, kept or now, run)

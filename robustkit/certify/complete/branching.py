@@ -22,10 +22,11 @@ def candidates(
     where fewer units are open.
     """
     lines = Lines.of(domain.low, domain.high)
-    area, gap = torch.zeros_like(found.inputs), torch.zeros_like(found.inputs)
+    inputs = relaxation.ascend(found.run, lines, found.best.alpha, relaxation.last).inputs
+    area, gap = torch.zeros_like(inputs), torch.zeros_like(inputs)
     for at, (a, up, mask) in found.run.through.items():
         span = relaxation.spans[relaxation.graph.nodes[at].inputs[0]]
-        v, intercept = found.inputs[:, span], lines.intercept[:, span]
+        v, intercept = inputs[:, span], lines.intercept[:, span]
         area[:, span] += (up - a) * intercept
         upper = torch.addcmul(intercept, lines.chord[:, span], v)
         relaxed = torch.lerp(upper, found.best.alpha[:, span] * v, mask)

@@ -83,6 +83,17 @@ class Pass(NamedTuple):
     through: dict[int, tuple[Tensor, Tensor, Tensor]]
 
 
+class Ascent(NamedTuple):
+    """The inputs of ReLUs in the relaxed network, which are the derivatives by what is added there.
+
+    `slopes`: the derivatives by α [b, width]; `output`: the value of the node that was bounded.
+    """
+
+    inputs: Tensor
+    slopes: Tensor
+    output: Tensor
+
+
 class Relaxation:
     """A network of affine operations, sums, concatenations and ReLUs, read for many passes."""
 
@@ -178,41 +189,30 @@ class Relaxation:
         minimizer = torch.lerp(corner, inside, (ball > least).to(a.dtype)[:, None])
         return torch.maximum(ball, least), minimizer.view_as(a)
 
-    def ascend(
-        self, run: Pass, lines: Lines, alpha: Tensor, start: int
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Evaluate the relaxed network at the minimizer: the inputs of all ReLUs, and all nodes.
-
-        They are the derivatives of the bound by what is added to the coefficients there.
-        """
+    def ascend(self, run: Pass, lines: Lines, alpha: Tensor, start: int) -> Ascent:
+        """Evaluate the relaxed network at the minimizer, for the derivatives of the bound."""
         values: dict[int, Tensor] = {}
-        inputs_of_relus = alpha.new_zeros(len(run.bound), alpha.shape[1])
-        for at, (op, inputs, _) in enumerate(self.graph.nodes[: start + 1]):
+        inputs = alpha.new_zeros(len(run.bound), alpha.shape[1])
+        slopes = torch.zeros_like(inputs)
+        for at, (op, sources, _) in enumerate(self.graph.nodes[: start + 1]):
             if isinstance(op, Input):
                 values[at] = run.minimizer
             elif isinstance(op, Activation):
                 if at not in run.through:
                     continue
-                v, span = values[inputs[0]], self.spans[inputs[0]]
-                flat, mask = v.flatten(1), run.through[at][2]
+                v, span = values[sources[0]], self.spans[sources[0]]
+                (_, up, mask), flat = run.through[at], v.flatten(1)
+                slopes[:, span].addcmul_(up, flat)
                 upper = torch.addcmul(lines.intercept[:, span], lines.chord[:, span], flat)
-                values[at] = torch.lerp(upper, alpha[:, span] * flat, mask).view_as(v)
-            elif all(i in values for i in inputs):
+                values[at] = upper.lerp_(alpha[:, span] * flat, mask).view_as(v)
+            elif all(i in values for i in sources):
                 if isinstance(op, Sum):
-                    values[at] = values[inputs[0]] + op.sign * values[inputs[1]]
+                    values[at] = values[sources[0]] + op.sign * values[sources[1]]
                 elif isinstance(op, Join):
-                    values[at] = torch.cat([values[i] for i in inputs], op.axis)
+                    values[at] = torch.cat([values[i] for i in sources], op.axis)
                 else:
-                    values[at] = op.forward(values[inputs[0]])  # type: ignore[union-attr]
-            span = self.spans.get(at)
-            if span is not None and at in values and span.stop <= alpha.shape[1]:
-                inputs_of_relus[:, span] = values[at].flatten(1)
-        return inputs_of_relus, values
-
-    def slopes_gradient(self, run: Pass, inputs: Tensor) -> Tensor:
-        """Return the derivative of the bound by α [b, width]."""
-        gradient = torch.zeros_like(inputs)
-        for at, (_, up, _) in run.through.items():
-            span = self.spans[self.graph.nodes[at].inputs[0]]
-            gradient[:, span] += up * inputs[:, span]
-        return gradient
+                    values[at] = op.forward(values[sources[0]])  # type: ignore[union-attr]
+            span_here = self.spans.get(at)
+            if span_here is not None and at in values and span_here.stop <= alpha.shape[1]:
+                inputs[:, span_here] = values[at].flatten(1)
+        return Ascent(inputs, slopes, values[start])

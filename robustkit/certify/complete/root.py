@@ -161,8 +161,9 @@ class Root:
             here = Splits(splits.unit.expand(n, -1), splits.sign.expand(n, -1))
             beta = at.beta.expand(n, -1)
         begin = Multipliers(alpha[:, :width].expand(n, -1).clone(), beta, unit.new_ones(n))
-        best = optimize(self.prover.fast, fast, objective, here, begin, iterations).best
+        if iterations:
+            begin = optimize(self.prover.fast, fast, objective, here, begin, iterations).best
         return evaluate(
             self.prover.exact, exact, objective.double(), Splits(here.unit, here.sign.double()),
-            Multipliers(*(part.double() for part in best)),
+            Multipliers(*(part.double() for part in begin)),
         ).bound  # fmt: skip

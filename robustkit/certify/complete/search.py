@@ -79,7 +79,7 @@ class Options:
         every: splits after which a subdomain gets boxes of its own, tightened by `replan`.
     """
 
-    plan: str = "llfl"
+    plan: str = "lll"
     first: int = 30
     tightening: int = 10
     iterations: int = 12
@@ -148,7 +148,9 @@ class Tree:
                 return
             domain, begin = root.fast(), at._replace(gamma=torch.ones_like(at.gamma))
             objective = self._objective(1)
-            found = optimize(self.prover.fast, domain, objective, splits, begin, self.options.first)
+            found = optimize(
+                self.prover.fast, domain, objective, splits, begin, self.options.first, MARGIN
+            )
             at = found.best
             if float(found.bound) > MARGIN and sure(self.prover, root, objective, splits, at)[0]:
                 return
@@ -161,7 +163,7 @@ class Tree:
         part = Splits(splits.unit[rows], splits.sign[rows])
         begin, objective = Multipliers(*(p[rows] for p in at)), self._objective(len(rows))
         inside = part.intersect(root.fast())
-        found = optimize(self.prover.fast, inside, objective, part, begin, _LINEAR)
+        found = optimize(self.prover.fast, inside, objective, part, begin, _LINEAR, MARGIN)
         proved = sure(self.prover, root, objective, part, found.best)
         self.stuck = self.stuck or not bool(proved.all())
         self.breaks(found.run.minimizer)
@@ -212,7 +214,7 @@ class Tree:
         split, parent = children(splits, unit)
         inside, objective = split.intersect(domain), self._objective(len(parent))
         begin = Multipliers(at.alpha[parent], F.pad(at.beta[parent], (0, 1)), at.gamma[parent])
-        found = optimize(fast, inside, objective, split, begin, self.options.iterations)
+        found = optimize(fast, inside, objective, split, begin, self.options.iterations, MARGIN)
         self.budget.used += len(parent)
         proved = found.bound > MARGIN
         if bool(proved.any()):

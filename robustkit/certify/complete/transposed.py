@@ -41,7 +41,8 @@ class Transposed:
         """Whether this form exists, and does less than about twice the arithmetic."""
         c = op.layer
         square = isinstance(c, nn.Conv2d) and c.stride[0] == c.stride[1]
-        return square and c.groups == 1 and c.dilation == (1, 1) and 1 < c.stride[0] <= 4
+        small = c.weight.dtype == torch.float32  # float64 has no fast convolution
+        return small and square and c.groups == 1 and c.dilation == (1, 1) and 1 < c.stride[0] <= 4
 
     def _taps(self, phase: int, pad: int, kernel: int) -> list[tuple[int, int]]:
         """List (distance j − i, kernel index) of a phase."""
