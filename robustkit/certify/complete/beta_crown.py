@@ -119,7 +119,8 @@ def optimize(
     best = torch.full_like(gamma, -torch.inf)
     rates = [{"params": [p], "lr": lr} for p, lr in zip(now, _RATES, strict=True)]
     adam = torch.optim.Adam(rates, maximize=True, fused=True)
-    for step in range(iterations + 1):
+    step = 0
+    while True:
         run = evaluate(relaxation, domain, objective, splits, now, lines)
         crossed = ((best <= enough) & (run.bound > enough)).nonzero().flatten()
         best = torch.maximum(best, run.bound)
@@ -136,6 +137,7 @@ def optimize(
         now.gamma.grad = gain * objective.scaled
         for group in adam.param_groups:
             group["lr"] *= _DECAY if step else 1.0
+        step += 1
         adam.step()
         torch.maximum(torch.minimum(now.alpha, lines.ceiling), lines.floor, out=now.alpha)
         now.beta.clamp_min_(0)

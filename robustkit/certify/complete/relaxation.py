@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from robustkit.certify.activations import Activation
-from robustkit.certify.affine import ConvOp
+from robustkit.certify.affine import AverageOp, ConvOp, LinearOp, ScaleOp
 from robustkit.certify.complete.transposed import Transposed
 from robustkit.certify.graph import Graph
-from robustkit.certify.operations import Input, Join, MaxPool, Sum
+from robustkit.certify.operations import Input, Join, Sum
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
+
+_LINEAR = (Input, Sum, Join, LinearOp, ConvOp, ScaleOp, AverageOp)
 
 
 class Domain(NamedTuple):
@@ -40,20 +42,22 @@ class Domain(NamedTuple):
     x: Images
     slack: dict[int, Tensor]
 
+    def _map(self, change: Callable[[Tensor], Tensor], *, slack: bool = True) -> Domain:
+        kept = {at: change(part) for at, part in self.slack.items()} if slack else {}
+        return Domain(change(self.low), change(self.high), change(self.x_low),
+                      change(self.x_high), change(self.x), kept)  # fmt: skip
+
     def rows(self, index: Tensor) -> Domain:
         """Return the domains of some rows."""
-        slack = {at: part[index] for at, part in self.slack.items()}
-        return Domain(*(part[index] for part in self[:5]), slack)
+        return self._map(lambda part: part[index])
 
     def expand(self, rows: int) -> Domain:
         """Return the domain of one row for many, without a copy."""
-        wide = (part.expand(rows, *part.shape[1:]) for part in self[:5])
-        slack = {at: part.expand(rows, *part.shape[1:]) for at, part in self.slack.items()}
-        return Domain(*wide, slack)
+        return self._map(lambda part: part.expand(rows, *part.shape[1:]))
 
     def to(self, dtype: torch.dtype) -> Domain:
         """Return the domains in another precision, without slack."""
-        return Domain(*(part.to(dtype) for part in self[:5]), {})
+        return self._map(lambda part: part.to(dtype), slack=False)
 
 
 class Lines(NamedTuple):
@@ -112,7 +116,7 @@ class Relaxation:
     def applies(graph: Graph) -> bool:
         """Whether all that is not affine in the network is a ReLU."""
         return all(
-            op.name == "relu" if isinstance(op, Activation) else not isinstance(op, MaxPool)
+            op.name == "relu" if isinstance(op, Activation) else isinstance(op, _LINEAR)
             for op, _, _ in graph.nodes
         )
 

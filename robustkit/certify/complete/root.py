@@ -29,6 +29,8 @@ from robustkit.certify.operations import Input, Join, Sum
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 
+_ROUNDING = 1e-9  # of float64 over a pass, many times over
+
 
 class Prover(NamedTuple):
     """One network in float32, for the search, and in float64, for what is believed."""
@@ -52,23 +54,13 @@ class Root:
             boxes = intervals(graph, input_box(self.x, threat), rounding=True,
                               ball=(self.x, threat))  # fmt: skip
         self.boxes = boxes
-        self.empty, self.depth = False, 0
+        self.empty = False
         self._exact: Domain | None = None
         self._fast: Domain | None = None
 
     def copy(self) -> Root:
         """Return a root that is tightened by itself."""
         return Root(self.prover, self.x, list(self.boxes))
-
-    def cut(self, splits: Splits) -> None:
-        """Intersect the boxes with the splits [1, s]."""
-        inside = splits.intersect(self.exact())
-        for index, span in self.prover.exact.spans.items():
-            shape = self.boxes[index].low.shape
-            low, high = inside.low[:, span].view(shape), inside.high[:, span].view(shape)
-            self.boxes[index] = Box(low, high)
-        self.depth = splits.unit.shape[1]
-        self.set(0, *self.boxes[0])
 
     def exact(self) -> Domain:
         """Return the boxes as the passes need them, with the slack for rounding."""
@@ -111,19 +103,22 @@ class Root:
         fresh = intervals(
             self.prover.exact.graph, known[0], rounding=True, ball=(self.x, threat), known=known
         )
-        self.boxes, self._exact, self._fast = fresh, None, None
-        self.empty = self.empty or any(bool((b.low > b.high).any()) for b in fresh)
+        # Bounds that cross by rounding alone prove nothing.
+        self.empty = self.empty or any(
+            bool((low - high > _ROUNDING * (1 + high.abs())).any()) for low, high in fresh
+        )
+        self.boxes = [Box(torch.minimum(*box), torch.maximum(*box)) for box in fresh]
+        self._exact = self._fast = None
 
     def tighten(
         self, index: int, iterations: int, margin: Objective | None = None,
-        at: Multipliers | None = None, splits: Splits | None = None,
+        at: Multipliers | None = None,
     ) -> None:  # fmt: skip
         """Tighten the open units among the inputs `index` of ReLUs.
 
         Args:
             margin: of one row: only inputs matter where it is at most its target.
             at: the multipliers of the margin's bound [1, ...], to start from.
-            splits: of the subdomain that this is the root of [1, s].
         """
         low, high = self.boxes[index]
         units = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
@@ -134,14 +129,14 @@ class Root:
         rows = torch.cat([units * 2, units * 2 + 1])  # the unit, and minus the unit
         largest = max(prod(node.shape) for node in self.prover.exact.graph.nodes)
         for part in rows.split(max(1, CHUNK // largest)):
-            found = self._bound(index, part, iterations, margin, at, splits)
+            found = self._bound(index, part, iterations, margin, at)
             below[part] = torch.maximum(below[part], found)
         new = below.view(-1, 2)
         self.set(index, new[:, 0].view_as(low), -new[:, 1].view_as(high))
 
     def _bound(
         self, index: int, rows: Tensor, iterations: int, margin: Objective | None,
-        at: Multipliers | None, splits: Splits | None,
+        at: Multipliers | None,
     ) -> Tensor:  # fmt: skip
         """Return lower bounds of units (even rows) and of minus units (odd rows), in float64."""
         fast, exact, n = self.fast(), self.exact(), len(rows)
@@ -156,14 +151,13 @@ class Root:
             wanted = margin.wanted.expand(n, -1)
             objective = margin._replace(wanted=wanted, fixed=fixed, scaled=True)
         alpha = (fast.high > -fast.low).float() if at is None else at.alpha
-        here, beta = Splits.none(unit), unit.new_zeros(n, 1)
-        if at is not None and splits is not None:
-            here = Splits(splits.unit.expand(n, -1), splits.sign.expand(n, -1))
-            beta = at.beta.expand(n, -1)
-        begin = Multipliers(alpha[:, :width].expand(n, -1).clone(), beta, unit.new_ones(n))
+        none = Splits.none(unit)
+        begin = Multipliers(
+            alpha[:, :width].expand(n, -1).clone(), unit.new_zeros(n, 1), unit.new_ones(n)
+        )
         if iterations:
-            begin = optimize(self.prover.fast, fast, objective, here, begin, iterations).best
+            begin = optimize(self.prover.fast, fast, objective, none, begin, iterations).best
         return evaluate(
-            self.prover.exact, exact, objective.double(), Splits(here.unit, here.sign.double()),
+            self.prover.exact, exact, objective.double(), Splits(none.unit, none.sign.double()),
             Multipliers(*(part.double() for part in begin)),
         ).bound  # fmt: skip

@@ -33,6 +33,7 @@ from robustkit.certify.complete.root import Prover, Root
 from robustkit.core.types import Images
 
 Outcome: TypeAlias = Literal["proved", "broken", "undecided"]
+_POOL = 2**30  # ReLUs of all open subdomains: about 3 GiB
 _LINEAR = 300  # steps of Adam where nothing is left to split
 MARGIN = 1e-4  # what float32 must find above the target before float64 is asked
 
@@ -56,14 +57,12 @@ class Budget:
 
 
 class Leaf(NamedTuple):
-    """An open subdomain: its splits, the multipliers of its bound, and what to split next."""
+    """An open subdomain: its splits, the multipliers of its bound, and units to split next."""
 
-    root: Root
     unit: Tensor
     sign: Tensor
     alpha: Tensor
     beta: Tensor
-    bound: float
     units: Tensor
 
 
@@ -76,7 +75,6 @@ class Options:
         first, tightening, iterations: steps of Adam at the root, for each of its intermediate
             bounds, and in each subdomain.
         filtered: units whose children are bounded before one is chosen.
-        every: splits after which a subdomain gets boxes of its own, tightened by `replan`.
     """
 
     plan: str = "lll"
@@ -84,8 +82,6 @@ class Options:
     tightening: int = 10
     iterations: int = 12
     filtered: int = 6
-    every: int = 10**6
-    replan: str = "l"
 
 
 def sure(
@@ -121,81 +117,46 @@ class Tree:
 
     def run(self) -> Outcome:
         """Search until the margin is proved, an input breaks it, or the budget is over."""
-        domain = self.root.fast()
-        alpha = (domain.high > -domain.low).float()
-        none = Splits.none(alpha)
-        begin = Multipliers(alpha, alpha.new_zeros(1, 1), alpha.new_ones(1))
-        self._settle(self.root, none, begin, self.options.plan)
+        self._start()
         while self.heap:
-            if self.budget.over():
+            # Memory is a budget too.
+            if self.budget.over() or len(self.heap) * self.prover.fast.width > _POOL:
                 return "undecided"
             count = min(self.size, len(self.heap))
-            picked = self._replant([heapq.heappop(self.heap)[2] for _ in range(count)])
-            groups: dict[int, list[Leaf]] = {}
-            for leaf in picked:
-                groups.setdefault(id(leaf.root), []).append(leaf)
-            if any([self._expand(group) for group in groups.values()]):
+            if self._expand([heapq.heappop(self.heap)[2] for _ in range(count)]):
                 return "broken"
         return "undecided" if self.stuck else "proved"
 
-    def _settle(self, root: Root, splits: Splits, at: Multipliers, plan: str) -> None:
-        """Bound a root, tightening it as planned; into the pool with it if it stays open."""
-        spans = list(self.prover.fast.spans)
-        for step in ("", *plan):
-            for index in {"": [], "l": spans[-1:], "f": spans}[step]:
-                root.tighten(index, self.options.tightening, self._objective(1), at, splits)
-            if root.empty:
+    def _start(self) -> None:
+        """Bound the root, tightening it as planned; into the pool with it if it stays open."""
+        fast, root, objective = self.prover.fast, self.root, self._objective(1)
+        layers, alpha = list(fast.spans), (root.fast().high > -root.fast().low).float()
+        none, at = Splits.none(alpha), Multipliers(alpha, alpha.new_zeros(1, 1), alpha.new_ones(1))
+        for step in ("", *self.options.plan):
+            for index in {"": [], "l": layers[-1:], "f": layers}[step]:
+                root.tighten(index, self.options.tightening, objective, at)
+            if root.empty:  # no input of the ball has a margin that is not above the target
                 return
-            domain, begin = root.fast(), at._replace(gamma=torch.ones_like(at.gamma))
-            objective = self._objective(1)
-            found = optimize(
-                self.prover.fast, domain, objective, splits, begin, self.options.first, MARGIN
-            )
+            at = at._replace(gamma=torch.ones_like(at.gamma))
+            found = optimize(fast, root.fast(), objective, none, at, self.options.first, MARGIN)
             at = found.best
-            if float(found.bound) > MARGIN and sure(self.prover, root, objective, splits, at)[0]:
+            if float(found.bound) > MARGIN and sure(self.prover, root, objective, none, at)[0]:
                 return
             if self.budget.over():
                 break
-        self._push(root, domain, splits, found, [0])
+        self._push(root.fast(), none, found, [0])
 
-    def _linear(self, root: Root, splits: Splits, at: Multipliers, rows: Tensor) -> None:
-        """Bound subdomains whose units are all decided; those that stay open end the search."""
-        part = Splits(splits.unit[rows], splits.sign[rows])
-        begin, objective = Multipliers(*(p[rows] for p in at)), self._objective(len(rows))
-        inside = part.intersect(root.fast())
-        found = optimize(self.prover.fast, inside, objective, part, begin, _LINEAR, MARGIN)
-        proved = sure(self.prover, root, objective, part, found.best)
-        self.stuck = self.stuck or not bool(proved.all())
-        self.breaks(found.run.minimizer)
-
-    def _replant(self, leaves: list[Leaf]) -> list[Leaf]:
-        """Give deep subdomains boxes of their own; return those that keep their root's."""
-        kept = []
-        for leaf in leaves:
-            if len(leaf.unit) - leaf.root.depth < self.options.every:
-                kept.append(leaf)
-                continue
-            splits, root = Splits(leaf.unit[None], leaf.sign[None]), leaf.root.copy()
-            root.cut(splits)
-            at = Multipliers(leaf.alpha[None].float(), leaf.beta[None], torch.ones(1))
-            if not root.empty:
-                self._settle(root, splits, at, self.options.replan)
-        return kept
-
-    def _push(
-        self, root: Root, domain: Domain, splits: Splits, found: Found, rows: list[int]
-    ) -> None:
+    def _push(self, domain: Domain, splits: Splits, found: Found, rows: list[int]) -> None:
         units = candidates(self.prover.fast, domain, found, splits, self.options.filtered)
         alpha = found.best.alpha.half()  # any α is sound: half the memory
         for r in rows:
             bound = float(found.bound[r])
-            leaf = Leaf(root, splits.unit[r], splits.sign[r], alpha[r], found.best.beta[r], bound,
-                        units[r])  # fmt: skip
+            leaf = Leaf(splits.unit[r], splits.sign[r], alpha[r], found.best.beta[r], units[r])
             heapq.heappush(self.heap, (bound, next(self.order), leaf))
 
     def _expand(self, leaves: list[Leaf]) -> bool:
-        """Split leaves of one root in two and bound the children; return whether one breaks."""
-        root, fast, n = leaves[0].root, self.prover.fast, len(leaves)
+        """Split leaves in two and bound the children; return whether an input breaks."""
+        fast, n, domain = self.prover.fast, len(leaves), self.root.fast()
         depth = max(len(leaf.unit) for leaf in leaves)
 
         def stack(parts: list[Tensor]) -> Tensor:
@@ -204,25 +165,51 @@ class Tree:
         splits = Splits(stack([leaf.unit for leaf in leaves]), stack([le.sign for le in leaves]))
         at = Multipliers(torch.stack([leaf.alpha for leaf in leaves]).float(),
                          stack([leaf.beta for leaf in leaves]), torch.ones(n))  # fmt: skip
-        units, domain = torch.stack([leaf.units for leaf in leaves]), root.fast()
+        units = torch.stack([leaf.units for leaf in leaves])
         unit = choose(fast, domain.expand(n), self._objective(n), splits, at, units)
-        if bool((unit < 0).any()):
-            # Nothing left to split, and Adam has not converged: linear, so that time will do.
-            self._linear(root, splits, at, (unit < 0).nonzero().flatten())
-            rows = (unit >= 0).nonzero().flatten()
-            return bool(len(rows)) and self._expand([leaves[r] for r in rows])
+        rest = (unit >= 0).nonzero().flatten().tolist()
+        if len(rest) < n:
+            rows = (unit < 0).nonzero().flatten()
+            linear = Splits(splits.unit[rows], splits.sign[rows])
+            begin = Multipliers(*(part[rows] for part in at))
+            if self._linear(linear, begin):
+                return True
+            return bool(rest) and self._expand([leaves[r] for r in rest])
         split, parent = children(splits, unit)
-        inside, objective = split.intersect(domain), self._objective(len(parent))
         begin = Multipliers(at.alpha[parent], F.pad(at.beta[parent], (0, 1)), at.gamma[parent])
-        found = optimize(fast, inside, objective, split, begin, self.options.iterations, MARGIN)
+        found, inside, proved = self._bound(split, begin, self.options.iterations)
         self.budget.used += len(parent)
-        proved = found.bound > MARGIN
-        if bool(proved.any()):
-            rows = proved.nonzero().flatten()
-            part = Splits(split.unit[rows], split.sign[rows])
-            best = Multipliers(*(p[rows] for p in found.best))
-            proved[rows] = sure(self.prover, root, self._objective(len(rows)), part, best)
         rows = found.bound.argsort()
         rows = rows[~proved[rows]]
-        self._push(root, inside, split, found, rows.tolist())
+        self._push(inside, split, found, rows.tolist())
         return bool(len(rows)) and self.breaks(found.run.minimizer[rows])
+
+    def _bound(
+        self, splits: Splits, begin: Multipliers, iterations: int, asked: float = MARGIN
+    ) -> tuple[Found, Domain, Tensor]:
+        """Bound subdomains; return also their domains, and which are proved in float64.
+
+        Args:
+            asked: float64 is, where float32 finds more than this.
+        """
+        domain, n = splits.intersect(self.root.fast()), len(splits.unit)
+        found = optimize(
+            self.prover.fast, domain, self._objective(n), splits, begin, iterations, MARGIN
+        )
+        proved = found.bound > asked
+        rows = proved.nonzero().flatten()
+        if len(rows):
+            part = Splits(splits.unit[rows], splits.sign[rows])
+            best = Multipliers(*(p[rows] for p in found.best))
+            proved[rows] = sure(self.prover, self.root, self._objective(len(rows)), part, best)
+        return found, domain, proved
+
+    def _linear(self, splits: Splits, begin: Multipliers) -> bool:
+        """Bound subdomains without a unit left to split; return whether an input breaks.
+
+        They are linear programs, for which Adam needs time only; one that stays open all the same
+        (a margin of zero, up to rounding) leaves the point undecided.
+        """
+        found, _, proved = self._bound(splits, begin, _LINEAR, -torch.inf)
+        self.stuck = self.stuck or not bool(proved.all())
+        return self.breaks(found.run.minimizer)

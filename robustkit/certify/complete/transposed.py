@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from robustkit.certify.affine import ConvOp
@@ -40,7 +40,7 @@ class Transposed:
     def applies(op: ConvOp) -> bool:
         """Whether this form exists, and does less than about twice the arithmetic."""
         c = op.layer
-        square = isinstance(c, nn.Conv2d) and c.stride[0] == c.stride[1]
+        square = c.stride[0] == c.stride[1]
         small = c.weight.dtype == torch.float32  # float64 has no fast convolution
         return small and square and c.groups == 1 and c.dilation == (1, 1) and 1 < c.stride[0] <= 4
 

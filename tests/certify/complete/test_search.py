@@ -164,3 +164,21 @@ def test_budget_leaves_a_point_undecided_and_repeats(mlp: Any) -> None:
 
 
 _EPS = [step / 40 for step in range(1, 21)]
+
+
+def test_memory_is_a_budget(mlp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that is full leaves the point undecided."""
+    model, x = mlp(7, (9, 14, 14, 3)), torch.full((1, 1, 3, 3), 0.5)
+    y = int(model(x).argmax())
+    found = [_verify(model, x, y, Threat("linf", eps), nodes=4000) for eps in _EPS]
+    hard = next(eps for eps, one in zip(_EPS, found, strict=True) if one.nodes > 2)
+    monkeypatch.setattr("robustkit.certify.complete.search._POOL", 0)
+    assert _verify(model, x, y, Threat("linf", hard)).outcome == "undecided"
+
+
+def test_a_margin_of_zero_ends_undecided(mlp: Any) -> None:
+    """Two classes that are always equal: the first is the answer, and nothing proves it."""
+    model = mlp(5, (4, 3, 3, 2))
+    model[-1].weight[1], model[-1].bias[1] = model[-1].weight[0], model[-1].bias[0]
+    found = _verify(model, torch.full((1, 1, 2, 2), 0.5), 0, Threat("linf", 0.4))
+    assert found.outcome == "undecided"
