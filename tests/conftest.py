@@ -254,8 +254,8 @@ def _mlp(seed: int, sizes: tuple[int, ...]) -> Any:
 def _centered(net: nn.Module, shape: tuple[int, ...]) -> Any:
     """Freeze a network, its classes made about as likely as each other."""
     net.eval().requires_grad_(False)
-    last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)][-1]
-    last.bias -= net(torch.rand(256, *shape)).mean(0)
+    bias = list(net.parameters())[-1]  # of the last layer
+    bias.sub_(net(torch.rand(256, *shape)).mean(0))
     return net
 
 
@@ -271,8 +271,8 @@ class _Residual(nn.Module):
         self.third = nn.Conv2d(6, 4, 3, stride=2, padding=1)
         self.pool = nn.AvgPool2d(2)
         self.head = nn.Linear(4, 3)
-        self.norm.running_mean.uniform_(-0.2, 0.2)
-        self.norm.running_var.uniform_(0.5, 1.5)
+        self.norm.get_buffer("running_mean").uniform_(-0.2, 0.2)
+        self.norm.get_buffer("running_var").uniform_(0.5, 1.5)
         _centered(self, (1, 5, 5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -280,7 +280,8 @@ class _Residual(nn.Module):
         a = F.relu(self.norm(self.first(x)))
         b = F.relu(self.second(a)) - a
         c = F.relu(self.third(torch.cat([a, b], 1)))
-        return self.head(self.pool(c).flatten(1))
+        logits: Tensor = self.head(self.pool(c).flatten(1))
+        return logits
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 from math import prod
 from pathlib import Path
 
+from torch import nn
+
 from robustkit.certify.certifier import Bounds, Certifier, build_certifier
 from robustkit.certify.complete.verifier import Effort, build_verifier
 from robustkit.core import files
@@ -140,9 +142,12 @@ def _complete(
     if not isinstance(prover, Bounds) or prover.effort is None:
         return None
     data, threat = prepared.data, settings.threat
+    assert isinstance(prepared.model, nn.Module)  # `Bounds` are built for nothing else
     verifier = build_verifier(prepared.model, settings.data.shape, threat, prover.threat)
     keep = settings.save_adversarial is not False
-    return verifier and CompleteStage(verifier, prover.effort, worker, data, threat, ledger, keep)
+    if verifier is None:
+        return None
+    return CompleteStage(verifier, prover.effort, worker, data, threat, ledger, keep)
 
 
 def _finish(run: Run, path: Path, notes: Sequence[str], commit: Commit | None) -> Record:

@@ -30,9 +30,10 @@ def net(seed: int = 0) -> nn.Module:
     made = nn.Sequential(nn.Flatten(), nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(),
                          nn.Linear(16, 3)).eval()  # fmt: skip
     with torch.no_grad():
-        made[-1].bias -= made(torch.rand(256, 1, 3, 3)).mean(0)
-        for layer in (made[1], made[3]):
-            layer.weight *= 2
+        bias = made.get_parameter("5.bias")
+        bias.sub_(made(torch.rand(256, 1, 3, 3)).mean(0))
+        for weight in (made.get_parameter("1.weight"), made.get_parameter("3.weight")):
+            weight.mul_(2)
     return made
 
 
@@ -100,7 +101,7 @@ def test_an_interrupted_run_goes_on_with_the_points_left(
     def stop(self: PointVerifier, *given: Any) -> Verified:
         nonlocal calls
         calls += 1
-        if calls == 4:
+        if calls == 2:
             raise KeyboardInterrupt
         return verify(self, *given)
 
@@ -108,7 +109,7 @@ def test_an_interrupted_run_goes_on_with_the_points_left(
     with pytest.raises(KeyboardInterrupt):
         run(data, tmp_path / "again", "complete(nodes=200)")
     with open_readonly(tmp_path / "again" / "ledger.sqlite") as ledger:
-        assert len(ledger.verified()) + len(ledger.broken()) >= 3
+        assert len(ledger.verified()) == 1
     found = run(data, tmp_path / "again", "complete(nodes=200)")
     assert found.points == whole.points
     tried = calls
@@ -138,17 +139,16 @@ def test_auto_goes_as_far_where_it_can(data: Dataset, tmp_path: Path) -> None:
 
 def test_a_mixture_is_verified_by_its_robust_part(data: Dataset, tmp_path: Path) -> None:
     """The margin of the robust part must outweigh the standard one."""
-    mixture = Mixed(net(1), net(), alpha=0.9, rob_scale=8.0)
+    mixture = Mixed(net(1), net(), alpha=0.95, rob_scale=50.0)
     x, y = data.fetch(list(range(24)))
     model = mixture.eval()
     kept = [int(p) for p in (model(x).argmax(1) == y).nonzero().flatten()]
-    given: dict[str, Any] = {"name": "mix", "data": data, "threat": Threat("linf", 0.03),
+    given: dict[str, Any] = {"name": "mix", "data": data, "threat": THREAT,
                              "attacks": ["fgsm"], "points": kept}  # fmt: skip
-    weak = evaluate(model, folder=tmp_path / "crown", certify="crown", **given)
     record = evaluate(model, folder=tmp_path / "complete", certify="complete(nodes=500)", **given)
-    assert weak.certified is not None
+    assert record.points.proof is not None
+    assert "complete" in record.points.proof
     assert record.certified is not None
-    assert record.certified > weak.certified
     strong = evaluate(model, folder=tmp_path / "apgd",
                       **{**given, "attacks": ["apgd(steps=50, restarts=3)"]})  # fmt: skip
     assert record.certified <= strong.robust

@@ -56,21 +56,16 @@ def choose(
     at: Multipliers, units: Tensor,
 ) -> Tensor:  # fmt: skip
     """Return the unit of each row [b] whose children have the best bounds, of `units` [b, c]."""
-    b, count = units.shape
-    row = torch.arange(b).repeat_interleave(count)
-    spread = Splits(splits.unit[row], splits.sign[row])
-    split, parent = children(spread, units.flatten().clamp_min(0))
-    source = row[parent]
-    beta = torch.cat([at.beta[source], at.beta.new_zeros(len(source), 1)], 1)
-    run = evaluate(
-        relaxation,
-        split.intersect(domain.rows(source)),
-        objective._replace(wanted=objective.wanted[:1].expand(len(source), -1)),
-        split,
-        Multipliers(at.alpha[source], beta, at.gamma[source]),
-    )
-    # A child that is proved needs no more: its bound counts as 0.
-    both = run.bound.view(b, count, 2).clamp_max(0)
-    score = both.amin(2) + 0.5 * both.amax(2)
-    best = score.masked_fill(units < 0, -torch.inf).argmax(1)
+    scores = []
+    for unit in units.T:  # one candidate of every row at a time: what fits the cache
+        split, parent = children(splits, unit.clamp_min(0))
+        beta = torch.cat([at.beta[parent], at.beta.new_zeros(len(parent), 1)], 1)
+        begin = Multipliers(at.alpha[parent], beta, at.gamma[parent])
+        wanted = objective._replace(wanted=objective.wanted[parent])
+        run = evaluate(relaxation, split.intersect(domain), wanted, split, begin)
+        # A child that is proved needs no more: its bound counts as 0.
+        both = run.bound.view(-1, 2).clamp_max(0)
+        score = both.amin(1) + 0.5 * both.amax(1)
+        scores.append(score.masked_fill(unit < 0, -torch.inf))
+    best = torch.stack(scores, 1).argmax(1)
     return units.gather(1, best[:, None])[:, 0]

@@ -16,6 +16,8 @@ from robustkit.certify.complete.search import MARGIN, Budget, Options, Outcome, 
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 
+_LARGEST = 2**21  # ReLUs: about 1 GiB for ten classes
+
 
 class Verified(NamedTuple):
     """What became of a point, after how many subdomains; `example` is believed to break it."""
@@ -47,13 +49,15 @@ class PointVerifier:
             return self._verify(x, y, budget)
 
     def _verify(self, x: Images, y: int, budget: Budget) -> Verified:
+        if self.prover.fast.width > _LARGEST:  # memory is a budget too
+            return Verified("undecided", 0)
         root = Root(self.prover, x)
         rows = self._wanted(y)
         spans, steps = list(self.prover.fast.spans), self.options.tightening
         # Dearer and dearer: the margins alone, the last layer of ReLUs, all of them.
         for layers, iterations in ((spans, 0), (spans[-1:], steps), (spans, steps)):
             for index in layers:
-                root.tighten(index, iterations)
+                root.tighten(index, iterations, over=budget.over)
             rows = rows[self._open(root, rows)]
             if not len(rows):
                 return Verified("proved", 0)

@@ -42,22 +42,10 @@ class Domain(NamedTuple):
     x: Images
     slack: dict[int, Tensor]
 
-    def _map(self, change: Callable[[Tensor], Tensor], *, slack: bool = True) -> Domain:
-        kept = {at: change(part) for at, part in self.slack.items()} if slack else {}
-        return Domain(change(self.low), change(self.high), change(self.x_low),
-                      change(self.x_high), change(self.x), kept)  # fmt: skip
-
-    def rows(self, index: Tensor) -> Domain:
-        """Return the domains of some rows."""
-        return self._map(lambda part: part[index])
-
-    def expand(self, rows: int) -> Domain:
-        """Return the domain of one row for many, without a copy."""
-        return self._map(lambda part: part.expand(rows, *part.shape[1:]))
-
     def to(self, dtype: torch.dtype) -> Domain:
         """Return the domains in another precision, without slack."""
-        return self._map(lambda part: part.to(dtype), slack=False)
+        return Domain(self.low.to(dtype), self.high.to(dtype), self.x_low.to(dtype),
+                      self.x_high.to(dtype), self.x.to(dtype), {})  # fmt: skip
 
 
 class Lines(NamedTuple):

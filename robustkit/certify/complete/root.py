@@ -6,6 +6,7 @@ subdomain. Multipliers are optimized in float32; what counts is one pass in floa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from robustkit.certify.complete.beta_crown import (
 from robustkit.certify.complete.relaxation import Domain, Relaxation
 from robustkit.certify.graph import Graph
 from robustkit.certify.ibp import Box, input_box, intervals
-from robustkit.certify.operations import Input, Join, Sum
+from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 
@@ -86,7 +87,7 @@ class Root:
             if isinstance(op, Sum):
                 low, high = self.boxes[at]
                 slack[at] = 2 * UNIT * torch.maximum(low.abs(), high.abs())
-            elif not isinstance(op, (Input, Join, Activation)):
+            elif not isinstance(op, (Input, Join, Activation, MaxPool)):
                 low, high = self.boxes[inputs[0]]
                 off = widening(op, torch.maximum(low.abs(), high.abs()))
                 if off.ndim:
@@ -112,11 +113,12 @@ class Root:
 
     def tighten(
         self, index: int, iterations: int, margin: Objective | None = None,
-        at: Multipliers | None = None,
+        at: Multipliers | None = None, over: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         """Tighten the open units among the inputs `index` of ReLUs.
 
         Args:
+            over: asked before every batch of units; the others keep their bounds then.
             margin: of one row: only inputs matter where it is at most its target.
             at: the multipliers of the margin's bound [1, ...], to start from.
         """
@@ -129,6 +131,8 @@ class Root:
         rows = torch.cat([units * 2, units * 2 + 1])  # the unit, and minus the unit
         largest = max(prod(node.shape) for node in self.prover.exact.graph.nodes)
         for part in rows.split(max(1, CHUNK // largest)):
+            if over():
+                break
             found = self._bound(index, part, iterations, margin, at)
             below[part] = torch.maximum(below[part], found)
         new = below.view(-1, 2)

@@ -132,18 +132,19 @@ class Tree:
         fast, root, objective = self.prover.fast, self.root, self._objective(1)
         layers, alpha = list(fast.spans), (root.fast().high > -root.fast().low).float()
         none, at = Splits.none(alpha), Multipliers(alpha, alpha.new_zeros(1, 1), alpha.new_ones(1))
-        for step in ("", *self.options.plan):
-            for index in {"": [], "l": layers[-1:], "f": layers}[step]:
-                root.tighten(index, self.options.tightening, objective, at)
+        found = optimize(fast, root.fast(), objective, none, at, self.options.first, MARGIN)
+        for step in (*self.options.plan, None):
+            bound, at = float(found.bound), found.best
+            if bound > MARGIN and bool(sure(self.prover, root, objective, none, at)):
+                return
+            if step is None or self.budget.over():
+                break
+            for index in layers[-1:] if step == "l" else layers:
+                root.tighten(index, self.options.tightening, objective, at, self.budget.over)
             if root.empty:  # no input of the ball has a margin that is not above the target
                 return
             at = at._replace(gamma=torch.ones_like(at.gamma))
             found = optimize(fast, root.fast(), objective, none, at, self.options.first, MARGIN)
-            at = found.best
-            if float(found.bound) > MARGIN and sure(self.prover, root, objective, none, at)[0]:
-                return
-            if self.budget.over():
-                break
         self._push(root.fast(), none, found, [0])
 
     def _push(self, domain: Domain, splits: Splits, found: Found, rows: list[int]) -> None:
@@ -166,7 +167,7 @@ class Tree:
         at = Multipliers(torch.stack([leaf.alpha for leaf in leaves]).float(),
                          stack([leaf.beta for leaf in leaves]), torch.ones(n))  # fmt: skip
         units = torch.stack([leaf.units for leaf in leaves])
-        unit = choose(fast, domain.expand(n), self._objective(n), splits, at, units)
+        unit = choose(fast, domain, self._objective(n), splits, at, units)
         rest = (unit >= 0).nonzero().flatten().tolist()
         if len(rest) < n:
             rows = (unit < 0).nonzero().flatten()

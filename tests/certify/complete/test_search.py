@@ -182,3 +182,18 @@ def test_a_margin_of_zero_ends_undecided(mlp: Any) -> None:
     model[-1].weight[1], model[-1].bias[1] = model[-1].weight[0], model[-1].bias[0]
     found = _verify(model, torch.full((1, 1, 2, 2), 0.5), 0, Threat("linf", 0.4))
     assert found.outcome == "undecided"
+
+
+def test_a_network_too_large_is_undecided(mlp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and never an error."""
+    monkeypatch.setattr("robustkit.certify.complete.points._LARGEST", 5)
+    found = _verify(mlp(5, (4, 3, 3, 2)), torch.rand(1, 1, 2, 2), 0, Threat("linf", 1e-6))
+    assert (found.outcome, found.nodes) == ("undecided", 0)
+
+
+def test_time_ends_the_tightening_too(mlp: Any) -> None:
+    """Bounds stay as they are, and sound."""
+    model, x = mlp(7, (9, 14, 14, 3)), torch.full((1, 1, 3, 3), 0.5)
+    y = int(model(x).argmax())
+    outcomes = [_verify(model, x, y, Threat("linf", eps), seconds=0).outcome for eps in _EPS]
+    assert set(outcomes) == {"proved", "undecided"}
