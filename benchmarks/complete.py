@@ -5,7 +5,8 @@
 DIR holds the nets of the SDP-FO paper (Dathathri et al. 2020) as safetensors and its points as npz;
 by default it is $ROBUSTKIT_DATA/verification. Every point is attacked first (suite quick); what
 stands is verified, one point after the other on one thread, and a line is written for each. Started
-again with the same --out, it goes on with the points that are missing there. Seconds are CPU
+again with the same --out, it goes on with the points that are missing there, and with those that
+were undecided after less than --timeout. Seconds are CPU
 seconds of the process, so that other work on the machine does not count.
 """
 
@@ -103,7 +104,7 @@ def main(
         graphs = trace(model, shape), trace(copy.deepcopy(model).double(), shape)
         verifier = PointVerifier(Prover.of(*graphs, wide), model, threat, METHODS[method])
         for p in range(min(n, len(x))):
-            if p in done:
+            if p in done and done[p].get("timeout", timeout) >= timeout:
                 continue
             limit = 0 if method == "alpha-crown" else timeout
             budget = Budget(limit, clock=time.process_time)
@@ -111,6 +112,7 @@ def main(
             done[p] = {
                 "point": p, "outcome": found.outcome, "nodes": found.nodes,
                 "seconds": round(time.process_time() - budget.started, 2),
+                **({"timeout": timeout} if found.outcome == "undecided" else {}),
             }  # fmt: skip
             file.write(json.dumps(done[p]) + "\n")
             file.flush()

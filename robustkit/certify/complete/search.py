@@ -80,7 +80,7 @@ class Options:
     plan: str = "lll"
     first: int = 30
     tightening: int = 10
-    iterations: int = 12
+    iterations: int = 6
     filtered: int = 6
 
 
