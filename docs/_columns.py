@@ -47,4 +47,6 @@ COLUMNS = {
     "reliability": "The verdict of the gravest flag: `reliable`, `suspicious` (robust accuracy may "
     "be too high) or `unreliable` (take it for too high). A flag that the attacks of `adaptive` "
     "answered weighs a step less. A terminal shows no *verdict* where all rows are reliable.",
+    "undecided": "The fraction of points neither proved nor broken: the width of the bracket, "
+    "`robust` less `certified`. Empty where no certificate was asked for.",
 }

@@ -11,6 +11,7 @@ from scipy.special import ndtr
 from torch import Tensor, nn
 
 from robustkit.certify.agreement import refuse_less_precision
+from robustkit.certify.complete.verifier import Effort, reads
 from robustkit.certify.crown import crown_margins
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box, intervals, margins_of
@@ -22,7 +23,7 @@ from robustkit.models.guard import duplicate
 from robustkit.models.mixture import Mixed, certified_by_margins, smoothing_radius
 from robustkit.models.readiness import frozen
 
-METHODS = ("auto", "quick", "ibp", "crown", "alpha-crown", "smoothing")
+METHODS = ("auto", "quick", "ibp", "crown", "alpha-crown", "complete", "smoothing")
 _ITERATIONS = 20  # of alpha-CROWN
 
 
@@ -36,7 +37,7 @@ class Certifier(Protocol):
 
     @property
     def method(self) -> str:
-        """One of `METHODS`."""
+        """One of `METHODS`, with its options."""
         ...
 
     @property
@@ -68,12 +69,17 @@ def build_certifier(
     part of a mixture; "auto" uses smoothing for smoothed classifiers and bounds for networks, the
     cheapest first; "quick" is "ibp", the price of two passes a point, where it applies.
 
+    "complete" is the bounds of "auto"; both name a budget, `complete(seconds=60)`, for the branch
+    and bound that a run goes on to once it has attacked (`Bounds.effort`).
+
     Args:
         randomized: two passes of the model differ, so that bounds on one pass prove nothing.
 
     Raises:
         UsageError: when the method does not apply to the model.
     """
+    effort = Effort.parse(method)
+    method = effort.method
     if method not in METHODS:
         raise UsageError(f"expected a certificate of {', '.join(METHODS)}, got {method!r}.")
     optional = method in ("auto", "quick")
@@ -107,8 +113,14 @@ def build_certifier(
         if optional:
             return None
         raise
+    if method == "complete" and not reads(graph):
+        raise UsageError(
+            f"--certify complete branches on ReLUs, and {type(base).__name__} has none, or other "
+            "operations that are not affine: use --certify auto."
+        )
     bound = "ibp" if method == "quick" else method
-    return Bounds(graph, _slack(threat, shape), bound, mixture)
+    branching = effort if effort.complete and reads(graph) else None
+    return Bounds(graph, _slack(threat, shape), bound, mixture, branching)
 
 
 @dataclass(frozen=True)
@@ -119,20 +131,22 @@ class Bounds:
     threat: Threat
     method: str
     mixture: Mixed | None = None
+    effort: Effort | None = None
+    """Of the branch and bound on what bounds and attacks leave; None: there is none."""
 
     batch = 16
 
     @property
     def name(self) -> str:
-        """The method, as given."""
-        return self.method
+        """The method, with the budget of branch and bound."""
+        return self.effort.text if self.effort else self.method
 
     def prove(self, x: Images, y: Labels) -> Mask:
         """Return for which points a bound proves robustness [b]."""
         # Each method on the points that the cheaper ones left open.
         holds = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         cascade = ("ibp", "crown-ibp", "alpha-crown")
-        for method in cascade if self.method == "auto" else (self.method,):
+        for method in cascade if self.method in ("auto", "complete") else (self.method,):
             rows = (~holds).nonzero().flatten()
             if not len(rows):
                 break

@@ -14,7 +14,7 @@ from robustkit.evaluation.stages.audit import broken_by_audit, drawn, unaudited
 from robustkit.record import provenance
 from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, BrokenPoint, Cost
 from robustkit.record.points import Points
-from robustkit.record.record import REPLAY, Record
+from robustkit.record.record import COMPLETE, REPLAY, Record
 from robustkit.record.schema import AuditInfo, Commit, DataInfo, Stage, ThreatInfo
 from robustkit.record.status import Finished
 from robustkit.search.audit import CONFIDENCE, missed
@@ -144,7 +144,7 @@ def _stages(run: Run, found: Finished) -> list[Stage]:
     spared = (
         set()
         if run.settings.attack_certified
-        else {p for p, s in status.items() if s == "certified"}
+        else {p for p, s in status.items() if s == "certified"} - set(run.ledger.verified(status))
     )
     left = {p for p in status if status[p] != "misclassified" and p not in spared}
     left -= {p for p in left if p in broken and broken[p].stage in (REPLAYED, CARRIED)}
@@ -226,7 +226,21 @@ def _points(run: Run, found: Finished) -> Points:
         else None,
         carried=_origins(run, index),
         errors=_errors(run, index, broken) if run.prepared.diagnosis.randomized else None,
+        proof=_proofs(run, found),
     )
+
+
+def _proofs(run: Run, found: Finished) -> list[str | None] | None:
+    """Return by what every point was proved, where a certificate was asked for."""
+    if run.certifier is None:
+        return None
+    branched = {p for p, proved in run.ledger.verified(found.status).items() if proved}
+    first = run.certifier.method
+    bounds = "bounds" if first in ("auto", COMPLETE) else first
+    return [
+        None if status != "certified" else COMPLETE if point in branched else bounds
+        for point, status in found.status.items()
+    ]
 
 
 def _errors(run: Run, index: list[int], broken: dict[int, BrokenPoint]) -> list[float | None]:

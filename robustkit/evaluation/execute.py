@@ -8,7 +8,10 @@ from datetime import datetime, timezone
 from math import prod
 from pathlib import Path
 
-from robustkit.certify.certifier import Certifier, build_certifier
+from torch import nn
+
+from robustkit.certify.certifier import Bounds, Certifier, build_certifier
+from robustkit.certify.complete.verifier import Effort, build_verifier
 from robustkit.core import files
 from robustkit.core.attribution import blaming
 from robustkit.evaluation.build_record import make_record
@@ -23,12 +26,13 @@ from robustkit.evaluation.run import Run
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.settle_record import refuse_another_ledger, settle_record
 from robustkit.evaluation.stages.audit import unaudited
+from robustkit.evaluation.stages.complete import CompleteStage
 from robustkit.evaluation.stages.replay import Examples, Replay, find_examples
 from robustkit.evaluation.stages.stage import DeviceWorker
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record import provenance
 from robustkit.record.ledger import Ledger
-from robustkit.record.ledger_schema import CLEAN, Cost
+from robustkit.record.ledger_schema import CLEAN, VERIFIED, Cost
 from robustkit.record.record import Record
 from robustkit.record.schema import Commit
 from robustkit.search.suites import LineUp, rehearse
@@ -61,7 +65,7 @@ def execute(
     prover = _certifier(settings, prepared)
     examples = find_examples(settings.replay, data.shape) if settings.replay is not None else None
     watcher.model(name if carried is None else f"{name} at {threat}", len(prepared.points))
-    if settings.certify == "auto" and prover is None:
+    if prover is None and Effort.parse(settings.certify or "").method == "auto":
         watcher.note(f"{name}: no certificate is known for a model of this kind.")
     facts = identity(settings, prepared, line, prover, examples, carried)
     folder = settings.folder or folder_of(settings, prepared, str(threat), facts)
@@ -122,8 +126,28 @@ def _run(
         if scheduler is None
         else DistributedExecutor(scheduler, data, ledger, threat, prepared.diagnosis.classes)
     )
-    return Run(settings, prepared, line, ledger, executor, watcher, prover, replay,
+    complete = _complete(settings, prepared, prover, worker, ledger)
+    return Run(settings, prepared, line, ledger, executor, watcher, prover, complete, replay,
                settled(ledger))  # fmt: skip
+
+
+def _complete(
+    settings: Settings,
+    prepared: Prepared,
+    prover: Certifier | None,
+    worker: DeviceWorker,
+    ledger: Ledger,
+) -> CompleteStage | None:
+    """Return branch and bound for what the certificate and the attacks leave, if asked for."""
+    if not isinstance(prover, Bounds) or prover.effort is None:
+        return None
+    data, threat = prepared.data, settings.threat
+    assert isinstance(prepared.model, nn.Module)  # `Bounds` are built for nothing else
+    verifier = build_verifier(prepared.model, settings.data.shape, threat, prover.threat)
+    keep = settings.save_adversarial is not False
+    if verifier is None:
+        return None
+    return CompleteStage(verifier, prover.effort, worker, data, threat, ledger, keep)
 
 
 def _finish(run: Run, path: Path, notes: Sequence[str], commit: Commit | None) -> Record:
@@ -132,7 +156,8 @@ def _finish(run: Run, path: Path, notes: Sequence[str], commit: Commit | None) -
     started = _first_start(ledger)
     finished: list[int] = run.prepared.points.tolist()
     refuse_another_ledger(path, ledger)
-    if not ledger.costs().get(len(line.specs) - 1, Cost()).finished:
+    ends = [len(line.specs) - 1, *([] if run.complete is None else [VERIFIED])]
+    if not all(ledger.costs().get(stage, Cost()).finished for stage in ends):
         files.remove(path)  # of fewer points, or of an earlier configuration
         with blaming(name):
             finished = run.all()

@@ -17,14 +17,15 @@ from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.stages.audit import perform
 from robustkit.evaluation.stages.clean_and_certify import certify_points
+from robustkit.evaluation.stages.complete import CompleteStage
 from robustkit.evaluation.stages.replay import Replay
 from robustkit.evaluation.stages.stage import AttackStage, PointsToAttack, Report
 from robustkit.evaluation.tally import Tally
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
-from robustkit.record.ledger_schema import CLEAN, REPLAYED, Cost
+from robustkit.record.ledger_schema import CLEAN, REPLAYED, VERIFIED, Cost
 from robustkit.record.points import Status
-from robustkit.record.record import REPLAY
+from robustkit.record.record import COMPLETE, REPLAY
 from robustkit.record.status import Finished, read_finished
 from robustkit.search.protocol import aims
 from robustkit.search.suites import LineUp
@@ -36,6 +37,7 @@ class Run:
 
     Attributes:
         certifier: the certificate that is tried first; None: none.
+        complete: branch and bound on what bounds and attacks leave; None: none.
         replay: the inputs of earlier runs that are tried before the attacks; None: none.
         carried: what a run at a larger eps had found, see `robustkit.evaluation.carry_over`.
         given: by attack the points that it was given so far; read once from the ledger.
@@ -48,6 +50,7 @@ class Run:
     executor: Executor
     watcher: Watcher
     certifier: Certifier | None
+    complete: CompleteStage | None
     replay: Replay | None
     carried: Mapping[str, dict[int, Any]]
     given: dict[int, set[int]] = field(default_factory=dict)
@@ -117,6 +120,7 @@ class Run:
         self.try_replay(points, last=last)
         for number in range(self.line.audited):
             self.attack(number, points, last=last)
+        self.verify(points, last=last)
 
     def _audit(self) -> None:
         """Audit what the search has left robust, if the line-up asks for it.
@@ -148,7 +152,8 @@ class Run:
 
     def attack_name(self, number: int) -> str:
         """Return what the record calls a stage that breaks points."""
-        return REPLAY if number == REPLAYED else str(self.line.specs[number])
+        names = {REPLAYED: REPLAY, VERIFIED: COMPLETE}
+        return names.get(number) or str(self.line.specs[number])
 
     def clean(self, points: Sequence[int]) -> None:
         """Classify those of `points` that the ledger does not know yet."""
@@ -232,6 +237,30 @@ class Run:
                 f"{self.settings.threat} of its point. Are they of a run on the same data, and at "
                 "no larger eps?"
             )
+
+    def verify(self, points: Sequence[int], *, last: bool) -> None:
+        """Verify completely what bounds and attacks have left, or all to check the proof."""
+        if self.complete is None:
+            return
+        status, tried = self.finished(points).status, self.ledger.verified(points)
+        wanted = ("robust", "broken") if self.settings.attack_certified else ("robust",)
+        todo = [p for p in points if status[p] in wanted and p not in tried]
+        broken = {p for p in todo if status[p] == "broken"}
+        self.watcher.stage(COMPLETE, len(todo))
+        done = proved = 0
+
+        def report(points: int, holds: int) -> None:
+            nonlocal done, proved
+            done, proved = done + points, proved + holds
+            self.watcher.advance(done, proved, len(todo))
+            self._tally.tell()
+            if self.settings.budget is not None:
+                self.settings.budget.check_time()
+
+        self.complete.run(todo, broken, report)
+        if last:
+            self.ledger.write(VERIFIED, [], [], Cost(finished=True))
+        self._tally.tell(now=last)
 
     def attack(self, number: int, points: Sequence[int], *, last: bool) -> None:
         """Run one attack of the line-up on those of `points` that are still robust."""

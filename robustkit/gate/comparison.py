@@ -167,7 +167,9 @@ def _certificate(record: Record, terms: Terms) -> str | None:
     """Return the baseline's certificate; one that nobody asked for is no demand on a candidate."""
     if record.arguments.get("certify") == "quick" and "certified" not in terms.tolerances:
         return "quick"
-    return record.certify and record.certify.partition("(")[0]
+    name = record.certify and record.certify.partition("(")[0]
+    # Of branch and bound the rest is its budget; of smoothing, what every one has.
+    return record.certify if name in ("auto", "complete") else name
 
 
 def _refuse_carried(found: Baseline) -> None:

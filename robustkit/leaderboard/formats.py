@@ -26,7 +26,8 @@ SCHEMA = "robustkit/rows/1"
 _SOUND = " No flags were raised: every row is reliable."
 _DIGITS = {
     **dict.fromkeys(("clean", "robust", "robust_low", "robust_high"), ".4f"),
-    **dict.fromkeys(("audit_bound", "certified", "worst_class", "tail_30"), ".4f"),
+    **dict.fromkeys(("audit_bound", "certified", "undecided"), ".4f"),
+    **dict.fromkeys(("worst_class", "tail_30"), ".4f"),
     **dict.fromkeys(("forwards_per_point", "backwards_per_point"), ".2f"),
     **dict.fromkeys(("eps", "mean", "q10", "q25", "median", "q75", "q90"), ".6g"),
     "seconds": ".1f",
@@ -57,6 +58,7 @@ _CONTRACT = (
     *("backwards_per_point", "seconds", "seed", "record"),
     *("rank", "worst_class", "worst_class_name", "tail_30", "audit_bound", "strength"),
     "reliability",
+    "undecided",
 )
 _Cells: TypeAlias = Mapping[str, Any]
 

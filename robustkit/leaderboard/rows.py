@@ -70,6 +70,8 @@ class Row(NamedTuple):
     """What each attack's power depends on, with the forward passes per point it was given."""
     reliability: str = "reliable"
     """The verdict of the gravest flag: reliable, suspicious or unreliable."""
+    undecided: float | None = None
+    """Share of the points neither proved nor broken; None where no certificate was asked for."""
 
 
 def row(record: Record, path: Path | str, rank: str = "1") -> Row:
@@ -106,6 +108,7 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
         record=posix(path),
         strength="; ".join(map(_strength, record.stages)),
         reliability=record.reliability,
+        undecided=record.undecided,
     )
 
 

@@ -23,11 +23,13 @@ from robustkit.core.files import make_folder
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.record.ledger_reader import LedgerReader
 from robustkit.record.ledger_schema import (
+    BY_BRANCHING,
     CERTIFY,
     CLEAN,
     NAMES,
     SEAL,
     TABLES,
+    UNDECIDED,
     VOLATILE,
     BrokenPoint,
     Cost,
@@ -233,6 +235,12 @@ class Ledger(LedgerReader):
         with self.transaction():
             self._db.executemany("INSERT OR REPLACE INTO certified VALUES (?, ?)", rows)
             self._spend(CERTIFY, Cost(seconds=seconds))
+
+    def write_verified(self, point: int, *, proved: bool) -> None:
+        """Store what branch and bound has come to on a point."""
+        rows = [(point, BY_BRANCHING if proved else UNDECIDED)]
+        with self.transaction():
+            self._db.executemany("INSERT OR REPLACE INTO certified VALUES (?, ?)", rows)
 
     def write(
         self,

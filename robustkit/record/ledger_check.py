@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from robustkit.record.ledger_schema import CARRIED, CLEAN, NAMES, TABLES
+from robustkit.record.ledger_schema import CARRIED, CLEAN, NAMES, TABLES, VERIFIED
 
 _TYPES = {
     "INTEGER": "typeof({0}) = 'integer'",
@@ -27,6 +27,7 @@ _LISTS = {"shape", "answers", "answers_near", "gradients_near"}
 _RULES = {
     "clean": "json_valid(ranked) AND json_type(ranked) = 'array' AND label >= 0 AND predicted >= 0 "
     "AND NOT EXISTS (SELECT 1 FROM json_each(ranked) WHERE type != 'integer' OR value < 0)",
+    "certified": "proved BETWEEN -1 AND 2",
     "broken": "distance >= 0 AND predicted >= 0",
     "judged": "errors BETWEEN 0 AND 1",
     "refused": "errors BETWEEN 0 AND 1 AND seen BETWEEN 0 AND 1",
@@ -60,7 +61,7 @@ def _rows(database: sqlite3.Connection) -> Iterator[str]:
         names = [name for name, _ in columns]
         rules = [_TYPES[kind].format(name) for name, kind in columns]
         rules += [f"{name} >= 0" for name in ("point", "job") if name in names]
-        rules += [f"stage >= {CARRIED}"] * ("stage" in names)
+        rules += [f"stage >= {VERIFIED}"] * ("stage" in names)
         rules += [_RULES[table]] if table in _RULES else []
         for rule in rules:
             if database.execute(f"SELECT 1 FROM {table} WHERE NOT ({rule}) LIMIT 1").fetchone():

@@ -23,7 +23,15 @@ from robustkit.errors import RobustkitError, UsageError, digests_differ
 from robustkit.record import ledger_digest
 from robustkit.record.ledger_check import wrong_rows, wrong_run
 from robustkit.record.ledger_digest import FileState, file_state
-from robustkit.record.ledger_schema import DIGESTED, SEAL, BrokenPoint, Cost, RefusedCandidate
+from robustkit.record.ledger_schema import (
+    BY_BRANCHING,
+    DIGESTED,
+    SEAL,
+    UNDECIDED,
+    BrokenPoint,
+    Cost,
+    RefusedCandidate,
+)
 from robustkit.record.schema import LedgerDigests
 
 if TYPE_CHECKING:
@@ -123,7 +131,12 @@ class LedgerReader:
     def certified(self, points: Iterable[int] | None = None) -> dict[int, bool]:
         """Return the points that the certificate was tried on, and whether it holds."""
         rows = self._of_points("SELECT point, proved FROM certified WHERE true", points)
-        return {point: bool(proved) for point, proved in rows}
+        return {point: proved > 0 for point, proved in rows}
+
+    def verified(self, points: Iterable[int] | None = None) -> dict[int, bool]:
+        """Return the points that branch and bound was tried on, and whether it proved them."""
+        rows = self._of_points("SELECT point, proved FROM certified WHERE true", points)
+        return {p: how == BY_BRANCHING for p, how in rows if how in (BY_BRANCHING, UNDECIDED)}
 
     def errors(self) -> dict[tuple[int, int], float]:
         """Return by (point, stage) which share of fresh passes erred, of randomized models."""

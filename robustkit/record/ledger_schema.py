@@ -61,8 +61,12 @@ def columns() -> dict[str, list[str]]:
         }
 
 
-# Stages that are no attack: clean pass, certificate, earlier inputs, finds at a larger eps.
-CLEAN, CERTIFY, REPLAYED, CARRIED = -1, -2, -3, -4
+# Stages that are no attack: clean pass, certificate, earlier inputs, finds at a larger eps, branch
+# and bound.
+CLEAN, CERTIFY, REPLAYED, CARRIED, VERIFIED = -1, -2, -3, -4, -5
+# What the column `proved` holds: not proved by the bounds that are tried first, or by them, or by
+# branch and bound, or not by that either. (Older ledgers know the first two.)
+UNPROVED, BY_BOUNDS, BY_BRANCHING, UNDECIDED = 0, 1, 2, -1
 
 
 class BrokenPoint(NamedTuple):

@@ -40,11 +40,14 @@ class Points(Part):
     fooled the model most often; by passes that took no part in finding it. None: not measured.
     """
 
+    proof: list[str | None] | None = None
+    """By what a certified point was proved; None at the others, or: the record does not say."""
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Points:
         columns = (self.index, self.label, self.predicted, self.status, self.attack, self.distance)
         lengths = [len(column) for column in columns]
-        optional = (self.nearest, self.carried, self.errors)
+        optional = (self.nearest, self.carried, self.errors, self.proof)
         lengths += [len(column) for column in optional if column is not None]
         if len(set(lengths)) > 1:
             raise ValueError(f"columns of equal length expected, got {lengths}")
@@ -62,6 +65,9 @@ class Points(Part):
             raise ValueError(f"expected shares of errors from 0 to 1, got {wild[0]}")
         self._check_nearest()
         self._check_carried()
+        certified = [status == "certified" for status in self.status]
+        if self.proof is not None and certified != [proof is not None for proof in self.proof]:
+            raise ValueError("a proof is named exactly where a point is certified")
         return self
 
     def _name_contradiction(self) -> None:

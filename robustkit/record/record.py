@@ -56,6 +56,7 @@ __all__ = [
 
 SCHEMA: Literal["robustkit/record/1"] = "robustkit/record/1"
 REPLAY = "replay"  # the stage that tries what earlier runs have stored
+COMPLETE = "complete"  # the stage of branch and bound
 
 
 class Record(RecordDisplay, Part):
@@ -130,7 +131,7 @@ class Record(RecordDisplay, Part):
             raise ValueError(f"{self.data.classes} class names expected, got {len(names)}")
         if self.certify is None and "certified" in points.status:
             raise ValueError("points are certified, but no certificate was asked for")
-        if strangers := {a for a in points.attack if a} - {REPLAY, *self.attacks}:
+        if strangers := {a for a in points.attack if a} - {REPLAY, COMPLETE, *self.attacks}:
             raise ValueError(f"points were broken by {sorted(strangers)}, not among the attacks")
         if smaller := [eps for eps in points.carried or () if eps and eps <= self.threat.eps]:
             raise ValueError(f"points are carried from {smaller[0]}, which is not a larger eps")
@@ -182,6 +183,11 @@ class Record(RecordDisplay, Part):
         return None if self.certify is None else self.points.status.count("certified") / self.n
 
     @property
+    def undecided(self) -> float | None:
+        """Share of the points neither proved nor broken; None until a certificate is asked for."""
+        return None if self.certify is None else self.points.status.count("robust") / self.n
+
+    @property
     def audit_bound(self) -> float | None:
         """How far the audit's full line-up would lower `robust` at most, as a fraction of n."""
         return None if self.audit is None else self.audit.missed / self.n
@@ -225,7 +231,7 @@ class Record(RecordDisplay, Part):
     def strongest_attack(self) -> str | None:
         """The attack that broke most points; of equals, the earlier one; None: none broke any."""
         broken = Counter(attack for attack in self.points.attack if attack is not None)
-        return max([REPLAY, *self.attacks], key=lambda a: broken[a]) if broken else None
+        return max([REPLAY, *self.attacks, COMPLETE], key=lambda a: broken[a]) if broken else None
 
     @property
     def reliability(self) -> Reliability:

@@ -29,7 +29,8 @@ def command() -> None:
 @click.option("--threat", metavar="linf:8/255", help="As for evaluate.")
 @click.option("--suite", metavar="NAME", help="As for evaluate.")
 @click.option(
-    "--certify", type=click.Choice(["auto", "ibp", "crown", "alpha-crown", "smoothing"]),
+    "--certify",
+    type=click.Choice(["auto", "ibp", "crown", "alpha-crown", "complete", "smoothing"]),
     help="As for evaluate.",
 )  # fmt: skip
 @click.option("--n", type=click.IntRange(min=1), metavar="N", help="As for evaluate.")

@@ -51,9 +51,24 @@ from robustkit.cli.supervisor import Supervised
 )
 @click.option(
     "--certify",
-    type=click.Choice(["none", "quick", "auto", "ibp", "crown", "alpha-crown", "smoothing"]),
+    type=click.Choice(
+        ["none", "quick", "auto", "ibp", "crown", "alpha-crown", "complete", "smoothing"]
+    ),
     help="Prove points robust before the attacks; those are not attacked. By default quick: "
-    "interval bounds (ibp), where they apply.",
+    "interval bounds (ibp), where they apply. complete: what bounds and attacks leave goes through "
+    "branch and bound; auto does the same where it can.",
+)
+@click.option(
+    "--certify-time",
+    callback=options.duration,
+    metavar="30s|5m|1h",
+    help="Of branch and bound, for a point; 10 by default. What is open then is undecided.",
+)
+@click.option(
+    "--certify-nodes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="So many subdomains for a point instead: a budget that does not depend on the machine.",
 )
 @click.option(
     "--attack-certified", is_flag=True, help="Attack certified points too, to check the proof."

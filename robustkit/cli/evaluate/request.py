@@ -22,6 +22,8 @@ class Request:
     suite: str | None = None
     attacks: tuple[str, ...] = ()
     certify: str | None = None
+    certify_time: float | None = None
+    certify_nodes: int | None = None
     attack_certified: bool = False
     n: int | None = None
     sample: Sample = PROPORTIONAL

@@ -70,9 +70,20 @@ def certificate(request: Request) -> str | None:
     """Return the certificate to try; the usual one is that of the run which `--out` goes on with.
 
     The runs of a grid and for distances have no usual one: they would need it at every eps.
+
+    Raises:
+        UsageError: for a budget of branch and bound without that.
     """
+    budget = {"nodes": request.certify_nodes, "seconds": request.certify_time}
+    given = [f"{key}={value:g}" for key, value in budget.items() if value is not None]
+    if given and request.certify not in ("auto", "complete"):
+        raise UsageError(
+            "--certify-time and --certify-nodes are of branch and bound: give --certify complete "
+            f"or --certify auto, not {request.certify or 'nothing'}."
+        )
     if request.certify is not None:
-        return None if request.certify == "none" else request.certify
+        text = f"{request.certify}({', '.join(given)})" if given else request.certify
+        return None if text == "none" else text
     before = previous(request.out, fresh=request.fresh) if request.out else None
     if before is not None and not request.fresh:
         return before.get("certify")

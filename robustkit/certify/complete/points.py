@@ -1,0 +1,90 @@
+"""One point after the other: cheap bounds for all classes, then a tree for each that stays open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustkit.certify.complete.beta_crown import Multipliers, Objective, Splits, optimize
+from robustkit.certify.complete.counterexample import Breaker
+from robustkit.certify.complete.root import Prover, Root
+from robustkit.certify.complete.search import MARGIN, Budget, Options, Outcome, Tree, sure
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images
+
+_LARGEST = 2**21  # ReLUs: about 1 GiB for ten classes
+
+
+class Verified(NamedTuple):
+    """What became of a point, after how many subdomains; `example` is believed to break it."""
+
+    outcome: Outcome
+    nodes: int
+    example: Images | None = None
+    open: int = 0
+
+
+@dataclass(frozen=True)
+class PointVerifier:
+    """Verifies points of one network.
+
+    Attributes:
+        model: decides whether an input breaks a point; it may be more than the bounded network.
+        target: margins must exceed this for a proof (0 but for mixtures).
+    """
+
+    prover: Prover
+    model: Callable[[Images], Tensor]
+    threat: Threat
+    options: Options = field(default_factory=Options)
+    target: float = 0.0
+
+    def verify(self, x: Images, y: int, budget: Budget) -> Verified:
+        """Verify one point x [1, *f], within a budget."""
+        with torch.no_grad():
+            return self._verify(x, y, budget)
+
+    def _verify(self, x: Images, y: int, budget: Budget) -> Verified:
+        if self.prover.fast.width > _LARGEST:  # memory is a budget too
+            return Verified("undecided", 0)
+        root = Root(self.prover, x)
+        rows = self._wanted(y)
+        spans, steps = list(self.prover.fast.spans), self.options.tightening
+        # Dearer and dearer: the margins alone, the last layer of ReLUs, all of them.
+        for layers, iterations in ((spans, 0), (spans[-1:], steps), (spans, steps)):
+            for index in layers:
+                root.tighten(index, iterations, over=budget.over)
+            rows = rows[self._open(root, rows)]
+            if not len(rows):
+                return Verified("proved", 0)
+        breaker = Breaker(self.model, x, y, self.threat)
+        outcome: Outcome = "proved"
+        for count, row in enumerate(rows):
+            tree = Tree(self.prover, root.copy(), row[None], self.target, self.options, budget,
+                        breaker)  # fmt: skip
+            outcome = tree.run()
+            if outcome != "proved":  # one class that fails decides the point
+                return Verified(outcome, budget.used, breaker.example, len(rows) - count)
+        return Verified(outcome, budget.used)
+
+    def _wanted(self, y: int) -> Tensor:
+        """Return e_y − e_j for every other class j [k − 1, k]."""
+        eye = torch.eye(self.prover.fast.graph.nodes[-1].shape[0])
+        return torch.cat([eye[y] - eye[:y], eye[y] - eye[y + 1 :]])
+
+    def _open(self, root: Root, rows: Tensor) -> Tensor:
+        """Return which margins alpha-CROWN does not prove, the worst first."""
+        fast, domain, n = self.prover.fast, root.fast(), len(rows)
+        objective = Objective(fast.last, rows, target=self.target)
+        alpha = (domain.high > -domain.low).float().expand(n, -1).clone()
+        begin = Multipliers(alpha, rows.new_zeros(n, 1), rows.new_ones(n))
+        none = Splits.none(rows)
+        found = optimize(fast, domain, objective, none, begin, self.options.first, MARGIN)
+        proved = found.bound > MARGIN
+        proved = proved & sure(self.prover, root, objective, none, found.best)
+        order = found.bound.argsort()
+        return order[~proved[order]]

@@ -1,0 +1,211 @@
+"""The backward pass of branch and bound: one linear objective per row, every row its own domain.
+
+The same bound as linear_bounds.py, for another shape of work: hundreds of rows that differ in boxes
+and multipliers, dozens of passes each. ReLUs lie side by side in one flat tensor [b, width], and
+the gradient comes from one forward pass of the relaxed network (`ascend`), not from autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustkit.certify.activations import Activation
+from robustkit.certify.affine import AverageOp, ConvOp, LinearOp, ScaleOp
+from robustkit.certify.complete.transposed import Transposed
+from robustkit.certify.graph import Graph
+from robustkit.certify.operations import Input, Join, Sum
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images
+
+_LINEAR = (Input, Sum, Join, LinearOp, ConvOp, ScaleOp, AverageOp)
+
+
+class Domain(NamedTuple):
+    """Where the objectives of some rows are bounded; one row may stand for all of them (b = 1).
+
+    Attributes:
+        low, high: intervals of all inputs of ReLUs [b, width].
+        x_low, x_high: box of the inputs [b, *f].
+        x: clean points [b, *f], the center of l1 and l2 balls.
+        slack: by node, how much a unit of |coefficient| of its value loses to rounding [b, *shape];
+            empty where the bound need not hold for a float32 evaluation.
+    """
+
+    low: Tensor
+    high: Tensor
+    x_low: Tensor
+    x_high: Tensor
+    x: Images
+    slack: dict[int, Tensor]
+
+    def to(self, dtype: torch.dtype) -> Domain:
+        """Return the domains in another precision, without slack."""
+        return Domain(self.low.to(dtype), self.high.to(dtype), self.x_low.to(dtype),
+                      self.x_high.to(dtype), self.x.to(dtype), {})  # fmt: skip
+
+
+class Lines(NamedTuple):
+    """chord · v + intercept above a ReLU; α · v below it, floor ≤ α ≤ ceiling [b, width]."""
+
+    chord: Tensor
+    intercept: Tensor
+    floor: Tensor
+    ceiling: Tensor
+
+    @classmethod
+    def of(cls, low: Tensor, high: Tensor) -> Lines:
+        """Return the lines over [low, high]; both are exact where the sign is known."""
+        # sign and clamp in place of comparisons: masks of bool cost several times as much.
+        floor = low.sign().add_(1).clamp_(0, 1)
+        ceiling = torch.maximum(high.sign().clamp_(0, 1), floor)
+        open_ = ceiling - floor
+        chord = floor + open_ * (high / (high - low).clamp_min(1e-30)).clamp(0, 1)
+        return cls(chord, -open_ * chord * low, floor, ceiling)
+
+
+class Pass(NamedTuple):
+    """What a backward pass leaves: `bound` [b], the minimizer, and coefficients by ReLU node."""
+
+    bound: Tensor
+    minimizer: Tensor
+    at_input: Tensor
+    through: dict[int, tuple[Tensor, Tensor, Tensor]]
+
+
+class Ascent(NamedTuple):
+    """The inputs of ReLUs in the relaxed network, which are the derivatives by what is added there.
+
+    `slopes`: the derivatives by α [b, width]; `output`: the value of the node that was bounded.
+    """
+
+    inputs: Tensor
+    slopes: Tensor
+    output: Tensor
+
+
+class Relaxation:
+    """A network of affine operations, sums, concatenations and ReLUs, read for many passes."""
+
+    def __init__(self, graph: Graph, threat: Threat) -> None:
+        self.graph, self.threat, self.last = graph, threat, len(graph.nodes) - 1
+        self.spans: dict[int, slice] = {}
+        self.width = 0
+        for index in sorted(set(graph.relu_inputs())):
+            size = graph.nodes[index].shape
+            units = int(torch.Size(size).numel())
+            self.spans[index] = slice(self.width, self.width + units)
+            self.width += units
+        self._pulls = [self._pull(node.op) for node in graph.nodes]
+
+    @staticmethod
+    def applies(graph: Graph) -> bool:
+        """Whether all that is not affine in the network is a ReLU."""
+        return all(
+            op.name == "relu" if isinstance(op, Activation) else isinstance(op, _LINEAR)
+            for op, _, _ in graph.nodes
+        )
+
+    def _pull(self, op: object) -> Callable[[Tensor], Tensor]:
+        if isinstance(op, ConvOp) and Transposed.applies(op):
+            return Transposed(op)
+        return lambda a: op.pull(a[:, None])[:, 0]  # type: ignore[attr-defined]
+
+    def descend(
+        self,
+        domain: Domain,
+        lines: Lines,
+        alpha: Tensor,
+        start: int,
+        wanted: Tensor,
+        added: Tensor | None = None,
+    ) -> Pass:
+        """Bound `wanted` · (value of node `start`) + `added` · (inputs of ReLUs) from below.
+
+        Args:
+            wanted: [b, *shape of the node].
+            added: [b, width]: multipliers of splits, or further parts of the objective.
+        """
+        carried, total = {start: wanted}, wanted.new_zeros(len(wanted))
+        through: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        for at in range(start, 0, -1):
+            a = carried.pop(at, None)
+            if a is None:
+                continue
+            if added is not None and at in self.spans and at < start:
+                a = a + added[:, self.spans[at]].view_as(a)
+            op, inputs, _ = self.graph.nodes[at]
+            if at in domain.slack:
+                total = total - (a.abs() * domain.slack[at]).flatten(1).sum(1)
+            if isinstance(op, Activation):
+                flat, span = a.flatten(1), self.spans[inputs[0]]
+                up = flat.clamp_min(0)
+                mask = up.sign()
+                slope = torch.lerp(lines.chord[:, span], alpha[:, span], mask)
+                total = total + ((flat - up) * lines.intercept[:, span]).sum(1)
+                through[at] = (flat, up, mask)
+                parts = [slope.mul_(flat).view_as(a)]
+            elif isinstance(op, Sum):
+                parts = [a, op.sign * a]
+            elif isinstance(op, Join):
+                sizes = [self.graph.nodes[i].shape[op.axis - 1] for i in inputs]
+                parts = list(a.split(sizes, dim=op.axis))
+            else:
+                total = total + op.offset(a[:, None])[:, 0]  # type: ignore[union-attr]
+                parts = [self._pulls[at](a)]
+            for source, part in zip(inputs, parts, strict=True):
+                carried[source] = carried[source] + part if source in carried else part
+        a = carried[0]
+        least, minimizer = self._least(domain, a)
+        return Pass(total + least, minimizer, a, through)
+
+    def _least(self, domain: Domain, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the minimum of a · x over the domain, or a bound below it, and where it is."""
+        flat = a.flatten(1)
+        low, high = domain.x_low.flatten(1), domain.x_high.flatten(1)
+        corner = torch.lerp(low, high, (flat < 0).to(a.dtype))
+        least = (flat * corner).sum(1)
+        if self.threat.norm == "linf":
+            return least, corner.view_as(a)
+        x, eps = domain.x.flatten(1), self.threat.eps
+        if self.threat.norm == "l2":
+            dual = flat.norm(dim=1)
+            inside = x - eps * flat / dual.clamp_min(1e-30)[:, None]
+        else:
+            dual, where = flat.abs().max(1)
+            step = torch.zeros_like(flat).scatter(1, where[:, None], eps)
+            inside = x - step * flat.sign()
+        ball = (flat * x).sum(1) - eps * dual
+        minimizer = torch.lerp(corner, inside, (ball > least).to(a.dtype)[:, None])
+        return torch.maximum(ball, least), minimizer.view_as(a)
+
+    def ascend(self, run: Pass, lines: Lines, alpha: Tensor, start: int) -> Ascent:
+        """Evaluate the relaxed network at the minimizer, for the derivatives of the bound."""
+        values: dict[int, Tensor] = {}
+        inputs = alpha.new_zeros(len(run.bound), alpha.shape[1])
+        slopes = torch.zeros_like(inputs)
+        for at, (op, sources, _) in enumerate(self.graph.nodes[: start + 1]):
+            if isinstance(op, Input):
+                values[at] = run.minimizer
+            elif isinstance(op, Activation):
+                if at not in run.through:
+                    continue
+                v, span = values[sources[0]], self.spans[sources[0]]
+                (_, up, mask), flat = run.through[at], v.flatten(1)
+                slopes[:, span].addcmul_(up, flat)
+                upper = torch.addcmul(lines.intercept[:, span], lines.chord[:, span], flat)
+                values[at] = upper.lerp_(alpha[:, span] * flat, mask).view_as(v)
+            elif all(i in values for i in sources):
+                if isinstance(op, Sum):
+                    values[at] = values[sources[0]] + op.sign * values[sources[1]]
+                elif isinstance(op, Join):
+                    values[at] = torch.cat([values[i] for i in sources], op.axis)
+                else:
+                    values[at] = op.forward(values[sources[0]])  # type: ignore[union-attr]
+            span_here = self.spans.get(at)
+            if span_here is not None and at in values and span_here.stop <= alpha.shape[1]:
+                inputs[:, span_here] = values[at].flatten(1)
+        return Ascent(inputs, slopes, values[start])

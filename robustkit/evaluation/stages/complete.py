@@ -1,0 +1,70 @@
+"""Complete verification of what bounds and attacks have left: the last stage, point by point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from robustkit.certify.complete.points import PointVerifier, Verified
+from robustkit.certify.complete.verifier import Effort
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels
+from robustkit.evaluation.stages.judge import broken_points, refuse_refuted_certificates
+from robustkit.evaluation.stages.stage import DeviceWorker, PointSource, Report
+from robustkit.record.ledger import Ledger
+from robustkit.record.ledger_schema import VERIFIED, BrokenPoint, Cost
+from robustkit.record.record import COMPLETE
+from robustkit.verify.candidates import verify
+
+
+@dataclass(frozen=True)
+class CompleteStage:
+    """Branch and bound in this process, on the CPU; every point is written down when it is done.
+
+    What it believes to break a point is judged like any other candidate.
+    """
+
+    verifier: PointVerifier
+    effort: Effort
+    worker: DeviceWorker
+    data: PointSource
+    threat: Threat
+    ledger: Ledger
+    keep: bool
+
+    def run(self, points: Sequence[int], broken: set[int], report: Report) -> None:
+        """Verify `points`, some of which attacks have `broken`, to check the proof.
+
+        Args:
+            report: called after every point with (points, those of them proved).
+
+        Raises:
+            RobustkitError: when one of `broken` is proved robust.
+        """
+        for point in points:
+            clock = time.monotonic()
+            x, y = self.data.fetch([point])
+            found = self.verifier.verify(x.cpu(), int(y), self.effort.budget())
+            proved = found.outcome == "proved"
+            refuse_refuted_certificates("an attack", [point] * (proved and point in broken),
+                                        self.threat)  # fmt: skip
+            finds, passes = ([], 0) if point in broken else self._judge(point, found, x, y)
+            cost = Cost(forwards=passes, seconds=time.monotonic() - clock)
+            self.ledger.write(VERIFIED, [], finds, cost)
+            self.ledger.write_verified(point, proved=proved)
+            report(1, int(proved))
+
+    def _judge(
+        self, point: int, found: Verified, x: Images, y: Labels
+    ) -> tuple[list[BrokenPoint], int]:
+        """Judge the counterexample of a point, if there is one; return also what that took."""
+        if found.example is None:
+            return [], 0
+        z = found.example.to(self.worker.device)
+        x, y = x.to(self.worker.device), torch.as_tensor(y).to(self.worker.device)
+        verdict = verify(self.worker.model, z, x, y, self.threat, attack=COMPLETE, points=[point],
+                         randomized=self.worker.diagnosis.randomized)  # fmt: skip
+        return broken_points(verdict, VERIFIED, [point], z if self.keep else None), verdict.passes

@@ -1,0 +1,200 @@
+"""Branch and bound is exact on tiny networks and sound on all."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+from robustkit.certify.complete.beta_crown import Multipliers, Objective, Splits, optimize
+from robustkit.certify.complete.branching import candidates, children
+from robustkit.certify.complete.counterexample import Breaker
+from robustkit.certify.complete.points import Verified
+from robustkit.certify.complete.root import Prover, Root
+from robustkit.certify.complete.search import Budget, Options, Outcome, Tree
+from robustkit.certify.complete.verifier import build_verifier
+from robustkit.certify.graph import trace
+from robustkit.core.threat import Norm, Threat
+
+
+def _exact(model: nn.Sequential, x: Tensor, threat: Threat, wanted: Tensor) -> float:
+    """Minimize wanted · logits over the linf ball: one linear program per activation pattern."""
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    weights = [(la.weight.double().numpy(), la.bias.double().numpy()) for la in layers]
+    low = (x - threat.eps).clamp_min(0).double().flatten().tolist()
+    high = (x + threat.eps).clamp_max(1).double().flatten().tolist()
+    hidden = [len(b) for _, b in weights[:-1]]
+    least = np.inf
+    for pattern in itertools.product((0.0, 1.0), repeat=sum(hidden)):
+        signs = np.split(np.array(pattern), np.cumsum(hidden)[:-1])
+        a, c = np.eye(len(low)), np.zeros(len(low))
+        rows, limits = [], []
+        for (w, b), on in zip(weights[:-1], signs, strict=True):
+            a, c = w @ a, w @ c + b
+            rows.append((1 - 2 * on)[:, None] * a)  # on: −v ≤ 0, off: v ≤ 0
+            limits.append(-(1 - 2 * on) * c)
+            a, c = on[:, None] * a, on * c
+        w, b = weights[-1]
+        direction = wanted.double().numpy()
+        a, c = direction @ w @ a, direction @ (w @ c + b)
+        found = linprog(a, np.concatenate(rows), np.concatenate(limits),
+                        bounds=list(zip(low, high, strict=True)), method="highs")  # fmt: skip
+        if found.status == 0:
+            least = min(least, found.fun + float(c))
+    return float(least)
+
+
+def _search(
+    model: nn.Module, x: Tensor, threat: Threat, wanted: Tensor, label: int, nodes: int = 2000,
+    **options: Any,
+) -> Outcome:  # fmt: skip
+    shape = tuple(x.shape[1:])
+    with torch.no_grad():
+        graphs = trace(model, shape), trace(copy.deepcopy(model).double(), shape)
+        prover = Prover.of(*graphs, threat)
+        tree = Tree(prover, Root(prover, x), wanted, 0.0, Options(**options), Budget(nodes=nodes),
+                    lambda z: bool((model(z).argmax(1) != label).any()))  # fmt: skip
+        return tree.run()
+
+
+@pytest.mark.parametrize("plan", ["", "ll"])
+@pytest.mark.parametrize("seed", range(6))
+def test_exact_on_tiny_networks(seed: int, plan: str, mlp: Any) -> None:
+    """Just below the exact radius's margin it proves, just above it breaks or stays open."""
+    model, x = mlp(seed, (4, 5, 4, 3)), torch.rand(1, 1, 2, 2)
+    label = int(model(x).argmax())
+    wanted = torch.eye(3)[label] - torch.eye(3)[(label + 1) % 3]
+    threat = Threat("linf", 0.25)
+    least = _exact(model, x, threat, wanted)
+    assert np.isfinite(least)
+    # Shift the margin by the last bias: its exact minimum becomes ± 0.01.
+    for shift, outcome in ((0.01, "proved"), (-0.01, "open")):
+        moved = copy.deepcopy(model)
+        moved[-1].bias[label] += shift - least
+        got = _search(moved, x, threat, wanted[None], label, plan=plan)
+        assert (got == "proved") == (outcome == "proved")
+
+
+def _verify(model: nn.Module, x: Tensor, y: int, threat: Threat, **budget: Any) -> Verified:
+    shape = tuple(x.shape[1:])
+    wide = replace(threat, eps=threat.limit(x[0].numel()))
+    verifier = build_verifier(model, shape, threat, wide)
+    assert verifier is not None
+    return verifier.verify(x, y, Budget(**budget))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("seed", range(4))
+def test_never_proved_where_broken(seed: int, norm: Norm, mlp: Any, residual: Any) -> None:
+    """On random architectures: a proof excludes what thousands of inputs and descents find."""
+    model = residual(seed) if seed % 2 else mlp(seed, (25, 8, 8, 3))
+    generator = torch.Generator().manual_seed(seed)
+    outcomes = set()
+    for eps in (0.005, 0.02, 0.05, 0.1, 0.2, 0.4):
+        threat = Threat(norm, eps * {"linf": 1, "l2": 4, "l1": 12}[norm])
+        x = torch.rand(1, 1, 5, 5, generator=generator)
+        y = int(model(x).argmax())
+        found = _verify(model, x, y, threat, nodes=500)
+        outcomes.add(found.outcome)
+        wide = x.expand(4000, -1, -1, -1)
+        z = threat.project(wide + torch.randn(wide.shape, generator=generator) * threat.eps, wide)
+        breaker = Breaker(model, x, y, threat)
+        broken = any([breaker(part) for part in z.split(64)])
+        assert not (broken and found.outcome == "proved")
+        if found.outcome == "broken":
+            assert found.example is not None
+            assert bool(threat.contains(found.example, x))
+            assert int(model(found.example).argmax()) != y
+    assert {"proved", "broken"} <= outcomes
+
+
+def test_planted_counterexample(mlp: Any) -> None:
+    """A corner where a narrow bump turns the decision is never proved away."""
+    model = mlp(0, (4, 6, 6, 2))
+    first, second, last = (layer for layer in model if isinstance(layer, nn.Linear))
+    for layer in (first, second, last):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    first.weight[0], first.bias[0] = 1.0, -3.9  # on only within 0.1 of the corner (1, 1, 1, 1)
+    second.weight[0, 0] = 1.0
+    last.weight[1, 0], last.bias[0] = 20.0, 1.0  # 1 against 20 · 0.1 at the corner
+    x = torch.full((1, 1, 2, 2), 0.5)
+    assert _verify(model, x, 0, Threat("linf", 0.5), nodes=200).outcome == "broken"
+    assert _verify(model, x, 0, Threat("linf", 0.45), nodes=200).outcome == "proved"
+
+
+def test_children_are_not_below_their_parent(mlp: Any) -> None:
+    """A split only shrinks the domain; warm multipliers keep the parent's bound."""
+    model, x = mlp(1, (6, 10, 10, 3)), torch.rand(1, 1, 2, 3, generator=torch.Generator())
+    shape, threat = (1, 2, 3), Threat("linf", 0.3)
+    graphs = trace(model, shape), trace(copy.deepcopy(model).double(), shape)
+    prover = Prover.of(*graphs, threat)
+    root, none = Root(prover, x), Splits.none(torch.zeros(1, 1))
+    domain = root.fast()
+    alpha = (domain.high > -domain.low).float()
+    objective = Objective(prover.fast.last, torch.tensor([[1.0, -1.0, 0.0]]))
+    begin = Multipliers(alpha, torch.zeros(1, 1), torch.ones(1))
+    parent = optimize(prover.fast, domain, objective, none, begin, 20)
+    units = candidates(prover.fast, domain, parent, none, 6)
+    for unit in units[0][units[0] >= 0]:
+        splits, _ = children(none, unit[None])
+        at = Multipliers(parent.best.alpha.expand(2, -1), torch.zeros(2, 2), torch.ones(2))
+        both = objective._replace(wanted=objective.wanted.expand(2, -1))
+        found = optimize(prover.fast, splits.intersect(domain), both, splits, at, 5)
+        assert bool((found.bound >= parent.bound - 1e-4).all())
+
+
+def test_budget_leaves_a_point_undecided_and_repeats(mlp: Any) -> None:
+    """The same nodes give the same outcome; more of them decide."""
+    model, x = mlp(7, (9, 14, 14, 3)), torch.full((1, 1, 3, 3), 0.5)
+    y = int(model(x).argmax())
+    few = [_verify(model, x, y, Threat("linf", eps), nodes=2) for eps in _EPS]
+    assert few == [_verify(model, x, y, Threat("linf", eps), nodes=2) for eps in _EPS]
+    many = [_verify(model, x, y, Threat("linf", eps), nodes=4000).outcome for eps in _EPS]
+    assert "undecided" in [found.outcome for found in few]
+    assert "undecided" not in many
+    assert many == sorted(many, key=["proved", "broken"].index)
+
+
+_EPS = [step / 40 for step in range(1, 21)]
+
+
+def test_memory_is_a_budget(mlp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that is full leaves the point undecided."""
+    model, x = mlp(7, (9, 14, 14, 3)), torch.full((1, 1, 3, 3), 0.5)
+    y = int(model(x).argmax())
+    found = [_verify(model, x, y, Threat("linf", eps), nodes=4000) for eps in _EPS]
+    hard = next(eps for eps, one in zip(_EPS, found, strict=True) if one.nodes > 2)
+    monkeypatch.setattr("robustkit.certify.complete.search._POOL", 0)
+    assert _verify(model, x, y, Threat("linf", hard)).outcome == "undecided"
+
+
+def test_a_margin_of_zero_ends_undecided(mlp: Any) -> None:
+    """Two classes that are always equal: the first is the answer, and nothing proves it."""
+    model = mlp(5, (4, 2, 2, 2))
+    model[-1].weight[1], model[-1].bias[1] = model[-1].weight[0], model[-1].bias[0]
+    found = _verify(model, torch.full((1, 1, 2, 2), 0.5), 0, Threat("linf", 0.4))
+    assert found.outcome == "undecided"
+
+
+def test_a_network_too_large_is_undecided(mlp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and never an error."""
+    monkeypatch.setattr("robustkit.certify.complete.points._LARGEST", 5)
+    found = _verify(mlp(5, (4, 3, 3, 2)), torch.rand(1, 1, 2, 2), 0, Threat("linf", 1e-6))
+    assert (found.outcome, found.nodes) == ("undecided", 0)
+
+
+def test_time_ends_the_tightening_too(mlp: Any) -> None:
+    """Bounds stay as they are, and sound."""
+    model, x = mlp(7, (9, 14, 14, 3)), torch.full((1, 1, 3, 3), 0.5)
+    y = int(model(x).argmax())
+    radii = (1e-4, *_EPS)
+    outcomes = [_verify(model, x, y, Threat("linf", eps), seconds=0).outcome for eps in radii]
+    assert set(outcomes) == {"proved", "undecided"}
