@@ -18,7 +18,7 @@ from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.stages.audit import perform
 from robustkit.evaluation.stages.clean_and_certify import certify_points
 from robustkit.evaluation.stages.complete import CompleteStage
-from robustkit.evaluation.stages.replay import Replay
+from robustkit.evaluation.stages.replay import Replay, none_fitted
 from robustkit.evaluation.stages.stage import AttackStage, PointsToAttack, Report
 from robustkit.evaluation.tally import Tally
 from robustkit.evaluation.watcher import Watcher
@@ -29,6 +29,8 @@ from robustkit.record.record import COMPLETE, REPLAY
 from robustkit.record.status import Finished, read_finished
 from robustkit.search.protocol import aims
 from robustkit.search.suites import LineUp
+
+_OTHERS = {REPLAYED: REPLAY, VERIFIED: COMPLETE}  # stages that are no attack of the line-up
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,11 @@ class Run:
 
     def _interim(self, done: Sequence[int], status: dict[int, Status]) -> Interim:
         """Gather what is known of the finished points `done`."""
-        flags = tuple(flag.name for flag in self.prepared.diagnosis.flags)
-        return Interim(done, status, flags)
+        return Interim(done, status, tuple(flag.name for flag in self.prepared.diagnosis.flags))
 
     def attack_name(self, number: int) -> str:
         """Return what the record calls a stage that breaks points."""
-        names = {REPLAYED: REPLAY, VERIFIED: COMPLETE}
-        return names.get(number) or str(self.line.specs[number])
+        return _OTHERS.get(number) or str(self.line.specs[number])
 
     def clean(self, points: Sequence[int]) -> None:
         """Classify those of `points` that the ledger does not know yet."""
@@ -232,32 +232,21 @@ class Run:
         # All of them, where none broke a point; one that fits costs a pass.
         tried = len(self.ledger.spent(REPLAYED))
         if tried and not self.ledger.costs()[REPLAYED].forwards:
-            self.watcher.note(
-                f"{self.settings.name}: none of the {tried} inputs to replay lies within "
-                f"{self.settings.threat} of its point. Are they of a run on the same data, and at "
-                "no larger eps?"
-            )
+            self.watcher.note(none_fitted(self.settings.name, tried, self.settings.threat))
 
     def verify(self, points: Sequence[int], *, last: bool) -> None:
         """Verify completely what bounds and attacks have left, or all to check the proof."""
+        budget = self.settings.budget
         if self.complete is None:
             return
-        status, tried = self.finished(points).status, self.ledger.verified(points)
-        wanted = ("robust", "broken") if self.settings.attack_certified else ("robust",)
-        todo = [p for p in points if status[p] in wanted and p not in tried]
-        broken = {p for p in todo if status[p] == "broken"}
-        self.watcher.stage(COMPLETE, len(todo))
-        done = proved = 0
 
-        def report(points: int, holds: int) -> None:
-            nonlocal done, proved
-            done, proved = done + points, proved + holds
-            self.watcher.advance(done, proved, len(todo))
+        def told() -> None:
             self._tally.tell()
-            if self.settings.budget is not None:
-                self.settings.budget.check_time()
+            if budget is not None:
+                budget.check_time()
 
-        self.complete.run(todo, broken, report)
+        self.complete.finish(points, self.finished(points).status, self.watcher, told,
+                             everything=self.settings.attack_certified)  # fmt: skip
         if last:
             self.ledger.write(VERIFIED, [], [], Cost(finished=True))
         self._tally.tell(now=last)

@@ -20,6 +20,7 @@ from robustkit.core import json_files
 from robustkit.core.packages import install_command
 from robustkit.errors import UsageError, digests_differ
 from robustkit.record import interval
+from robustkit.record.classes import lowest, robust_by_class
 from robustkit.record.display import RecordDisplay
 from robustkit.record.points import Points, Status
 from robustkit.record.schema import (
@@ -202,12 +203,7 @@ class Record(RecordDisplay, Part):
     @property
     def per_class(self) -> dict[int, float]:
         """Robust accuracy of each class that has points, by label."""
-        pairs = Counter(zip(self.points.label, self.points.status, strict=True))
-        size, robust = Counter[int](), Counter[int]()
-        for (label, status), count in pairs.items():
-            size[label] += count
-            robust[label] += count if status in ("robust", "certified") else 0
-        return {label: robust[label] / size[label] for label in sorted(size)}
+        return robust_by_class(self.points)
 
     @property
     def worst_class(self) -> ClassAccuracy:
@@ -217,9 +213,7 @@ class Record(RecordDisplay, Part):
     @property
     def tail(self) -> list[ClassAccuracy]:
         """The ⌈30%⌉ of the classes with the lowest robust accuracy, worst first."""
-        classes = [ClassAccuracy(*pair) for pair in self.per_class.items()]
-        keep = -(-3 * len(classes) // 10)
-        return sorted(classes, key=lambda c: (c.accuracy, c.label))[:keep]
+        return lowest(self.per_class)
 
     @property
     def tail_30(self) -> float:

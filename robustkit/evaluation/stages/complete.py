@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,10 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
 from robustkit.evaluation.stages.judge import broken_points, refuse_refuted_certificates
 from robustkit.evaluation.stages.stage import DeviceWorker, PointSource, Report
+from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
-from robustkit.record.ledger_schema import VERIFIED, BrokenPoint, Cost
+from robustkit.record.ledger_schema import BY_BRANCHING, UNDECIDED, VERIFIED, BrokenPoint, Cost
+from robustkit.record.points import Status
 from robustkit.record.record import COMPLETE
 from robustkit.verify.candidates import verify
 
@@ -54,8 +56,39 @@ class CompleteStage:
             finds, passes = ([], 0) if point in broken else self._judge(point, found, x, y)
             cost = Cost(forwards=passes, seconds=time.monotonic() - clock)
             self.ledger.write(VERIFIED, [], finds, cost)
-            self.ledger.write_verified(point, proved=proved)
+            self.ledger.write_certified([(point, BY_BRANCHING if proved else UNDECIDED)], 0.0)
             report(1, int(proved))
+
+    def finish(
+        self,
+        points: Sequence[int],
+        status: Mapping[int, Status],
+        watcher: Watcher,
+        told: Callable[[], None],
+        *,
+        everything: bool,
+    ) -> None:
+        """Verify those of `points` that are robust and not tried yet.
+
+        Args:
+            told: called after every point.
+            everything: also those that an attack has broken, to check the proof.
+
+        Raises:
+            RobustkitError: as `run`.
+        """
+        tried, wanted = self.ledger.verified(points), ("robust", "broken")[: 1 + everything]
+        todo = [p for p in points if status[p] in wanted and p not in tried]
+        watcher.stage(COMPLETE, len(todo))
+        done = proved = 0
+
+        def report(points: int, holds: int) -> None:
+            nonlocal done, proved
+            done, proved = done + points, proved + holds
+            watcher.advance(done, proved, len(todo))
+            told()
+
+        self.run(todo, {p for p in todo if status[p] == "broken"}, report)
 
     def _judge(
         self, point: int, found: Verified, x: Images, y: Labels

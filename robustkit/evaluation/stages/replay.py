@@ -137,3 +137,11 @@ class Replay:
         spent = [(point, number) for point in batch if point not in there]
         self.ledger.write(REPLAYED, spent, broken, cost)
         return broken
+
+
+def none_fitted(name: str, tried: int, threat: Threat) -> str:
+    """Say that no input to replay lies within the threat model of its point."""
+    return (
+        f"{name}: none of the {tried} inputs to replay lies within {threat} of its point. Are they "
+        "of a run on the same data, and at no larger eps?"
+    )
