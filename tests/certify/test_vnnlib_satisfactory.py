@@ -23,7 +23,7 @@ def test_no_answer_is_wrong_and_most_are_given(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = Path(".vnnlib-satisfactory") / "tests"
-    right, wrong, unknown, refused = [], [], [], []
+    right, wrong, unknown, refused = (list[str]() for _ in range(4))
     for entry in generator.generate_all_tests(suite="full", node_type=None):
         case = cases.TestCase.from_manifest_entry(entry, folder / entry["category"])
         if case.category in _OTHERS:

@@ -159,3 +159,14 @@ def test_a_graph_for_another_size_is_refused(blobs: Dataset, tmp_path: Path) -> 
     path = image_net(tmp_path / "net.onnx")
     with pytest.raises(UsageError, match=r"numbers of \[.*\] images, got one of 32 \(\[1, 32\]\)"):
         load_model(f"onnx:{path}", data=blobs)
+
+
+def test_an_old_operator_set_with_an_open_batch_is_read(blobs: Dataset, tmp_path: Path) -> None:
+    held = weights(0, w=(36, 4), b=(4,))
+    nodes: Nodes = [("Flatten", ["x"], ["f"], {}), ("Gemm", ["f", "w", "b"], ["y"], {})]
+    given: Any = ["n", 1, 6, 6]
+    path = write(tmp_path / "net.onnx", nodes, held, given, [1, 4])
+    model = load_model(f"onnx:{path}", data=blobs).model
+    x = torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    wanted = x.flatten(1) @ torch.from_numpy(held["w"]) + torch.from_numpy(held["b"])
+    torch.testing.assert_close(model(x), wanted)

@@ -17,6 +17,7 @@ from robustkit.models.agreement import OTHER_BATCH, difference
 from robustkit.models.onnx_network import Onnx
 from robustkit.models.zoo.base import Ask, Found, building, prepare
 
+_OLD = 11  # operator sets before it hold operators that onnx2torch does not know
 _MOST = 2**30  # numbers of one value of the graph, for two inputs: 4 GiB
 
 
@@ -54,7 +55,7 @@ def load(ask: Ask) -> Found:
     with building(ask, "Expected a file written by an ONNX exporter."):
         graph = onnx.load(str(path))
         _refuse_huge(ask, graph, onnx.shape_inference, resize)
-    if _of_one_point(graph):
+    if _of_one_point(graph) or _opset(graph) < _OLD:
         return _read(ask, path, resize)
     converter: Any = library("onnx2torch", "onnx")
     with building(ask, "Only operators that onnx2torch knows can be converted."):
@@ -85,6 +86,11 @@ def _of_one_point(graph: Any) -> bool:
     shapes = [entry.type.tensor_type.shape.dim for entry in graph.graph.input
               if entry.name not in held]  # fmt: skip
     return len(shapes) == 1 and (len(shapes[0]) != 4 or shapes[0][0].dim_value == 1)
+
+
+def _opset(graph: Any) -> int:
+    versions = (one.version for one in graph.opset_import if one.domain in ("", "ai.onnx"))
+    return max(versions, default=1)
 
 
 def _read(ask: Ask, path: Path, resize: int | None) -> Found:
