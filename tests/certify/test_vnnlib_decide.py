@@ -15,10 +15,12 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
 from robustkit.certify.graph import Graph
-from robustkit.certify.vnnlib.decide import Answer, decide
+from robustkit.certify.vnnlib.decide import Answer, by_bounds, decide
 from robustkit.certify.vnnlib.instance import Instance, answer, instances
+from robustkit.certify.vnnlib.query import Query
 from robustkit.certify.vnnlib.read import query_of
 from robustkit.certify.vnnlib.specification import Group, Specification
+from robustkit.certify.vnnlib.tree import by_tree
 from robustkit.cli.program import program
 from robustkit.errors import UsageError
 from robustkit.models.onnx_network import Onnx
@@ -256,3 +258,20 @@ class TestCommand:
         _, found = answer(Instance(path, tmp_path / "p.vnnlib", 10.0))
         assert found.verdict == "unknown"
         assert "none are known for the operation mul" in found.reason
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_branch_and_bound_answers_where_boxes_are_not_halved(seed: int, tmp_path: Path) -> None:
+    """60 inputs: bounds alone leave open what a tree over the ReLUs closes, as the solver does."""
+    held = two_layers(tmp_path / "net.onnx", seed, n=60, hidden=10)
+    runtime = opened(tmp_path / "net.onnx")
+    network = runtime.network()
+    most = largest(held, np.array([1.0, -1.0]), -0.5, 0.75)
+    both = (by_bounds, by_tree)
+
+    def asked(limit: float) -> Query:
+        return query_of(text(60, 2, -0.5, 0.75, f"(assert (>= (- Y_0 Y_1) {limit}))"))
+
+    assert decide(network, runtime, asked(most - 0.02), 60.0, refuters=both).verdict != "unsat"
+    assert decide(network, runtime, asked(most + 0.02), 60.0).verdict == "unknown"
+    assert decide(network, runtime, asked(most + 0.02), 60.0, refuters=both).verdict == "unsat"

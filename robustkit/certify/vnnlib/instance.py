@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from robustkit.certify.vnnlib.decide import Answer, decide
+from robustkit.certify.vnnlib.decide import Answer, by_bounds, decide
 from robustkit.certify.vnnlib.query import Query
 from robustkit.certify.vnnlib.read import read_query, unpacked
+from robustkit.certify.vnnlib.tree import by_tree
 from robustkit.errors import UsageError
 from robustkit.models.onnx_network import Onnx
 
@@ -68,7 +69,10 @@ def answer(instance: Instance, *, seed: int = 0) -> tuple[Query, Answer]:
                 f"{instance.property}: expected the {size} {kind} of {instance.network}, got "
                 f"{declared.size}: is this a property of another network?"
             )
-    return query, decide(onnx.network(), onnx, query, instance.seconds, seed=seed)
+    found = decide(
+        onnx.network(), onnx, query, instance.seconds, seed=seed, refuters=(by_bounds, by_tree)
+    )
+    return query, found
 
 
 def witness(query: Query, found: Answer) -> str:

@@ -1,0 +1,25 @@
+"""Branch and bound on the disjuncts that bounds leave, where each has one constraint."""
+
+from __future__ import annotations
+
+import torch
+
+from robustkit.certify.complete.search import Budget
+from robustkit.certify.complete.verifier import build_verifier
+from robustkit.certify.graph import Graph
+from robustkit.certify.vnnlib.specification import CUBE, Group, Specification
+
+
+def by_tree(spec: Specification, graph: Graph, group: Group, seconds: float) -> bool:
+    """Tell whether branch and bound refutes every disjunct of the group within `seconds`.
+
+    Of a disjunct with several constraints one alone need be refuted at each input, not the same one
+    everywhere: such a group is left to the halves of its box.
+    """
+    if not bool((group.members.sum(1) == 1).all()) or seconds <= 0:
+        return False
+    shape = graph.nodes[0].shape
+    verifier = build_verifier(spec, shape, CUBE, CUBE)
+    if verifier is None:
+        return False
+    return verifier.verify(torch.zeros(1, *shape), 0, Budget(seconds)).outcome == "proved"
