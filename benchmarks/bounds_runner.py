@@ -12,6 +12,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -107,25 +109,27 @@ def _cnn_a(folder: Path, data: str, n: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 def ours(net: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Callable[[], Tensor]:
     """Bound as the certificate does: in batches of 16, or one at a time in the older build."""
-    try:
-        from robustkit.certify.crown import crown_margins
-        from robustkit.certify.graph import trace
-        from robustkit.core.threat import Threat
-
+    # Not by trying to import: an installed version would lend its modules to an older checkout.
+    spec = find_spec("robustkit")
+    assert spec is not None
+    assert spec.origin is not None
+    if (Path(spec.origin).parent / "certify").is_dir():
+        crown: Any = import_module("robustkit.certify.crown")
+        tracing: Any = import_module("robustkit.certify.graph")
+        threats: Any = import_module("robustkit.core.threat")
         batch = 16
-    except ImportError:  # the flat layout of the older build
-        from importlib import import_module
-
-        crown_margins = import_module("robustkit.bounds.linear").crown_margins
-        trace = import_module("robustkit.bounds.graph").trace
-        Threat = import_module("robustkit.threat").Threat
+    else:  # the flat layout of the older build
+        crown = import_module("robustkit.bounds.linear")
+        tracing = import_module("robustkit.bounds.graph")
+        threats = import_module("robustkit.threat")
         batch = 1
-    graph = trace(net.double(), tuple(x.shape[1:]))
-    threat, options = Threat("linf", eps), {"intermediate": "crown", "rounding": True}
+    graph = tracing.trace(net.double(), tuple(x.shape[1:]))
+    threat = threats.Threat("linf", eps)
+    options: dict[str, Any] = {"intermediate": "crown", "rounding": True, "iterations": steps}
 
     def run() -> Tensor:
         pairs = zip(x.double().split(batch), y.split(batch), strict=True)
-        parts = [crown_margins(graph, a, b, threat, iterations=steps, **options) for a, b in pairs]
+        parts = [crown.crown_margins(graph, a, b, threat, **options) for a, b in pairs]
         return torch.cat(parts)
 
     return run
@@ -135,22 +139,22 @@ def auto_lirpa(
     net: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int
 ) -> Callable[[], Tensor]:
     """Bound by auto_LiRPA with its defaults, all points at once."""
-    from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+    library: Any = import_module("auto_LiRPA")
 
     k = int(net(x[:1]).shape[1])
     others = torch.stack([torch.tensor([j for j in range(k) if j != int(c)]) for c in y])
     eye = torch.eye(k)
     wanted = eye[y][:, None] - eye[others]
     options = {"optimize_bound_args": {"iteration": steps}} if steps else {}
-    bounded: Any = BoundedModule(net, x[:1], bound_opts=options, verbose=False)
-    ball = PerturbationLpNorm(
+    bounded = library.BoundedModule(net, x[:1], bound_opts=options, verbose=False)
+    ball = library.PerturbationLpNorm(
         norm=float("inf"), x_L=(x - eps).clamp(0, 1), x_U=(x + eps).clamp(0, 1)
     )
     method = "CROWN-Optimized" if steps else "CROWN"
 
     def run() -> Tensor:
         found = bounded.compute_bounds(
-            x=(BoundedTensor(x, ball),), C=wanted, method=method, bound_upper=False
+            x=(library.BoundedTensor(x, ball),), C=wanted, method=method, bound_upper=False
         )
         return torch.zeros(len(x), k).scatter(1, others, found[0].detach())
 

@@ -143,9 +143,11 @@ class Narrow(nn.Module):
         x = x.flatten(1)
         if self.kind == "autocast":
             with torch.autocast("cpu", torch.bfloat16):
-                return self.layer(x) * 1.0
+                logits: Tensor = self.layer(x) * 1.0
+                return logits
         dtype = torch.float16 if self.kind == "half" else torch.bfloat16
-        return self.layer(x.to(dtype).to(self.layer.weight.dtype)) * 1.0
+        logits = self.layer(x.to(dtype).to(self.layer.weight.dtype)) * 1.0
+        return logits
 
 
 @pytest.mark.parametrize("kind", ["autocast", "half", "bfloat16"])
@@ -173,6 +175,6 @@ def test_weights_of_less_precision_are_refused() -> None:
 def test_a_refusal_says_what_is_known(function: Callable[[Tensor], Tensor], message: str) -> None:
     torch.manual_seed(0)
     net = Around(function)
-    net.last = nn.Linear(144, 3)
+    net.last = nn.Linear(144, 3)  # type: ignore[assignment]
     with pytest.raises(UsageError, match=message):
         trace(net, SHAPE)
