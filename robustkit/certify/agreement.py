@@ -78,11 +78,7 @@ def refuse_less_precision(model: nn.Module, shape: tuple[int, ...]) -> None:
     found = f"{narrow} is not float32" if narrow else ""
     if not found:
         first = next(iter(model.parameters()), torch.zeros(()))
-<<<<<<< HEAD
-        with _Types() as types, torch.no_grad():  # type: ignore[no-untyped-call]
-=======
         with torch.no_grad(), _Types() as types:  # type: ignore[no-untyped-call]
->>>>>>> w-bounds
             try:
                 model(torch.full((1, *shape), 0.5, dtype=torch.float32, device=first.device))
             except (RuntimeError, TypeError, ValueError, IndexError):
