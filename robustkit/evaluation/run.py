@@ -242,25 +242,16 @@ class Run:
         """Verify completely what bounds and attacks have left, or all to check the proof."""
         if self.complete is None:
             return
-        status, tried = self.finished(points).status, self.ledger.verified(points)
-        wanted = ("robust", "broken") if self.settings.attack_certified else ("robust",)
-        todo = [p for p in points if status[p] in wanted and p not in tried]
-        broken = {p for p in todo if status[p] == "broken"}
-        self.watcher.stage(COMPLETE, len(todo))
-        done = proved = 0
-
-        def report(points: int, holds: int) -> None:
-            nonlocal done, proved
-            done, proved = done + points, proved + holds
-            self.watcher.advance(done, proved, len(todo))
-            self._tally.tell()
-            if self.settings.budget is not None:
-                self.settings.budget.check_time()
-
-        self.complete.run(todo, broken, report)
-        if last:
-            self.ledger.write(VERIFIED, [], [], Cost(finished=True))
+        everything, status = self.settings.attack_certified, self.finished(points).status
+        self.complete.run(status, self.watcher, self._told, everything=everything)
+        self.ledger.write(VERIFIED, [], [], Cost(finished=last))
         self._tally.tell(now=last)
+
+    def _told(self) -> None:
+        """Tell the tally; stop where the time is over."""
+        self._tally.tell()
+        if self.settings.budget is not None:
+            self.settings.budget.check_time()
 
     def attack(self, number: int, points: Sequence[int], *, last: bool) -> None:
         """Run one attack of the line-up on those of `points` that are still robust."""
@@ -277,9 +268,7 @@ class Run:
 
         def report(done: int, left: int) -> None:
             self.watcher.advance(done, others + left, len(points))
-            self._tally.tell()
-            if self.settings.budget is not None:
-                self.settings.budget.check_time()
+            self._told()
 
         jobs = stage.jobs(self.prepared.diagnosis.classes)
         spent = self.ledger.spent(number, robust)

@@ -23,13 +23,11 @@ from robustkit.core.files import make_folder
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.record.ledger_reader import LedgerReader
 from robustkit.record.ledger_schema import (
-    BY_BRANCHING,
     CERTIFY,
     CLEAN,
     NAMES,
     SEAL,
     TABLES,
-    UNDECIDED,
     VOLATILE,
     BrokenPoint,
     Cost,
@@ -230,17 +228,11 @@ class Ledger(LedgerReader):
             self._judge((p, CLEAN, share) for p, share in (errors or {}).items())
             self._spend(CLEAN, Cost(forwards=forwards, seconds=seconds))
 
-    def write_certified(self, rows: Iterable[tuple[int, bool]], seconds: float) -> None:
-        """Store for some points whether the certificate holds."""
+    def write_certified(self, rows: Iterable[tuple[int, int]], seconds: float) -> None:
+        """Store for some points whether the certificate holds; see `ledger_schema.UNPROVED`."""
         with self.transaction():
             self._db.executemany("INSERT OR REPLACE INTO certified VALUES (?, ?)", rows)
             self._spend(CERTIFY, Cost(seconds=seconds))
-
-    def write_verified(self, point: int, *, proved: bool) -> None:
-        """Store what branch and bound has come to on a point."""
-        rows = [(point, BY_BRANCHING if proved else UNDECIDED)]
-        with self.transaction():
-            self._db.executemany("INSERT OR REPLACE INTO certified VALUES (?, ?)", rows)
 
     def write(
         self,
