@@ -158,7 +158,7 @@ class Record(RecordDisplay, Part):
     @property
     def robust(self) -> float:
         """Robust accuracy: no attack of the suite broke the point. An upper bound on the truth."""
-        return sum(map(self.points.status.count, ("robust", "certified"))) / self.n
+        return sum(status in ("robust", "certified") for status in self.points.status) / self.n
 
     @property
     def expected(self) -> float | None:
