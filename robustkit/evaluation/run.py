@@ -236,20 +236,18 @@ class Run:
 
     def verify(self, points: Sequence[int], *, last: bool) -> None:
         """Verify completely what bounds and attacks have left, or all to check the proof."""
-        budget = self.settings.budget
         if self.complete is None:
             return
-
-        def told() -> None:
-            self._tally.tell()
-            if budget is not None:
-                budget.check_time()
-
-        self.complete.finish(points, self.finished(points).status, self.watcher, told,
-                             everything=self.settings.attack_certified)  # fmt: skip
-        if last:
-            self.ledger.write(VERIFIED, [], [], Cost(finished=True))
+        everything, status = self.settings.attack_certified, self.finished(points).status
+        self.complete.run(status, self.watcher, self._told, everything=everything)
+        self.ledger.write(VERIFIED, [], [], Cost(finished=last))
         self._tally.tell(now=last)
+
+    def _told(self) -> None:
+        """Tell the tally; stop where the time is over."""
+        self._tally.tell()
+        if self.settings.budget is not None:
+            self.settings.budget.check_time()
 
     def attack(self, number: int, points: Sequence[int], *, last: bool) -> None:
         """Run one attack of the line-up on those of `points` that are still robust."""
@@ -266,9 +264,7 @@ class Run:
 
         def report(done: int, left: int) -> None:
             self.watcher.advance(done, others + left, len(points))
-            self._tally.tell()
-            if self.settings.budget is not None:
-                self.settings.budget.check_time()
+            self._told()
 
         jobs = stage.jobs(self.prepared.diagnosis.classes)
         spent = self.ledger.spent(number, robust)

@@ -229,7 +229,7 @@ class Ledger(LedgerReader):
             self._spend(CLEAN, Cost(forwards=forwards, seconds=seconds))
 
     def write_certified(self, rows: Iterable[tuple[int, int]], seconds: float) -> None:
-        """Store for some points whether the certificate holds, or what branch and bound came to."""
+        """Store for some points whether the certificate holds; see `ledger_schema.UNPROVED`."""
         with self.transaction():
             self._db.executemany("INSERT OR REPLACE INTO certified VALUES (?, ?)", rows)
             self._spend(CERTIFY, Cost(seconds=seconds))

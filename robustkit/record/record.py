@@ -56,8 +56,7 @@ __all__ = [
 ]
 
 SCHEMA: Literal["robustkit/record/1"] = "robustkit/record/1"
-REPLAY = "replay"  # the stage that tries what earlier runs have stored
-COMPLETE = "complete"  # the stage of branch and bound
+REPLAY, COMPLETE = "replay", "complete"  # the stages of earlier runs' inputs, of branch and bound
 
 
 class Record(RecordDisplay, Part):
@@ -160,8 +159,7 @@ class Record(RecordDisplay, Part):
     @property
     def robust(self) -> float:
         """Robust accuracy: no attack of the suite broke the point. An upper bound on the truth."""
-        status = self.points.status
-        return (status.count("robust") + status.count("certified")) / self.n
+        return sum(status in ("robust", "certified") for status in self.points.status) / self.n
 
     @property
     def expected(self) -> float | None:
@@ -218,8 +216,7 @@ class Record(RecordDisplay, Part):
     @property
     def tail_30(self) -> float:
         """Mean robust accuracy over `tail`: 3 of 10 classes, 30 of 100, 1 of 2 or 3."""
-        tail = self.tail
-        return math.fsum(c.accuracy for c in tail) / len(tail)
+        return math.fsum(c.accuracy for c in self.tail) / len(self.tail)
 
     @property
     def strongest_attack(self) -> str | None:
@@ -229,10 +226,7 @@ class Record(RecordDisplay, Part):
 
     @property
     def reliability(self) -> Reliability:
-        """Whether the robust accuracy can be relied on, by the gravest flag.
-
-        Flags that the attacks answered weigh a step less.
-        """
+        """Whether `robust` can be relied on, by the gravest flag; an answered one weighs less."""
         names = [flag.name for flag in self.flags]
         answered = [flag.name for flag in self.flags if flag.answered]
         return reliability([*names, "randomized"] if self.randomized else names, answered)

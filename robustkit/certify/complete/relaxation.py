@@ -21,6 +21,7 @@ from robustkit.certify.operations import Input, Join, Sum
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 
+_WATER = 12  # steps that let features reach the box, in l2
 _LINEAR = (Input, Sum, Join, LinearOp, ConvOp, ScaleOp, AverageOp)
 
 
@@ -163,24 +164,24 @@ class Relaxation:
         return Pass(total + least, minimizer, a, through)
 
     def _least(self, domain: Domain, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the minimum of a · x over the domain, or a bound below it, and where it is."""
-        flat = a.flatten(1)
-        low, high = domain.x_low.flatten(1), domain.x_high.flatten(1)
-        corner = torch.lerp(low, high, (flat < 0).to(a.dtype))
-        least = (flat * corner).sum(1)
+        """Return the minimum of a · x over ball and box together, and where it is.
+
+        linear_bounds.py takes the better of ball and box; a tree over ReLUs ends in linear
+        programs, and closes only where their minima are those of the intersection.
+        """
+        flat, x = a.flatten(1), domain.x.flatten(1)
+        size, down = flat.abs(), (flat.sign() + 1).clamp_(0, 1)
+        # How far every feature can go against its coefficient.
+        room = torch.lerp(domain.x_high.flatten(1) - x, x - domain.x_low.flatten(1), down)
+        spare: Tensor | float = 0.0
         if self.threat.norm == "linf":
-            return least, corner.view_as(a)
-        x, eps = domain.x.flatten(1), self.threat.eps
-        if self.threat.norm == "l2":
-            dual = flat.norm(dim=1)
-            inside = x - eps * flat / dual.clamp_min(1e-30)[:, None]
+            step = room
+        elif self.threat.norm == "l1":
+            step = _largest_first(size, room, self.threat.eps)
         else:
-            dual, where = flat.abs().max(1)
-            step = torch.zeros_like(flat).scatter(1, where[:, None], eps)
-            inside = x - step * flat.sign()
-        ball = (flat * x).sum(1) - eps * dual
-        minimizer = torch.lerp(corner, inside, (ball > least).to(a.dtype)[:, None])
-        return torch.maximum(ball, least), minimizer.view_as(a)
+            step, spare = _in_proportion(size, room, self.threat.eps)
+        least = (flat * x).sum(1) - (size * step).sum(1) - spare
+        return least, (x - flat.sign() * step).view_as(a)
 
     def ascend(self, run: Pass, lines: Lines, alpha: Tensor, start: int) -> Ascent:
         """Evaluate the relaxed network at the minimizer, for the derivatives of the bound."""
@@ -209,3 +210,27 @@ class Relaxation:
             if span_here is not None and at in values and span_here.stop <= alpha.shape[1]:
                 inputs[:, span_here] = values[at].flatten(1)
         return Ascent(inputs, slopes, values[start])
+
+
+def _largest_first(size: Tensor, room: Tensor, eps: float) -> Tensor:
+    """Maximize size · step over 0 ≤ step ≤ room with sum at most eps [b, d]: greedily."""
+    order = size.argsort(dim=1, descending=True)
+    room = room.expand_as(size).gather(1, order)
+    before = room.cumsum(1) - room
+    return torch.zeros_like(size).scatter(1, order, torch.minimum(eps - before, room).clamp_min(0))
+
+
+def _in_proportion(size: Tensor, room: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Maximize size · step over 0 ≤ step ≤ room with ‖step‖₂ at most eps [b, d].
+
+    The step is min(room, μ size). Any μ > 0 gives an upper bound of the maximum by duality, size ·
+    step + (eps² − ‖step‖²) / 2μ; returned is the second term too. μ grows to its fixed point.
+    """
+    mu = eps / size.norm(dim=1, keepdim=True).clamp_min(1e-20)
+    for _ in range(_WATER):
+        full = (mu * size >= room).to(size.dtype)
+        left = (eps**2 - (full * room).square().sum(1, keepdim=True)).clamp_min(0)
+        free = ((1 - full) * size).square().sum(1, keepdim=True).clamp_min(1e-30)
+        mu = torch.maximum(mu, (left / free).sqrt())
+    step = torch.minimum(room, mu * size)
+    return step, ((eps**2 - step.square().sum(1, keepdim=True)) / (2 * mu))[:, 0]

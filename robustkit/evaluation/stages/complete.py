@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +13,16 @@ from robustkit.certify.complete.verifier import Effort
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
 from robustkit.evaluation.stages.judge import broken_points, refuse_refuted_certificates
-from robustkit.evaluation.stages.stage import DeviceWorker, PointSource, Report
+from robustkit.evaluation.stages.stage import DeviceWorker, PointSource
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
-from robustkit.record.ledger_schema import BY_BRANCHING, UNDECIDED, VERIFIED, BrokenPoint, Cost
+from robustkit.record.ledger_schema import (
+    BY_BRANCHING,
+    UNDECIDED,
+    VERIFIED,
+    BrokenPoint,
+    Cost,
+)
 from robustkit.record.points import Status
 from robustkit.record.record import COMPLETE
 from robustkit.verify.candidates import verify
@@ -37,58 +43,44 @@ class CompleteStage:
     ledger: Ledger
     keep: bool
 
-    def run(self, points: Sequence[int], broken: set[int], report: Report) -> None:
-        """Verify `points`, some of which attacks have `broken`, to check the proof.
-
-        Args:
-            report: called after every point with (points, those of them proved).
-
-        Raises:
-            RobustkitError: when one of `broken` is proved robust.
-        """
-        for point in points:
-            clock = time.monotonic()
-            x, y = self.data.fetch([point])
-            found = self.verifier.verify(x.cpu(), int(y), self.effort.budget())
-            proved = found.outcome == "proved"
-            refuse_refuted_certificates("an attack", [point] * (proved and point in broken),
-                                        self.threat)  # fmt: skip
-            finds, passes = ([], 0) if point in broken else self._judge(point, found, x, y)
-            cost = Cost(forwards=passes, seconds=time.monotonic() - clock)
-            self.ledger.write(VERIFIED, [], finds, cost)
-            self.ledger.write_certified([(point, BY_BRANCHING if proved else UNDECIDED)], 0.0)
-            report(1, int(proved))
-
-    def finish(
+    def run(
         self,
-        points: Sequence[int],
         status: Mapping[int, Status],
         watcher: Watcher,
         told: Callable[[], None],
         *,
         everything: bool,
     ) -> None:
-        """Verify those of `points` that are robust and not tried yet.
+        """Verify the points that are robust so far and not verified yet.
 
         Args:
+            status: by point.
             told: called after every point.
-            everything: also those that an attack has broken, to check the proof.
+            everything: also those that attacks have broken, to check the proof.
 
         Raises:
-            RobustkitError: as `run`.
+            RobustkitError: when one that is broken is proved robust.
         """
-        tried, wanted = self.ledger.verified(points), ("robust", "broken")[: 1 + everything]
-        todo = [p for p in points if status[p] in wanted and p not in tried]
+        wanted = ("robust", "broken") if everything else ("robust",)
+        tried, proved = self.ledger.verified(status), 0
+        todo = [p for p, verdict in status.items() if verdict in wanted and p not in tried]
         watcher.stage(COMPLETE, len(todo))
-        done = proved = 0
-
-        def report(points: int, holds: int) -> None:
-            nonlocal done, proved
-            done, proved = done + points, proved + holds
+        for done, point in enumerate(todo, 1):
+            proved += self._verify(point, broken=status[point] == "broken")
             watcher.advance(done, proved, len(todo))
             told()
 
-        self.run(todo, {p for p in todo if status[p] == "broken"}, report)
+    def _verify(self, point: int, *, broken: bool) -> bool:
+        clock = time.monotonic()
+        x, y = self.data.fetch([point])
+        found = self.verifier.verify(x.cpu(), int(y), self.effort.budget())
+        proved = found.outcome == "proved"
+        refuse_refuted_certificates("an attack", [point] * (proved and broken), self.threat)
+        finds, passes = ([], 0) if broken else self._judge(point, found, x, y)
+        cost = Cost(forwards=passes, seconds=time.monotonic() - clock)
+        self.ledger.write(VERIFIED, [], finds, cost)
+        self.ledger.write_certified([(point, BY_BRANCHING if proved else UNDECIDED)], 0.0)
+        return proved
 
     def _judge(
         self, point: int, found: Verified, x: Images, y: Labels
