@@ -82,8 +82,11 @@ def room(console: Console, others: int = _OTHERS) -> int:
     return max(_NARROWEST, console.width - others)
 
 
+_PROVE = ("certify", "certified", "complete")  # stages that count the points that are proved
+
+
 class StageBars(Watcher):
-    """A bar for the stage that runs, with the points that are still robust."""
+    """A bar for the stage that runs, with the points that are still robust, or that are proved."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -99,11 +102,13 @@ class StageBars(Watcher):
         self.end_stage()
         self._stage = clean(name)
         description = short(f"{self._name}: {self._stage}", room(self._bars.console))
-        self._bar = self._bars.add_task(description, total=tasks, told=self._robust)
+        told = "" if self._robust.endswith("proved") else self._robust
+        self._bar = self._bars.add_task(description, total=tasks, told=told)
 
     def advance(self, done: int, robust: int, points: int) -> None:
         """Some tasks have ended."""
-        self._robust = f"{robust} of {points} robust"
+        proves = self._stage.startswith(_PROVE)
+        self._robust = f"{robust} of {points} {'proved' if proves else 'robust'}"
         if self._bar is not None:
             self._bars.update(self._bar, completed=done, told=self._robust)
 

@@ -34,8 +34,8 @@ def bisect(
 
     A proof at some radius holds at every smaller one. The records say between which eps of the grid
     the certificate stops holding; `ROUNDS` bisections narrow that step. No radius is tried at which
-    an adversarial input is known. The state lies in `folder` after every batch: a run that was
-    killed goes on there.
+    an adversarial input is known. The state lies in `folder` after every bisection of all points:
+    a run that was killed goes on there.
 
     Args:
         records: of all eps, the smallest first.
@@ -50,8 +50,6 @@ def bisect(
         found = before
     for number in range(found.rounds, ROUNDS):
         found = _halve(found, settings, prepared, watcher, number)
-        kept.write(found, folder)
-    if found.rounds == 0 or not (folder / kept.NAME).exists():
         kept.write(found, folder)
     return found
 

@@ -6,6 +6,7 @@ takes as long on a small map as a convolution does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,9 +22,7 @@ class Pool(nn.AdaptiveAvgPool2d):
         """[b, c, h, w] -> [b, c, h', w']."""
         if not x.requires_grad or x.ndim != 4:
             return super().forward(x)
-        sides: Any = (
-            self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
-        )
+        sides = _sides(self.output_size)
         height, width = (new or old for new, old in zip(sides, x.shape[2:], strict=True))
         matrix = _pooling(*x.shape[2:], height, width, x.device, x.dtype)
         places = x.permute(0, 2, 3, 1).flatten(1, 2)  # a view in channels_last
@@ -34,10 +33,16 @@ class Pool(nn.AdaptiveAvgPool2d):
 def speed_up(model: nn.Module) -> int:
     """Turn the adaptive average poolings of `model` into `Pool`s, in place; return their number."""
     found = [layer for layer in model.modules() if type(layer) is nn.AdaptiveAvgPool2d]
-    found = [layer for layer in found if layer.output_size not in (1, (1, 1))]  # a mean: as fast
+    found = [layer for layer in found if _sides(layer.output_size) != (1, 1)]  # a mean: as fast
     for layer in found:
         layer.__class__ = Pool  # the same hooks and names
     return len(found)
+
+
+def _sides(size: Any) -> tuple[int | None, int | None]:
+    """Return height and width, which may be one number, a tuple or a list; None: as it comes."""
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return height, width
 
 
 @lru_cache(maxsize=64)

@@ -22,8 +22,8 @@ class Radii(Part):
         certified: the point is proved robust within this radius; 0: nothing is proved.
         adversarial: distance of the nearest verified adversarial input; 0: the clean point is
             misclassified; None: none was found up to the largest eps.
-        open: the smallest radius at which the certificate was tried and proved nothing; None: it
-            holds at the largest eps.
+        open: the smallest radius at which nothing is proved: the certificate was tried in vain, or
+            an adversarial input is known; None: it holds at the largest eps.
         rounds: bisections done.
     """
 

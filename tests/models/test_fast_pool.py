@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustkit.models.fast_pool import Pool, speed_up
 
 
-@pytest.mark.parametrize("size", [4, (3, 5), (None, 2), 14])
+@pytest.mark.parametrize("size", [4, (3, 5), [3, 5], (None, 2), 14])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_answers_and_gradients_are_those_of_the_layer(
     size: Any, layout: torch.memory_format

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +30,7 @@ from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.eps_grid import evaluate_grid_settings
 from robustkit.evaluation.evaluate import evaluate_settings
 from robustkit.evaluation.prepare import first_look, looked_at
+from robustkit.evaluation.radii import ROUNDS
 from robustkit.evaluation.watcher import Watcher
 from robustkit.leaderboard import curves, formats, rows
 from robustkit.leaderboard.radii import radii
@@ -75,7 +77,8 @@ def run(request: Request, *, debug: bool) -> int:
 def _stages(plan: Plan) -> int:
     """Return how many stages a model goes through at most: clean, a certificate, the attacks."""
     attacks = len(plan.settings.line_up().specs)
-    return (1 + bool(plan.request.certify) + bool(plan.request.replay) + attacks) * max(
+    bisections = ROUNDS if plan.grid and plan.request.certify else 0
+    return bisections + (1 + bool(plan.request.certify) + bool(plan.request.replay) + attacks) * max(
         1, len(plan.grid)
     )
 
@@ -243,5 +246,6 @@ def _next_steps(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
     given = "".join(f" {key} {shlex.quote(text)}" for key, text in asked.items() if text)
     yield "Next:"
     yield f"  robustkit evaluate {best}{given} --suite fast    # a number to defend"
-    yield f"  robustkit report {shlex.quote(str(plan.out))}    # the evidence as a page"
+    install = "" if find_spec("itables") else ' (pip install "robustkit-eval[report]")'
+    yield f"  robustkit report {shlex.quote(str(plan.out))}    # the evidence as a page{install}"
     yield "  robustkit evaluate path/to/model.py:make --data npz:points.npz --threat linf:8/255"

@@ -60,9 +60,9 @@ def evaluate_all(
     found: dict[str, Found] = {}
 
     def ended(name: str, records: Any) -> None:
-        if records is not None:
+        if records is not None:  # else it is evaluated here, on the same lane
             found[name] = records
-        screen.end(name)
+            screen.end(name)
 
     subjects = {subject.name: subject for subject in plan.subjects}
     evaluations = [
