@@ -119,6 +119,8 @@ def test_a_log_gets_a_line_per_stage_and_model(
             lane.model(name, 10)
             lane.stage("clean", 10)
             lane.advance(10, 9, 10)
+            lane.stage("certify ibp", 9)
+            lane.advance(9, 4, 9)
             lane.stage("apgd", 9)
             lane.advance(9, 6, 10)
             lane.tally(3, 1, 1234)
@@ -130,6 +132,7 @@ def test_a_log_gets_a_line_per_stage_and_model(
         for name in ("a", "b")
         for line in (
             f"{name}: clean: 9 of 10 robust",
+            f"{name}: certify ibp: 4 of 9 proved",
             f"{name}: apgd: 6 of 10 robust",
             f"{name}: 3 broken, 1 proved, 1,234 passes",
         )
