@@ -18,6 +18,7 @@ from robustkit.errors import UsageError
 from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
+from ._draws import any_row
 from ._hyperplane import displace
 
 
@@ -26,6 +27,7 @@ class State(NamedTuple):
 
     Attributes:
         pulled: the query is an adversarial iterate that was pulled back toward `x`.
+        probing: the query is asked without its gradient, since it probably fools the model.
         projected: projections so far.
     """
 
@@ -35,7 +37,13 @@ class State(NamedTuple):
     y: Labels
     target: Labels
     pulled: Mask
+    probing: Mask
     projected: Integers
+
+    @property
+    def climbing(self) -> Mask:
+        """Which slots need a gradient."""
+        return ~self.probing
 
 
 @attacks.register("fab", white_box=True, cites="arXiv:1907.02044")
@@ -48,10 +56,12 @@ class Fab:
     linear model inside the box, overshot by eta, and mixed; an iterate that fools the model is
     pulled back toward the clean point. The iterates often lie outside the ball.
 
-    A run costs 1 + steps passes, and one more for each iterate that was pulled back. Differs from
-    the reference code: one pass tells whether an iterate fools the model and gives its gradient,
-    and the pulled-back iterates projected as well; there are no random restarts, and no search
-    between the closest example and the clean point at the end.
+    A run costs `steps` backward passes, and a forward pass for each point of the walk; one more
+    where a probe failed. Differs from the reference code: one pass tells whether an iterate fools
+    the model and gives its gradient, unless the iterate before it fooled the model (then a forward
+    pass probes whether the next one does as well, which is pulled back without a gradient); the
+    pulled-back iterates are projected as well; there are no random restarts, and no search between
+    the closest example and the clean point at the end.
 
     Attributes:
         steps: projections of one run.
@@ -85,7 +95,7 @@ class Fab:
         """Start at the clean point."""
         projected = torch.zeros_like(tasks.y)
         no = torch.zeros_like(tasks.y, dtype=torch.bool)
-        return State(tasks.x, no, tasks.x, tasks.y, tasks.target, no, projected)
+        return State(tasks.x, no, tasks.x, tasks.y, tasks.target, no, no, projected)
 
     def objective(self, logits: Logits, state: State) -> Scalars:
         """z_target − z_y: positive beyond the decision boundary of the target."""
@@ -95,16 +105,25 @@ class Fab:
         """Pull an iterate back if it fools the model, else project onto the boundary."""
         fools = reply.logits.argmax(1) != state.y
         pull = fools & ~state.pulled
+        again = state.probing & ~fools  # the same query once more, for its gradient
+        ahead = ~(pull | again)
         # x + beta (query − x): the next projection starts nearer to the clean point.
         closer = torch.lerp(state.x, state.query, self.beta)
-        # A pulled-back iterate is projected whether or not it fools the model, or it would be
-        # pulled back for ever; its pass gives the gradient for that.
-        query = torch.where(per_point(pull, closer), closer, self._project(state, reply, threat))
+        query = torch.where(per_point(pull, closer), closer, state.query)
+        if any_row(ahead):
+            # A pulled-back iterate is projected whether or not it fools the model, or it would be
+            # pulled back for ever; its pass gives the gradient for that.
+            moved = self._project(state, reply, threat)
+            query = torch.where(per_point(ahead, query), moved, query)
+        projected, last = state.projected + ahead, state.projected >= self.steps
+        # Off the CPU every pass has its gradient: telling slots apart would wait for the device.
+        probes = ahead & (state.pulled | (projected >= self.steps))
         return state._replace(
             query=query,
             pulled=pull,
-            projected=state.projected + ~pull,
-            done=state.done | (~state.pulled & (state.projected >= self.steps)),
+            probing=probes & (query.device.type == "cpu"),
+            projected=projected,
+            done=state.done | (~state.pulled & last),
         )
 
     def _project(self, state: State, reply: Reply, threat: Threat) -> Images:

@@ -6,6 +6,8 @@
 
 Needs the extra `autoattack`. The reference runs `run_standard_evaluation` of pyautoattack, version
 `standard`, with the given batch size, robustkit its suites; all get the same number of threads.
+With --apart the reference runs in a process of its own, as its users have it: what robustkit sets
+up for its own process (`robustkit.core.allocator`) does not speed it up.
 With --chunks K the points are dealt into K parts that they take in turn, with --turns T all of it
 is done T times; the time ratio is the median over parts and turns.
 """
@@ -17,6 +19,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.nets import load_subject
+from benchmarks.nets import in_color, load_subject
+from benchmarks.reference import Side, apart, fetched, reference, there
 from robustkit.core.device import pick_device
 from robustkit.core.packages import install_command
 from robustkit.core.threat import Threat
@@ -36,19 +41,6 @@ from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.models.load import Subject, bundled
-from robustkit.search.pass_counter import PassCounter
-
-_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-
-
-@dataclass
-class Side:
-    """What one implementation found on some points, and what it cost."""
-
-    standing: list[bool]
-    forwards: int
-    backwards: int
-    seconds: float
 
 
 @dataclass
@@ -68,23 +60,6 @@ class Comparison:
     seconds: list[float]
     speedup: float
     """Reference time / robustkit time, median over chunks and turns."""
-
-
-def reference(
-    model: nn.Module, data: Dataset, threat: Threat, device: torch.device, seed: int, batch: int
-) -> Side:
-    """Run pyautoattack's standard evaluation on all of `data`."""
-    from pyautoattack import AutoAttack
-
-    x, y = (tensor.to(device) for tensor in data.fetch(np.arange(len(data))))
-    counted = PassCounter(model)
-    attack = AutoAttack(counted, norm=_NORMS[threat.norm], eps=threat.eps, seed=seed, device=device)
-    clock = time.perf_counter()
-    found, _ = attack.run_standard_evaluation(x, y, batch_size=batch)
-    seconds = time.perf_counter() - clock
-    with torch.no_grad():
-        standing = torch.cat([model(part).argmax(1) for part in found.split(batch)]) == y
-    return Side(standing.tolist(), counted.forwards, counted.backwards, seconds)
 
 
 def ours(
@@ -118,20 +93,27 @@ def compare(
     suites: Sequence[str],
     chunks: int,
     turns: int,
+    pool: ProcessPoolExecutor | None = None,
 ) -> list[Comparison]:
     """Let all run on each chunk in turn, `turns` times; the order changes every time."""
     target = pick_device(device)
     model = subject.model.to(target)  # as a user has it: the weights may ask for gradients
     theirs: list[Side] = []
     mine: dict[str, list[Side]] = {suite: [] for suite in suites}
+
+    def theirs_on(part: Dataset) -> Side:
+        if pool is None:
+            return reference(model, fetched(part), threat, target, seed, batch)
+        return pool.submit(there, fetched(part), threat, target, seed, batch).result()
+
     for number in range(chunks * turns):
         part = subset(data, np.arange(number % chunks, len(data), chunks))
         if number % 2:
-            theirs.append(reference(model, part, threat, target, seed, batch))
+            theirs.append(theirs_on(part))
         for suite in suites:
             mine[suite].append(ours(model, part, threat, device, seed, suite))
         if not number % 2:
-            theirs.append(reference(model, part, threat, target, seed, batch))
+            theirs.append(theirs_on(part))
     return [
         _summary(
             suite, subject.name, str(threat), list(zip(mine[suite], theirs, strict=True)), chunks
@@ -222,6 +204,7 @@ def _table(rows: list[Comparison]) -> Table:
 @click.option("--batch-size", default=250, show_default=True, help="Of the reference.")
 @click.option("--chunks", default=1, show_default=True)
 @click.option("--turns", default=1, show_default=True, help="Of all, for the medians of times.")
+@click.option("--apart", "alone", is_flag=True, help="The reference in a process of its own.")
 @click.option("--threads", type=int, default=None)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True)
@@ -236,6 +219,7 @@ def main(
     batch_size: int,
     chunks: int,
     turns: int,
+    alone: bool,
     threads: int | None,
     device: str,
     as_json: bool,
@@ -246,21 +230,26 @@ def main(
     console = Console(stderr=as_json, width=max(130, Console().width))
     try:
         whole = open_dataset(data_name, root=data_root)
-        data = subset(whole, select(whole, n, seed))
+        data: Dataset = subset(whole, select(whole, n, seed))
         rows: list[Comparison] = []
         for name in models or bundled(data):
             subject = load_subject(name, data, Threat.parse(threat))
-            found = compare(
-                subject,
-                data,
-                Threat.parse(threat),
-                device=device,
-                seed=seed,
-                batch=batch_size,
-                suites=suites,
-                chunks=chunks,
-                turns=turns,
-            )
+            if name == "resnet18" and data.shape[0] == 1:
+                data = in_color(data, subject.model, len(data))
+            process = apart(subject) if alone else nullcontext()
+            with process as pool:
+                found = compare(
+                    subject,
+                    data,
+                    Threat.parse(threat),
+                    device=device,
+                    seed=seed,
+                    batch=batch_size,
+                    suites=suites,
+                    chunks=chunks,
+                    turns=turns,
+                    pool=pool,
+                )
             console.print(_table(found))
             rows += found
     except ModuleNotFoundError as error:

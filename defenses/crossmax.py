@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias, get_args
 
@@ -11,10 +10,12 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from robustkit.core.types import Model
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
 from robustkit.models.adversarial_training import ramp
 from robustkit.models.load import load_model
+from robustkit.models.surrogates.resolve import Joint
 from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
 
@@ -55,6 +56,11 @@ def crossmax(z: Tensor, rule: Rule = "kth", top: int = 3) -> Tensor:
         ordered = z.sort(dim=1).values
         return (ordered[:, (n - 1) // 2] + ordered[:, n // 2]) / 2
     return z.topk(min(top, n), dim=1).values[:, -1]
+
+
+def _mean_and_own(z: Tensor, rule: Rule, top: int) -> tuple[Tensor, Tensor]:
+    """Return the mean of the predictors' logits [b, n, k], and the model's own: both [b, k]."""
+    return z.mean(1), crossmax(z.detach(), rule, top)
 
 
 class Block(nn.Module):
@@ -158,14 +164,14 @@ class SelfEnsemble(nn.Module):
         logits: Tensor = self.fc(maps[-1].mean((2, 3)))
         return logits
 
-    def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
+    def surrogates(self) -> dict[str, Model]:
         """Return the surrogates, each [b, c, h, w] -> [b, k].
 
         "mean" averages the raw logits of the predictors on one random stack, "fixed" on the
         deterministic stack, and "backbone" is the backbone alone on the latter.
         """
         return {
-            "mean": lambda x: self.predictors(x).mean(1),
+            "mean": Joint(lambda x: _mean_and_own(self.predictors(x), self.rule, self.top)),
             "fixed": lambda x: self.predictors(x, fixed=True).mean(1),
             "backbone": lambda x: self.backbone(x, fixed=True),
         }
@@ -261,9 +267,9 @@ class Ensemble(nn.Module):
         """Return the raw logits of every member [b, n, k]."""
         return torch.stack([member(x) for member in self.members], dim=1)
 
-    def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
+    def surrogates(self) -> dict[str, Model]:
         """Return the surrogate "mean": the mean of the raw logits."""
-        return {"mean": lambda x: self.predictors(x).mean(1)}
+        return {"mean": Joint(lambda x: _mean_and_own(self.predictors(x), self.rule, self.top))}
 
 
 @defenses.register("crossmax_ensemble", cites="arXiv:2408.05446")

@@ -18,6 +18,7 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.models.adversarial_training import perturb
 from robustkit.models.load import load_model
 from robustkit.models.mixture import mix, two_sided
+from robustkit.models.surrogates.resolve import Joint
 from robustkit.registry import defenses
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -88,22 +89,26 @@ class NonlinearlyMixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, *f] -> log-probabilities [b, k]."""
-        g = self.standard(x)
-        chosen = nn.functional.one_hot(g.argmax(1), g.shape[1])
-        return mix(chosen, self.map(self.robust(x)).softmax(1), self.map.alpha)
+        return self._mixed(self.standard(x), self.robust(x))
 
     def surrogates(self) -> dict[str, Model]:
         """Return the surrogates, [b, *f] -> [b, k] each."""
-        return {"bypass": self._bypass, "two_sided": self._two_sided}
+        return {"bypass": Joint(self._bypass), "two_sided": Joint(self._two_sided)}
 
-    def _bypass(self, x: Images) -> Logits:
-        h = self.robust(x)
+    def _mixed(self, g: Logits, h: Logits) -> Logits:
+        chosen = nn.functional.one_hot(g.argmax(1), g.shape[1])
+        return mix(chosen, self.map(h).softmax(1), self.map.alpha)
+
+    def _bypass(self, x: Images) -> tuple[Logits, Logits]:
+        g, h = self.standard(x), self.robust(x)
         h_probs = 0.9 * h.double().softmax(1) + 0.1 * self.map(h).softmax(1)
-        return mix(self.standard(x).double().softmax(1), h_probs, self.bypass)
+        climbed = mix(g.double().softmax(1), h_probs, self.bypass)
+        return climbed, self._mixed(g.detach(), h.detach())
 
-    def _two_sided(self, x: Images) -> Logits:
-        h = self.robust(x)
-        return two_sided(self.standard(x), h, self.map(h).softmax(1), float(self.map.alpha))
+    def _two_sided(self, x: Images) -> tuple[Logits, Logits]:
+        g, h = self.standard(x), self.robust(x)
+        climbed = two_sided(g, h, self.map(h).softmax(1), float(self.map.alpha))
+        return climbed, self._mixed(g.detach(), h.detach())
 
 
 @defenses.register("mixednuts", cites="arXiv:2402.02263")

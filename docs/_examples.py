@@ -151,12 +151,12 @@ def _forgetting() -> Iterator[None]:
         kind._entries.update(entries)
 
 
-def main() -> int:
-    """Run one page; 0 if it is right, 1 if not."""
-    path, update = Path(sys.argv[1]).resolve(), "--update" in sys.argv
+def faults_of(path: Path, *, update: bool = False) -> list[str]:
+    """Run one page in an empty folder, and return what is wrong with it."""
     import torch
 
     torch.set_num_threads(1)
+    path = path.resolve()
     page, here = path.read_text(encoding="utf-8"), Path.cwd()
     with tempfile.TemporaryDirectory() as room:
         os.chdir(room)
@@ -164,7 +164,13 @@ def main() -> int:
         os.chdir(here)
     if update:
         path.write_text(renewed, encoding="utf-8")
-    sys.stderr.write("".join(f"{path.name}: {fault}\n" for fault in faults))
+    return [f"{path.name}: {fault}" for fault in faults]
+
+
+def main() -> int:
+    """Run one page; 0 if it is right, 1 if not."""
+    faults = faults_of(Path(sys.argv[1]), update="--update" in sys.argv)
+    sys.stderr.write("".join(f"{fault}\n" for fault in faults))
     return 1 if faults else 0
 
 

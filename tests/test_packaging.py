@@ -11,7 +11,7 @@ import sysconfig
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any
@@ -219,9 +219,9 @@ def names(listing: str) -> set[str]:
     return {entry["name"] for entry in entries}
 
 
-def where(run: Robustkit, module: str) -> Path:
-    code = f"import importlib; print(importlib.import_module({module!r}).__file__)"
-    return Path(run("python", "-c", code).stdout.strip())
+def where(run: Robustkit, modules: Iterable[str]) -> list[Path]:
+    code = f"import importlib as i\nfor m in {list(modules)}: print(i.import_module(m).__file__)"
+    return [Path(line) for line in run("python", "-c", code).stdout.splitlines()]
 
 
 class TestWheel:
@@ -237,9 +237,11 @@ class TestWheel:
         assert there == names(editable("robustkit", "list", kind, "--json").stdout) != set()
 
     def test_what_runs_is_the_wheel(self, installed: Robustkit) -> None:
-        for module in ("robustkit", "robustkit.attacks", "robustkit.defenses"):
-            assert "site-packages" in where(installed, module).parts
-            assert not where(installed, module).is_relative_to(ROOT)
+        files = where(installed, ("robustkit", "robustkit.attacks", "robustkit.defenses"))
+        assert len(files) == 3
+        for file in files:
+            assert "site-packages" in file.parts
+            assert not file.is_relative_to(ROOT)
 
     def test_the_bundled_images_are_found(self, installed: Robustkit) -> None:
         code = "from robustkit import open_dataset as o; d = o('bundled'); print(len(d), d.shape)"
@@ -249,8 +251,8 @@ class TestWheel:
 class TestEditable:
     def test_what_runs_is_the_checkout(self, editable: Robustkit, checkout: Path) -> None:
         homes = {"robustkit": "robustkit", **{v.replace("/", "."): k for k, v in PACKS.items()}}
-        for module, folder in homes.items():
-            assert where(editable, module) == checkout / folder / "__init__.py"
+        files = [checkout / folder / "__init__.py" for folder in homes.values()]
+        assert where(editable, homes) == files
 
     def test_a_new_file_in_a_pack_is_live_at_once(
         self, editable: Robustkit, checkout: Path

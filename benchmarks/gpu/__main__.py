@@ -36,10 +36,16 @@ def begin(name: str, device: str, small: bool, out: Path, limit: float) -> dict[
     rows.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu", "--section", name, "--device", device]
     command += ["--out", str(out), *(["--small"] if small else [])]
+    # So little work gains nothing by threads, which wait for each other where cores are busy.
+    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if small else {})}
     started = time.monotonic()
     with log.open("w") as said:
         process = subprocess.Popen(
-            command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
         )
         try:
             code = process.wait(limit)

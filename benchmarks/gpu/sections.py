@@ -58,18 +58,24 @@ def tests(device: str, small: bool) -> Iterator[Row]:
 
 
 def small_nets(device: str, small: bool) -> Iterator[Row]:
-    """Run `fast` and `parity` beside pyautoattack on bundled models."""
+    """Run `fast` and `parity` beside pyautoattack on bundled models.
+
+    In small the first attack breaks all points: those that survive take minutes on a CPU.
+    """
     data = _bundled(4 if small else 500)
-    for name in ("pgd_at",) if small else ("pgd_at", "undefended"):
+    for name in ("undefended",) if small else ("pgd_at", "undefended"):
         subject = load_model(name, data=data)
-        yield from _beside(subject, data, _LINF, device, ("fast",) if small else ("fast", "parity"))
+        yield from _beside(subject, data, _LINF, device, ("fast", "parity"))
 
 
 def wide(device: str, small: bool) -> Iterator[Row]:
-    """Run `fast` and `parity` beside pyautoattack on WRN-28-10 with random weights."""
+    """Run `fast` and `parity` beside pyautoattack on WRN-28-10 with random weights.
+
+    In small the first attack breaks all points, as above.
+    """
     subject, data = _wide(small, 2 if small else 64)
-    suites = ("fast",) if small else ("fast", "parity")
-    yield from _beside(subject, data, Threat("linf", 1 / 255), device, suites)
+    threat = Threat("linf", 0.2 if small else 1 / 255)
+    yield from _beside(subject, data, threat, device, ("fast", "parity"))
 
 
 def engine(device: str, small: bool) -> Iterator[Row]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import Progress
 from rich.text import Text
 
@@ -41,9 +41,24 @@ def counting(name: str, total: int | None, *, quiet: bool) -> Iterator[Callable[
         yield lambda last: shown.update(bar, advance=1, told=last)
 
 
-def bars(console: Console, *, disable: bool) -> Progress:
-    """Return bars without estimates of their own."""
-    return Progress(*columns(), console=console, transient=True, disable=disable)
+class Bars(Progress):
+    """Bars without estimates of their own; `below` is a line under them, if there is one.
+
+    Among the columns of the bars it would leave no room for the time where there are 80.
+    """
+
+    below = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return what is drawn."""
+        yield from super().get_renderables()
+        if self.below:
+            yield Text(self.below, no_wrap=True, overflow="ellipsis")
+
+
+def bars(console: Console, *, disable: bool) -> Bars:
+    """Return bars that leave nothing behind."""
+    return Bars(*columns(), console=console, transient=True, disable=disable)
 
 
 def lively(console: Console) -> bool:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import Progress
 
 from robustkit.cli.console import say, stderr
-from robustkit.cli.progress import bars, leave_line, lively
-from robustkit.core.text import clean
-from robustkit.evaluation.progress import StageBars
+from robustkit.cli.progress import Bars, bars, leave_line, lively
+from robustkit.core.text import clean, short
+from robustkit.evaluation.progress import StageBars, room
 from robustkit.evaluation.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 _EARLY = 0.05  # share of the work before which nothing is said of the time that is left
 _SOON = 3.0  # seconds, likewise
+_BESIDE = 36  # columns beside what is said before the first stage
 
 
 class Lane(StageBars):
     """One model: a bar for the stage that it is at, and what is known of its points."""
 
-    def __init__(self, screen: Screen, bars: Progress, console: Console, *, quiet: bool) -> None:
+    def __init__(self, screen: Screen, bars: Bars, console: Console, *, quiet: bool) -> None:
         super().__init__(bars)
         self._screen, self._console, self._quiet = screen, console, quiet
         self._stages, self._part, self._before, self._passes = 0, 0.0, 0, 0
@@ -90,7 +91,8 @@ class GateLane(Lane):
     def model(self, name: str, points: int) -> None:
         """A candidate begins."""
         super().model(name, points)
-        self._all = self._bars.add_task(f"{self._name}: points", total=points, told="")
+        description = short(f"{self._name}: points", room(self._console))
+        self._all = self._bars.add_task(description, total=points, told="")
 
     def part(self, done: int, points: int) -> None:
         """Some points are finished."""
@@ -145,7 +147,7 @@ class Screen(Watcher):
 
     def say(self, what: str) -> None:
         """Say what goes on before the first stage."""
-        self._bars.update(self._all, told=clean(what))
+        self._bars.update(self._all, told=short(clean(what), room(self._console, _BESIDE)))
 
     def lane(self, name: str) -> Lane:
         """Return what hears one model."""
@@ -171,10 +173,9 @@ class Screen(Watcher):
         """Show how far all models are."""
         if self._bars.disable:
             return
-        told, left = self._told(list(self._lanes.values())), self.left()
-        if left is not None:
-            minutes, seconds = divmod(round(left), 60)
-            told = f"{minutes}:{seconds:02d} left, {told}"
+        left = self.left()
+        told = "" if left is None else f"{timedelta(seconds=round(left))} left"
+        self._bars.below = self._told(list(self._lanes.values()))
         self._bars.update(self._all, completed=len(self._ended), told=told)
 
     def left(self) -> float | None:

@@ -23,6 +23,7 @@ from robustkit.evaluation.execute import execute
 from robustkit.evaluation.identity import folder_before_line_up
 from robustkit.evaluation.prepare import Prepared, prepare, warn_of_eps
 from robustkit.evaluation.progress import listening
+from robustkit.evaluation.radii import bisect
 from robustkit.evaluation.settings import GivenData, GivenModel, Settings, ask
 from robustkit.evaluation.watcher import Relay, Watcher, tell
 from robustkit.models.trust import trusting
@@ -77,6 +78,10 @@ def evaluate_grid(
     eps. From 8 eps on, a short minimum-norm search goes ahead on the points that the largest eps
     broke.
 
+    With `certify`, `radii.json` in `folder` holds for every point the radius within which it is
+    proved robust, to an eighth of a step of the grid, and the distance of the nearest adversarial
+    input; see `robustkit.record.radii`.
+
     Every eps has a folder of its own in `folder`, with its record and ledger; a record counts the
     passes that its eps added. The run resumes where it was. Other arguments are those of
     `evaluate`; of `threat` the norm and the box count ("linf" alone will do).
@@ -129,7 +134,9 @@ def evaluate_grid_settings(
         listening(watcher, progress) as heard,
         start_workers(setup, settings, prepared, heard) as scheduler,
     ):
-        return _descend(runs, prepared, line_ups, _once(heard), scheduler)
+        records = _descend(runs, prepared, line_ups, _once(heard), scheduler)
+        bisect(settings, prepared, records, Path(folder), heard)
+        return records
 
 
 def _descend(

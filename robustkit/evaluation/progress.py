@@ -20,9 +20,10 @@ from robustkit.errors import UsageError
 from robustkit.evaluation.watcher import Relay, Watcher, tell
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, ProgressColumn, TaskID
 
-_OTHERS = 70  # columns of a bar beside its name
+_OTHERS = 56  # columns of a bar beside its name
 _NARROWEST = 20  # columns of a name
 _PAUSE = 0.2  # seconds between two pictures of a notebook
 
@@ -76,6 +77,11 @@ def columns() -> list[ProgressColumn]:
     ]
 
 
+def room(console: Console, others: int = _OTHERS) -> int:
+    """Return how many columns a text has where the rest of its line takes `others`."""
+    return max(_NARROWEST, console.width - others)
+
+
 class StageBars(Watcher):
     """A bar for the stage that runs, with the points that are still robust."""
 
@@ -92,8 +98,7 @@ class StageBars(Watcher):
         """A stage begins; `tasks` is an upper bound. The one before has ended."""
         self.end_stage()
         self._stage = clean(name)
-        room = max(_NARROWEST, self._bars.console.width - _OTHERS)
-        description = short(f"{self._name}: {self._stage}", room)
+        description = short(f"{self._name}: {self._stage}", room(self._bars.console))
         self._bar = self._bars.add_task(description, total=tasks, told=self._robust)
 
     def advance(self, done: int, robust: int, points: int) -> None:

@@ -1,12 +1,14 @@
 """Batch normalization folded into the convolution or linear layer before it, for frozen weights.
 
 In evaluation mode it is an affine function of each channel: the same network, one pass over the
-activations less. Done only where the traced graph shows that nothing else reads what lies between.
+activations less. Done only where the traced graph shows that nothing else reads what lies between;
+without a graph, for neighbors in an `nn.Sequential`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 from torch import fx, nn
@@ -27,16 +29,16 @@ def fold(model: nn.Module) -> int:
     """Fold what can be folded, in place; return how many.
 
     A model that cannot be traced, or that declares surrogates (they may use its layers one by one),
-    stays as it is.
+    is folded inside its `nn.Sequential`s alone. Whether somebody uses the layers of those one by
+    one is for the caller to see: then answers change.
     """
     norms = tuple(_NORMS.values())
-    if not any(type(layer) in norms for layer in model.modules()) or declared(model):
+    if not any(type(layer) in norms for layer in model.modules()):
         return 0
     try:
-        graph = listed(model)
+        found = _neighbors(model) if declared(model) else _pairs(model, listed(model))
     except Exception:  # tracing runs the model's code on what is no tensor: it fails in many ways
-        return 0
-    found = _pairs(model, graph)
+        found = _neighbors(model)
     for first, second in found:
         layer: Any = model.get_submodule(first)
         norm: Any = model.get_submodule(second)
@@ -52,7 +54,7 @@ def fold(model: nn.Module) -> int:
 def _pairs(model: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
     """List layer and normalization where the second alone reads the first, and both run once."""
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    shared = Counter(id(layer) for _, layer in model.named_modules(remove_duplicate=False))
+    shared = _places(model)
     found = []
     for node in graph.nodes:
         before = node.args[0] if node.op == "call_module" and len(node.args) == 1 else None
@@ -64,6 +66,24 @@ def _pairs(model: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
         if once and _suits(layer, norm):
             found.append((first, second))
     return found
+
+
+def _neighbors(model: nn.Module) -> list[tuple[str, str]]:
+    """List layer and normalization that follow each other in an `nn.Sequential`."""
+    places = _places(model)
+    return [
+        (f"{name}.{first}".lstrip("."), f"{name}.{second}".lstrip("."))
+        for name, part in model.named_modules()
+        if type(part) is nn.Sequential
+        for (first, layer), (second, norm) in pairwise(part._modules.items())
+        if layer is not None and norm is not None
+        if places[id(layer)] == places[id(norm)] == 1 and _suits(layer, norm)
+    ]
+
+
+def _places(model: nn.Module) -> Counter[int]:
+    """Count the names of every layer, by its identity."""
+    return Counter(id(layer) for _, layer in model.named_modules(remove_duplicate=False))
 
 
 def _suits(layer: nn.Module, norm: nn.Module) -> bool:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from robustkit.core.types import Images, Labels, Logits, Mask, Model, Scalars
 from robustkit.errors import UsageError
+from robustkit.models.surrogates.resolve import Joint
 
 _FLOOR = 1e-12  # of a probability under a logarithm
 _STRENGTH = 10.0  # of h's probabilities beside standardized logits, in `two_sided`
@@ -223,8 +226,11 @@ class Mixed(nn.Module):
 
     def surrogates(self) -> dict[str, Model]:
         """Return the surrogates, [b, *f] -> [b, k] each."""
-        found: dict[str, Model] = {"raw": self._raw, "two_sided": self._two_sided}
-        return found if self.gate is None else {"gate_fixed": self._gate_fixed, **found}
+        ways: dict[str, Callable[[Logits, Logits, Scalars | None], Logits]]
+        ways = {"raw": self._raw, "two_sided": self._two_sided}
+        if self.gate is not None:
+            ways = {"gate_fixed": self._gate_fixed, **ways}
+        return {name: Joint(partial(self._joint, way)) for name, way in ways.items()}
 
     def _parts(self, x: Images) -> tuple[Logits, Logits, Scalars | None]:
         if self.gate is None:
@@ -244,16 +250,22 @@ class Mixed(nn.Module):
         g_probs = (self.std_scale * g.double()).softmax(1)
         return mix(g_probs, (self.rob_scale * h.double()).softmax(1), alpha)
 
-    def _gate_fixed(self, x: Images) -> Logits:
-        return self._mixed(self.standard(x), self.robust(x), self.certificate_parts()[1])
-
-    def _raw(self, x: Images) -> Logits:
+    def _joint(
+        self, way: Callable[[Logits, Logits, Scalars | None], Logits], x: Images
+    ) -> tuple[Logits, Logits]:
         g, h, gamma = self._parts(x)
+        climbed = way(g, h, gamma)
+        with torch.no_grad():
+            return climbed, self._mixed(g, h, self._alpha(gamma))
+
+    def _gate_fixed(self, g: Logits, h: Logits, _: Scalars | None) -> Logits:
+        return self._mixed(g, h, self.certificate_parts()[1])
+
+    def _raw(self, g: Logits, h: Logits, gamma: Scalars | None) -> Logits:
         share = 0.5 if gamma is None else gamma.sigmoid()[:, None]
         return (1 - share) * standardized(g) + share * standardized(h)
 
-    def _two_sided(self, x: Images) -> Logits:
-        g, h = self.standard(x), self.robust(x)
+    def _two_sided(self, g: Logits, h: Logits, _: Scalars | None) -> Logits:
         h_probs = (self.rob_scale * h.double()).softmax(1)
         return two_sided(g, h, h_probs, self.certificate_parts()[1])
 

@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import nn
 
+from robustkit.core.allocator import keep_freed_memory
 from robustkit.core.types import Images, Logits, Model
-from robustkit.models import fast_conv
+from robustkit.models import fast_conv, fast_pool
 from robustkit.models.agreement import (
     HALF_PRECISION,
     OTHER_ORDER,
@@ -26,6 +27,7 @@ from robustkit.models.folding import fold
 from robustkit.models.guard import duplicate
 from robustkit.models.half import Half, Precision, chosen, forward_backward, halved, name_of
 from robustkit.models.layer_costs import layer_costs
+from robustkit.models.surrogates.resolve import declared
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
@@ -80,6 +82,8 @@ def tune(model: Model, sample: Images, tuning: Tuning, *, randomized: bool = Fal
         model: in evaluation mode with frozen weights; it stays as it is.
         randomized: two passes differ, so that logits are not compared.
     """
+    if sample.device.type == "cpu":
+        keep_freed_memory()
     if not isinstance(model, nn.Module):
         slots = _slots(sample, 256 * sample[0].numel() * 4)
         return Tuned(model, False, ("search: a plain function is called as it is",), slots, 0, 0)
@@ -87,23 +91,24 @@ def tune(model: Model, sample: Images, tuning: Tuning, *, randomized: bool = Fal
     forwards, backwards, exact = 1, 0, None
     kind = chosen(tuning.precision, device, costs, randomized=randomized)
     tuned = duplicate(model)
-    folded = 0 if randomized else fold(tuned)
-    if folded or (kind is not None and not randomized):
-        with torch.no_grad():
-            exact = model(sample).float()
-        forwards += len(sample)
-    if folded and exact is not None:
-        forwards += len(sample)
-        if _same(tuned, sample, exact):
+    if folded := fold(tuned):
+        forwards += 2 * (1 + len(declared(model))) * len(sample)
+        if _same(tuned, model, sample):
             notes.append(f"{folded} batch normalizations folded into the layers before them")
         else:
             tuned = duplicate(model)
+    if kind is not None and not randomized:
+        with torch.no_grad():
+            exact = model(sample).float()
+        forwards += len(sample)
     if tuning.layout != "contiguous" and sample.ndim == 4:
         layout: dict[str, Any] = {"memory_format": torch.channels_last}
         tuned = tuned.to(**layout)
         notes.append("channels_last")
     if device == "cpu" and (count := fast_conv.speed_up(tuned)):
         notes.append(f"{count} first convolutions with a faster backward pass")
+    if device == "cpu" and (count := fast_pool.speed_up(tuned)):
+        notes.append(f"{count} poolings with a faster backward pass")
     if kind is not None:
         unasked = tuning.precision == "auto" and device == "cpu"
         most = UNASKED_PRECISION if unasked else HALF_PRECISION
@@ -119,10 +124,23 @@ def tune(model: Model, sample: Images, tuning: Tuning, *, randomized: bool = Fal
     return Tuned(tuned, half, summary, _slots(sample, costs.size), forwards, backwards)
 
 
-def _same(tuned: nn.Module, sample: Images, exact: Logits) -> bool:
-    """Whether a rewritten copy answers as the original does."""
-    with torch.no_grad():
-        return logit_distance(tuned(sample).float(), exact) <= OTHER_ORDER
+def _same(tuned: nn.Module, model: nn.Module, sample: Images) -> bool:
+    """Whether a rewritten copy answers as the original does, and its declared surrogates too.
+
+    Asked are copies, with the same draws: of a model that is random by other means no two agree.
+    """
+    answers: list[list[Logits]] = []
+    devices = [sample.device] if sample.is_cuda else []
+    for copy in (duplicate(tuned), duplicate(model)):
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(0)
+            try:
+                asked = [copy, *declared(copy).values()]
+                answers.append([one(sample).float() for one in asked])
+            except RuntimeError:  # a surrogate may need gradients of its own
+                return False
+    pairs = zip(*answers, strict=True)
+    return all(logit_distance(new, old) <= OTHER_ORDER for new, old in pairs)
 
 
 def _slots(sample: Images, size: int) -> int:

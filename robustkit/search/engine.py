@@ -113,7 +113,7 @@ class SlotPool:
         except RuntimeError as error:
             self._back_off(error)
             return
-        forwards, backwards = passes(self.search, state)
+        forwards, backwards = passes(self.engine.model, self.search, state)
         # Counted per slot and on the device: free slots and those that wait cost their task none.
         slots.forwards.add_(running * forwards)
         slots.backwards.add_(running * backwards)
@@ -176,6 +176,8 @@ class SlotPool:
         # A search that claims to stay inside is taken at its word here; the judge checks it.
         inside = self.search.stays_inside or self.engine.threat.contains(query, self.tasks.x)
         hit = wrong & inside
+        if self.engine.stride == 1 and not bool(hit.any()):
+            return
         slots.candidate.copy_(torch.where(per_point(hit, query), query, slots.candidate))
         slots.has_candidate.logical_or_(hit)
 

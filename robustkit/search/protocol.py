@@ -119,8 +119,9 @@ class Search(Protocol[S]):
     declares, `eot` (int) the passes that are averaged at every query. A search that chooses its
     targets itself says by `aims` (int) how many classes it may choose from; a state that knows how
     near it came to a success says so by `closest` (one number per slot, higher is nearer); one with
-    slots that need a gradient for a while says which do now by `climbing` (a mask). A search that
-    goes on toward the clean point after a success says so by `minimizes = True`.
+    slots that need a gradient at times says which do now by `climbing` (a mask; on a GPU all get
+    one, unless it is a surrogate's). A search that goes on toward the clean point after a success
+    says so by `minimizes = True`.
     """
 
     @property

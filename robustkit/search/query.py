@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustkit.core.types import Mask, Model, per_point
-from robustkit.models.surrogates.resolve import source
+from robustkit.models.surrogates.resolve import Joint, source
 from robustkit.search.protocol import Reply, Search, draws, select, surrogate_of
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
@@ -27,12 +27,14 @@ def ask(model: Model, search: Search[Any], state: Any, *, half: bool = False) ->
     climbing = _climbing(search, state)
     if search.uses_gradient and climbing is None:
         logits, value, gradient = _mean(model, search, state, half)
-        # Only the gradient is the surrogate's: a candidate is what fools the model itself, at the
-        # price of one more forward pass.
-        if surrogate_of(search):
+        # Only the gradient is the surrogate's: a candidate is what fools the model itself, mostly
+        # at the price of one more forward pass.
+        if _second_pass(model, search):
             with torch.no_grad():
                 logits = model(state.query).float()
         return Reply(logits, value, gradient)
+    if climbing is not None and not surrogate_of(search):
+        return _apart(model, search, state, climbing, half)
     with torch.no_grad():
         logits = model(state.query).float()
         reply = Reply(logits, search.objective(logits, state), logits.new_empty(0))
@@ -46,20 +48,52 @@ def ask(model: Model, search: Search[Any], state: Any, *, half: bool = False) ->
                  gradient.index_copy(0, rows, slope))  # fmt: skip
 
 
-def passes(search: Search[Any], state: Any) -> tuple[Tensor | int, Tensor | int]:
+def _apart(model: Model, search: Search[Any], state: Any, climbing: Mask, half: bool) -> Reply:
+    """Evaluate the slots with and without a gradient in two batches: one pass for each."""
+    rows, others = climbing.nonzero().flatten(), (~climbing).nonzero().flatten()
+    if not len(others):
+        return Reply(*_mean(model, search, state, half))
+    level = select(state, others) if len(rows) else state
+    with torch.no_grad():
+        logits = model(level.query).float()
+        value = search.objective(logits, level)
+    gradient = torch.zeros_like(state.query)
+    if not len(rows):
+        return Reply(logits, value, gradient)
+    answers = _mean(model, search, select(state, rows), half)
+    order = torch.cat([others, rows]).argsort()
+    return Reply(
+        torch.cat([logits, answers[0]])[order],
+        torch.cat([value, answers[1]])[order],
+        gradient.index_copy_(0, rows, answers[2]),
+    )
+
+
+def passes(model: Model, search: Search[Any], state: Any) -> tuple[Tensor | int, Tensor | int]:
     """Return the forward and backward passes of one input that `ask` makes for every slot.
 
     A pass of a surrogate is counted like one of the model.
     """
     eot, climbing = draws(search), _climbing(search, state)
     if climbing is not None:
-        return 1 + eot * climbing, eot * climbing
-    return eot + bool(surrogate_of(search)), eot * search.uses_gradient
+        alone = 1 + eot * climbing if surrogate_of(search) else 1 + (eot - 1) * climbing
+        return alone, eot * climbing
+    return eot + _second_pass(model, search), eot * search.uses_gradient
+
+
+def _second_pass(model: Model, search: Search[Any]) -> bool:
+    """Whether the model's own logits take a pass apart from that of the surrogate."""
+    name = surrogate_of(search)
+    return bool(name) and not isinstance(source(model, name), Joint)
 
 
 def _climbing(search: Search[Any], state: Any) -> Mask | None:
-    """Return which slots need a gradient, where a search that uses gradients tells them apart."""
-    return getattr(state, "climbing", None) if search.uses_gradient else None
+    """Return which slots need a gradient, where a search that uses gradients tells them apart.
+
+    Without a surrogate it is a matter of cost alone, and off the CPU telling them apart costs more.
+    """
+    apart = search.uses_gradient and (surrogate_of(search) or state.query.device.type == "cpu")
+    return getattr(state, "climbing", None) if apart else None
 
 
 def _mean(
@@ -80,10 +114,11 @@ def _mean(
 def _climb(
     model: Model, search: Search[Any], state: Any, query: Tensor, half: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits, objective and gradient of one pass."""
+    """Return logits, the model's own where there are two, objective and gradient of one pass."""
     gradient: Tensor | None = None
     with torch.enable_grad():
-        logits = model(query).float()
+        logits, own = model.both(query) if isinstance(model, Joint) else (model(query), None)
+        logits = logits.float()
         value = search.objective(logits, state)
         if value.requires_grad:
             differentiate = _scaled if half and logits.requires_grad else _plain
@@ -91,7 +126,7 @@ def _climb(
     # An objective that does not depend on the input (None), and a gradient that is not a number,
     # point nowhere: the search goes on without them, and the flag `no_gradient` tells of it.
     gradient = torch.zeros_like(query) if gradient is None else gradient.nan_to_num()
-    return logits.detach(), value.detach(), gradient
+    return (logits if own is None else own.float()).detach(), value.detach(), gradient
 
 
 def _plain(value: Tensor, _: Tensor, query: Tensor) -> Tensor | None:

@@ -49,7 +49,8 @@ _KINDS = (
         "randomized",
         "suspicious",
         "two passes over the same input differ",
-        "A point is broken if 25 of 40 passes err. Attack with expectation over the noise (eot).",
+        "A point is broken if most of up to 40 passes err. Attack with expectation over the noise "
+        "(eot).",
     ),
     FlagKind(
         "stateful",

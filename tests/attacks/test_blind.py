@@ -223,9 +223,12 @@ def test_a_warm_start_is_counted_and_ends(name: str) -> None:
     assert report.soft.queries == 7 * len(x)
     assert report.queries == len(x) * (1 + 7 + 30)
     state = search.start(_tasks(model, x, y, search, Threat("linf", 1e-6)), Threat("linf", 1e-6))
-    assert [int(torch.as_tensor(p).sum()) for p in passes(search, state)] == [2 * len(x), len(x)]
+    assert [int(torch.as_tensor(p).sum()) for p in passes(model, search, state)] == [
+        2 * len(x),
+        len(x),
+    ]
     still = state._replace(left=torch.zeros_like(state.left))
-    assert [int(torch.as_tensor(p).sum()) for p in passes(search, still)] == [len(x), 0]
+    assert [int(torch.as_tensor(p).sum()) for p in passes(model, search, still)] == [len(x), 0]
 
 
 @pytest.mark.parametrize("name", ["rays", "square"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -17,9 +17,11 @@ from robustkit.core import rng
 from robustkit.core.threat import Norm, Threat
 from robustkit.errors import UsageError
 from robustkit.registry import attacks
-from robustkit.search.functional import attack
+from robustkit.search.engine import Engine
+from robustkit.search.functional import TrustingJudge, attack
 from robustkit.search.protocol import Job, Reply, Search
-from robustkit.search.tasks import fresh_tasks
+from robustkit.search.query import ask, passes
+from robustkit.search.tasks import Outcome, Work, fresh_tasks
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
@@ -188,6 +190,50 @@ def test_fab_makes_the_steps_of_the_reference(points: Points, norm: Norm, rank: 
         assert spent == len(theirs)
         assert (ours[:spent, 0] - theirs).abs().max() < 1e-3
         assert any(bool(state.pulled) for state in states)
+
+
+def test_fab_takes_one_gradient_a_projection(points: Points) -> None:
+    """An iterate that fools the model, as the one before did, is pulled back by its logits."""
+    search, threat, steps = attacks.build("fab(steps=12)"), Threat("linf", 1e-6), 12
+    counts = dict[Work, Outcome]()
+
+    class Judge(TrustingJudge):
+        def settle(self, outcomes: Sequence[Outcome]) -> None:
+            counts.update((outcome.work, outcome) for outcome in outcomes)
+
+    model, x, y = points
+    ranked = model(x).argsort(1, descending=True)
+    judge = Judge(x, y, ranked, search.jobs(threat, 10)[:2], "fab", 0, threat)
+    tasks = [Work(point, job) for job in range(2) for point in range(6)]
+    Engine(model, threat, 5).run(search, iter(tasks), len(tasks), judge)
+    _, states = drive(search, model, x[:6], y[:6], threat, 30, rank=1)
+    pulls = torch.stack([state.pulled & ~state.done for state in states]).sum(0)
+    assert int(pulls.max()) > 3
+    for point in range(6):
+        told = counts[Work(point, 0)]
+        first_pulls = 2  # these are not foreseen, and a probe may fail
+        assert steps <= told.backwards <= steps + first_pulls
+        assert told.forwards >= 1 + steps + int(pulls[point])
+    assert sum(told.backwards for told in counts.values()) < 0.7 * sum(
+        told.forwards for told in counts.values()
+    )
+
+
+def test_slots_that_need_no_gradient_are_asked_apart(points: Points) -> None:
+    search, threat = attacks.build("fab"), Threat("linf", 0.1)
+    model, x, y = points
+    _, states = drive(search, model, x[:6], y[:6], threat, 4, rank=1)
+    probing = torch.tensor([True, False, False, True, False, True])
+    one = ask(model, search, states[-1]._replace(probing=probing))
+    every = ask(model, search, states[-1]._replace(probing=torch.zeros_like(probing)))
+    torch.testing.assert_close(one.logits, every.logits)
+    torch.testing.assert_close(one.value, every.value)
+    torch.testing.assert_close(one.gradient[~probing], every.gradient[~probing])
+    assert not one.gradient[probing].any()
+    assert every.gradient.flatten(1).any(1).all()
+    forwards, backwards = passes(search, states[-1]._replace(probing=probing))
+    assert torch.equal(torch.as_tensor(forwards).expand(6), torch.ones(6, dtype=torch.long))
+    assert torch.equal(torch.as_tensor(backwards), (~probing).long())
 
 
 def _without_repeats(z: Tensor) -> Tensor:

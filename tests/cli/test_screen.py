@@ -12,7 +12,7 @@ from torch import nn
 
 from robustkit.cli import screen as module
 from robustkit.cli.progress import lively
-from robustkit.cli.screen import Screen
+from robustkit.cli.screen import GateLane, Lane, Screen
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.evaluation.evaluate import evaluate
@@ -134,6 +134,41 @@ def test_a_log_gets_a_line_per_stage_and_model(
             f"{name}: 3 broken, 1 proved, 1,234 passes",
         )
     ]
+
+
+@pytest.mark.parametrize("lane_type", [Lane, GateLane])
+def test_nothing_is_cut_short_but_names_where_there_are_80_columns(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, lane_type: type[Lane]
+) -> None:
+    console = Console(file=Terminal(), force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(module, "stderr", lambda: console)
+    monkeypatch.setattr(module, "lively", lambda _: True)
+    screen = Screen(3, quiet=False, stages=2, lane=lane_type)
+    with screen:
+        screen.say("a first look at a_model_with_a_name_of_many_words_of_which_not_all_fit")
+        assert drawn(screen)[0].split()[-1] == "0:00:00"
+        screen.weigh({"a": 1.0})
+        for letter in "ab":
+            lane = screen.lane(letter)
+            lane.model(f"{letter}_model_with_a_name_of_many_words", 10_000)
+            lane.stage("apgd(loss=targeted_dlr, targets=9)", 90_000)
+            lane.tally(5_432, 1_234, 123_456_789)
+            lane.advance(45_678, 10_000, 10_000)
+        screen.end("a")
+        clock.now += 3600
+        lane.advance(45_679, 10_000, 10_000)
+        lines = drawn(screen)
+        assert "1/3" in lines[0] and "1:23:34 left" in lines[0]
+        assert "45679/90000" in lines[-2] and "10000 of 10000 robust" in lines[-2]
+        assert [line.split()[-1] for line in lines[:-1]] == ["0:00:00"] * (len(lines) - 1)
+        assert lines[-1] == "10,864 broken, 2,468 proved, 246,913,578 passes"
+
+
+def drawn(screen: Screen) -> list[str]:
+    """What a terminal of 80 columns shows, line by line."""
+    file = io.StringIO()
+    Console(file=file, width=80).print(screen._bars.get_renderable())
+    return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
 class Counts(Watcher):

@@ -198,3 +198,30 @@ def test_how_many_run_at_once(room: Path, more: dict[str, Any], at_once: int) ->
     assert plan.at_once == at_once
     # A model that one process has to itself is not spread once more.
     assert plan.settings_of(plan.subjects[0]).workers == (request.workers if at_once == 1 else None)
+
+
+@pytest.mark.slow
+def test_models_that_nobody_named_are_looked_at_by_their_workers(
+    room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And found the same as when this process looks at them."""
+
+    def two(_: object) -> list[str]:
+        return ["models.py:net", "models.py:other"]
+
+    monkeypatch.setattr("robustkit.cli.evaluate.plan.bundled", two)
+    monkeypatch.setattr("robustkit.cli.evaluate.plan.at_once", lambda _: 2)
+    here = CliRunner().invoke(program, ["evaluate", *HOW, *LINE, "--out", "here", "--workers", "1"])
+    assert here.exit_code == 0, here.stderr
+
+    def refused(_: object) -> None:
+        raise AssertionError("looked at by the driver")
+
+    monkeypatch.setattr("robustkit.cli.evaluate.run.first_look", refused)
+    there = CliRunner().invoke(program, ["evaluate", *HOW, *LINE, "--out", "there"])
+    assert there.exit_code == 0, there.stderr
+    one, two_ = records(room / "here"), records(room / "there")
+    assert len(one) == 2
+    assert {name: facts(found) for name, found in one.items()} == {
+        name: facts(found) for name, found in two_.items()
+    }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustkit.core.rng import generator
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
+from robustkit.models.surrogates.resolve import Joint
 from robustkit.models.training import Step
 from robustkit.registry import defenses
 
@@ -226,6 +227,9 @@ def test_surrogates() -> None:
     assert set(known) == {"mean", "fixed", "backbone"}
     assert all(f(x).shape == (4, 3) for f in known.values())
     assert not torch.equal(known["mean"](x), known["mean"](x))
+    assert isinstance(known["mean"], Joint)
+    alike = copy.deepcopy(model)  # goes on with the same draws
+    torch.testing.assert_close(known["mean"].both(x)[1], alike(x))
     raw = model.predictors(x, fixed=True)
     torch.testing.assert_close(known["fixed"](x), raw.mean(1))
     torch.testing.assert_close(known["backbone"](x), raw[:, -1])

@@ -221,6 +221,7 @@ def test_a_kill_after_the_last_attack_of_the_audit_does_not_forget_the_alarm(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("brief_adaptive")
 def test_fast_does_not_depend_on_the_batch(
     hardened: nn.Module, few: Dataset, tmp_path: Path
 ) -> None:

@@ -22,6 +22,8 @@ from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.stages.replay import find_examples
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
+from robustkit.record.ledger_reader import LedgerReader, open_readonly
+from robustkit.record.ledger_schema import SEAL
 from robustkit.record.record import Record
 
 THREAT = Threat.parse("linf:0.06")
@@ -168,8 +170,9 @@ def test_other_examples_make_it_another_run(
 def test_reading_leaves_the_folder_as_it_was(earlier: Path) -> None:
     folder = earlier / "toy"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    found = find_examples(folder, (1, 6, 6))
-    assert found.points(0)
+    (path,) = find_examples(folder, (1, 6, 6)).ledgers
+    with open_readonly(path) as ledger:
+        assert ledger.stored()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -198,8 +201,38 @@ def test_the_digest_sees_every_example(earlier: Path, tmp_path: Path) -> None:
     same = find_examples(tmp_path / "copy", (1, 6, 6))
     assert same.digest() == find_examples(earlier, (1, 6, 6)).digest()
     database = sqlite3.connect(tmp_path / "copy" / "toy" / "ledger.sqlite")
-    database.execute("UPDATE broken SET example = NULL WHERE point = ?", (min(same.points(0)),))
+    database.execute(
+        "UPDATE broken SET example = NULL WHERE point = (SELECT min(point) FROM broken)"
+    )
     database.commit()
     database.close()
     assert same.digest() != find_examples(earlier, (1, 6, 6)).digest()
-    assert np.isfinite(same.fetch(0, [max(same.points(0))], (1, 6, 6)).numpy()).all()
+    with open_readonly(same.ledgers[0]) as ledger:
+        stored = ledger.examples((1, 6, 6))
+    assert stored and all(np.isfinite(example.numpy()).all() for example in stored.values())
+
+
+def test_a_ledger_without_a_seal_is_checked_no_more_often_in_smaller_batches(
+    other: nn.Module, blobs: Dataset, earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "unsealed"
+    place.mkdir()
+    shutil.copy(earlier / "toy" / "ledger.sqlite", place)
+    database = sqlite3.connect(place / "ledger.sqlite")
+    database.execute("DELETE FROM memo WHERE key = ?", (SEAL,))
+    database.commit()
+    database.close()
+    checks: list[Path] = []
+    check = LedgerReader._check_rows
+
+    def counted(self: LedgerReader) -> None:
+        checks.append(self.path)
+        check(self)
+
+    monkeypatch.setattr(LedgerReader, "_check_rows", counted)
+    counts = []
+    for batch_size in (80, 4):
+        checks.clear()
+        run(other, blobs, tmp_path / f"new-{batch_size}", replay=place, batch_size=batch_size)
+        counts.append(checks.count(place / "ledger.sqlite"))
+    assert 0 < counts[1] == counts[0]

@@ -111,6 +111,8 @@ def training(folder, moment, length, batch_size):
     for _ in fit(defense, data, base / folder, recipe=recipe, seed=0, device=device, identity={}):
         fuse.burn()
 
+evaluation("warm", "", 0, 40)  # what a first run imports is there in every life
+Herald.looked = False
 for action, folder, moment, length, batch_size in json.loads(sys.argv[2]):
     child = os.fork()
     if not child:

@@ -22,7 +22,7 @@ from robustkit import Record
 from robustkit.cli.program import program as main
 from robustkit.errors import UsageError
 from robustkit.leaderboard import formats, rows
-from robustkit.leaderboard.report import optional, plots
+from robustkit.leaderboard.report import optional, plots, security
 from robustkit.leaderboard.report.html import MANY, write_page
 from robustkit.leaderboard.report.view import arrange, curves
 from robustkit.record.record import save
@@ -314,9 +314,21 @@ class TestTheView:
         (curve,) = curves(arrange(found))
         assert [line.row.eps for line in curve.lines] == [0.1, 0.2, 0.3]
         assert [line.row.eps for line in curve.rises] == [0.3]
-        drawn = plots.security([curve])["data"][0]
+        drawn = security.interactive([curve])["data"][0]
         assert drawn["x"] == [0.0, 0.1, 0.2, 0.3]
         assert drawn["y"] == [1.0, 0.75, 0.5, 1.0]
+
+    def test_a_curve_with_certificates_shows_what_is_undecided(self, make_record: Make) -> None:
+        found = [
+            ("a", same_model(make_record, "ccrb", 0.1, certify="ibp")),
+            ("b", same_model(make_record, "crbb", 0.2, certify="ibp")),
+        ]
+        (curve,) = curves(arrange(found))
+        below, above = security.interactive([curve])["data"]
+        assert (below["x"], below["y"]) == ([0.0, 0.1, 0.2], [1.0, 0.5, 0.25])
+        # Between two radii only what is proved at the larger one is proved.
+        assert below["line"]["shape"] == "vh"
+        assert (above["y"], above["fill"]) == ([1.0, 0.75, 0.5], "tonexty")
 
     def test_rows_of_one_name_are_told_apart(self, make_record: Make) -> None:
         found = [

@@ -251,6 +251,16 @@ def test_the_terminal_table_fits_100_columns_and_keeps_numbers_whole() -> None:
         assert number in whole
 
 
+def test_a_table_of_80_columns_keeps_names_and_numbers_whole() -> None:
+    flags = [Flag(name="randomized", message="m"), Flag(name="transfer", message="m")]
+    record = a_record("mixednuts(beta=90.0)", 800, 150, 50, proved=200, flags=flags)
+    lines = shown(table([("r", record)]), width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    for text in ("mixednuts", "0.833 [0.811, 0.854]", "0.167", "suspicious", "transfer"):
+        assert any(text in line for line in lines)
+    assert not any("worst class" in line for line in lines)
+
+
 def test_records_are_found_in_files_and_folders(tmp_path: Path) -> None:
     places = ["runs/one/record.json", "runs/two/record.json", "leaderboards/records/three.json"]
     for seed, place in enumerate(places):

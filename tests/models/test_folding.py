@@ -115,3 +115,54 @@ def test_a_trace_that_does_not_tell_all_is_refused() -> None:
     tuned = tune(net, X, Tuning(precision="float32"))
     assert "folded" not in tuned.notes[0]
     torch.testing.assert_close(tuned.model(X), net(X))
+
+
+class Drawn(nn.Module):
+    """Random by PyTorch's generator, with normalization in an `nn.Sequential` and a surrogate.
+
+    `pieces` says that the surrogate leaves the normalization out.
+    """
+
+    def __init__(self, *, pieces: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.pieces = pieces
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Linear(4 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, 3, 8, 8] -> [b, 5]."""
+        answer: Tensor = self.head(self.stem(x + 0.1 * torch.rand_like(x)).flatten(1))
+        return answer
+
+    def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return one without noise."""
+        stem = self.stem[0] if self.pieces else self.stem
+        return {"calm": lambda x: self.head(stem(x).flatten(1))}
+
+
+def test_a_randomized_model_with_surrogates_is_folded_in_its_sequences() -> None:
+    net = trained(Drawn())
+    tuned = tune(net, X, Tuning(), randomized=True)
+    assert "1 batch normalizations folded" in tuned.notes[0]
+    assert isinstance(net, Drawn)
+    assert isinstance(tuned.model, Drawn)
+    torch.testing.assert_close(
+        tuned.model.surrogates()["calm"](X), net.surrogates()["calm"](X), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_surrogate_that_uses_the_layers_one_by_one_is_heeded() -> None:
+    tuned = tune(trained(Drawn(pieces=True)), X, Tuning(), randomized=True)
+    assert "folded" not in tuned.notes[0]
+
+
+def test_a_layer_that_stands_twice_in_a_sequence_is_not_folded() -> None:
+    class Untraceable(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            answer: Tensor = super().forward(x if x.sum() > 0 else -x)
+            return answer
+
+    same = nn.Conv2d(3, 3, 3, padding=1)
+    net = trained(Untraceable(nn.Sequential(same, nn.ReLU(), same, nn.BatchNorm2d(3))))
+    assert fold(duplicate(net)) == 0

@@ -234,6 +234,7 @@ class TestAdaptiveSmoothing:
         assert set(model.surrogates()) == {"gate_fixed", "raw", "two_sided"}
         for surrogate in model.surrogates().values():
             assert surrogate(x).shape == (16, 5)
+            torch.testing.assert_close(surrogate.both(x)[1], model(x))
 
     def test_trains_the_gate_alone(self, monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
         defense, model = build(monkeypatch, self.SPEC)
@@ -336,6 +337,7 @@ class TestMixedNuts:
         _, model = build(monkeypatch, self.SPEC)
         weight = next(model.standard.parameters())
         for surrogate in model.surrogates().values():
+            torch.testing.assert_close(surrogate.both(x)[1], model(x))
             (gradient,) = torch.autograd.grad(surrogate(x)[:, 0].sum(), weight)
             assert float(gradient.abs().sum()) > 0
         out = model(x)[:, 0].sum()

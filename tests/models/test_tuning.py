@@ -16,6 +16,7 @@ from robustkit.evaluation.evaluate import evaluate
 from robustkit.models import half
 from robustkit.models.fast_conv import Stem
 from robustkit.models.half import Half
+from robustkit.models.layer_costs import LayerCosts
 from robustkit.models.surrogates.resolve import declared, plain
 from robustkit.models.tuning import Tuning, tune
 from robustkit.registry import attacks
@@ -217,6 +218,16 @@ def test_a_cpu_with_matrix_units_searches_in_bfloat16_where_it_pays(
     assert not tune(net, X, Tuning()).half
     assert not tune(wide, X, Tuning(precision="float32")).half
     assert not tune(wide, X, Tuning(), randomized=True).half
+
+
+@pytest.mark.parametrize(("work", "kind"), [(5_000_000, torch.bfloat16), (4_999_999, None)])
+def test_it_pays_from_five_million_multiply_adds_between_the_edges(
+    work: int, kind: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(half, "matrix_units", lambda: True)
+    costs = LayerCosts(0, [("first", 10**9), ("middle", work), ("last", 10**9)])
+    assert half.chosen("auto", "cpu", costs, randomized=False) == kind
+    assert half.chosen("auto", "cpu", costs, randomized=True) is None
 
 
 def test_the_weights_of_16_bits_are_cast_once_and_the_original_is_at_hand() -> None:

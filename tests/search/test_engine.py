@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from robustkit.core.threat import Threat
 from robustkit.errors import RobustkitError
+from robustkit.models.surrogates.resolve import Joint
 from robustkit.registry import attacks
 from robustkit.search.engine import Engine
 from robustkit.search.functional import attack
 from robustkit.search.protocol import Job, Reply, Search, Tasks
+from robustkit.search.query import ask, passes
 from robustkit.search.tasks import Outcome, Work, fresh_tasks
 
 WIDE = Threat("linf", 1e9, lower=-1e9, upper=1e9)
@@ -417,3 +419,25 @@ def test_plain_attack_keeps_no_graph(nearest: nn.Module, prototypes: Tensor) -> 
     z = attack(nearest, x, torch.arange(4), attacks.build("pgd(steps=3)"), threat)
     assert not z.requires_grad
     assert x.grad is None
+
+
+@pytest.mark.parametrize(("joint", "calls", "forwards"), [(False, 1, 2), (True, 0, 1)])
+def test_a_surrogate_that_has_the_models_logits_saves_the_second_pass(
+    joint: bool, calls: int, forwards: int
+) -> None:
+    class Declares(Model):
+        def surrogates(self) -> dict[str, Callable[[Tensor], Any]]:
+            def near(x: Tensor) -> Tensor:
+                return 3 * torch.cat([x, -x], dim=1)
+
+            own = Model()
+            return {"near": Joint(lambda x: (near(x), own(x))) if joint else near}
+
+    model, search = Declares(), attacks.build("pgd(surrogate=near)")
+    zero = torch.zeros(4, dtype=torch.long)
+    tasks = Tasks(torch.rand(4, 1), zero, zero[:, None], zero - 1, zero, zero, zero)
+    state = search.start(tasks, Threat("linf", 0.1))
+    reply = ask(model, search, state)
+    torch.testing.assert_close(reply.logits, Model()(state.query))
+    assert bool((reply.gradient < 0).all())  # of the surrogate
+    assert (len(model.sizes), passes(model, search, state)) == (calls, (forwards, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class Plan:
             notes=tuple(subject.notes),
         )
 
-    @property
+    @cached_property
     def at_once(self) -> int:
         """How many models are evaluated at once, each by one process.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.evaluate import side_by_side
@@ -21,15 +22,19 @@ from robustkit.cli.options import use_threads
 from robustkit.cli.program import fail
 from robustkit.cli.screen import Screen
 from robustkit.core import files
+from robustkit.core.device import pick_devices
 from robustkit.errors import RobustkitError
 from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.eps_grid import evaluate_grid_settings
 from robustkit.evaluation.evaluate import evaluate_settings
-from robustkit.evaluation.prepare import first_look
+from robustkit.evaluation.prepare import first_look, looked_at
 from robustkit.evaluation.watcher import Watcher
 from robustkit.leaderboard import curves, formats, rows
+from robustkit.leaderboard.radii import radii
 from robustkit.leaderboard.rows import robust_interval
 from robustkit.models.load import Subject
+from robustkit.models.readiness import private_copy
+from robustkit.record.radii import Radii, read
 from robustkit.record.record import Record
 from robustkit.verify.diagnostics.probe import Diagnosis
 
@@ -51,7 +56,9 @@ def run(request: Request, *, debug: bool) -> int:
         plan = make(request)
         screen = Screen(len(plan.subjects), quiet=request.quiet, stages=_stages(plan))
         with screen, side_by_side.workers(plan, screen) as scheduler:
-            looks = _look(plan, screen)
+            # Of models that nobody named nothing is to be refused: their workers look at them.
+            apart = scheduler is not None and not plan.request.models
+            looks = _glance(plan, screen) if apart else _look(plan, screen)
             claim(plan)
             found, failures = _evaluate_all(plan, looks, screen, scheduler)
     if found:
@@ -72,7 +79,10 @@ def _stages(plan: Plan) -> int:
     )
 
 
-def _look(plan: Plan, screen: Screen) -> dict[str, Diagnosis]:
+_Looks = dict[str, Diagnosis | None]
+
+
+def _look(plan: Plan, screen: Screen) -> _Looks:
     """Refuse what cannot be evaluated before anything is written; keep what is found by name.
 
     What takes longest to look at comes first: it would be waited for at the end.
@@ -85,11 +95,32 @@ def _look(plan: Plan, screen: Screen) -> dict[str, Diagnosis]:
         found[subject.name] = first_look(plan.settings_of(subject))
         took[subject.name] = time.monotonic() - began
     screen.weigh(took)
-    return {name: found[name] for name in sorted(found, key=took.__getitem__, reverse=True)}
+    return {name: found[name] for name in _longest_first(took)}
+
+
+def _glance(plan: Plan, screen: Screen) -> _Looks:
+    """Time two passes of each model, which tell the order; the looks are left to the workers."""
+    took = {}
+    for subject in plan.subjects:
+        settings = plan.settings_of(subject)
+        device = pick_devices(settings.device)[0]
+        sample = looked_at(settings, device)
+        private = private_copy(subject.model, device, subject.name)
+        with torch.no_grad():
+            private(sample)
+            began = time.monotonic()
+            private(sample)
+        took[subject.name] = time.monotonic() - began
+    screen.weigh(took)
+    return dict.fromkeys(_longest_first(took))
+
+
+def _longest_first(took: dict[str, float]) -> list[str]:
+    return sorted(took, key=took.__getitem__, reverse=True)
 
 
 def _evaluate_all(
-    plan: Plan, looks: dict[str, Diagnosis], screen: Screen, scheduler: Scheduler | None
+    plan: Plan, looks: _Looks, screen: Screen, scheduler: Scheduler | None
 ) -> tuple[_Found, _Failures]:
     """Evaluate every model; the failure of one of several does not stop the rest."""
     found: dict[str, _Found] = {}
@@ -151,6 +182,8 @@ def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
     more: dict[str, pd.DataFrame] = {}
     if plan.grid or plan.request.minimum_norm:
         more["curve"] = curves.curve(found)
+    if brackets := _radii(plan, found):
+        more["radii"] = radii(brackets)
     if plan.request.minimum_norm:
         more["distances"] = curves.distances(found)
     for name, table in {"leaderboard": frame, **more}.items():
@@ -167,6 +200,17 @@ def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
         console.out(f"Records: {plan.out}{os.sep}{anywhere}{os.sep}record.json", highlight=False)
         for line in [*_remarks(plan), *_next_steps(plan, frame)]:
             console.out(line, highlight=False)
+
+
+def _radii(plan: Plan, found: Sequence[tuple[Path, Record]]) -> list[tuple[Record, Radii]]:
+    """Return what the models of a grid know of every point, each with its record of largest eps."""
+    folders: dict[Path, Record] = {}
+    for path, record in found if plan.grid else ():
+        folder = path.parent.parent
+        if folder not in folders or folders[folder].threat.eps < record.threat.eps:
+            folders[folder] = record
+    pairs = [(record, read(folder)) for folder, record in folders.items()]
+    return [(record, of) for record, of in pairs if of is not None and record.certify is not None]
 
 
 def _remarks(plan: Plan) -> Iterator[str]:

@@ -15,6 +15,7 @@ from robustkit.cli.evaluate.request import Request
 from robustkit.cli.screen import Screen
 from robustkit.core.device import pick_devices
 from robustkit.core.threat import Threat
+from robustkit.core.types import Images
 from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError
 from robustkit.evaluation.budget import StoppingRule
@@ -31,7 +32,7 @@ from robustkit.record.record import Record
 from robustkit.verify.diagnostics.probe import Diagnosis, recheck
 
 Found = list[tuple[Path, Record]]
-_OneModel = Callable[[Plan, Subject, Watcher, Diagnosis], Found]
+_OneModel = Callable[[Plan, Subject, Watcher, Diagnosis | None], Found]
 
 
 @contextlib.contextmanager
@@ -47,12 +48,13 @@ def workers(plan: Plan, watcher: Watcher) -> Iterator[Scheduler | None]:
 def evaluate_all(
     plan: Plan,
     scheduler: Scheduler,
-    looks: Mapping[str, Diagnosis],
+    looks: Mapping[str, Diagnosis | None],
     screen: Screen,
     evaluate: _OneModel,
 ) -> tuple[dict[str, Found], dict[str, RobustkitError]]:
     """Evaluate the models, in the order of `looks`; return records and failures by model.
 
+    What is None among the looks is looked at by its worker.
     Models that a worker could not build as they are here are in neither.
     """
     found: dict[str, Found] = {}
@@ -69,10 +71,11 @@ def evaluate_all(
             _OneOfSeveral(
                 plan.request, plan.settings.budget, plan.grid, plan.config, plan.out, subject.name,
                 weights_digest(subject.model)[0] if _is_module(subject) else None,
-                looks[subject.name].to("cpu"), trusted(), evaluate,
+                looked_at(plan.settings_of(subject), torch.device("cpu")),
+                look and look.to("cpu"), trusted(), evaluate,
             ),
         )
-        for subject in (subjects[name] for name in looks)
+        for subject, look in ((subjects[name], look) for name, look in looks.items())
     ]  # fmt: skip
     return found, several.carry_out(scheduler, evaluations, screen.lane, ended)
 
@@ -87,6 +90,8 @@ class _OneOfSeveral:
 
     Attributes:
         weights: digest of the model's weights, as the driver sees them; None: a function.
+        sample: some of the points, as the driver sees them.
+        diagnosis: what the driver found; None: the worker looks at the model itself.
     """
 
     request: Request
@@ -96,7 +101,8 @@ class _OneOfSeveral:
     out: Path
     name: str
     weights: str | None
-    diagnosis: Diagnosis
+    sample: Images
+    diagnosis: Diagnosis | None
     trusted: Sequence[Path]
     evaluate: _OneModel
 
@@ -107,7 +113,8 @@ class _OneOfSeveral:
             (subject,) = plan.subjects
             if not self._is_the_same(plan, subject, device):
                 return None
-            return self.evaluate(plan, subject, watcher, self.diagnosis.to(str(device)))
+            look = self.diagnosis and self.diagnosis.to(str(device))
+            return self.evaluate(plan, subject, watcher, look)
 
     def _plan(self) -> Plan:
         request = replace(self.request, workers=None)
@@ -119,9 +126,12 @@ class _OneOfSeveral:
         return Plan(self.request, settings, tuple(self.grid), (subject,), self.config, self.out)
 
     def _is_the_same(self, plan: Plan, subject: Subject, device: torch.device) -> bool:
-        then = self.diagnosis.to(str(device))
-        if not torch.equal(looked_at(plan.settings_of(subject), device), then.sample):
+        sample = looked_at(plan.settings_of(subject), torch.device("cpu"))
+        if not torch.equal(sample, self.sample):
             return False
         if _is_module(subject) and weights_digest(subject.model)[0] != self.weights:
             return False
-        return not recheck(private_copy(subject.model, device, subject.name), then)
+        if self.diagnosis is None:
+            return True
+        private = private_copy(subject.model, device, subject.name)
+        return not recheck(private, self.diagnosis.to(str(device)))

@@ -39,17 +39,6 @@ class Examples:
         """SHA-256 of all of them: what is replayed decides verdicts."""
         return digest_of_stored(self.ledgers)
 
-    def points(self, number: int) -> set[int]:
-        """Return the points of which one ledger has an example."""
-        with open_readonly(self.ledgers[number]) as ledger:
-            return ledger.stored()
-
-    def fetch(self, number: int, points: Sequence[int], shape: tuple[int, ...]) -> Images:
-        """Return the examples [b, *shape] of one ledger at some of its points."""
-        with open_readonly(self.ledgers[number]) as ledger:
-            found = ledger.examples(shape, points)
-        return torch.stack([found[point] for point in points])
-
 
 def find_examples(folder: Path, shape: tuple[int, ...]) -> Examples:
     """Find the ledgers in a run's folder, or in that of one model's run.
@@ -111,19 +100,24 @@ class Replay:
         """
         tried, left, done = self.ledger.spent(REPLAYED, robust), set(robust), 0
         batch = min(self.worker.slots, _MOST)
-        for number in range(len(self.examples.ledgers)):
-            stored = self.examples.points(number)
-            todo = [p for p in robust if p in left and p in stored and (p, number) not in tried]
-            for start in range(0, len(todo), batch):
-                points = todo[start : start + batch]
-                broken = self._judge(number, points, proved)
-                left -= {found.point for found in broken}
-                done += len(points)
-                report(done, len(left))
+        for number, path in enumerate(self.examples.ledgers):
+            with open_readonly(path) as source:
+                stored = source.stored()
+                todo = [p for p in robust if p in left and p in stored and (p, number) not in tried]
+                for start in range(0, len(todo), batch):
+                    points = todo[start : start + batch]
+                    examples = source.examples(self.data.shape, points)
+                    z = torch.stack([examples[point] for point in points])
+                    broken = self._judge(number, points, z, proved)
+                    left -= {found.point for found in broken}
+                    done += len(points)
+                    report(done, len(left))
 
-    def _judge(self, number: int, batch: Sequence[int], proved: set[int]) -> list[BrokenPoint]:
+    def _judge(
+        self, number: int, batch: Sequence[int], z: Images, proved: set[int]
+    ) -> list[BrokenPoint]:
         clock = time.monotonic()
-        z = self.examples.fetch(number, batch, self.data.shape).to(self.worker.device)
+        z = z.to(self.worker.device)
         x, y = (part.to(self.worker.device) for part in self.data.fetch(batch))
         inside = self.threat.contains(z, x) & z.isfinite().flatten(1).all(1)
         rows = inside.nonzero().flatten()

@@ -12,7 +12,7 @@ from robustkit.core.text import short
 from robustkit.errors import UsageError, unknown
 from robustkit.leaderboard import rows
 from robustkit.leaderboard.formats import to_latex
-from robustkit.leaderboard.report import plots
+from robustkit.leaderboard.report import plots, security
 from robustkit.leaderboard.report.gallery import GalleryMaker, Picture
 from robustkit.leaderboard.report.optional import need
 from robustkit.leaderboard.report.plots import (
@@ -26,11 +26,10 @@ from robustkit.leaderboard.report.plots import (
     VERMILLION,
 )
 from robustkit.leaderboard.report.style import COLUMN, FORMATS, canvas, save, styled
-from robustkit.leaderboard.report.view import Curve, Group, Line, arrange, curves
+from robustkit.leaderboard.report.view import Group, Line, arrange, curves
 from robustkit.record.record import Record
 
 _HATCHES = ("//", "xx", "--", "..", "\\\\", "++", "||", "oo")
-_MARKS, _DASHES = ("o", "s", "D", "^", "P", "*"), ("-", "--", "-.", ":")
 
 
 def write_figures(
@@ -93,7 +92,7 @@ def _figures(groups: Sequence[Group], maker: GalleryMaker, limit: int) -> Iterat
                 yield f"gallery-{own}", _gallery(found)
     found_curves = curves(groups)
     for norm in dict.fromkeys(curve.norm for curve in found_curves):
-        yield f"security-{norm}", _security([c for c in found_curves if c.norm == norm])
+        yield f"security-{norm}", security.draw([c for c in found_curves if c.norm == norm])
 
 
 def _bracket(group: Group) -> Any:
@@ -152,26 +151,6 @@ def _tradeoff(group: Group) -> Any:
         )  # fmt: skip
     axes.set(xlim=(0, 1.02), ylim=(-0.03, 1.08), xlabel="clean accuracy", ylabel="robust accuracy")
     figure.legend(loc="outside upper center", ncols=3)
-    return figure
-
-
-def _security(found: Sequence[Curve]) -> Any:
-    figure, axes = canvas(COLUMN, 2.4)
-    axes = axes[0, 0]
-    for number, curve in enumerate(found):
-        rows, first = [line.row for line in curve.lines], curve.lines[0]
-        ends = [(first.row.clean, first.clean_low, first.clean_high)]
-        ends += [(row.robust, row.robust_low, row.robust_high) for row in rows]
-        axes.errorbar(
-            [0.0, *(row.eps for row in rows)], [middle for middle, _, _ in ends],
-            yerr=[[m - low for m, low, _ in ends], [high - m for m, _, high in ends]],
-            color=CYCLE[number % len(CYCLE)], marker=_MARKS[number % len(_MARKS)],
-            linestyle=_DASHES[number % len(_DASHES)], markersize=3.5, capsize=2,
-            label=short(curve.name),
-        )  # fmt: skip
-    axes.set(ylim=(-0.02, 1.02), xlabel=f"eps ({found[0].norm})", ylabel="robust accuracy")
-    axes.set_xlim(left=0)
-    figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 

@@ -19,7 +19,7 @@ from robustkit.core import files
 from robustkit.core.packages import own_version
 from robustkit.core.text import clean, clean_lines
 from robustkit.leaderboard import formats, rows
-from robustkit.leaderboard.report import plots
+from robustkit.leaderboard.report import plots, security
 from robustkit.leaderboard.report.figure import Plot
 from robustkit.leaderboard.report.gallery import Gallery, GalleryMaker
 from robustkit.leaderboard.report.glossary import GLOSSARY
@@ -202,7 +202,7 @@ def _curves(groups: Sequence[Group], drawn: dict[str, Plot]) -> list[dict[str, A
     families = []
     for norm in dict.fromkeys(curve.norm for curve in found):
         members = [curve for curve in found if curve.norm == norm]
-        drawn[f"curves-{norm}"] = plots.security(members)
+        drawn[f"curves-{norm}"] = security.interactive(members)
         families.append({"title": f"norm {norm}", "plot": f"curves-{norm}", "curves": members})
     return families
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from robustkit.core.text import short, with_interval
 from robustkit.leaderboard.report.figure import Figure, Plot
-from robustkit.leaderboard.report.view import Curve, Group, Line
+from robustkit.leaderboard.report.view import Group, Line
 
 # Told apart without color vision (Okabe and Ito 2008), and seen on white and on black.
 BLUE, SKY, VERMILLION, GREEN, ORANGE, PURPLE, GRAY = (
@@ -37,7 +37,7 @@ def tradeoff(group: Group) -> Plot:
     front = group.front
     named = front if len(group.lines) > CROWD else group.lines
     edge = [(0.0, front[0].row.robust), *((at.row.clean, at.row.robust) for at in front)]
-    figure = Figure(_layout("clean accuracy", "robust accuracy"))
+    figure = Figure(layout("clean accuracy", "robust accuracy"))
     figure.scatter(
         x=[0, 1], y=[0, 1], mode="lines", name="robust = clean", hoverinfo="skip",
         line={"color": GRAY, "dash": "dot", "width": 1},
@@ -50,12 +50,12 @@ def tradeoff(group: Group) -> Plot:
     figure.scatter(
         x=[row.clean for row in rows],
         y=[row.robust for row in rows],
-        error_y=_errors(group.lines),
+        error_y=errors(group.lines),
         mode="markers",
         name="robust, 95% interval",
         cliponaxis=False,
         hoverinfo="text",
-        hovertext=[_hover(line) for line in group.lines],
+        hovertext=[hover(line) for line in group.lines],
         marker={"color": BLUE, "size": 10},
     )
     proved = [row for row in rows if row.certified is not None]
@@ -76,35 +76,10 @@ def tradeoff(group: Group) -> Plot:
     return figure.plot
 
 
-def security(found: Sequence[Curve]) -> Plot:
-    """Draw robust accuracy over eps for curves of one norm; at eps = 0 it is the clean accuracy."""
-    norm = found[0].norm
-    figure = Figure(_layout(f"eps ({norm})", "robust accuracy"))
-    for number, curve in enumerate(found):
-        rows = [line.row for line in curve.lines]
-        figure.scatter(
-            x=[0.0, *(row.eps for row in rows)],
-            y=[rows[0].clean, *(row.robust for row in rows)],
-            error_y=_errors(curve.lines, start=True),
-            mode="lines+markers",
-            name=plain(short(curve.name)),
-            hoverinfo="text",
-            hovertext=[
-                f"clean {rows[0].clean:.3f}",
-                *(f"eps = {line.row.eps:.6g}<br>{_hover(line)}" for line in curve.lines),
-            ],
-            line={"color": CYCLE[number % len(CYCLE)]},
-            marker={"symbol": MARKERS[number % len(MARKERS)], "size": 9},
-        )
-    figure.axis("yaxis", range=[-0.02, 1.02], dtick=0.2)
-    figure.axis("xaxis", rangemode="tozero")
-    return figure.plot
-
-
 def outcomes(group: Group) -> Plot:
     """Draw for each record, as one bar, what became of its points, by attack."""
     attacks = attacks_of(group.lines)
-    figure = Figure(_layout("share of the points", ""))
+    figure = Figure(layout("share of the points", ""))
     parts = [
         ("certified", BLUE, [line.row.certified or 0 for line in group.lines]),
         (
@@ -128,7 +103,7 @@ def outcomes(group: Group) -> Plot:
 
 def costs(group: Group) -> Plot:
     """Draw for each record the passes per point, forward and backward, by attack."""
-    figure = Figure(_layout("passes per point, forward + backward", ""))
+    figure = Figure(layout("passes per point, forward + backward", ""))
     for number, names in enumerate(attacks_of(group.lines)):
         passes = [passes_of(line, names) for line in group.lines]
         color = CYCLE[number % len(CYCLE)]
@@ -142,7 +117,7 @@ def costs(group: Group) -> Plot:
 def classes(line: Line) -> Plot:
     """Draw for each class of a record clean, robust and certified accuracy, one in the other."""
     found = line.classes
-    figure = Figure(_layout("", "accuracy"))
+    figure = Figure(layout("", "accuracy"))
     kinds = [("clean", GRAY, 0.85), ("robust", SKY, 0.6), ("certified", BLUE, 0.35)]
     hover = [
         f"{plain(bar.name)} ({bar.n} points)<br>clean {bar.clean:.3f}<br>robust {bar.robust:.3f}"
@@ -252,7 +227,7 @@ def _bars(figure: Figure, group: Group) -> None:
     figure.axis("xaxis", tickangle=0, automargin=True)
 
 
-def _errors(lines: Sequence[Line], start: bool = False) -> dict[str, Any]:
+def errors(lines: Sequence[Line], start: bool = False) -> dict[str, Any]:
     """Error bars from the intervals; `start`: before them a point at eps = 0, clean."""
     ends = [(row.robust, row.robust_low, row.robust_high) for row in (line.row for line in lines)]
     if start:
@@ -267,7 +242,8 @@ def _errors(lines: Sequence[Line], start: bool = False) -> dict[str, Any]:
     }
 
 
-def _hover(line: Line) -> str:
+def hover(line: Line) -> str:
+    """Return what is shown over a point: label, clean and robust accuracy, and what is proved."""
     row = line.row
     proved = "" if row.certified is None else f"<br>certified {row.certified:.3f}"
     return (
@@ -276,7 +252,8 @@ def _hover(line: Line) -> str:
     )
 
 
-def _layout(x: str, y: str) -> dict[str, Any]:
+def layout(x: str, y: str) -> dict[str, Any]:
+    """Return the layout that all plots share, with the titles of both axes."""
     return {
         "template": "none",
         "xaxis": {"title": {"text": plain(x)}, "zeroline": False},

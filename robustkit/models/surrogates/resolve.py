@@ -3,18 +3,19 @@
 A defense with randomness, hard decisions or saturation misleads an attack that follows its
 gradient. An attack may follow the gradient of a surrogate instead; what it finds counts only if
 the model itself is fooled. A module declares surrogates by a method `surrogates()`: name ->
-callable from [b, *f] to logits [b, k]. A declared surrogate comes before a built-in one of the same
-name.
+callable from [b, *f] to logits [b, k], best a `Joint` where the model's own logits need no second
+pass. A declared surrogate comes before a built-in one of the same name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from robustkit.core.types import Images, Model
+from robustkit.core.types import Images, Logits, Model
 from robustkit.errors import UsageError
 from robustkit.models.surrogates.bpda.wrappers import BeforeSquashing, Bpda, Bypass, smooth
 from robustkit.models.surrogates.screening import Screening, screen
@@ -28,6 +29,21 @@ BUILT_IN: Mapping[str, Callable[[Model], Model]] = {
 SAME_DECISIONS = ("bpda", "bypass", "logits")
 
 _PART = "part."
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A surrogate whose pass has the model's own logits as well: searches need no second one.
+
+    Attributes:
+        both: [b, *f] -> the logits of the surrogate and those of the model, [b, k] each.
+    """
+
+    both: Callable[[Images], tuple[Logits, Logits]]
+
+    def __call__(self, x: Images) -> Logits:
+        """[b, *f] -> [b, k]."""
+        return self.both(x)[0]
 
 
 def declared(model: Any) -> dict[str, Model]:
