@@ -1,0 +1,70 @@
+"""All proofs of a folder: files and digests first, then one proof after the other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from robustkit.verify.proofs.checker import Ball, Refused, check
+from robustkit.verify.proofs.network import Network, read
+
+SCHEMA, MANIFEST = "robustkit/proofs/1", "manifest.json"
+
+
+class Failure(NamedTuple):
+    """A proof that does not hold; `point` is −1 for what concerns all of them."""
+
+    point: int
+    found: str
+
+
+def check_folder(folder: Path, report: Callable[[int], None]) -> tuple[list[int], list[Failure]]:
+    """Check every proof; return the points that have one, and what does not hold.
+
+    Args:
+        report: called after every proof with how many are done.
+    """
+    try:
+        told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if told["schema"] != SCHEMA:
+            raise Refused(f"expected {SCHEMA}, found {told['schema']!r}")
+        for name, digest in told["files"].items():
+            _same(folder / name, digest)
+        net, points = read(folder), {int(name): entry for name, entry in told["points"].items()}
+    except Exception as error:  # whatever a file may hold
+        return [], [Failure(-1, f"{MANIFEST} or the network: {error}")]
+    failures = []
+    for done, (point, entry) in enumerate(points.items()):
+        try:
+            check_file(net, folder, told, point, entry)
+        except Exception as error:
+            told_of = (
+                error if isinstance(error, Refused) else f"a file that cannot be read: {error}"
+            )
+            failures.append(Failure(point, str(told_of)))
+        report(done + 1)
+    return sorted(points), failures
+
+
+def check_file(net: Network, folder: Path, told: dict[str, Any], point: int, entry: Any) -> None:
+    """Check one proof; raises whatever it meets."""
+    path = folder / f"{point}.npz"
+    _same(path, entry["sha256"])
+    with np.load(path, allow_pickle=False) as held:
+        arrays = {name: held[name] for name in held.files}
+    x, threat = torch.from_numpy(arrays.pop("x").astype(np.float64)), told["threat"]
+    ball = Ball(x[None], threat["norm"], threat["eps"], threat["lower"], threat["upper"])
+    with torch.no_grad():
+        check(net, ball, int(entry["label"]), float(told["target"]), arrays)
+
+
+def _same(path: Path, digest: str) -> None:
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != digest:
+        raise Refused(f"expected {path.name} with SHA-256 {digest[:12]}…, found {found[:12]}…")
