@@ -24,6 +24,7 @@ from robustkit.cli.report import command as _report
 from robustkit.cli.supervisor import main
 from robustkit.cli.train.command import command as _train
 from robustkit.cli.validate import command as _validate
+from robustkit.cli.verify_proof import command as _verify_proof
 from robustkit.cli.verify_record import command as _verify_record
 
 __all__ = ["main"]
@@ -42,5 +43,6 @@ for _command in (
     _doctor,
     _validate,
     _verify_record,
+    _verify_proof,
 ):
     program.add_command(_command)

@@ -53,6 +53,7 @@ def evaluate(
     tuning: Tuning = AUTOMATIC,
     fresh: bool = False,
     save_adversarial: bool | None = None,
+    save_proofs: bool = False,
     minimum_norm: bool = False,
     arguments: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
@@ -86,6 +87,7 @@ def evaluate(
         tuning: how the model is made fast for searches; verdicts are always float32.
         fresh: discard what the folder holds of an earlier run, and start over.
         save_adversarial: store what was found; by default up to 1 GiB.
+        save_proofs: store for certified points a proof that `robustkit verify-proof` checks.
         minimum_norm: seek the closest adversarial input of every point, out to the edge of the box
             (`record.points.nearest`); the verdicts are those at the eps of `threat`.
         arguments, notes: for the record: what the user typed, and what its readers must know.
@@ -105,7 +107,7 @@ def evaluate(
             sample=sample, points=points, replay=replay, budget=budget, seed=seed, device=device,
             distributed=distributed, workers=workers, named=named, fresh=fresh,
             batch_size=batch_size, tuning=tuning, save_adversarial=save_adversarial,
-            minimum_norm=minimum_norm,
+            save_proofs=save_proofs, minimum_norm=minimum_norm,
         )  # fmt: skip
         return evaluate_settings(settings, watcher, progress)
 

@@ -13,6 +13,7 @@ from robustkit.certify.complete.verifier import Effort
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
 from robustkit.evaluation.stages.judge import broken_points, refuse_refuted_certificates
+from robustkit.evaluation.stages.proofs import ProofStage
 from robustkit.evaluation.stages.stage import DeviceWorker, PointSource, Report
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import VERIFIED, BrokenPoint, Cost
@@ -34,6 +35,7 @@ class CompleteStage:
     threat: Threat
     ledger: Ledger
     keep: bool
+    proofs: ProofStage | None = None
 
     def run(self, points: Sequence[int], broken: set[int], report: Report) -> None:
         """Verify `points`, some of which attacks have `broken`, to check the proof.
@@ -47,7 +49,8 @@ class CompleteStage:
         for point in points:
             clock = time.monotonic()
             x, y = self.data.fetch([point])
-            found = self.verifier.verify(x.cpu(), int(y), self.effort.budget())
+            record = self.proofs and self.proofs.recorder()
+            found = self.verifier.verify(x.cpu(), int(y), self.effort.budget(), record)
             proved = found.outcome == "proved"
             refuse_refuted_certificates("an attack", [point] * (proved and point in broken),
                                         self.threat)  # fmt: skip
@@ -55,6 +58,8 @@ class CompleteStage:
             cost = Cost(forwards=passes, seconds=time.monotonic() - clock)
             self.ledger.write(VERIFIED, [], finds, cost)
             self.ledger.write_verified(point, proved=proved)
+            if self.proofs is not None and record is not None and proved:
+                self.proofs.keep(point, x, int(y), record)
             report(1, int(proved))
 
     def _judge(
