@@ -49,9 +49,8 @@ class Domain:
             self.size.append(torch.maximum(low.abs(), high.abs()))
             self.slack.append(slack + self.fine * self.size[at] + TINY)
         self.empty = any(bool((low > high).any()) for low, high in self.boxes)
-        low, high = (
-            torch.cat([self.boxes[at][side].flatten(1) for at in net.spans], 1) for side in (0, 1)
-        )
+        low, high = (torch.cat([self.boxes[at][s].flatten(1) for at in net.spans], 1)
+                     for s in (0, 1))  # fmt: skip
         self.on, self.off = low >= 0, (high <= 0) & (low < 0)
         self.open = ~(self.on | self.off)
         self.chord = torch.where(self.open, high / (high - low), self.on.double())
@@ -69,27 +68,26 @@ class Domain:
         """Return the interval of a node from those of its inputs, and what float32 adds."""
         node, ball = self.net.nodes[at], self.ball
         sources = [self.boxes[i] for i in node.inputs]
+        none = torch.zeros(())
         if node.op == "input":
             low, high = (torch.nextafter(ball.x + s * ball.eps, ball.x + 2 * s * ball.eps)
                          for s in (-1, 1))  # fmt: skip
-            return low.clamp_min(ball.lower), high.clamp_max(ball.upper), torch.zeros(())
+            return low.clamp_min(ball.lower), high.clamp_max(ball.upper), none
+        low, high = sources[0]
         if node.op == "relu":
-            return *(part.relu() for part in sources[0]), torch.zeros(())
+            return low.relu(), high.relu(), none
         if node.op == "concat":
             axis = node.options["axis"]
-            low, high = (torch.cat([box[side] for box in sources], axis) for side in (0, 1))
-            return low, high, torch.zeros(())
-        if node.op == "add":
-            (low, high), other = sources[0], sources[1][:: node.options["sign"]]
-            low, high = (
-                low + node.options["sign"] * other[0],
-                high + node.options["sign"] * other[1],
+            return (
+                torch.cat([b[0] for b in sources], axis),
+                torch.cat([b[1] for b in sources], axis),
+                none,
             )
+        if node.op == "add":
+            sign, other = node.options["sign"], sources[1][:: node.options["sign"]]
+            low, high = low + sign * other[0], high + sign * other[1]
             off = (2 * U32 + self.fine) * torch.maximum(low.abs(), high.abs())
             return low - off, high + off, off
-        low, high = sources[0]
-        if node.op == "reshape":
-            return low.reshape(1, *node.shape), high.reshape(1, *node.shape), torch.zeros(())
         weight = node.weight.abs()
         off = node.push(self.size[node.inputs[0]], weight) + node.bulk
         off = (gamma(node.terms + 2, U32) + self.fine) * off * (1 + self.fine) + TINY

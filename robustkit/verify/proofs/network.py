@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 SCHEMA = "robustkit/proof-network/1"
 AFFINE = ("linear", "conv", "scale", "average", "reshape")
@@ -55,20 +56,9 @@ class Node(NamedTuple):
             return a @ self.weight
         if self.op == "scale":
             return a * self.weight
-        if self.op != "conv":
-            flat = a.flatten(2) @ self.weight if self.op == "average" else a
-            return flat.reshape(-1, *shape)
-        o, kernel = self.options, self.weight.shape[2:]
-        rest = [
-            size - ((out - 1) * stride - 2 * pad + dilation * (k - 1) + 1)
-            for size, out, stride, pad, dilation, k in zip(
-                shape[1:], a.shape[2:], o["stride"], o["padding"], o["dilation"], kernel,
-                strict=True,
-            )
-        ]  # fmt: skip
-        return F.conv_transpose2d(
-            a, self.weight, None, o["stride"], o["padding"], rest, o["groups"], o["dilation"]
-        )
+        if self.op == "conv":
+            return conv2d_input((len(a), *shape), self.weight, a, **self.options)  # type: ignore[no-any-return]
+        return (a.flatten(2) @ self.weight if self.op == "average" else a).reshape(-1, *shape)
 
 
 class Network(NamedTuple):
@@ -99,38 +89,35 @@ class Network(NamedTuple):
 
 def build(listed: list[dict[str, Any]], tensors: dict[str, Tensor]) -> Network:
     """Make a network of plain data; a ValueError says what does not fit."""
-    nodes, feeds = list[Node](), set[int]()
+    nodes, spans, width = list[Node](), dict[int, slice](), 0
     for at, given in enumerate(listed):
+        op, inputs, shape = given["op"], tuple(given["inputs"]), tuple(given["shape"])
         options = {key: v for key, v in given.items() if key not in ("op", "inputs", "shape")}
-        inputs, shape = tuple(given["inputs"]), tuple(given["shape"])
-        parts = [tensors.get(f"{at}.{key}", torch.zeros(())) for key in ("weight", "bias", "bulk")]
-        weight, bias, bulk = (part.double() for part in parts)
-        bulk = torch.maximum(bulk, bias.abs())
-        if given["op"] == "conv":
-            bias, bulk = bias.reshape(-1, 1, 1), bulk.reshape(-1, 1, 1)
-        if given["op"] == "scale":
+        weight, bias, bulk = (
+            tensors.get(f"{at}.{key}", torch.zeros(())).double()
+            for key in ("weight", "bias", "bulk")
+        )
+        if op == "scale":
             weight, bias, bulk = (part.expand(shape) for part in (weight, bias, bulk))
+        bias = bias.reshape(-1, 1, 1) if op == "conv" else bias
         counts = {"input": 0, "add": 2, "concat": len(inputs)}
-        if given["op"] not in KINDS or (given["op"] == "input") != (at == 0):
-            raise ValueError(f"node {at} is a {given['op']}")
-        if len(inputs) != counts.get(given["op"], 1) or not all(0 <= i < at for i in inputs):
-            raise ValueError(f"node {at} reads {list(inputs)}")
-        if options.get("sign", 1) not in (1, -1) or not all(
-            bool(part.isfinite().all()) for part in (weight, bulk)
-        ):
-            raise ValueError(f"node {at} has numbers that are not allowed")
-        nodes.append(Node(given["op"], inputs, shape, options, weight, bias, bulk))
-        feeds |= set(inputs) if given["op"] == "relu" else set()
-    spans, width = dict[int, slice](), 0
-    for at in sorted(feeds):
+        fits = op in KINDS and (op == "input") == (at == 0) and len(inputs) == counts.get(op, 1)
+        fits = fits and all(0 <= i < at for i in inputs) and options.get("sign", 1) in (1, -1)
+        fits = fits and all(bool(part.isfinite().all()) for part in (weight, bias, bulk))
+        fits = fits and (op not in ("add", "relu") or {nodes[i].shape for i in inputs} == {shape})
+        if not fits:
+            raise ValueError(f"node {at} ({op}) of the network cannot be read")
+        bulk = torch.maximum(bulk, bias.abs())
+        nodes.append(Node(op, inputs, shape, options, weight, bias, bulk))
+    for at in sorted({node.inputs[0] for node in nodes if node.op == "relu"}):
         size = torch.Size(nodes[at].shape).numel()
         spans[at], width = slice(width, width + size), width + size
     net = Network(nodes, spans, width)
-    for at, value in enumerate(net.values(torch.zeros(2, *nodes[0].shape, dtype=torch.float64))):
-        alike = nodes[at].op not in ("add", "relu")
-        same = alike or {nodes[i].shape for i in nodes[at].inputs} == {nodes[at].shape}
-        if value.shape != (2, *nodes[at].shape) or not same:
-            raise ValueError(f"node {at} returns {tuple(value.shape[1:])}, not {nodes[at].shape}")
+    for node, value in zip(
+        nodes, net.values(torch.zeros(2, *nodes[0].shape).double()), strict=True
+    ):
+        if value.shape != (2, *node.shape):
+            raise ValueError(f"a {node.op} of the network returns {tuple(value.shape[1:])}")
     return net
 
 
