@@ -43,6 +43,8 @@ class Domain:
         self.size, self.slack = list[Tensor](), list[Tensor]()
         for at in range(len(net.nodes)):
             low, high, slack = self._step(at)
+            if low.shape != (1, *net.nodes[at].shape):
+                raise ValueError(f"node {at} of the network returns {tuple(low.shape[1:])}")
             if at < len(known):
                 low, high = torch.maximum(low, known[at][0]), torch.minimum(high, known[at][1])
             self.boxes.append((low, high))
@@ -51,8 +53,7 @@ class Domain:
         self.empty = any(bool((low > high).any()) for low, high in self.boxes)
         low, high = (torch.cat([self.boxes[at][s].flatten(1) for at in net.spans], 1)
                      for s in (0, 1))  # fmt: skip
-        self.on, self.off = low >= 0, (high <= 0) & (low < 0)
-        self.open = ~(self.on | self.off)
+        self.on, self.open = low >= 0, (low < 0) & (high > 0)
         self.chord = torch.where(self.open, high / (high - low), self.on.double())
         above = torch.maximum(-self.chord * low, (1 - self.chord) * high) * (1 + 2.0**-50)
         self.shift = torch.where(self.open, above + TINY, 0.0)
@@ -77,12 +78,10 @@ class Domain:
         if node.op == "relu":
             return low.relu(), high.relu(), none
         if node.op == "concat":
-            axis = node.options["axis"]
-            return (
-                torch.cat([b[0] for b in sources], axis),
-                torch.cat([b[1] for b in sources], axis),
-                none,
+            low, high = (
+                torch.cat(part, node.options["axis"]) for part in zip(*sources, strict=True)
             )
+            return low, high, none
         if node.op == "add":
             sign, other = node.options["sign"], sources[1][:: node.options["sign"]]
             low, high = low + sign * other[0], high + sign * other[1]
@@ -157,13 +156,13 @@ class Domain:
         """Bound a · (node) from below [b], and the size of what was added up for that."""
         low, high = self.boxes[at]
         least = torch.where(a > 0, a * low, a * high).flatten(1).sum(1)
-        magnitude = _weigh(a, self.size[at])
+        size = _weigh(a, self.size[at])
         if at or self.ball.norm == "linf":
-            return least, magnitude
-        flat, x = a.flatten(1), self.ball.x
+            return least, size
+        flat = a.flatten(1)
         reach = self.ball.eps * (flat.norm(dim=1) if self.ball.norm == "l2" else flat.abs().amax(1))
-        inside = (a * x).flatten(1).sum(1) - reach
-        return torch.maximum(least, inside), magnitude + _weigh(a, x.abs()) + reach
+        inside = (flat * self.ball.x.flatten(1)).sum(1) - reach
+        return torch.maximum(least, inside), size + _weigh(a, self.ball.x.abs()) + reach
 
 
 def _weigh(a: Tensor, size: Tensor) -> Tensor:
