@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from robustkit.certify.complete.plain import plain
 from robustkit.certify.complete.record import Recorder, bare
-from robustkit.certify.complete.search import Budget
+from robustkit.certify.complete.search import Budget, Options
 from robustkit.certify.complete.verifier import build_verifier
 from robustkit.core.threat import Norm, Threat
 from robustkit.errors import UsageError
@@ -28,6 +28,9 @@ from robustkit.verify.proofs.network import Network, build
 
 CHECKER = Path(__file__).parents[2] / "robustkit" / "verify" / "proofs"
 Arrays = dict[str, NDArray[Any]]
+# Searches that tighten intervals first, and searches that split instead.
+_BOXES = Options(plan="l", first=10)
+_TREES = Options(plan="", first=3, tightening=0, iterations=8)
 
 
 class Proof(NamedTuple):
@@ -80,16 +83,17 @@ def mlp(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def prove(model: nn.Module, x: Tensor, threat: Threat, nodes: int = 300) -> Proof | None:
+def prove(model: nn.Module, x: Tensor, threat: Threat, options: Options = _BOXES) -> Proof | None:
     """Search for a proof of one point; None where it ends without one."""
     model = model.eval().requires_grad_(False)
     shape = tuple(x.shape[1:])
     wide = replace(threat, eps=threat.limit(x[0].numel()))
     verifier = build_verifier(model, shape, threat, wide)
     assert verifier is not None
+    verifier = replace(verifier, options=options)
     net = build(*plain(verifier.prover.exact.graph))
     label, record = int(model(x).argmax()), Recorder(net.width)
-    if verifier.verify(x, label, Budget(nodes=nodes), record).outcome != "proved":
+    if verifier.verify(x, label, Budget(nodes=100), record).outcome != "proved":
         return None
     arrays = record.result(net.nodes[-1].shape[0], label)
     assert arrays is not None
@@ -99,13 +103,31 @@ def prove(model: nn.Module, x: Tensor, threat: Threat, nodes: int = 300) -> Proo
 
 def some_proofs(norm: Norm = "linf") -> list[Proof]:
     """Proofs of small networks, by bounds alone and by trees."""
-    found = []
-    for seed, eps in itertools.product(range(4), (0.02, 0.05, 0.1)):
+    found, eps = [], {"linf": 0.3, "l2": 0.5, "l1": 0.8}[norm]
+    for seed in range(4):
         torch.manual_seed(seed)
-        model = Residual() if seed == 1 else mlp(25, 8, 8, 3)
-        x = torch.rand(1, 1, 5, 5)
-        found.append(prove(model, x, Threat(norm, eps * {"linf": 1, "l2": 4, "l1": 12}[norm])))
-    return [proof for proof in found if proof is not None]
+        model, x = (Residual(), torch.rand(1, 1, 5, 5)) if seed == 1 else (
+            mlp(4, 12, 12, 3), torch.rand(1, 1, 2, 2)
+        )  # fmt: skip
+        model.eval().requires_grad_(False)
+        last = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
+        for share in (
+            0.0,
+            0.6,
+            0.4,
+            0.3,
+            0.2,
+            0.2,
+            0.2,
+        ):  # the margin shrinks until nothing is proved
+            first, second = model(x)[0].topk(2).values
+            last.bias[int(model(x).argmax())] -= share * (first - second)
+            threat = Threat(norm, eps / (5 if seed == 1 else 1))
+            proof = prove(copy.deepcopy(model), x, threat, _BOXES if seed < 2 else _TREES)
+            if proof is None:
+                break
+            found.append(proof)
+    return found
 
 
 @pytest.fixture(scope="module")

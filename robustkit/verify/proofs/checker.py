@@ -46,9 +46,8 @@ class _Reader:
         self.arrays, self.at = arrays, dict.fromkeys(arrays, 0)
 
     def take(self, name: str, count: int) -> NDArray[Any]:
-        start = self.at[name]
-        self.at[name] = start + count
-        part = self.arrays[name][start : start + count]
+        part = self.arrays[name][self.at[name] : self.at[name] + count]
+        self.at[name] += count
         _expect(len(part) == count, f"{count} more numbers of {name}", len(part))
         return part
 
@@ -60,8 +59,8 @@ class _Reader:
     def alpha(self, step: int, rows: int, domain: Domain) -> Tensor:
         if not rows:
             return domain.steep
-        bits = np.unpackbits(self.arrays["mask"][step], count=domain.net.width)
-        chosen = torch.from_numpy(bits).bool()
+        bits, width = self.arrays["mask"][step], domain.net.width
+        chosen = torch.from_numpy(np.unpackbits(bits, count=width)).bool()
         part = self.multipliers("alpha", rows * int(chosen.sum())).view(rows, -1)
         part = part / 65535 if self.arrays["alpha"].dtype == np.uint16 else part
         _expect(bool((part <= 1).all()), "slopes in [0, 1]", "one above")
@@ -73,10 +72,8 @@ class _Reader:
         while todo:
             way, unit = todo.pop(), int(self.take("tree", 1)[0])
             _expect(unit < width, f"a unit of {width}", unit)
-            if unit < 0:
-                leaves.append(way)
-            else:
-                todo += [[*way, (unit, 1)], [*way, (unit, -1)]]
+            leaves += [way] if unit < 0 else []
+            todo += [[*way, (unit, 1)], [*way, (unit, -1)]] if unit >= 0 else []
         return leaves
 
 
@@ -90,9 +87,9 @@ def check(net: Network, ball: Ball, label: int, target: float, arrays: _Arrays) 
     _expect(
         bool(inside.all()) and 0 < ball.eps < torch.inf, "a point in the box, and eps", ball.eps
     )
-    _expect(ball.norm in ("linf", "l2", "l1"), "linf, l2 or l1", ball.norm)
-    _expect(net.nodes[-1].shape == (classes,) and 0 <= label < classes, "a label", label)
-    _expect(0 <= target < torch.inf, "a target of at least 0", target)
+    told = ball.norm in ("linf", "l2", "l1") and 0 <= target < torch.inf
+    told = told and net.nodes[-1].shape == (classes,) and 0 <= label < classes
+    _expect(told, "a norm, a label and a target ≥ 0", [ball.norm, label, target])
     base, own, serves, proved, reader = Domain(net, ball, []), None, -1, {label}, _Reader(arrays)
     if ball.norm != "linf":  # rows of the first layer, which the box does not know
         units = np.arange(2 * torch.Size(net.nodes[min(net.spans)].shape).numel())
@@ -131,8 +128,8 @@ def _tightened(
         found = _bound(domain, at, unit.view(n, *shape[1:]), alpha, added, none, none)
     else:  # unit ≥ unit + gamma (margin − target) where the margin is at most the target
         added[:, span], lost = unit, target * margin.amax(1)
-        found = _bound(domain, len(domain.net.nodes) - 1, margin, alpha, added, none, none)
-        found = found - lost - domain.fine * (found.abs() + lost)
+        found = _bound(domain, len(domain.net.nodes) - 1, margin, alpha, added, none, none) - lost
+        found = found - domain.fine * (found.abs() + 2 * lost)
     below = unit.new_full((unit.shape[1], 2), -torch.inf)
     below[index // 2, index % 2] = found
     return domain.cut(at, below[:, 0].view(shape), -below[:, 1].view(shape))

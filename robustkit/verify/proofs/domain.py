@@ -68,8 +68,7 @@ class Domain:
     def _step(self, at: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the interval of a node from those of its inputs, and what float32 adds."""
         node, ball = self.net.nodes[at], self.ball
-        sources = [self.boxes[i] for i in node.inputs]
-        none = torch.zeros(())
+        sources, none = [self.boxes[i] for i in node.inputs], torch.zeros(())
         if node.op == "input":
             low, high = (torch.nextafter(ball.x + s * ball.eps, ball.x + 2 * s * ball.eps)
                          for s in (-1, 1))  # fmt: skip
@@ -137,10 +136,8 @@ class Domain:
             elif node.op == "add":
                 parts = [a, node.options["sign"] * a]
             elif node.op == "concat":
-                axis = node.options["axis"]
-                parts = list(
-                    a.split([self.net.nodes[i].shape[axis - 1] for i in node.inputs], axis)
-                )
+                axis, nodes = node.options["axis"], self.net.nodes
+                parts = list(a.split([nodes[i].shape[axis - 1] for i in node.inputs], axis))
             elif at:
                 gain = (a * node.bias).flatten(1).sum(1)
                 total, size = total + gain, size + gain.abs()

@@ -36,9 +36,8 @@ class Node(NamedTuple):
     @property
     def terms(self) -> int:
         """Summands behind one output, for the rounding error of float32."""
-        if self.op in ("scale", "reshape"):
-            return {"scale": 8, "reshape": 0}[self.op]
-        return self.weight[0].numel() + 1
+        fixed = {"scale": 8, "reshape": 0}
+        return fixed[self.op] if self.op in fixed else self.weight[0].numel() + 1
 
     def push(self, x: Tensor, weight: Tensor) -> Tensor:
         """W x for x [b, *in], with these weights."""
