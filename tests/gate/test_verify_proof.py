@@ -23,7 +23,7 @@ def ask(*words: str | Path) -> Result:
 
 
 EVALUATE = ("evaluate", "ibp", "--attack", "fgsm", "--n", "6", "--device", "cpu", "--certify",
-            "auto", "--certify-nodes", "1", "--save-proofs")  # fmt: skip
+            "alpha-crown", "--save-proofs")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

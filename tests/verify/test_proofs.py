@@ -306,7 +306,7 @@ def test_a_thousand_tampered_proofs_are_refused(proofs: list[Proof]) -> None:
     """All that break a rule or change the statement; others are seen to state what is true.
 
     Splits that are moved, and steps whose rows change, may leave another proof of the same
-    statement: such a one is not counted, and must state the same.
+    statement, and a larger ball may be proved by the same: such are not counted.
     """
     rng = np.random.default_rng(0)
     refused, same = dict.fromkeys(TAMPERINGS, 0), 0
@@ -320,9 +320,9 @@ def test_a_thousand_tampered_proofs_are_refused(proofs: list[Proof]) -> None:
             refused[tamper] += 1
             continue
         same += 1
-        assert tamper in (_narrowed, _tree, _missing), tamper.__name__  # no rule broken
-        assert (forged.net, forged.ball, forged.label) == (proof.net, proof.ball, proof.label)
-        assert _true(forged)
+        assert tamper not in (_range, _weights), tamper.__name__
+        assert tamper is _statement or forged[:4] == proof[:4]
+        assert _true(forged)  # a larger ball may be proved too
     assert min(refused.values()) >= 50
     assert same < 100
 

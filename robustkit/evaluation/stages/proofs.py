@@ -33,7 +33,7 @@ from robustkit.evaluation.stages.stage import PointSource
 from robustkit.record.record import Record
 from robustkit.verify.proofs import folder as stored
 from robustkit.verify.proofs.domain import Domain
-from robustkit.verify.proofs.network import SCHEMA, Network, build
+from robustkit.verify.proofs.network import Network, build
 
 FOLDER = "proofs"
 _SAME = 1e-9  # how far the network as plain data may be from the traced one, in float64
@@ -124,7 +124,7 @@ class ProofStage:
         """Write network and manifest, with the digests that tie them to points and record."""
         listed, tensors = plain(self.verifier.prover.exact.graph)
         content = {
-            "network.json": json.dumps({"schema": SCHEMA, "nodes": listed}).encode(),
+            "network.json": json.dumps({"schema": stored.NETWORK_SCHEMA, "nodes": listed}).encode(),
             "network.safetensors": save(tensors),
         }
         for name, part in content.items():

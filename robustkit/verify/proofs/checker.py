@@ -147,12 +147,12 @@ def _leaves(
     for row, way in enumerate(leaves):
         beta[row, : len(way)] = reader.multipliers("beta", len(way))
         units[row, : len(way)], signs[row, : len(way)] = torch.tensor(way).view(-1, 2).T
-    if domain.empty:
-        return
     added = alpha.new_zeros(n, domain.net.width).scatter_add_(1, units, -signs * beta)
     last, early, each = len(domain.net.nodes) - 1, not (rows[1] or depth), wanted.expand(n, -1)
-    worst = float(_bound(domain, last, each, alpha, added, units, signs, early=early).min())
-    _expect(target < worst, f"every leaf above {target:g}", f"{worst:.3g}")
+    worst = _bound(domain, last, each, alpha, added, units, signs, early=early).min()
+    _expect(
+        domain.empty or target < float(worst), f"every leaf above {target:g}", f"{float(worst):.3g}"
+    )
 
 
 def _bound(domain: Domain, start: int, *rows: Tensor, early: bool = False) -> Tensor:

@@ -109,9 +109,8 @@ class Domain:
         b, best = len(wanted), wanted.new_full((len(wanted),), -torch.inf)
         slope = torch.where(self.open, alpha, self.on.double()).expand(b, -1).clone()
         chord, shift = (p.expand(b, -1).clone() for p in (self.chord, self.shift))
-        row, place = (signs != 0).nonzero(as_tuple=True)
-        split = units[row, place]
-        slope[row, split] = chord[row, split] = (signs[row, place] > 0).double()
+        row, split = (signs != 0).nonzero()[:, 0], units[signs != 0]
+        slope[row, split] = chord[row, split] = (signs[signs != 0] > 0).double()
         shift[row, split] = 0.0
         carried, total, size = {start: wanted}, wanted.new_zeros(b), wanted.new_zeros(b)
         for at in range(start, -1, -1):

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from robustkit.verify.proofs.checker import Ball, Refused, check
-from robustkit.verify.proofs.network import Network, read
+from robustkit.verify.proofs.network import Network, build
 
 SCHEMA, MANIFEST = "robustkit/proofs/1", "manifest.json"
+NETWORK_SCHEMA = "robustkit/proof-network/1"
 
 
 class Failure(NamedTuple):
@@ -50,6 +52,14 @@ def check_folder(folder: Path, report: Callable[[int], None]) -> tuple[list[int]
             failures.append(Failure(point, str(told_of)))
         report(done + 1)
     return sorted(points), failures
+
+
+def read(folder: Path) -> Network:
+    """Read `network.json` and `network.safetensors`."""
+    listed = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+    if listed["schema"] != NETWORK_SCHEMA:
+        raise Refused(f"expected {NETWORK_SCHEMA}, found {listed['schema']!r}")
+    return build(listed["nodes"], load_file(folder / "network.safetensors"))
 
 
 def check_file(net: Network, folder: Path, told: dict[str, Any], point: int, entry: Any) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-SCHEMA = "robustkit/proof-network/1"
 AFFINE = ("linear", "conv", "scale", "average", "reshape")
 KINDS = ("input", "relu", "add", "concat", *AFFINE)
 
@@ -97,11 +93,3 @@ def build(listed: list[dict[str, Any]], tensors: dict[str, Tensor]) -> Network:
         size = torch.Size(nodes[at].shape).numel()
         spans[at], width = slice(width, width + size), width + size
     return Network(nodes, spans, width)
-
-
-def read(folder: Path) -> Network:
-    """Read `network.json` and `network.safetensors`."""
-    listed = json.loads((folder / "network.json").read_text(encoding="utf-8"))
-    if listed["schema"] != SCHEMA:
-        raise ValueError(f"expected {SCHEMA}, got {listed['schema']!r}")
-    return build(listed["nodes"], load_file(folder / "network.safetensors"))
