@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -64,9 +65,8 @@ def read(folder: Path) -> Network:
 
 def check_file(net: Network, folder: Path, told: dict[str, Any], point: int, entry: Any) -> None:
     """Check one proof; raises whatever it meets."""
-    path = folder / f"{point}.npz"
-    _same(path, entry["sha256"])
-    with np.load(path, allow_pickle=False) as held:
+    content = io.BytesIO(_same(folder / f"{point}.npz", entry["sha256"]))
+    with np.load(content, allow_pickle=False) as held:
         arrays = {name: held[name] for name in held.files}
     x, threat = torch.from_numpy(arrays.pop("x").astype(np.float64)), told["threat"]
     ball = Ball(x[None], threat["norm"], threat["eps"], threat["lower"], threat["upper"])
@@ -74,7 +74,9 @@ def check_file(net: Network, folder: Path, told: dict[str, Any], point: int, ent
         check(net, ball, int(entry["label"]), float(told["target"]), arrays)
 
 
-def _same(path: Path, digest: str) -> None:
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+def _same(path: Path, digest: str) -> bytes:
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
     if found != digest:
         raise Refused(f"expected {path.name} with SHA-256 {digest[:12]}…, found {found[:12]}…")
+    return content
