@@ -60,7 +60,7 @@ class Recorder:
             domain: that they were found on [1, ...].
             usual: the slopes are CROWN's.
         """
-        rows = torch.cat([part for part, _ in better])
+        rows = torch.cat([torch.zeros(0, dtype=torch.long), *(part for part, _ in better)])
         n, j = len(rows), -1 if margin is None else _other(margin.wanted)
         if not n:
             return
