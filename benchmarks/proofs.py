@@ -29,7 +29,8 @@ from robustkit.certify.complete.verifier import build_verifier
 from robustkit.core.threat import Threat
 from robustkit.data.open import open_dataset
 from robustkit.models.load import load_model
-from robustkit.verify.proofs.checker import Ball, Refused, check
+from robustkit.verify.proofs.checker import Refused, check
+from robustkit.verify.proofs.domain import Ball
 from robustkit.verify.proofs.network import build
 
 
@@ -76,7 +77,7 @@ def main(nets: Path | None, net: str, eps: float, n: int, timeout: float) -> Non
         checking.append(time.process_time() - began)
         proving.append(took)
         content = io.BytesIO()
-        np.savez_compressed(content, **(arrays or {}))
+        np.savez_compressed(content, **(arrays or {}))  # type: ignore[arg-type]
         sizes.append(len(content.getvalue()) / 1000)
         told = f"{p}: {found.nodes} subdomains, proved in {took:.2f} s, checked in"
         console.print(f"{told} {checking[-1]:.2f} s, {sizes[-1]:.0f} kB")

@@ -23,7 +23,8 @@ from robustkit.certify.complete.search import Budget, Options
 from robustkit.certify.complete.verifier import build_verifier
 from robustkit.core.threat import Norm, Threat
 from robustkit.errors import UsageError
-from robustkit.verify.proofs.checker import Ball, Refused, check
+from robustkit.verify.proofs.checker import Refused, check
+from robustkit.verify.proofs.domain import Ball
 from robustkit.verify.proofs.network import Network, build
 
 CHECKER = Path(__file__).parents[2] / "robustkit" / "verify" / "proofs"
@@ -65,15 +66,16 @@ class Residual(nn.Module):
         self.third = nn.Conv2d(6, 4, 3, stride=2, padding=1)
         self.pool = nn.AvgPool2d(2)
         self.head = nn.Linear(4, 3)
-        self.norm.running_mean.uniform_(-0.2, 0.2)
-        self.norm.running_var.uniform_(0.5, 1.5)
+        self.norm.running_mean = torch.empty(3).uniform_(-0.2, 0.2)
+        self.norm.running_var = torch.empty(3).uniform_(0.5, 1.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, 1, 5, 5] -> [b, 3]."""
         a = F.relu(self.norm(self.first(x)))
         b = F.relu(self.second(a)) - a
         c = F.relu(self.third(torch.cat([a, b], 1)))
-        return self.head(self.pool(c).flatten(1))
+        logits: Tensor = self.head(self.pool(c).flatten(1))
+        return logits
 
 
 def mlp(*sizes: int) -> nn.Sequential:

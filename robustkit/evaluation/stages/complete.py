@@ -49,7 +49,7 @@ class CompleteStage:
         for point in points:
             clock = time.monotonic()
             x, y = self.data.fetch([point])
-            record = self.proofs and self.proofs.recorder()
+            record = None if self.proofs is None else self.proofs.recorder()
             found = self.verifier.verify(x.cpu(), int(y), self.effort.budget(), record)
             proved = found.outcome == "proved"
             refuse_refuted_certificates("an attack", [point] * (proved and point in broken),

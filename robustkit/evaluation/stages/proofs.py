@@ -32,7 +32,8 @@ from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.stages.stage import PointSource
 from robustkit.record.record import Record
 from robustkit.verify.proofs import folder as stored
-from robustkit.verify.proofs.domain import Domain
+from robustkit.verify.proofs.checker import Refused, check
+from robustkit.verify.proofs.domain import Ball, Domain
 from robustkit.verify.proofs.network import Network, build
 
 FOLDER = "proofs"
@@ -78,11 +79,11 @@ class ProofStage:
 
     def _accepted(self, x: Images, y: int, arrays: _Arrays) -> bool:
         threat = self.verifier.prover.exact.threat
-        ball = stored.Ball(x.cpu().double(), threat.norm, threat.eps, threat.lower, threat.upper)
+        ball = Ball(x.cpu().double(), threat.norm, threat.eps, threat.lower, threat.upper)
         try:
             with torch.no_grad():
-                stored.check(self.network, ball, y, self.verifier.target, arrays)
-        except stored.Refused:
+                check(self.network, ball, y, self.verifier.target, arrays)
+        except Refused:
             return False
         return True
 
@@ -147,7 +148,7 @@ class ProofStage:
 
 def _logits(network: Network, x: Images) -> Images:
     """Evaluate the network as the checker reads it: in a ball of hardly any size."""
-    low, high = Domain(network, stored.Ball(x, "linf", 1e-15, -1e9, 1e9), []).boxes[-1]
+    low, high = Domain(network, Ball(x, "linf", 1e-15, -1e9, 1e9), []).boxes[-1]
     return (low + high) / 2
 
 
@@ -179,6 +180,7 @@ def build_proof_stage(
             f"--save-proofs: {settings.name} as plain data answers otherwise than the model, by "
             f"{float((here - there).abs().max()):.3g}. Leave --save-proofs out."
         )
+    assert isinstance(prepared.model, torch.nn.Module)  # as of all that bounds trace
     verifier = build_verifier(prepared.model, shape, settings.threat, prover.threat)
     assert verifier is not None  # `plain` has read the network
     place = folder / FOLDER

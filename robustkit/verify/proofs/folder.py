@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from robustkit.verify.proofs.checker import Ball, Refused, check
+from robustkit.verify.proofs.checker import Refused, check
+from robustkit.verify.proofs.domain import Ball
 from robustkit.verify.proofs.network import Network, build
 
 SCHEMA, MANIFEST = "robustkit/proofs/1", "manifest.json"
