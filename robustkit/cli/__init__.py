@@ -27,6 +27,7 @@ from robustkit.cli.train.command import command as _train
 from robustkit.cli.validate import command as _validate
 from robustkit.cli.verify.command import command as _verify
 from robustkit.cli.verify.command import supports as _supports
+from robustkit.cli.verify_proof import command as _verify_proof
 from robustkit.cli.verify_record import command as _verify_record
 
 __all__ = ["main"]
@@ -48,5 +49,6 @@ for _command in (
     _verify,
     _supports,
     _export_instances,
+    _verify_proof,
 ):
     program.add_command(_command)

@@ -53,6 +53,7 @@ def evaluate(
     tuning: Tuning = AUTOMATIC,
     fresh: bool = False,
     save_adversarial: bool | None = None,
+    save_proofs: bool = False,
     minimum_norm: bool = False,
     arguments: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
@@ -85,7 +86,7 @@ def evaluate(
         seed: names the random streams of attacks, the sample of `n` and the order under a budget.
         tuning: how the model is made fast for searches; verdicts are always float32.
         fresh: discard what the folder holds of an earlier run, and start over.
-        save_adversarial: store what was found; by default up to 1 GiB.
+        save_adversarial, save_proofs: store what was found (by default up to 1 GiB), and proofs.
         minimum_norm: seek the closest adversarial input of every point, out to the edge of the box
             (`record.points.nearest`); the verdicts are those at the eps of `threat`.
         arguments, notes: for the record: what the user typed, and what its readers must know.
@@ -95,8 +96,7 @@ def evaluate(
     Raises:
         UsageError: for arguments, data or a model that cannot be evaluated, and for a folder that
             is in use or holds another evaluation.
-        RobustkitError: when the run cannot finish; what was found so far is kept. Also when an
-            attack breaks a point with a certificate.
+        RobustkitError: when the run cannot finish (what it found is kept) or breaks a certificate.
     """
     with trusting(trust_code):
         settings = ask(
@@ -105,7 +105,7 @@ def evaluate(
             sample=sample, points=points, replay=replay, budget=budget, seed=seed, device=device,
             distributed=distributed, workers=workers, named=named, fresh=fresh,
             batch_size=batch_size, tuning=tuning, save_adversarial=save_adversarial,
-            minimum_norm=minimum_norm,
+            save_proofs=save_proofs, minimum_norm=minimum_norm,
         )  # fmt: skip
         return evaluate_settings(settings, watcher, progress)
 

@@ -14,6 +14,7 @@ from robustkit.certify.certifier import Bounds, Certifier, build_certifier
 from robustkit.certify.complete.verifier import Effort, build_verifier
 from robustkit.core import files
 from robustkit.core.attribution import blaming
+from robustkit.errors import some
 from robustkit.evaluation.build_record import make_record
 from robustkit.evaluation.carry_over import Carried, settled
 from robustkit.evaluation.distributed.executor import DistributedExecutor
@@ -27,6 +28,7 @@ from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.settle_record import refuse_another_ledger, settle_record
 from robustkit.evaluation.stages.audit import unaudited
 from robustkit.evaluation.stages.complete import CompleteStage
+from robustkit.evaluation.stages.proofs import ProofStage, build_proof_stage
 from robustkit.evaluation.stages.replay import Examples, Replay, find_examples
 from robustkit.evaluation.stages.stage import DeviceWorker
 from robustkit.evaluation.watcher import Watcher
@@ -70,6 +72,7 @@ def execute(
     facts = identity(settings, prepared, line, prover, examples, carried)
     folder = settings.folder or folder_of(settings, prepared, str(threat), facts)
     path, commit = folder / "record.json", provenance.commit()
+    proofs = build_proof_stage(settings, prepared, prover, folder)
     settings = replace(settings, save_adversarial=_keep(settings, prepared, watcher))
     if settings.minimum_norm:
         line = line._replace(scouts=len(line.specs))
@@ -86,12 +89,34 @@ def execute(
         notes = [*settings.notes, *prepared.tuned.notes]
         notes += [scheduler.note] if scheduler is not None else []
         run = _run(settings, prepared, line, ledger, watcher, scheduler, prover, examples)
+        if run.complete is not None:
+            run = replace(run, complete=replace(run.complete, proofs=proofs))
         record = _finish(run, path, notes, commit)
+    if proofs is not None:
+        _prove(proofs, record, watcher)
     watcher.kept(path)
     for flag in record.flags:
         told = f" Answered: {flag.answered}." if flag.answered else ""
         watcher.note(f"{name}: {flag.name}: {flag.message}{told}")
     return record
+
+
+def _prove(proofs: ProofStage, record: Record, watcher: Watcher) -> None:
+    """Store the proofs that are missing, and say of which points there are none."""
+    points = record.points
+    proved = [
+        (point, label)
+        for point, label, status in zip(points.index, points.label, points.status, strict=True)
+        if status == "certified"
+    ]
+    watcher.stage("proofs", len(proved))
+    missing = proofs.run([point for point, _ in proved], [label for _, label in proved], record)
+    watcher.advance(len(proved), len(proved) - len(missing), len(proved))
+    told = f"; none stored of points {some(missing)}" if missing else ""
+    stored = f"{len(proved) - len(missing)} of {len(proved)}"
+    watcher.note(
+        f"{record.defense}: {stored} certified points have a proof in {proofs.folder}{told}."
+    )
 
 
 def _certifier(settings: Settings, prepared: Prepared) -> Certifier | None:

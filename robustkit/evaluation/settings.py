@@ -69,6 +69,7 @@ class Settings:
     tuning: Tuning = AUTOMATIC
     fresh: bool = False
     save_adversarial: bool | None = None
+    save_proofs: bool = False
     minimum_norm: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -158,7 +159,7 @@ def ask(
     )
 
 
-_SWITCHES = ("attack_certified", "fresh", "save_adversarial", "minimum_norm")
+_SWITCHES = ("attack_certified", "fresh", "save_adversarial", "save_proofs", "minimum_norm")
 
 
 def _read(key: str, value: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustkit.certify.complete.beta_crown import Multipliers, Objective, Splits, optimize
 from robustkit.certify.complete.counterexample import Breaker
+from robustkit.certify.complete.record import Recorder
 from robustkit.certify.complete.root import Prover, Root
 from robustkit.certify.complete.search import MARGIN, Budget, Options, Outcome, Tree, sure
 from robustkit.core.threat import Threat
@@ -43,15 +44,15 @@ class PointVerifier:
     options: Options = field(default_factory=Options)
     target: float = 0.0
 
-    def verify(self, x: Images, y: int, budget: Budget) -> Verified:
-        """Verify one point x [1, *f], within a budget."""
+    def verify(self, x: Images, y: int, budget: Budget, record: Recorder | None = None) -> Verified:
+        """Verify one point x [1, *f], within a budget; `record` hears what proves it."""
         with torch.no_grad():
-            return self._verify(x, y, budget)
+            return self._verify(x, y, budget, record)
 
-    def _verify(self, x: Images, y: int, budget: Budget) -> Verified:
+    def _verify(self, x: Images, y: int, budget: Budget, record: Recorder | None) -> Verified:
         if self.prover.fast.width > _LARGEST:  # memory is a budget too
             return Verified("undecided", 0)
-        root = Root(self.prover, x)
+        root = Root(self.prover, x, record=record)
         rows = self._wanted(y)
         spans, steps = list(self.prover.fast.spans), self.options.tightening
         # Dearer and dearer: the margins alone, the last layer of ReLUs, all of them.

@@ -23,6 +23,7 @@ from robustkit.certify.complete.beta_crown import (
     evaluate,
     optimize,
 )
+from robustkit.certify.complete.record import Recorder
 from robustkit.certify.complete.relaxation import Domain, Relaxation
 from robustkit.certify.graph import Graph
 from robustkit.certify.ibp import Box, input_box, intervals
@@ -46,10 +47,16 @@ class Prover(NamedTuple):
 
 
 class Root:
-    """Boxes of one point [1, *shape] in float64; they hold for float32 evaluations."""
+    """Boxes of one point [1, *shape] in float64; they hold for float32 evaluations.
 
-    def __init__(self, prover: Prover, x: Images, boxes: list[Box] | None = None) -> None:
-        self.prover, self.x = prover, x.double()
+    `record` hears how they were tightened.
+    """
+
+    def __init__(
+        self, prover: Prover, x: Images, boxes: list[Box] | None = None,
+        record: Recorder | None = None,
+    ) -> None:  # fmt: skip
+        self.prover, self.x, self.record = prover, x.double(), record
         threat, graph = prover.exact.threat, prover.exact.graph
         if boxes is None:
             boxes = intervals(graph, input_box(self.x, threat), rounding=True,
@@ -61,7 +68,7 @@ class Root:
 
     def copy(self) -> Root:
         """Return a root that is tightened by itself."""
-        return Root(self.prover, self.x, list(self.boxes))
+        return Root(self.prover, self.x, list(self.boxes), self.record)
 
     def exact(self) -> Domain:
         """Return the boxes as the passes need them, with the slack for rounding."""
@@ -130,18 +137,25 @@ class Root:
         below = torch.stack([low.flatten(), -high.flatten()], 1).flatten()
         rows = torch.cat([units * 2, units * 2 + 1])  # the unit, and minus the unit
         largest = max(prod(node.shape) for node in self.prover.exact.graph.nodes)
+        better: list[tuple[Tensor, Multipliers]] = []
         for part in rows.split(max(1, CHUNK // largest)):
             if over():
                 break
-            found = self._bound(index, part, iterations, margin, at)
+            found, best = self._bound(index, part, iterations, margin, at)
+            gains = found > below[part]
+            if self.record is not None:
+                better.append((part[gains], Multipliers(*(p[gains] for p in best))))
             below[part] = torch.maximum(below[part], found)
+        if self.record is not None:
+            usual = at is None and not iterations
+            self.record.tightened(index, better, margin, self.fast(), usual=usual)
         new = below.view(-1, 2)
         self.set(index, new[:, 0].view_as(low), -new[:, 1].view_as(high))
 
     def _bound(
         self, index: int, rows: Tensor, iterations: int, margin: Objective | None,
         at: Multipliers | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> tuple[Tensor, Multipliers]:  # fmt: skip
         """Return lower bounds of units (even rows) and of minus units (odd rows), in float64."""
         fast, exact, n = self.fast(), self.exact(), len(rows)
         span, shape = self.prover.exact.spans[index], self.boxes[index].low.shape[1:]
@@ -161,7 +175,8 @@ class Root:
         )
         if iterations:
             begin = optimize(self.prover.fast, fast, objective, none, begin, iterations).best
-        return evaluate(
+        bound = evaluate(
             self.prover.exact, exact, objective.double(), Splits(none.unit, none.sign.double()),
             Multipliers(*(part.double() for part in begin)),
         ).bound  # fmt: skip
+        return bound, begin

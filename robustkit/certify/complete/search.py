@@ -91,7 +91,10 @@ def sure(
     exact = Splits(splits.unit, splits.sign.double())
     run = evaluate(prover.exact, exact.intersect(root.exact()), objective.double(), exact,
                    Multipliers(*(part.double() for part in at)))  # fmt: skip
-    return run.bound > 0
+    proved = run.bound > 0
+    if root.record is not None:
+        root.record.closed(objective, splits, at, proved.nonzero().flatten(), root.fast())
+    return proved
 
 
 class Tree:

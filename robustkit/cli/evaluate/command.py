@@ -142,6 +142,11 @@ from robustkit.cli.supervisor import Supervised
     help="Keep the adversarial inputs; by default unless they are large.",
 )
 @click.option(
+    "--save-proofs",
+    is_flag=True,
+    help="Keep a proof of every certified point, which robustkit verify-proof checks again.",
+)
+@click.option(
     "--weights", type=options.FILE, metavar="FILE", help="State dict: .safetensors, .pt or .pth."
 )
 @click.option(

@@ -190,6 +190,7 @@ def settings_for(request: Request, data: Dataset, grid: Sequence[Threat]) -> Set
         tuning=request.tuning,
         fresh=request.fresh,
         save_adversarial=request.save_adversarial,
+        save_proofs=request.save_proofs,
         minimum_norm=request.minimum_norm,
     )  # fmt: skip
 

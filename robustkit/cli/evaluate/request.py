@@ -39,6 +39,7 @@ class Request:
     out: Path | None = None
     fresh: bool = False
     save_adversarial: bool | None = None
+    save_proofs: bool = False
     weights: Path | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

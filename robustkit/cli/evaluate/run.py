@@ -78,9 +78,9 @@ def _stages(plan: Plan) -> int:
     """Return how many stages a model goes through at most: clean, a certificate, the attacks."""
     attacks = len(plan.settings.line_up().specs)
     bisections = ROUNDS if plan.grid and plan.request.certify else 0
-    return bisections + (1 + bool(plan.request.certify) + bool(plan.request.replay) + attacks) * max(
-        1, len(plan.grid)
-    )
+    return bisections + (
+        1 + bool(plan.request.certify) + bool(plan.request.replay) + attacks
+    ) * max(1, len(plan.grid))
 
 
 _Looks = dict[str, Diagnosis | None]

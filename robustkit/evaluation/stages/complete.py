@@ -13,6 +13,7 @@ from robustkit.certify.complete.verifier import Effort
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
 from robustkit.evaluation.stages.judge import broken_points, refuse_refuted_certificates
+from robustkit.evaluation.stages.proofs import ProofStage
 from robustkit.evaluation.stages.stage import DeviceWorker, PointSource
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
@@ -42,6 +43,7 @@ class CompleteStage:
     threat: Threat
     ledger: Ledger
     keep: bool
+    proofs: ProofStage | None = None
 
     def run(
         self,
@@ -73,13 +75,16 @@ class CompleteStage:
     def _verify(self, point: int, *, broken: bool) -> bool:
         clock = time.monotonic()
         x, y = self.data.fetch([point])
-        found = self.verifier.verify(x.cpu(), int(y), self.effort.budget())
+        record = None if self.proofs is None else self.proofs.recorder()
+        found = self.verifier.verify(x.cpu(), int(y), self.effort.budget(), record)
         proved = found.outcome == "proved"
         refuse_refuted_certificates("an attack", [point] * (proved and broken), self.threat)
         finds, passes = ([], 0) if broken else self._judge(point, found, x, y)
         cost = Cost(forwards=passes, seconds=time.monotonic() - clock)
         self.ledger.write(VERIFIED, [], finds, cost)
         self.ledger.write_certified([(point, BY_BRANCHING if proved else UNDECIDED)], 0.0)
+        if self.proofs is not None and record is not None and proved:
+            self.proofs.keep(point, x, int(y), record)
         return proved
 
     def _judge(
