@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from robustkit.certify.affine import UNIT
 
 _GRID = 32  # pieces of an interval at whose ends a smooth function is evaluated
+_TIE = 1e-9
 SOFTPLUS_STEP = 4e-9  # torch.nn.functional.softplus(x) is x above 20: a step down of 2.1e-9
 Shape: TypeAlias = Literal["convex", "sigmoid", "dip"]
 
@@ -117,8 +118,9 @@ class Activation:
         off = (width / _GRID).square() / 8 * self.curvature + 1e-13 * (1 + low.abs() + high.abs())
         for slope, bottom, top in zip(slopes, lowest, highest, strict=True):
             bottom, top = bottom - off, top + off
-            closer = slope * middle + bottom > best.low_slope * middle + best.low_shift
-            under = slope * middle + top < best.high_slope * middle + best.high_shift
+            # Lines that touch at the middle tie: rounding, and so the batch, must not decide.
+            closer = slope * middle + bottom > best.low_slope * middle + best.low_shift + _TIE
+            under = slope * middle + top < best.high_slope * middle + best.high_shift - _TIE
             best = Lines(
                 torch.where(closer, slope, best.low_slope),
                 torch.where(closer, bottom, best.low_shift),

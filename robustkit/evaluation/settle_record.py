@@ -23,7 +23,7 @@ def settle_record(record: Record, path: Path, ledger: Ledger, watcher: Watcher) 
     """
     if path.exists():
         kept = _kept(path)
-        if kept is not None and _derived(kept) == _derived(record):
+        if kept is not None and _derived(kept) == _derived(_as_told(record, kept)):
             return kept
         watcher.note(f"{path} did not agree with the ledger and was written anew from it")
     record = record.model_copy(update={"ledger": ledger.seal()})
@@ -47,6 +47,14 @@ def _kept(path: Path) -> Record | None:
         return load(path)
     except UsageError:  # damaged or edited: the ledger knows better
         return None
+
+
+def _as_told(record: Record, kept: Record) -> Record:
+    """Leave out by what points were proved, where the record is of a robustkit that told it not."""
+    if kept.points.proof is not None:
+        return record
+    points = record.points.model_copy(update={"proof": None})
+    return record.model_copy(update={"points": points})
 
 
 def _derived(record: Record) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from robustkit.cli.program import fail
 from robustkit.cli.screen import Screen
 from robustkit.core import files
 from robustkit.core.device import pick_devices
+from robustkit.core.packages import install_command
 from robustkit.core.types import Images, Model
 from robustkit.errors import RobustkitError
 from robustkit.evaluation.distributed.scheduler import Scheduler
@@ -246,6 +247,6 @@ def _next_steps(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
     given = "".join(f" {key} {shlex.quote(text)}" for key, text in asked.items() if text)
     yield "Next:"
     yield f"  robustkit evaluate {best}{given} --suite fast    # a number to defend"
-    install = "" if find_spec("itables") else ' (pip install "robustkit-eval[report]")'
+    install = "" if find_spec("itables") else f" ({install_command('report')})"
     yield f"  robustkit report {shlex.quote(str(plan.out))}    # the evidence as a page{install}"
     yield "  robustkit evaluate path/to/model.py:make --data npz:points.npz --threat linf:8/255"

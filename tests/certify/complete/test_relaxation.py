@@ -68,7 +68,8 @@ def test_bound_is_that_of_linear_bounds(net: nn.Module, threat: Threat) -> None:
     ours = relaxation.descend(domain, lines, alpha, last, wanted).bound[0]
     assert bool(ours >= theirs - 1e-12)
     if threat.norm == "linf":
-        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+        # The general pass subtracts the rounding of its own sums in float64 too.
+        assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
