@@ -100,7 +100,8 @@ def test_a_finished_ledger_answers_without_an_attack(name: str, old: Path) -> No
     (folder / "record.json").unlink()
     evaluate(*ARGUMENTS[name], "--out", folder.parent)
     again = load(folder / "record.json")
-    assert (again.points, again.stages, again.audit) == (record.points, record.stages, record.audit)
+    points = again.points.model_copy(update={"proof": None})  # which a newer version tells
+    assert (points, again.stages, again.audit) == (record.points, record.stages, record.audit)
     assert (again.forwards, again.backwards) == (record.forwards, record.backwards)
 
 
