@@ -45,6 +45,10 @@ class Certifier(Protocol):
         """How many points to pass to `prove` at once."""
         ...
 
+    def at(self, threat: Threat) -> Certifier:
+        """Return the same certificate for another eps."""
+        ...
+
     def prove(self, x: Images, y: Labels) -> Mask:
         """Return for which points the model provably predicts `y` in all of the threat model [b].
 
@@ -141,6 +145,10 @@ class Bounds:
         """The method, with the budget of branch and bound."""
         return self.effort.text if self.effort else self.method
 
+    def at(self, threat: Threat) -> Bounds:
+        """Return the same bounds for another eps; the network is not traced again."""
+        return replace(self, threat=_slack(threat, self.graph.nodes[0].shape))
+
     def prove(self, x: Images, y: Labels) -> Mask:
         """Return for which points a bound proves robustness [b]."""
         # Each method on the points that the cheaper ones left open.
@@ -201,6 +209,10 @@ class Sampling:
     def name(self) -> str:
         """The method with the options that decide its strength."""
         return f"smoothing(alpha={self.alpha}, draws={self.draws}, sigma={self.model.sigma})"
+
+    def at(self, threat: Threat) -> Sampling:
+        """Return the same certificate for another eps."""
+        return replace(self, threat=threat)
 
     def prove(self, x: Images, y: Labels) -> Mask:
         """Certify one point after the other."""

@@ -64,7 +64,7 @@ def execute(
     """
     name, data, threat = settings.name, settings.data, settings.threat
     rehearse(line, threat, data.shape, prepared.diagnosis.classes)
-    prover = _certifier(settings, prepared)
+    prover = certifier_of(settings, prepared)
     examples = find_examples(settings.replay, data.shape) if settings.replay is not None else None
     watcher.model(name if carried is None else f"{name} at {threat}", len(prepared.points))
     if prover is None and Effort.parse(settings.certify or "").method == "auto":
@@ -119,7 +119,8 @@ def _prove(proofs: ProofStage, record: Record, watcher: Watcher) -> None:
     )
 
 
-def _certifier(settings: Settings, prepared: Prepared) -> Certifier | None:
+def certifier_of(settings: Settings, prepared: Prepared) -> Certifier | None:
+    """Build the certificate that is asked for; None where none is, or none is known."""
     if not settings.certify:
         return None
     return build_certifier(

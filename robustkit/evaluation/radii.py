@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from robustkit.certify.certifier import build_certifier
+from robustkit.certify.certifier import Certifier
 from robustkit.core.attribution import blaming
+from robustkit.evaluation.execute import certifier_of
 from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.watcher import Watcher
@@ -48,8 +49,9 @@ def bisect(
     found = _start(records)
     if (before := kept.read(folder)) is not None and before.run == found.run:
         found = before
-    for number in range(found.rounds, ROUNDS):
-        found = _halve(found, settings, prepared, watcher, number)
+    certifier = certifier_of(settings, prepared) if found.rounds < ROUNDS else None
+    while certifier is not None and found.rounds < ROUNDS:
+        found = _halve(found, certifier, settings, prepared, watcher)
         kept.write(found, folder)
     return found
 
@@ -88,7 +90,7 @@ def _finite(values: np.ndarray[Any, Any]) -> list[float | None]:
 
 
 def _halve(
-    found: Radii, settings: Settings, prepared: Prepared, watcher: Watcher, number: int
+    found: Radii, certifier: Certifier, settings: Settings, prepared: Prepared, watcher: Watcher
 ) -> Radii:
     """Try the certificate in the middle between the radius that holds and the one that does not."""
     certified, beyond = list(found.certified), list(found.open)
@@ -104,10 +106,11 @@ def _halve(
         else:
             middles.setdefault(middle, []).append(at)
     total = sum(map(len, middles.values()))
-    watcher.stage(f"certified radius {number + 1}/{ROUNDS}", total)
+    watcher.stage(f"certified radius {found.rounds + 1}/{ROUNDS}", total)
     done = 0
     for eps, rows in sorted(middles.items()):
-        holds = _prove(settings, prepared, eps, [found.index[at] for at in rows])
+        here = certifier.at(replace(settings.threat, eps=eps))
+        holds = _prove(here, settings, prepared, [found.index[at] for at in rows])
         for at, proved in zip(rows, holds, strict=True):
             if proved:
                 certified[at] = eps
@@ -115,18 +118,14 @@ def _halve(
                 beyond[at] = eps
         done += len(rows)
         watcher.advance(done, sum(low > 0 for low in certified), len(certified))
-    return found.model_copy(update={"certified": certified, "open": beyond, "rounds": number + 1})
+    return found.model_copy(
+        update={"certified": certified, "open": beyond, "rounds": found.rounds + 1}
+    )
 
 
-def _prove(settings: Settings, prepared: Prepared, eps: float, points: Sequence[int]) -> list[bool]:
-    threat = replace(settings.threat, eps=eps)
-    assert settings.certify is not None
-    certifier = build_certifier(
-        prepared.model, settings.data.shape, threat, settings.certify, settings.seed,
-        randomized=prepared.diagnosis.randomized,
-    )  # fmt: skip
-    if certifier is None:
-        return [False] * len(points)
+def _prove(
+    certifier: Certifier, settings: Settings, prepared: Prepared, points: Sequence[int]
+) -> list[bool]:
     holds: list[bool] = []
     for start in range(0, len(points), certifier.batch):
         x, y = prepared.data.fetch(points[start : start + certifier.batch])
