@@ -105,11 +105,9 @@ def _look(plan: Plan, screen: Screen) -> _Looks:
 
 def _glance(plan: Plan, screen: Screen) -> _Looks:
     """Time a few passes of each model, which tell the order; the looks are left to the workers."""
-    took = {}
+    took, device = {}, pick_devices(plan.settings.device)[0]
+    sample = looked_at(plan.settings, device)  # the same points for every model
     for subject in plan.subjects:
-        settings = plan.settings_of(subject)
-        device = pick_devices(settings.device)[0]
-        sample = looked_at(settings, device)
         private = private_copy(subject.model, device, subject.name)
         with torch.no_grad():
             private(sample)

@@ -65,14 +65,14 @@ def evaluate_all(
             screen.end(name)
 
     subjects = {subject.name: subject for subject in plan.subjects}
+    sample = looked_at(plan.settings, torch.device("cpu"))
     evaluations = [
         Evaluation(
             subject.name,
             _OneOfSeveral(
                 plan.request, plan.settings.budget, plan.grid, plan.config, plan.out, subject.name,
                 weights_digest(subject.model)[0] if _is_module(subject) else None,
-                looked_at(plan.settings_of(subject), torch.device("cpu")),
-                look and look.to("cpu"), trusted(), evaluate,
+                sample, look and look.to("cpu"), trusted(), evaluate,
             ),
         )
         for subject, look in ((subjects[name], look) for name, look in looks.items())
