@@ -28,12 +28,7 @@ from robustkit.cli.supervisor import Supervised
     metavar="S",
     help="Seconds for an instance, as instances.csv says them.",
 )
-@click.option("--model", metavar="MODEL", help="As for evaluate; by default the one named there.")
-@click.option("--data", metavar="NAME|npz:PATH|...", help="Where its points are now.")
-@options.data_root
-@click.option("--weights", type=options.FILE, metavar="FILE", help="State dict of the model.")
-@click.option("--mean", callback=options.numbers, metavar="A,B,C", help="As for evaluate.")
-@click.option("--std", callback=options.numbers, metavar="A,B,C", help="As for evaluate.")
+@options.recorded
 @options.threads
 @options.quiet
 @debug

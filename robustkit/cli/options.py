@@ -90,6 +90,8 @@ device = click.option(
 threads = click.option(
     "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads; all by default."
 )
+mean = click.option("--mean", callback=numbers, metavar="A,B,C", help="As for evaluate.")
+std = click.option("--std", callback=numbers, metavar="A,B,C", help="As for evaluate.")
 seed = click.option(
     "--seed",
     type=SEED,
@@ -116,6 +118,18 @@ quiet = click.option("--quiet", is_flag=True, help="Only errors (and --json).")
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else."
 )
+
+
+def recorded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where the model and the points of a record are now."""
+    named = click.option(
+        "--model", metavar="MODEL", help="As for evaluate; by default the one named there."
+    )
+    data = click.option("--data", metavar="NAME|npz:PATH|...", help="Where its points are now.")
+    weights = click.option("--weights", type=FILE, metavar="FILE", help="State dict of the model.")
+    for option in (std, mean, weights, data_root, data, named):
+        command = option(command)
+    return command
 
 
 def takes_stdout(places: Iterable[Path | None], *, as_json: bool = False) -> bool:

@@ -21,12 +21,7 @@ SCHEMA = "robustkit/verify-record/1"
 
 @click.command("verify-record", cls=Supervised, short_help="Ask a record's model again.")
 @click.argument("record", type=click.Path(path_type=Path))
-@click.option("--model", metavar="MODEL", help="As for evaluate; by default the one named there.")
-@click.option("--data", metavar="NAME|npz:PATH|...", help="Where its points are now.")
-@options.data_root
-@click.option("--weights", type=options.FILE, metavar="FILE", help="State dict of the model.")
-@click.option("--mean", callback=options.numbers, metavar="A,B,C", help="As for evaluate.")
-@click.option("--std", callback=options.numbers, metavar="A,B,C", help="As for evaluate.")
+@options.recorded
 @options.device
 @options.threads
 @options.as_json

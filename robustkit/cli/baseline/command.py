@@ -36,8 +36,8 @@ def command() -> None:
 @click.option("--n", type=click.IntRange(min=1), metavar="N", help="As for evaluate.")
 @click.option("--seed", type=options.SEED, metavar="S", help="As for evaluate.")
 @click.option("--weights", type=options.FILE, metavar="FILE", help="State dict of the one MODEL.")
-@click.option("--mean", callback=options.numbers, metavar="A,B,C", help="As for evaluate.")
-@click.option("--std", callback=options.numbers, metavar="A,B,C", help="As for evaluate.")
+@options.mean
+@options.std
 @click.option(
     "--examples", is_flag=True, help="Keep the adversarial inputs too, so that checks replay them."
 )

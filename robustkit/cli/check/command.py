@@ -54,8 +54,8 @@ PLACE = click.Path(path_type=Path)
 @click.option("--data", metavar="NAME|npz:PATH|...", help="Where the baseline's points are now.")
 @options.data_root
 @click.option("--weights", type=options.FILE, metavar="FILE", help="State dict of the one MODEL.")
-@click.option("--mean", callback=options.numbers, metavar="A,B,C", help="As for evaluate.")
-@click.option("--std", callback=options.numbers, metavar="A,B,C", help="As for evaluate.")
+@options.mean
+@options.std
 @click.option(
     "--replay/--no-replay", default=True, show_default=True,
     help="Try the adversarial inputs that lie beside the baseline first.",
