@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from robustkit.certify.complete.beta_crown import Found, Multipliers, Objective, Splits, evaluate
 from robustkit.certify.complete.relaxation import Domain, Lines, Relaxation
@@ -54,18 +55,34 @@ def children(splits: Splits, unit: Tensor) -> tuple[Splits, Tensor]:
 def choose(
     relaxation: Relaxation, domain: Domain, objective: Objective, splits: Splits,
     at: Multipliers, units: Tensor,
-) -> Tensor:  # fmt: skip
-    """Return the unit of each row [b] whose children have the best bounds, of `units` [b, c]."""
-    scores = []
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the unit of each row [b] whose children have the best bounds, of `units` [b, c].
+
+    Returns also these bounds [2 b], in the order of `children`.
+    """
+    inside = splits.intersect(domain)
+    _, parent = children(splits, units[:, 0])
+    lines = Lines(*(part[parent] for part in Lines.of(inside.low, inside.high)))
+    alpha = torch.maximum(torch.minimum(at.alpha[parent], lines.ceiling), lines.floor)
+    begin = Multipliers(alpha, F.pad(at.beta[parent], (0, 1)), at.gamma[parent])
+    wanted = objective._replace(wanted=objective.wanted[parent])
+    scores, bounds = [], []
     for unit in units.T:  # one candidate of every row at a time: what fits the cache
-        split, parent = children(splits, unit.clamp_min(0))
-        beta = torch.cat([at.beta[parent], at.beta.new_zeros(len(parent), 1)], 1)
-        begin = Multipliers(at.alpha[parent], beta, at.gamma[parent])
-        wanted = objective._replace(wanted=objective.wanted[parent])
-        run = evaluate(relaxation, split.intersect(domain), wanted, split, begin)
+        split, _ = children(splits, unit.clamp_min(0))
+        # The lines of a child are those of its parent but for one unit: put it in, and out again.
+        on, place = (split.sign[:, -1:] + 1) / 2, split.unit[:, -1:]
+        parts, values = (*lines, alpha), (on, torch.zeros_like(on), on, on, on)
+        kept = [part.gather(1, place) for part in parts]
+        for part, value in zip(parts, values, strict=True):
+            part.scatter_(1, place, value)
+        bound = evaluate(relaxation, domain, wanted, split, begin, lines).bound
+        for part, value in zip(parts, kept, strict=True):
+            part.scatter_(1, place, value)
         # A child that is proved needs no more: its bound counts as 0.
-        both = run.bound.view(-1, 2).clamp_max(0)
+        both = bound.view(-1, 2).clamp_max(0)
         score = both.amin(1) + 0.5 * both.amax(1)
         scores.append(score.masked_fill(unit < 0, -torch.inf))
+        bounds.append(bound.view(-1, 2))
     best = torch.stack(scores, 1).argmax(1)
-    return units.gather(1, best[:, None])[:, 0]
+    found = torch.stack(bounds, 1)[torch.arange(len(best)), best]
+    return units.gather(1, best[:, None])[:, 0], found.flatten()

@@ -170,7 +170,7 @@ class Tree:
         at = Multipliers(torch.stack([leaf.alpha for leaf in leaves]).float(),
                          stack([leaf.beta for leaf in leaves]), torch.ones(n))  # fmt: skip
         units = torch.stack([leaf.units for leaf in leaves])
-        unit = choose(fast, domain, self._objective(n), splits, at, units)
+        unit, bounds = choose(fast, domain, self._objective(n), splits, at, units)
         rest = (unit >= 0).nonzero().flatten().tolist()
         if len(rest) < n:
             rows = (unit < 0).nonzero().flatten()
@@ -181,12 +181,26 @@ class Tree:
             return bool(rest) and self._expand([leaves[r] for r in rest])
         split, parent = children(splits, unit)
         begin = Multipliers(at.alpha[parent], F.pad(at.beta[parent], (0, 1)), at.gamma[parent])
-        found, inside, proved = self._bound(split, begin, self.options.iterations)
         self.budget.used += len(parent)
+        # What the choice has proved on its way needs no step of Adam.
+        left = (~self._sure(split, begin, bounds > MARGIN)).nonzero().flatten()
+        if not len(left):
+            return False
+        split = Splits(*(part[left] for part in split))
+        begin = Multipliers(*(part[left] for part in begin))
+        found, inside, proved = self._bound(split, begin, self.options.iterations)
         rows = found.bound.argsort()
         rows = rows[~proved[rows]]
         self._push(inside, split, found, rows.tolist())
         return bool(len(rows)) and self.breaks(found.run.minimizer[rows])
+
+    def _sure(self, splits: Splits, at: Multipliers, believed: Tensor) -> Tensor:
+        """Return which of the rows believed to be proved are, in float64 [b]."""
+        proved, rows = believed.clone(), believed.nonzero().flatten()
+        if len(rows):
+            part, best = Splits(*(p[rows] for p in splits)), Multipliers(*(p[rows] for p in at))
+            proved[rows] = sure(self.prover, self.root, self._objective(len(rows)), part, best)
+        return proved
 
     def _bound(
         self, splits: Splits, begin: Multipliers, iterations: int, asked: float = MARGIN
@@ -200,13 +214,7 @@ class Tree:
         found = optimize(
             self.prover.fast, domain, self._objective(n), splits, begin, iterations, MARGIN
         )
-        proved = found.bound > asked
-        rows = proved.nonzero().flatten()
-        if len(rows):
-            part = Splits(splits.unit[rows], splits.sign[rows])
-            best = Multipliers(*(p[rows] for p in found.best))
-            proved[rows] = sure(self.prover, self.root, self._objective(len(rows)), part, best)
-        return found, domain, proved
+        return found, domain, self._sure(splits, found.best, found.bound > asked)
 
     def _linear(self, splits: Splits, begin: Multipliers) -> bool:
         """Bound subdomains without a unit left to split; return whether an input breaks.

@@ -13,8 +13,14 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from robustkit.certify.complete.beta_crown import Multipliers, Objective, Splits, optimize
-from robustkit.certify.complete.branching import candidates, children
+from robustkit.certify.complete.beta_crown import (
+    Multipliers,
+    Objective,
+    Splits,
+    evaluate,
+    optimize,
+)
+from robustkit.certify.complete.branching import candidates, children, choose
 from robustkit.certify.complete.counterexample import Breaker
 from robustkit.certify.complete.points import Verified
 from robustkit.certify.complete.root import Prover, Root
@@ -151,6 +157,33 @@ def test_children_are_not_below_their_parent(mlp: Any) -> None:
         both = objective._replace(wanted=objective.wanted.expand(2, -1))
         found = optimize(prover.fast, splits.intersect(domain), both, splits, at, 5)
         assert bool((found.bound >= parent.bound - 1e-4).all())
+
+
+def test_the_chosen_unit_has_the_best_children(mlp: Any) -> None:
+    """Bounds on the way to a choice are those of the children, each bounded by itself."""
+    model, x = mlp(1, (6, 10, 10, 3)), torch.rand(1, 1, 2, 3, generator=torch.Generator())
+    shape, threat = (1, 2, 3), Threat("linf", 0.3)
+    graphs = trace(model, shape), trace(copy.deepcopy(model).double(), shape)
+    prover = Prover.of(*graphs, threat)
+    domain, none = Root(prover, x).fast(), Splits.none(torch.zeros(1, 1))
+    alpha = (domain.high > -domain.low).float()
+    objective = Objective(prover.fast.last, torch.tensor([[1.0, -1.0, 0.0]]))
+    begin = Multipliers(alpha, torch.zeros(1, 1), torch.ones(1))
+    parent = optimize(prover.fast, domain, objective, none, begin, 20)
+    units = candidates(prover.fast, domain, parent, none, 6)
+    assert int((units >= 0).sum()) > 2
+    unit, bounds = choose(prover.fast, domain, objective, none, parent.best, units)
+    scores = {}
+    for one in units[0][units[0] >= 0]:
+        split, _ = children(none, one[None])
+        at = Multipliers(parent.best.alpha.expand(2, -1), torch.zeros(2, 2), torch.ones(2))
+        both = objective._replace(wanted=objective.wanted.expand(2, -1))
+        found = evaluate(prover.fast, split.intersect(domain), both, split, at).bound
+        if one == unit[0]:
+            torch.testing.assert_close(bounds, found)
+        low = found.clamp_max(0)
+        scores[int(one)] = float(low.min() + 0.5 * low.max())
+    assert scores[int(unit)] == pytest.approx(max(scores.values()), abs=1e-6)
 
 
 def test_budget_leaves_a_point_undecided_and_repeats(mlp: Any) -> None:
