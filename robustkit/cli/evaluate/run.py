@@ -229,8 +229,8 @@ def _remarks(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
     share = share_of(plan.settings.certify or "")
     if share is not None and bool((frame["undecided"] > 0).any()):
         yield (
-            f"certified within {share:.0%} of the run's time, the rest undecided: --certify auto "
-            "takes more."
+            f"certified within {share:.0%} of the run's time, the rest undecided: "
+            "see --certify auto."
         )
     if plan.grid:
         yield (
