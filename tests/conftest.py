@@ -14,6 +14,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from robustkit.models.training import Recipe, fit
 from robustkit.record.points import Points, Status
 from robustkit.record.record import Record
 from robustkit.record.schema import DataInfo, ThreatInfo, WeightsInfo
-from robustkit.registry import defenses, suites
+from robustkit.registry import attacks, defenses, suites
 
 # `benchmarks` is no part of the package; last, so that the checkout shadows nothing installed.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -151,10 +152,15 @@ def hardened(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> nn.M
 
 @pytest.fixture
 def brief_adaptive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suite `adaptive` with short lessons for its student and a short audit.
+    """The suite `adaptive` with short lessons for its student, a short audit, and short legs.
 
-    `parity` is replaced by two of its attacks, at a hundredth of their queries.
+    `parity` is replaced by two of its attacks, at a hundredth of their queries; `relay` ends after
+    two long legs of ten steps.
     """
+    relay = attacks.entry("relay")
+    legs = [("legs", int, field(default=2)), ("steps", int, field(default=10))]
+    short = make_dataclass("Relay", legs, bases=(relay.target,), frozen=True)
+    monkeypatch.setitem(attacks._entries, "relay", relay._replace(target=short))
     (parity,) = (entry.target for entry in suites.entries() if entry.name == "parity")
     line = ["apgd(steps=10)", "square(queries=50)"]
     monkeypatch.setattr(parity, "attacks", lambda *_: line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from scipy.special import ndtr
 from torch import Tensor, nn
 
 from robustkit.certify.agreement import refuse_less_precision
-from robustkit.certify.complete.verifier import Effort, reads
+from robustkit.certify.complete.verifier import SECONDS, Effort, reads
 from robustkit.certify.crown import crown_margins
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box, intervals, margins_of
@@ -25,6 +26,7 @@ from robustkit.models.readiness import frozen
 
 METHODS = ("auto", "quick", "ibp", "crown", "alpha-crown", "complete", "smoothing")
 _ITERATIONS = 20  # of alpha-CROWN
+_SHARE = re.compile(r"auto\(share=(\d*\.?\d+)\)")
 
 
 class Certifier(Protocol):
@@ -57,6 +59,12 @@ class Certifier(Protocol):
         ...
 
 
+def share_of(method: str) -> float | None:
+    """Return the share of a run's own time that `auto(share=0.15)` may take; None of others."""
+    found = _SHARE.fullmatch(method.replace(" ", ""))
+    return float(found[1]) if found and float(found[1]) > 0 else None
+
+
 def build_certifier(
     model: Any,
     shape: tuple[int, ...],
@@ -74,7 +82,9 @@ def build_certifier(
     cheapest first; "quick" is "ibp", the price of two passes a point, where it applies.
 
     "complete" is the bounds of "auto"; both name a budget, `complete(seconds=60)`, for the branch
-    and bound that a run goes on to once it has attacked (`Bounds.effort`).
+    and bound that a run goes on to once it has attacked (`Bounds.effort`). `auto(share=0.15)` is
+    "quick", and once it has attacked CROWN and branch and bound on what is robust so far, for 15%
+    of the time that the run has taken: the first look of `robustkit evaluate`.
 
     Args:
         randomized: two passes of the model differ, so that bounds on one pass prove nothing.
@@ -82,8 +92,9 @@ def build_certifier(
     Raises:
         UsageError: when the method does not apply to the model.
     """
-    effort = Effort.parse(method)
-    method = effort.method
+    share = share_of(method)
+    effort = Effort.parse(method) if share is None else Effort("auto", SECONDS)
+    method = effort.method if share is None else "quick"
     if method not in METHODS:
         raise UsageError(f"expected a certificate of {', '.join(METHODS)}, got {method!r}.")
     optional = method in ("auto", "quick")
@@ -124,7 +135,8 @@ def build_certifier(
         )
     bound = "ibp" if method == "quick" else method
     branching = effort if effort.complete and reads(graph) else None
-    return Bounds(graph, _slack(threat, shape), bound, mixture, branching)
+    return Bounds(graph, _slack(threat, shape), bound, mixture, branching,
+                  share if branching else None)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,12 +149,16 @@ class Bounds:
     mixture: Mixed | None = None
     effort: Effort | None = None
     """Of the branch and bound on what bounds and attacks leave; None: there is none."""
+    share: float | None = None
+    """What that may take of the time of the run so far, all points together; None: no limit."""
 
     batch = 16
 
     @property
     def name(self) -> str:
         """The method, with the budget of branch and bound."""
+        if self.share is not None:
+            return f"auto(share={self.share:g})"
         return self.effort.text if self.effort else self.method
 
     def at(self, threat: Threat) -> Bounds:
@@ -161,6 +177,11 @@ class Bounds:
             lower = self._lower(x[rows].double(), y[rows], method)
             holds[rows] = self._decide(lower, y[rows])
         return holds
+
+    def crown(self, x: Images, y: Labels) -> tuple[Mask, Tensor]:
+        """Return for which points CROWN proves robustness, and the least bound of a margin [b]."""
+        lower = self._lower(x.double(), y, "crown-ibp")
+        return self._decide(lower, y), lower.scatter(1, y[:, None], torch.inf).amin(1)
 
     def _lower(self, x: Images, y: Labels, method: str) -> Tensor:
         """Return lower bounds of z_y − z_j [b, k]."""

@@ -236,7 +236,8 @@ def _proofs(run: Run, found: Finished) -> list[str | None] | None:
         return None
     branched = {p for p, proved in run.ledger.verified(found.status).items() if proved}
     first = run.certifier.method
-    bounds = "bounds" if first in ("auto", COMPLETE) else first
+    several = first in ("auto", COMPLETE) or run.complete is not None
+    bounds = "bounds" if several else first
     return [
         None if status != "certified" else COMPLETE if point in branched else bounds
         for point, status in found.status.items()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from robustkit.certify.certifier import Bounds, Certifier, build_certifier
+from robustkit.certify.certifier import Bounds, Certifier, build_certifier, share_of
 from robustkit.certify.complete.verifier import Effort, build_verifier
 from robustkit.core import files
 from robustkit.core.attribution import blaming
@@ -28,6 +28,7 @@ from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.settle_record import refuse_another_ledger, settle_record
 from robustkit.evaluation.stages.audit import unaudited
 from robustkit.evaluation.stages.complete import CompleteStage
+from robustkit.evaluation.stages.first_look import FirstLook
 from robustkit.evaluation.stages.proofs import ProofStage, build_proof_stage
 from robustkit.evaluation.stages.replay import Examples, Replay, find_examples
 from robustkit.evaluation.stages.stage import DeviceWorker
@@ -67,7 +68,8 @@ def execute(
     prover = certifier_of(settings, prepared)
     examples = find_examples(settings.replay, data.shape) if settings.replay is not None else None
     watcher.model(name if carried is None else f"{name} at {threat}", len(prepared.points))
-    if prover is None and Effort.parse(settings.certify or "").method == "auto":
+    asked = settings.certify or ""  # a first look tries what there is, and says nothing
+    if prover is None and share_of(asked) is None and Effort.parse(asked).method == "auto":
         watcher.note(f"{name}: no certificate is known for a model of this kind.")
     facts = identity(settings, prepared, line, prover, examples, carried)
     folder = settings.folder or folder_of(settings, prepared, str(threat), facts)
@@ -89,8 +91,7 @@ def execute(
         notes = [*settings.notes, *prepared.tuned.notes]
         notes += [scheduler.note] if scheduler is not None else []
         run = _run(settings, prepared, line, ledger, watcher, scheduler, prover, examples)
-        if run.complete is not None:
-            run = replace(run, complete=replace(run.complete, proofs=proofs))
+        run = replace(run, complete=_complete(run, proofs))
         record = _finish(run, path, notes, commit)
     if proofs is not None:
         _prove(proofs, record, watcher)
@@ -140,9 +141,8 @@ def _run(
     examples: Examples | None,
 ) -> Run:
     """Put the parts of a run together."""
-    data, threat, tuned = prepared.data, settings.threat, prepared.tuned
-    worker = DeviceWorker(settings.name, prepared.model, tuned, prepared.diagnosis, settings.seed,
-                          settings.batch_size or tuned.slots)  # fmt: skip
+    data, threat = prepared.data, settings.threat
+    worker = _worker(settings, prepared)
     replay = None
     if examples is not None:
         keep = settings.save_adversarial is not False
@@ -152,28 +152,34 @@ def _run(
         if scheduler is None
         else DistributedExecutor(scheduler, data, ledger, threat, prepared.diagnosis.classes)
     )
-    complete = _complete(settings, prepared, prover, worker, ledger)
-    return Run(settings, prepared, line, ledger, executor, watcher, prover, complete, replay,
+    return Run(settings, prepared, line, ledger, executor, watcher, prover, None, replay,
                settled(ledger))  # fmt: skip
 
 
-def _complete(
-    settings: Settings,
-    prepared: Prepared,
-    prover: Certifier | None,
-    worker: DeviceWorker,
-    ledger: Ledger,
-) -> CompleteStage | None:
+def _worker(settings: Settings, prepared: Prepared) -> DeviceWorker:
+    tuned = prepared.tuned
+    return DeviceWorker(settings.name, prepared.model, tuned, prepared.diagnosis, settings.seed,
+                        settings.batch_size or tuned.slots)  # fmt: skip
+
+
+def _complete(run: Run, proofs: ProofStage | None) -> CompleteStage | None:
     """Return branch and bound for what the certificate and the attacks leave, if asked for."""
+    settings, prepared, prover = run.settings, run.prepared, run.certifier
     if not isinstance(prover, Bounds) or prover.effort is None:
         return None
-    data, threat = prepared.data, settings.threat
-    assert isinstance(prepared.model, nn.Module)  # `Bounds` are built for nothing else
-    verifier = build_verifier(prepared.model, settings.data.shape, threat, prover.threat)
-    keep = settings.save_adversarial is not False
+    data, threat, model = prepared.data, settings.threat, prepared.model
+    assert isinstance(model, nn.Module)  # `Bounds` are built for nothing else
+    verifier = (
+        build_verifier(model, settings.data.shape, threat, prover.threat)
+        if proofs is None
+        else proofs.verifier
+    )
     if verifier is None:
         return None
-    return CompleteStage(verifier, prover.effort, worker, data, threat, ledger, keep)
+    keep = settings.save_adversarial is not False
+    first = None if prover.share is None else FirstLook(prover, prover.share, run.ledger)
+    return CompleteStage(verifier, prover.effort, _worker(settings, prepared), data, threat,
+                         run.ledger, keep, first, proofs)  # fmt: skip
 
 
 def _finish(run: Run, path: Path, notes: Sequence[str], commit: Commit | None) -> Record:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from robustkit.certify.certifier import share_of
 from robustkit.core.types import Model
 from robustkit.data.dataset import Dataset, shuffled
 from robustkit.errors import UsageError
@@ -165,7 +166,9 @@ def compare(
 
 def _certificate(record: Record, terms: Terms) -> str | None:
     """Return the baseline's certificate; one that nobody asked for is no demand on a candidate."""
-    if record.arguments.get("certify") == "quick" and "certified" not in terms.tolerances:
+    asked = str(record.arguments.get("certify"))
+    first_look = asked == "quick" or share_of(asked) is not None
+    if first_look and "certified" not in terms.tolerances:
         return "quick"
     name = record.certify and record.certify.partition("(")[0]
     # Of branch and bound the rest is its budget; of smoothing, what every one has.

@@ -124,13 +124,13 @@ def test_it_misses_nothing_that_ten_times_the_passes_find(
     norm: Any, bundled: Dataset, hardened: nn.Module
 ) -> None:
     threat = Threat(norm, {"linf": 0.08, "l2": 1.2}[norm])
-    x, y = bundled.fetch(range(0, 1000, 10))
+    x, y = bundled.fetch(range(0, 1000, 25))
     long = attacks.build("apgd(loss=targeted_dlr, steps=100, targets=9)")
     broken = [
         (hardened(attack(hardened, x, y, search, threat)).argmax(1) != y)
         for search in (attacks.build("relay"), long)
     ]
-    assert 10 < int(broken[1].sum()) < 90
+    assert 4 < int(broken[1].sum()) < 36
     assert int((broken[1] & ~broken[0]).sum()) == 0
 
 

@@ -15,7 +15,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
 from robustkit.certify.graph import Graph
-from robustkit.certify.vnnlib.decide import Answer, by_bounds, decide
+from robustkit.certify.vnnlib.decide import Answer, _Search, by_bounds, decide
 from robustkit.certify.vnnlib.instance import Instance, answer, instances
 from robustkit.certify.vnnlib.query import Query
 from robustkit.certify.vnnlib.read import query_of
@@ -275,3 +275,24 @@ def test_branch_and_bound_answers_where_boxes_are_not_halved(seed: int, tmp_path
     assert decide(network, runtime, asked(most - 0.02), 60.0, refuters=both).verdict != "unsat"
     assert decide(network, runtime, asked(most + 0.02), 60.0).verdict == "unknown"
     assert decide(network, runtime, asked(most + 0.02), 60.0, refuters=both).verdict == "unsat"
+
+
+def test_what_the_tree_finds_is_a_counterexample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no search finds one: it is replayed in the runtime like any other."""
+    held = two_layers(tmp_path / "net.onnx", 4, hidden=12)
+    most = largest(held, np.array([1.0, 0.0]), -1.0, 1.0)
+    onnx = opened(tmp_path / "net.onnx")
+    monkeypatch.setattr(_Search, "_attack", lambda *_, **__: None)
+
+    def found(above: float) -> Answer:
+        asked = query_of(text(2, 2, -1, 1, f"(assert (>= Y_0 {above:.6f}))"))
+        return decide(onnx.network(), onnx, asked, 120.0, refuters=(by_bounds, by_tree))
+
+    answer = found(most - 0.02)
+    assert answer.verdict == "sat"
+    assert answer.x is not None and answer.y is not None
+    assert np.abs(answer.x).max() <= 1
+    assert answer.y[0] >= most - 0.02
+    assert found(most + 0.02).verdict == "unsat"

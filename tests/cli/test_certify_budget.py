@@ -18,6 +18,10 @@ def test_the_budget_joins_the_name() -> None:
 
 
 def test_a_budget_without_branch_and_bound_is_refused() -> None:
-    for name in (None, "none", "ibp"):
+    for given in ({"certify": "none"}, {"certify": "ibp"}, {"eps_grid": (0.1, 0.2)}):
         with pytest.raises(UsageError, match="give --certify complete"):
-            certificate(Request(certify=name, certify_nodes=5))
+            certificate(Request(**given, certify_nodes=5))
+
+
+def test_a_budget_alone_is_that_of_auto() -> None:
+    assert certificate(Request(certify_time=2.0)) == "auto(seconds=2)"

@@ -21,6 +21,10 @@ def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
 
+def deep():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.ReLU(), nn.Linear(24, 3))
+
 class Branching(nn.Module):  # torch.fx cannot follow it
     def forward(self, x):
         return x.flatten(1)[:, :3] if x.detach().sum() > -1 else -x.flatten(1)[:, :3]
@@ -47,6 +51,7 @@ def record(room: Path, model: str) -> Any:
 
 
 def test_interval_bounds_are_tried_unless_something_else_is_asked_for(room: Path) -> None:
+    """There is nothing to branch on in a linear network."""
     assert "certified" in evaluate("models.py:net").stdout
     found = record(room, "net")
     assert found["certify"] == "ibp"
@@ -54,6 +59,25 @@ def test_interval_bounds_are_tried_unless_something_else_is_asked_for(room: Path
     result = evaluate("models.py:net", "--certify", "none", "--fresh")
     assert (result.exit_code, record(room, "net")["certify"]) == (0, None)
     assert "certified" not in result.stdout
+
+
+def test_the_bracket_closes_within_a_share_of_the_time(room: Path) -> None:
+    """Record and table state the budget, and what it leaves undecided."""
+    more = ["--threat", "linf:0.1"]
+    result = evaluate("models.py:deep", *more, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = record(room, "deep")
+    assert found["certify"] == "auto(share=0.15)"
+    (line,) = json.loads(result.stdout)["rows"]
+    status = found["points"]["status"]
+    assert line["undecided"] == status.count("robust") / 12
+    told = evaluate("models.py:deep", *more).stdout
+    assert ("certified within 15% of the run's time" in told) == ("robust" in status)
+    quick = evaluate("models.py:deep", *more, "--certify", "quick", "--fresh")
+    assert quick.exit_code == 0, quick.stderr
+    assert "certified within" not in quick.stdout
+    first = record(room, "deep")["points"]["status"].count("certified")
+    assert status.count("certified") >= first
 
 
 def test_a_model_without_a_certificate_is_evaluated_all_the_same(room: Path) -> None:

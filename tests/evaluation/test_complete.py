@@ -16,6 +16,7 @@ from robustkit.data.arrays import from_arrays
 from robustkit.data.dataset import Dataset
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.stages.first_look import FirstLook
 from robustkit.leaderboard.rows import row
 from robustkit.models.mixture import Mixed
 from robustkit.record.ledger_reader import open_readonly
@@ -123,6 +124,42 @@ def test_time_that_is_over_leaves_points_undecided(data: Dataset, tmp_path: Path
     assert record.certify == "complete(seconds=1e-09)"
     assert record.undecided is not None
     assert record.undecided > 0
+
+
+def test_a_first_look_spends_a_share_of_the_time_of_the_run(data: Dataset, tmp_path: Path) -> None:
+    """CROWN first, then branch and bound, the nearest to a proof first; what is open is undecided.
+
+    No allowance leaves what interval bounds prove; an ample one ends as complete verification does.
+    """
+    none = run(data, tmp_path / "none", "auto(share=0.000001)")
+    quick = run(data, tmp_path / "quick", "quick")
+    assert none.certify == "auto(share=1e-06)"
+    assert none.points.status == quick.points.status
+    ample = run(data, tmp_path / "ample", "auto(share=1000000)")
+    whole = run(data, tmp_path / "whole", "complete(nodes=4000)")
+    assert ample.points.status == whole.points.status
+    assert {"bounds", "complete"} <= set(ample.points.proof or ())
+
+
+def test_a_first_look_stays_within_its_time(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No point gets more than a quarter of what is left, and after the end none is tried."""
+    given: list[tuple[float, float]] = []
+    budget = FirstLook.budget
+
+    def spy(self: FirstLook, left: int) -> Any:
+        found = budget(self, left)
+        given.append((self._left(), 0.0 if found is None else found.seconds))
+        return found
+
+    monkeypatch.setattr(FirstLook, "budget", spy)
+    run(data, tmp_path, "auto(share=0.000001)")
+    assert given and all(seconds == 0 for _, seconds in given)
+    given.clear()
+    run(data, tmp_path, "auto(share=100)", fresh=True)
+    assert len(given) > 4
+    assert all(seconds <= left / 4 + 1e-3 for left, seconds in given[:-3])
 
 
 def test_auto_goes_as_far_where_it_can(data: Dataset, tmp_path: Path) -> None:

@@ -218,6 +218,25 @@ def test_nothing_false_is_accepted() -> None:
     assert refused >= 10
 
 
+def test_intervals_of_one_class_serve_no_other(proofs: list[Proof]) -> None:
+    """Steps that rest on the margin of a class are refused before the tree of another."""
+    tried = 0
+    for proof in proofs:
+        plan = proof.arrays["plan"]
+        for step in range(len(plan) - 1):
+            j = int(plan[step, 2])
+            if plan[step, 0] != 0 or j < 0:
+                continue
+            other = plan.copy()
+            other[step, 2] = 3 - proof.label - j
+            assert other[step, 2] not in (proof.label, j)
+            forged = proof._replace(arrays={**proof.arrays, "plan": other})
+            with pytest.raises(Refused, match="a step of class"), torch.no_grad():
+                check(forged.net, forged.ball, forged.label, 0.0, forged.arrays)
+            tried += 1
+    assert tried > 0
+
+
 # Tampering. A change that leaves a true statement truly proved is no forgery: of those below that
 # keep all rules, the statement is asked of an adversarial input instead.
 

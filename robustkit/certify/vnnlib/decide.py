@@ -47,10 +47,13 @@ class Runs(Protocol):
 class Refutes(Protocol):
     """Tells whether every disjunct of a group is refuted over the box of its specification.
 
-    `spec` computes in float32, `graph` is it in float64; its inputs are those of `CUBE` around 0.
+    Or returns an input [n] that is believed to meet one: the runtime decides. `spec` computes in
+    float32, `graph` is it in float64; its inputs are those of `CUBE` around 0.
     """
 
-    def __call__(self, spec: Specification, graph: Graph, group: Group, seconds: float) -> bool: ...
+    def __call__(
+        self, spec: Specification, graph: Graph, group: Group, seconds: float
+    ) -> bool | Tensor: ...
 
 
 def by_bounds(
@@ -151,14 +154,15 @@ class _Search:
             graph = trace(self.exact, low.shape)
         except UsageError as error:
             return self._searched(low, high) or Answer("unknown", reason=str(error))
-        first, *others = self.refuters
-        if first(self.spec, graph, self.group, self._left()):
-            return Answer("unsat")
-        if found := self._searched(low, high):
-            return found
-        for other in others:
-            if other(self.spec, graph, self.group, self._left()):
+        for number, refutes in enumerate(self.refuters):
+            told = refutes(self.spec, graph, self.group, self._left())
+            if told is True:
                 return Answer("unsat")
+            u = told.double().numpy() if isinstance(told, Tensor) else None
+            if u is not None and (found := self._replayed(_at(u, low, high))):
+                return found
+            if not number and (found := self._searched(low, high)):
+                return found
         if int((high > low).sum()) > _HALVED:
             late = time.monotonic() > self.deadline
             return Answer("timeout" if late else "unknown", reason="the bounds are too loose")
@@ -229,7 +233,7 @@ class _Search:
             if float(scores[place]) < near:
                 break
             u = points[place].double().numpy()
-            if found := self._replayed((low + high) / 2 + u * (high - low) / 2):
+            if found := self._replayed(_at(u, low, high)):
                 return found
         return None
 
@@ -251,6 +255,11 @@ class _Search:
 
     def _left(self) -> float:
         return self.deadline - time.monotonic()
+
+
+def _at(u: Array, low: Array, high: Array) -> Array:
+    """Return the input of a box at a place of `CUBE`."""
+    return (low + high) / 2 + u * (high - low) / 2
 
 
 def _margins(lower: Tensor) -> Array:

@@ -54,15 +54,17 @@ from robustkit.cli.supervisor import Supervised
     type=click.Choice(
         ["none", "quick", "auto", "ibp", "crown", "alpha-crown", "complete", "smoothing"]
     ),
-    help="Prove points robust before the attacks; those are not attacked. By default quick: "
-    "interval bounds (ibp), where they apply. complete: what bounds and attacks leave goes through "
-    "branch and bound; auto does the same where it can.",
+    help="Prove points robust before the attacks; those are not attacked. quick: interval bounds "
+    "(ibp), where they apply. complete: what bounds and attacks leave goes through branch and "
+    "bound; auto does the same where it can. By default quick, then auto for 15% of the time that "
+    "the run has taken.",
 )
 @click.option(
     "--certify-time",
     callback=options.duration,
     metavar="30s|5m|1h",
-    help="Of branch and bound, for a point; 10 by default. What is open then is undecided.",
+    help="Of branch and bound, for a point; 10 with auto or complete. What is open then is "
+    "undecided.",
 )
 @click.option(
     "--certify-nodes",

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from robustkit.certify.certifier import share_of
 from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.evaluate import side_by_side
 from robustkit.cli.evaluate.curves import tables
@@ -206,7 +207,7 @@ def _report(plan: Plan, found: Sequence[tuple[Path, Record]]) -> None:
         anywhere = os.sep.join(["*"] * (2 if plan.grid else 1))
         console.out(f"CSV: {tables_at}", highlight=False)
         console.out(f"Records: {plan.out}{os.sep}{anywhere}{os.sep}record.json", highlight=False)
-        for line in [*_remarks(plan), *_next_steps(plan, frame)]:
+        for line in [*_remarks(plan, frame), *_next_steps(plan, frame)]:
             console.out(line, highlight=False)
 
 
@@ -221,10 +222,16 @@ def _radii(plan: Plan, found: Sequence[tuple[Path, Record]]) -> list[tuple[Recor
     return [(record, of) for record, of in pairs if of is not None and record.certify is not None]
 
 
-def _remarks(plan: Plan) -> Iterator[str]:
-    """Say what the numbers are not."""
+def _remarks(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
+    """Say what the numbers are not, and what was allowed for them."""
     if plan.settings.suite == "quick":
         yield "quick is an upper bound, a first look: defend a claim by --suite fast or parity."
+    share = share_of(plan.settings.certify or "")
+    if share is not None and bool((frame["undecided"] > 0).any()):
+        yield (
+            f"certified within {share:.0%} of the run's time, the rest undecided: "
+            "see --certify auto."
+        )
     if plan.grid:
         yield (
             "A point that was robust at one eps is carried to the smaller ones without another "

@@ -9,7 +9,7 @@ from robustkit.cli.evaluate.request import Request
 from robustkit.core import json_files
 from robustkit.errors import UsageError
 
-_CERTIFICATE = "quick"  # where nobody says and nothing was begun
+_CERTIFICATE = "auto(share=0.15)"  # where nobody says and nothing was begun
 
 
 def refuse_other(out: Path, config: dict[str, Any], *, fresh: bool) -> None:
@@ -76,15 +76,17 @@ def certificate(request: Request) -> str | None:
     """
     budget = {"nodes": request.certify_nodes, "seconds": request.certify_time}
     given = [f"{key}={value:g}" for key, value in budget.items() if value is not None]
-    if given and request.certify not in ("auto", "complete"):
+    usual = not (request.eps_grid or request.minimum_norm)
+    asked = request.certify or ("auto" if given and usual else None)
+    if given and asked not in ("auto", "complete"):
         raise UsageError(
             "--certify-time and --certify-nodes are of branch and bound: give --certify complete "
             f"or --certify auto, not {request.certify or 'nothing'}."
         )
-    if request.certify is not None:
-        text = f"{request.certify}({', '.join(given)})" if given else request.certify
+    if asked is not None:
+        text = f"{asked}({', '.join(given)})" if given else asked
         return None if text == "none" else text
     before = previous(request.out, fresh=request.fresh) if request.out else None
     if before is not None and not request.fresh:
         return before.get("certify")
-    return None if request.eps_grid or request.minimum_norm else _CERTIFICATE
+    return _CERTIFICATE if usual else None

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from robustkit.certify.complete.points import PointVerifier, Verified
+from robustkit.certify.complete.search import Budget
 from robustkit.certify.complete.verifier import Effort
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
+from robustkit.evaluation.stages.first_look import FirstLook
 from robustkit.evaluation.stages.judge import broken_points, refuse_refuted_certificates
 from robustkit.evaluation.stages.proofs import ProofStage
 from robustkit.evaluation.stages.stage import DeviceWorker, PointSource
@@ -34,6 +36,9 @@ class CompleteStage:
     """Branch and bound in this process, on the CPU; every point is written down when it is done.
 
     What it believes to break a point is judged like any other candidate.
+
+    Attributes:
+        first: what a first look allows for all points together; None: each has `effort`.
     """
 
     verifier: PointVerifier
@@ -43,6 +48,7 @@ class CompleteStage:
     threat: Threat
     ledger: Ledger
     keep: bool
+    first: FirstLook | None = None
     proofs: ProofStage | None = None
 
     def run(
@@ -67,16 +73,26 @@ class CompleteStage:
         tried, proved = self.ledger.verified(status), 0
         todo = [p for p, verdict in status.items() if verdict in wanted and p not in tried]
         watcher.stage(COMPLETE, len(todo))
-        for done, point in enumerate(todo, 1):
-            proved += self._verify(point, broken=status[point] == "broken")
-            watcher.advance(done, proved, len(todo))
+        count, first = len(todo), self.first
+        if first is not None:
+            broken = {point for point in todo if status[point] == "broken"}
+            todo = first.order(todo, broken, self.data, self.worker.device, self.threat)
+            proved = count - len(todo)
+        for left, point in zip(range(len(todo), 0, -1), todo, strict=True):
+            budget = self.effort.budget() if first is None else first.budget(left)
+            proved += self._verify(point, budget, broken=status[point] == "broken")
+            watcher.advance(count - left + 1, proved, count)
             told()
 
-    def _verify(self, point: int, *, broken: bool) -> bool:
+    def _verify(self, point: int, budget: Budget | None, *, broken: bool) -> bool:
         clock = time.monotonic()
         x, y = self.data.fetch([point])
         record = None if self.proofs is None else self.proofs.recorder()
-        found = self.verifier.verify(x.cpu(), int(y), self.effort.budget(), record)
+        found = (
+            Verified("undecided", 0)
+            if budget is None
+            else self.verifier.verify(x.cpu(), int(y), budget, record)
+        )
         proved = found.outcome == "proved"
         refuse_refuted_certificates("an attack", [point] * (proved and broken), self.threat)
         finds, passes = ([], 0) if broken else self._judge(point, found, x, y)
