@@ -27,7 +27,7 @@ from robustkit.evaluation.distributed.several import at_once
 from robustkit.evaluation.eps_grid import descending, folder_of, refuse_audit
 from robustkit.evaluation.identity import default_folder, source_digest
 from robustkit.evaluation.prepare import chosen_points
-from robustkit.evaluation.settings import Settings
+from robustkit.evaluation.settings import DEFAULT_SUITE, NEAREST_SUITE, Settings
 from robustkit.evaluation.stages.replay import find_examples
 from robustkit.models.load import Subject, bundled, load_model
 from robustkit.models.trust import trusted
@@ -35,7 +35,6 @@ from robustkit.record.provenance import weights_digest
 from robustkit.registry import datasets
 
 SCHEMA = "robustkit/run/1"
-_DEFAULT_SUITE, _NEAREST_SUITE = "quick", "minimum_norm"
 
 FIRST_LOOK = 200  # points, where no model is named and every bundled one runs
 
@@ -170,7 +169,7 @@ def claim(plan: Plan) -> None:
 def settings_for(request: Request, data: Dataset, grid: Sequence[Threat]) -> Settings:
     """Return what holds for every model; `Plan.settings_of` adds what is each one's own."""
     threat = grid[0] if grid else _threat(request, data)
-    default = _NEAREST_SUITE if request.minimum_norm else _DEFAULT_SUITE
+    default = NEAREST_SUITE if request.minimum_norm else DEFAULT_SUITE
     budget = Budget(request.max_time, request.max_forwards)
     return Settings(
         None, "", data, threat,
