@@ -101,11 +101,11 @@ def evaluate(
     with trusting(trust_code):
         asked = ask(
             model, data, threat, name=name, mean=mean, std=std, arguments=arguments, notes=notes,
-            folder=folder, n=n, suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified,
-            sample=sample, points=points, replay=replay, budget=budget, seed=seed, device=device,
-            distributed=distributed, workers=workers, named=named, fresh=fresh,
-            batch_size=batch_size, tuning=tuning, save_adversarial=save_adversarial,
-            save_proofs=save_proofs, minimum_norm=minimum_norm,
+            folder=folder, n=n, suite=suite, attacks=attacks, certify=certify,
+            attack_certified=attack_certified, sample=sample, points=points, replay=replay,
+            budget=budget, seed=seed, device=device, distributed=distributed, workers=workers,
+            named=named, fresh=fresh, batch_size=batch_size, tuning=tuning,
+            minimum_norm=minimum_norm, save_adversarial=save_adversarial, save_proofs=save_proofs,
         )  # fmt: skip
         return evaluate_settings(asked, watcher, progress)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +30,7 @@ _ATTACKS = {
 }
 
 
+@dataclass
 class AutoAttack:
     """Takes the place of `autoattack.AutoAttack`; change the import and nothing else.
 
@@ -46,53 +48,43 @@ class AutoAttack:
     folder.
 
     Attributes:
+        model: images [b, c, h, w] in [0, 1] to logits [b, k].
+        norm: "Linf", "L2" or "L1"; `eps` in units of the inputs.
+        verbose: show progress bars.
+        attacks_to_run: with version "custom", names of AutoAttack's or specs of robustkit's.
+        version: "standard", "plus", "rand" or "custom".
+        log_path: file to which the robust accuracy after each attack is added.
         record: of the latest evaluation, with intervals, flags and the verdict of every point.
+
+    Raises:
+        UsageError: for a norm, a version or attacks that are not known, and TensorFlow models.
     """
 
-    record: Record
+    model: nn.Module
+    norm: str = "Linf"
+    eps: float = 0.3
+    seed: int | None = None
+    verbose: bool = True
+    attacks_to_run: Sequence[str] = ()
+    version: str = "standard"
+    is_tf_model: bool = False
+    device: str | torch.device = "auto"
+    log_path: Path | str | None = None
+    record: Record = field(init=False, repr=False)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        norm: str = "Linf",
-        eps: float = 0.3,
-        seed: int | None = None,
-        verbose: bool = True,
-        attacks_to_run: Sequence[str] = (),
-        version: str = "standard",
-        is_tf_model: bool = False,
-        device: str | torch.device = "auto",
-        log_path: Path | str | None = None,
-    ) -> None:
-        """Keep what will be run.
-
-        Args:
-            model: images [b, c, h, w] in [0, 1] to logits [b, k].
-            norm: "Linf", "L2" or "L1"; `eps` in units of the inputs.
-            verbose: show progress bars.
-            attacks_to_run: with version "custom", names of AutoAttack's or specs of robustkit's.
-            version: "standard", "plus", "rand" or "custom".
-            log_path: file to which the robust accuracy after each attack is added.
-
-        Raises:
-            UsageError: for a norm, a version or attacks that are not known, and TensorFlow models.
-        """
-        if is_tf_model:
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        if self.is_tf_model:
             raise UsageError("is_tf_model: expected a model of PyTorch; export it to ONNX first.")
-        if norm not in _NORMS:
-            raise unknown("norm", norm, tuple(_NORMS))
-        if version not in (*_VERSIONS, "custom"):
-            raise unknown("version", version, (*_VERSIONS, "custom"))
-        if bool(attacks_to_run) != (version == "custom"):
+        if self.norm not in _NORMS:
+            raise unknown("norm", self.norm, tuple(_NORMS))
+        if self.version not in (*_VERSIONS, "custom"):
+            raise unknown("version", self.version, (*_VERSIONS, "custom"))
+        if bool(self.attacks_to_run) != (self.version == "custom"):
             raise UsageError(
                 "attacks_to_run goes with version='custom', and that version with attacks; got "
-                f"version={version!r} and {len(attacks_to_run)} attacks."
+                f"version={self.version!r} and {len(self.attacks_to_run)} attacks."
             )
-        self.model, self.device, self.verbose = model, device, verbose
-        self.threat, self.seed = f"{_NORMS[norm]}:{eps}", seed or 0
-        self.suite = None if version == "custom" else version
-        self.attacks = [_spec(name, norm) for name in attacks_to_run]
-        self.log_path = None if log_path is None else Path(log_path)
 
     def run_standard_evaluation(
         self,
@@ -119,8 +111,10 @@ class AutoAttack:
         """
         with _folder(state_path) as folder:
             self.record = evaluate(
-                self.model, (x_orig, y_orig), self.threat, suite=self.suite, attacks=self.attacks,
-                seed=self.seed, device=self.device, batch_size=bs, folder=folder,
+                self.model, (x_orig, y_orig), f"{_NORMS[self.norm]}:{self.eps}",
+                suite=None if self.version == "custom" else self.version,
+                attacks=[_spec(name, self.norm) for name in self.attacks_to_run],
+                seed=self.seed or 0, device=str(self.device), batch_size=bs, folder=folder,
                 save_adversarial=True, progress=self.verbose,
             )  # fmt: skip
             found = adversarial_inputs(folder)
@@ -128,7 +122,7 @@ class AutoAttack:
         for point, image in found.items():
             x_adv[point] = image.to(x_adv)
         if self.log_path is not None:
-            with self.log_path.open("a", encoding="utf-8") as log:
+            with Path(self.log_path).open("a", encoding="utf-8") as log:
                 log.writelines(f"{line}\n" for line in _lines(self.record))
         return (x_adv, self._answers(x_adv, y_orig, bs)) if return_labels else x_adv
 

@@ -29,8 +29,8 @@ Y = torch.tensor([0, 2, 1, 2, 0])
 class Items(Dataset[Any]):
     """Items one by one, counting how often they are read."""
 
-    def __init__(self, x: Any = X, y: Any = Y.tolist()) -> None:
-        self.x, self.y_of, self.reads = x, y, 0
+    def __init__(self, x: Any = X, y: Any = None) -> None:
+        self.x, self.y_of, self.reads = x, Y.tolist() if y is None else y, 0
 
     def __len__(self) -> int:
         return len(self.x)
