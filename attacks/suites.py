@@ -34,6 +34,36 @@ class Parity:
         return [*first, "fab(targets=9)", "square(queries=5000)"]
 
 
+@suites.register("standard", cites="arXiv:2003.01690")
+@dataclass(frozen=True)
+class Standard(Parity):
+    """`parity` by the name that AutoAttack gives it."""
+
+
+@suites.register("plus", cites="arXiv:2003.01690")
+@dataclass(frozen=True)
+class Plus:
+    """AutoAttack-plus: `parity` with five restarts of APGD, and APGD-DLR untargeted.
+
+    Differs from AutoAttack's: FAB is targeted and has no restarts.
+    """
+
+    restarts: Annotated[int, Field(ge=1)] = 5
+
+    def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+        """APGD-CE, APGD-DLR, FAB, Square, targeted APGD-DLR."""
+        refuse_l0("plus", threat)
+        name = "apgd_l1" if threat.norm == "l1" else "apgd"
+        targets = 5 if threat.norm == "l1" else 9
+        return [
+            f"{name}(restarts={self.restarts})",
+            f"{name}(loss=dlr, restarts={self.restarts})",
+            "fab(targets=9)",
+            "square(queries=5000)",
+            f"{name}(loss=targeted_dlr, targets={targets})",
+        ]
+
+
 @suites.register("quick", cites="")
 @dataclass(frozen=True)
 class Quick:

@@ -32,7 +32,13 @@ STATIONS = (
 PACKS = {"attacks": "search", "defenses": "certify"}  # the last station that each pack may import
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 300, 80, 8
 # Their keywords are typed by users; they build a `Settings` at once.
-MANY_KEYWORDS = {"evaluate", "evaluate_grid", "assert_robust", "assert_not_regressed"}
+MANY_KEYWORDS = {
+    "evaluate",
+    "evaluate_grid",
+    "assert_robust",
+    "assert_not_regressed",
+    "benchmark",  # the signature of RobustBench's
+}
 MARKER = re.compile(r"\b(TO" + "DO|FIX" + "ME|XX" + "X|HA" + r"CK)\b")
 UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
 

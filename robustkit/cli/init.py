@@ -19,7 +19,7 @@ from robustkit.cli.program import debug
 @debug
 def command(model: str, data: str, threat: str | None, suite: str, pyproject: bool) -> None:
     """Write robustkit.toml, or a table of pyproject.toml; never over an existing one."""
-    from robustkit.cli.evaluate.plan import usual_threat
+    from robustkit.cli.evaluate.threats import usual_threat
     from robustkit.core import files
     from robustkit.core.threat import Threat
     from robustkit.errors import UsageError

@@ -23,6 +23,7 @@ from robustkit.core.imports import failure, load_attribute
 from robustkit.data import npz
 from robustkit.data.dataset import Dataset, ImageSet, Reader
 from robustkit.data.npz import Stored
+from robustkit.data.torch_dataset import from_torch, is_torch_data
 from robustkit.data.values import UNIT, Box, in_box, rounded
 from robustkit.errors import UsageError
 
@@ -109,6 +110,8 @@ def open_function(text: str, *, box: Box = UNIT) -> Dataset:
 def as_dataset(name: str, made: Any, *, box: Box = UNIT) -> Dataset:
     """Make a data set named `name` of (x, y), arrays or tensors; a `Dataset` comes back as it is.
 
+    A data set or a loader of PyTorch is read by `robustkit.data.torch_dataset.from_torch`.
+
     Args:
         box: the range of floats.
 
@@ -117,11 +120,13 @@ def as_dataset(name: str, made: Any, *, box: Box = UNIT) -> Dataset:
     """
     if isinstance(made, Dataset):
         return made
+    if is_torch_data(made):
+        return from_torch(name, made, box=box)
     if not isinstance(made, tuple | list) or len(made) != 2:
         needed = [part for part in dir(Dataset) if not part.startswith("_")]
         lacking = ", ".join(part for part in needed if not hasattr(made, part))
         raise UsageError(
-            f"{name}: expected (x, y) or a robustkit.data.Dataset, got {type(made).__name__}, "
+            f"{name}: expected (x, y), a Dataset or DataLoader of PyTorch, or a robustkit.data.Dataset, got {type(made).__name__}, "
             f"which as a Dataset lacks {lacking or '__len__'}."
         )
     x, y = (_array(name, part) for part in made)

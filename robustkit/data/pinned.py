@@ -115,6 +115,11 @@ class PinnedData:
 
     def _changed(self, what: str) -> RobustkitError:
         self._marks, points = {}, self._points
+        if not self.content:  # the run has not begun: no digest can be compared
+            return RobustkitError(
+                f"{self._where()}: the data are not the same each time they are read: {what}. "
+                "Leave out random transforms (augmentation), which are for training."
+            )
         try:
             now = digest(self._data, points)
         except (RobustkitError, OSError) as error:

@@ -10,7 +10,7 @@ import torch
 from robustkit.core import files
 from robustkit.core.types import Images, Model
 from robustkit.errors import UsageError
-from robustkit.evaluation.identity import source_digest
+from robustkit.evaluation.identity import source_of
 from robustkit.evaluation.prepare import Prepared
 from robustkit.evaluation.settings import Settings
 from robustkit.models.agreement import repeats, same_model
@@ -57,7 +57,7 @@ def adapt_line_up(settings: Settings, prepared: Prepared) -> tuple[Prepared, Lin
         taught = prepared.sample(_TAUGHT)
         if settings.fresh:  # of a teacher that cannot be told from this one: it has no weights
             files.remove(folder / FILE)
-        teacher = f"{prepared.weights.digest}/{source_digest(settings.name)}"
+        teacher = f"{prepared.weights.digest}/{source_of(settings)}"
         student = distill(prepared.model, taught, threat, settings.seed, folder, teacher=teacher)
         prepared = _spend(prepared, student.forwards, 0)
         others[STUDENT] = student

@@ -40,11 +40,13 @@ _SCOUT, _LONG = "scout", 8
 
 def evaluate_grid(
     model: GivenModel,
-    *,
-    name: str | None = None,
     data: GivenData,
     threat: Threat | str,
     grid: Sequence[float],
+    *,
+    name: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     folder: Path | str | None = None,
     suite: str | None = None,
     attacks: Sequence[str | Spec] = (),
@@ -93,7 +95,7 @@ def evaluate_grid(
     norm = f"{threat}:1" if isinstance(threat, str) and ":" not in threat else threat
     with trusting(trust_code):
         settings = ask(
-            model, data, norm, name=name, arguments=arguments, notes=notes, folder=folder,
+            model, data, norm, name=name, mean=mean, std=std, arguments=arguments, notes=notes, folder=folder,
             suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified, n=n,
             sample=sample, seed=seed, device=device, distributed=distributed, workers=workers,
             named=named,

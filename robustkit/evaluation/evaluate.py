@@ -30,10 +30,12 @@ from robustkit.verify.diagnostics.probe import Diagnosis
 
 def evaluate(
     model: GivenModel,
-    *,
-    name: str | None = None,
     data: GivenData,
     threat: Threat | str,
+    *,
+    name: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     folder: Path | str | None = None,
     suite: str | None = None,
     attacks: Sequence[str | Spec] = (),
@@ -63,18 +65,19 @@ def evaluate(
 ) -> Record:
     """Evaluate one model and leave `ledger.sqlite` and `record.json` in `folder`.
 
-    A folder that holds part of the same evaluation is resumed; the verdicts are those of an
-    uninterrupted run. The model itself is never touched: all passes go through a private copy.
+    A folder that holds part of the same evaluation is resumed, to the verdicts of an uninterrupted
+    run. The model itself is never touched: all passes go through a private copy.
 
     Args:
         model: maps [b, c, h, w] in [0, 1] to logits [b, k], each row by itself; or a name.
-        name: in records and tables; by default that of the model's class or function.
-        data, threat: also by name ("npz:PATH", "linf:8/255"); data also as (x, y), two tensors.
+        data: (x, y), tensors or arrays; a Dataset or DataLoader of PyTorch; or a name ("bundled").
+        threat: norm and eps in units of the inputs, such as "linf:8/255".
+        name, mean, std: in tables; normalize the inputs inside the model, per channel or for all.
         folder: by default one in robustkit-runs, always the same for the same evaluation.
-        suite, attacks: a named line-up, or specs such as "apgd(steps=50)"; exactly one of them.
+        suite, attacks: a named line-up, or specs such as "apgd(steps=50)"; "quick" by default.
         trust_code: files that may run code when they are loaded; see `robustkit.load_model`.
         certify: a certificate to try first: "quick", "ibp", "crown", "alpha-crown", "smoothing" or
-            "auto". Points that are proved robust get no attack, unless `attack_certified` is set.
+            "auto". Points that are proved get no attack, unless `attack_certified` is set.
         n, points: a fixed, seeded sample of this size; or exactly these positions in the data.
         sample: "proportional": each class has its share of the data; "balanced": all the same.
         replay: folder of an earlier run on the same data, whose adversarial inputs come first.
@@ -87,27 +90,24 @@ def evaluate(
         tuning: how the model is made fast for searches; verdicts are always float32.
         fresh: discard what the folder holds of an earlier run, and start over.
         save_adversarial, save_proofs: store what was found (by default up to 1 GiB), and proofs.
-        minimum_norm: seek the closest adversarial input of every point, out to the edge of the box
-            (`record.points.nearest`); the verdicts are those at the eps of `threat`.
+        minimum_norm: seek each point's closest adversarial input too (`record.points.nearest`).
         arguments, notes: for the record: what the user typed, and what its readers must know.
-        watcher: hears what the run does; see `robustkit.Watcher`.
-        progress: show bars; by default only in a notebook, and never beside a `watcher`.
+        watcher, progress: hears what the run does; bars, by default in a notebook alone.
 
     Raises:
-        UsageError: for arguments, data or a model that cannot be evaluated, and for a folder that
-            is in use or holds another evaluation.
+        UsageError: for what cannot be evaluated, and a folder in use or with another evaluation.
         RobustkitError: when the run cannot finish (what it found is kept) or breaks a certificate.
     """
     with trusting(trust_code):
-        settings = ask(
-            model, data, threat, name=name, arguments=arguments, notes=notes, folder=folder, n=n,
-            suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified,
-            sample=sample, points=points, replay=replay, budget=budget, seed=seed, device=device,
-            distributed=distributed, workers=workers, named=named, fresh=fresh,
-            batch_size=batch_size, tuning=tuning, save_adversarial=save_adversarial,
-            save_proofs=save_proofs, minimum_norm=minimum_norm,
+        asked = ask(
+            model, data, threat, name=name, mean=mean, std=std, arguments=arguments, notes=notes,
+            folder=folder, n=n, suite=suite, attacks=attacks, certify=certify,
+            attack_certified=attack_certified, sample=sample, points=points, replay=replay,
+            budget=budget, seed=seed, device=device, distributed=distributed, workers=workers,
+            named=named, fresh=fresh, batch_size=batch_size, tuning=tuning,
+            minimum_norm=minimum_norm, save_adversarial=save_adversarial, save_proofs=save_proofs,
         )  # fmt: skip
-        return evaluate_settings(settings, watcher, progress)
+        return evaluate_settings(asked, watcher, progress)
 
 
 @outliving_exits()

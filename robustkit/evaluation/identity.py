@@ -46,7 +46,7 @@ def folder_before_line_up(
     """
     facts = {
         "defense": settings.name,
-        "source": source_digest(settings.name),
+        "source": source_of(settings),
         "weights": prepared.weights.digest,
         "data": prepared.content,
         "radii": [asdict(radius) for radius in radii],
@@ -77,7 +77,7 @@ def identity(
     carried: Carried | None,
 ) -> dict[str, Any]:
     """Return what every verdict depends on: a ledger goes on only where all of it is the same."""
-    source = source_digest(settings.name)
+    source = source_of(settings)
     facts: dict[str, Any] = {"source": source} if source else {}
     facts |= {
         "robustkit": own_version(),
@@ -102,6 +102,11 @@ def identity(
     if carried:
         facts["eps_grid"] = list(carried.grid)
     return facts
+
+
+def source_of(settings: Settings) -> str | None:
+    """SHA-256 of the file that the model was loaded from, if its name or the request names one."""
+    return source_digest(str(settings.arguments.get("model") or settings.name))
 
 
 def source_digest(name: str) -> str | None:

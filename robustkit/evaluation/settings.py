@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import data as torch_data
 
 from robustkit.core import arguments as argument
 from robustkit.core.spec import Spec
@@ -26,12 +27,15 @@ from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.distributed.messages import Named
 from robustkit.models.half import Precision
 from robustkit.models.load import load_model
+from robustkit.models.normalization import normalized
 from robustkit.models.tuning import AUTOMATIC, Layout, Tuning
 from robustkit.search.suites import LineUp, line_up, refuse_fixed
 
+DEFAULT_SUITE, NEAREST_SUITE = "quick", "minimum_norm"  # where nobody names attacks
+
 Pair: TypeAlias = "tuple[Tensor | NDArray[Any], Tensor | NDArray[Any]]"
 GivenModel: TypeAlias = "Model | nn.Module | str"
-GivenData: TypeAlias = "Dataset | Pair | str"
+GivenData: TypeAlias = "Dataset | Pair | torch_data.Dataset[Any] | torch_data.DataLoader[Any] | str"
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ def ask(
     threat: Threat | str,
     *,
     name: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     arguments: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     **others: Any,
@@ -135,6 +141,7 @@ def ask(
         data: or what `--data` takes, or (x, y) as tensors or arrays.
         threat: or such as "linf:8/255".
         name: that of the model's class or function when not given.
+        mean, std: normalize the inputs inside the model.
         arguments: what the user typed; the name of the data is added, so that a report finds it.
         others: fields of `Settings`.
 
@@ -153,7 +160,9 @@ def ask(
     if others.get("points") is not None:
         others["points"] = _positions(others["points"], len(points))
     called = None if name is None else argument.text("name", name)
-    subject, usual, known = named_model(model, points)
+    subject, usual, known = named_model(model, points, mean, std)
+    if model is not None and not (others.get("suite") or others.get("attacks")):
+        others["suite"] = NEAREST_SUITE if others.get("minimum_norm") else DEFAULT_SUITE
     return Settings(
         subject, called or usual, points, radius, arguments=given, notes=(*known, *more), **others
     )
@@ -227,8 +236,16 @@ def _positions(given: Any, n: int) -> tuple[int, ...]:
     return tuple(map(int, chosen))
 
 
-def named_model(model: GivenModel | None, data: Dataset) -> tuple[Any, str, tuple[str, ...]]:
+def named_model(
+    model: GivenModel | None,
+    data: Dataset,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> tuple[Any, str, tuple[str, ...]]:
     """Load a model by its name; a model comes back as it is, with the name of its class.
+
+    Args:
+        mean, std: normalize the inputs inside the model.
 
     Returns:
         The model, its name, and notes for the record.
@@ -237,11 +254,17 @@ def named_model(model: GivenModel | None, data: Dataset) -> tuple[Any, str, tupl
         UsageError: for a name that is not known.
     """
     if isinstance(model, str):
-        subject = load_model(model, data=data)
+        subject = load_model(model, data=data, mean=mean, std=std)
         return subject.model, subject.name, tuple(subject.notes)
     if isinstance(model, type) or not (model is None or callable(model)):
         raise argument.refused("model", "an nn.Module, a function of images, or a name", model)
-    return model, str(getattr(model, "__name__", type(model).__name__)), ()
+    called = str(getattr(model, "__name__", type(model).__name__))
+    if mean is None and std is None:
+        return model, called, ()
+    if not isinstance(model, nn.Module):
+        raise argument.refused("model", "an nn.Module, which mean and std are put before", model)
+    wrapped, note = normalized(model, data.shape[0], mean, std)
+    return wrapped, called, (note,)
 
 
 def dataset(data: GivenData, box: Box = UNIT) -> Dataset:

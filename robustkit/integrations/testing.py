@@ -84,7 +84,7 @@ def assert_robust(
             data=points,
             threat=Threat.parse(threat),
             folder=room,
-            suite=suite or (None if attacks else "quick"),
+            suite=suite,
             attacks=attacks,
             n=n,
             seed=seed,

@@ -27,15 +27,26 @@ from robustkit.models.readiness import evaluation_mode, refuse_training_mode, re
 from robustkit.models.trust import trusting
 from robustkit.registry import Entry, defenses
 
+_WEIGHTS = re.compile(r"(?P<model>.+)@(?P<file>[^@]+\.(?:safetensors|pth?))", re.DOTALL)
 _SPEC = re.compile(r"\s*[A-Za-z_]\w*\s*(\(.*\))?\s*", re.DOTALL)
 
 
 class Subject(NamedTuple):
-    """A model to evaluate, its name in tables, and notes about its weights and preprocessing."""
+    """A model to evaluate, its name in tables, and notes about its weights and preprocessing.
+
+    Attributes:
+        text: what it was loaded by, where that is not its name.
+    """
 
     name: str
     model: nn.Module
     notes: tuple[str, ...] = ()
+    text: str = ""
+
+    @property
+    def source(self) -> str:
+        """What `load_model` loads it by again."""
+        return self.text or self.name
 
 
 def load_model(
@@ -52,7 +63,8 @@ def load_model(
     Args:
         text: a registered defense with options (`pgd_at(eps=0.1)`), or `package.module:attr` or
             `path/to/file.py:attr`: an `nn.Module`, or a function without arguments returning one;
-            or `prefix:name` of a source in `robustkit.models.zoo`, such as `timm:resnet18`.
+            or `prefix:name` of a source in `robustkit.models.zoo`, such as `timm:resnet18`. Any of
+            them may end in `@FILE`, its weights.
         data: what it will be evaluated on; decides shape, classes and the shipped checkpoint.
         weights: a `.safetensors`, `.pt` or `.pth` file with a state dict.
         mean: of each channel, or one for all; subtracted inside the model.
@@ -68,6 +80,14 @@ def load_model(
     arguments.instance("data", data, Dataset, "a robustkit.data.Dataset")
     weights = None if weights is None else arguments.path("weights", weights)
     text = arguments.text("model", text)
+    if split := _WEIGHTS.fullmatch(text):
+        if weights is not None:
+            raise UsageError(f"{text} names its weights: leave out --weights.")
+        found = load_model(
+            split["model"], data=data, weights=Path(split["file"]), mean=mean, std=std,
+            trust_code=trust_code,
+        )  # fmt: skip
+        return found._replace(name=f"{found.name}@{split['file']}", text=text)
     with trusting(trust_code):
         if zoo.is_named(text):
             return _from_library(text, data, weights, mean, std)

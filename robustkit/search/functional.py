@@ -12,6 +12,7 @@ from robustkit.core import arguments
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Model
 from robustkit.errors import RobustkitError, some
+from robustkit.registry import attacks
 from robustkit.search.engine import Engine
 from robustkit.search.minimum_norm import MinimumNormEngine
 from robustkit.search.protocol import Job, Search, Tasks
@@ -22,8 +23,8 @@ def attack(
     model: Model,
     x: Images,
     y: Labels,
-    search: Search[Any],
-    threat: Threat,
+    search: Search[Any] | str,
+    threat: Threat | str,
     *,
     seed: int = 0,
     slots: int = 128,
@@ -35,6 +36,7 @@ def attack(
         model: callable from [b, *f] to logits [b, k]; used as it is.
         x: clean inputs [b, *f] in [0, 1]. Points that are misclassified come back unchanged.
         y: labels [b].
+        search, threat: also in words: "pgd(steps=20)", "linf:8/255".
         nearest: use up the budget and return the closest success; else the first one ends it.
 
     Returns:
@@ -42,8 +44,10 @@ def attack(
 
     Raises:
         RobustkitError: when the model returns NaN or infinite logits.
-        UsageError: when the search does not support the threat model.
+        UsageError: when the search does not support the threat model, or is not known.
     """
+    search = attacks.build(search) if isinstance(search, str) else search
+    threat = Threat.parse(threat) if isinstance(threat, str) else threat
     _refuse(model, x, y, search, threat)
     arguments.whole("seed", seed, 0, arguments.SEEDS)
     slots = arguments.whole("slots", slots, 1)

@@ -140,6 +140,65 @@ class TestEvaluate:
         assert (room / "out" / "config.json").read_bytes() == before
         assert evaluate(*common, *change, "--fresh").exit_code == 0
 
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            (["--mean", "0.3"], "mean was 0.5, now 0.3"),
+            (["--mean", "0.5", "--std", "2"], "std was not given, now 2"),
+        ],
+    )
+    def test_a_changed_normalization_is_named(
+        self, room: Path, change: list[str], told: str
+    ) -> None:
+        common = ["models.py:net", "--attack", "fgsm", "--out", "out", "--quiet"]
+        assert evaluate(*common, "--mean", "0.5").exit_code == 0
+        result = evaluate(*common, *change)
+        assert result.exit_code == 2
+        assert f"out holds another evaluation: {told}." in result.stderr
+        assert evaluate(*common, "--mean", "0.5").exit_code == 0
+
+    def test_a_run_that_did_not_keep_its_normalization_goes_on(self, room: Path) -> None:
+        common = ["models.py:net", "--attack", "fgsm", "--out", "out", "--mean", "0.5", "--quiet"]
+        assert evaluate(*common).exit_code == 0
+        config = json.loads((room / "out" / "config.json").read_text())
+        assert config.pop("mean") == [0.5]
+        (room / "out" / "config.json").write_text(json.dumps(config))
+        assert evaluate(*common).exit_code == 0
+
+    def test_several_checkpoints_go_into_one_command(self, room: Path) -> None:
+        for seed in (3, 4):
+            torch.manual_seed(seed)
+            state = {"1.weight": torch.randn(3, 36), "1.bias": torch.zeros(3)}
+            torch.save(state, room / f"{seed}.pt")
+        given = ["models.py:net@3.pt", "models.py:net@4.pt"]
+        rows = {
+            row["defense"]: row
+            for row in json.loads(evaluate(*given, "--attack", "fgsm", "--json").stdout)["rows"]
+        }
+        assert set(rows) == set(given)
+        alone = json.loads(
+            evaluate("models.py:net", "--weights", "4.pt", "--attack", "fgsm", "--json").stdout
+        )["rows"][0]
+        assert (rows[given[1]]["clean"], rows[given[1]]["robust"]) == (
+            alone["clean"], alone["robust"]
+        )  # fmt: skip
+        both = evaluate("models.py:net@3.pt", "--weights", "4.pt", "--attack", "fgsm")
+        assert both.exit_code == 2 and "names its weights: leave out --weights" in both.stderr
+
+    def test_models_are_called_by_the_name_given(self, room: Path) -> None:
+        given = ["models.py:net", "models.py:other", "--attack", "fgsm", "--json"]
+        result = evaluate(*given, "--name", "mine", "--name", "theirs", "--workers", "2")
+        rows = json.loads(result.stdout)["rows"]
+        assert {row["defense"] for row in rows} == {"mine", "theirs"}
+        record = json.loads(Path(rows[0]["record"]).read_text())
+        assert record["arguments"]["model"] in given and record["defense"] in ("mine", "theirs")
+        (room / "models.py").write_text(MODELS.replace("import time", "import time  # another"))
+        again = evaluate(*given, "--name", "mine", "--name", "theirs")
+        assert again.exit_code == 0  # another file of code is another run, in another folder
+        assert len(list((room / "robustkit-runs").iterdir())) == 2
+        few = evaluate(*given, "--name", "mine")
+        assert few.exit_code == 2 and "one for each of 2 models, got 1" in few.stderr
+
     def test_changed_weights_are_noticed(self, room: Path) -> None:
         common = ["models.py:net", "--attack", "fgsm", "--out", "out", "--quiet"]
         assert evaluate(*common).exit_code == 0

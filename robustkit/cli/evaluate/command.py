@@ -14,6 +14,13 @@ from robustkit.cli.supervisor import Supervised
 @click.command("evaluate", cls=Supervised)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="TEXT",
+    help="What tables call the model; once for each MODEL, in their order.",
+)
+@click.option(
     "--data",
     default="bundled",
     show_default=True,
@@ -170,8 +177,9 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     MODEL is a registered defense with options (undefended, "pgd_at(eps=0.1)"), or
     package.module:attr or path/to/file.py:attr: an nn.Module, or a function without arguments that
     returns one; or a model of another source: robustbench:cifar10/Linf/NAME, timm:NAME,
-    torchvision:NAME, hf:NAME_OR_FOLDER, hub:FOLDER:ENTRY, onnx:FILE, export:FILE. Without MODEL,
-    every bundled model for the data is evaluated.
+    torchvision:NAME, hf:NAME_OR_FOLDER, hub:FOLDER:ENTRY, onnx:FILE, export:FILE. A MODEL may end
+    in @FILE, its weights, so that several checkpoints go into one command. Without MODEL, every
+    bundled model for the data is evaluated.
 
     The same command again resumes. Exit codes: 0 done, 2 the request cannot be carried out as it
     stands, 3 a model could not be finished.

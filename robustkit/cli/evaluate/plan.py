@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from robustkit.certify.certifier import build_certifier
 from robustkit.cli.evaluate.request import Request
 from robustkit.cli.evaluate.run_folder import certificate, previous, refuse_other
+from robustkit.cli.evaluate.threats import threat_of, threats_of_grid
 from robustkit.core import json_files
 from robustkit.core.device import pick_devices
 from robustkit.core.spec import Spec
@@ -24,18 +24,16 @@ from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.distributed.messages import Named
 from robustkit.evaluation.distributed.setup import set_up
 from robustkit.evaluation.distributed.several import at_once
-from robustkit.evaluation.eps_grid import descending, folder_of, refuse_audit
+from robustkit.evaluation.eps_grid import folder_of, refuse_audit
 from robustkit.evaluation.identity import default_folder, source_digest
 from robustkit.evaluation.prepare import chosen_points
-from robustkit.evaluation.settings import Settings
+from robustkit.evaluation.settings import DEFAULT_SUITE, NEAREST_SUITE, Settings
 from robustkit.evaluation.stages.replay import find_examples
 from robustkit.models.load import Subject, bundled, load_model
 from robustkit.models.trust import trusted
 from robustkit.record.provenance import weights_digest
-from robustkit.registry import datasets
 
 SCHEMA = "robustkit/run/1"
-_DEFAULT_SUITE, _NEAREST_SUITE = "quick", "minimum_norm"
 
 FIRST_LOOK = 200  # points, where no model is named and every bundled one runs
 
@@ -102,19 +100,22 @@ class Plan:
         request = self.request
         spread = {"distributed": request.distributed, "workers": request.workers}
         given = {key: value for key, value in spread.items() if value is not None}
-        return {**kept, "model": subject.name, "device": request.device, **given}
+        return {**kept, "model": subject.source, "device": request.device, **given}
 
     def named(self, subject: Subject) -> Named:
         """Return how workers load a model; they may have another working directory."""
         weights = self.request.weights
         return Named(
-            _absolute(subject.name), weights and weights.resolve(), self.request.mean,
+            _absolute(subject.source), weights and weights.resolve(), self.request.mean,
             self.request.std, trusted(),
         )  # fmt: skip
 
 
 def _absolute(text: str) -> str:
-    """Return a model's name with the file of its code, if it names one, from the root on."""
+    """Return a model's name with the files of its code and weights, if it names any, from the root."""
+    name, at, weights = text.rpartition("@")
+    if at and Path(weights).is_file():
+        return f"{_absolute(name)}@{Path(weights).resolve()}"
     source, _, attribute = text.rpartition(":")
     return f"{Path(source).resolve()}:{attribute}" if source.endswith(".py") else text
 
@@ -131,7 +132,7 @@ def make(request: Request) -> Plan:
     data = open_dataset(request.data, root=request.data_root, split="test")
     if not request.models and request.n is None:
         request = replace(request, n=min(len(data), FIRST_LOOK))
-    grid = _grid(request)
+    grid = threats_of_grid(request)
     asked = request.certify not in (None, "none", "quick")
     request = replace(request, certify=certificate(request))
     settings = settings_for(request, data, grid)
@@ -169,8 +170,8 @@ def claim(plan: Plan) -> None:
 
 def settings_for(request: Request, data: Dataset, grid: Sequence[Threat]) -> Settings:
     """Return what holds for every model; `Plan.settings_of` adds what is each one's own."""
-    threat = grid[0] if grid else _threat(request, data)
-    default = _NEAREST_SUITE if request.minimum_norm else _DEFAULT_SUITE
+    threat = grid[0] if grid else threat_of(request, data)
+    default = NEAREST_SUITE if request.minimum_norm else DEFAULT_SUITE
     budget = Budget(request.max_time, request.max_forwards)
     return Settings(
         None, "", data, threat,
@@ -195,50 +196,6 @@ def settings_for(request: Request, data: Dataset, grid: Sequence[Threat]) -> Set
     )  # fmt: skip
 
 
-def _grid(request: Request) -> tuple[Threat, ...]:
-    """Return the threat models of `--eps-grid`, the largest first; none where it was not given."""
-    if request.eps_grid is None:
-        return ()
-    if request.minimum_norm:
-        raise UsageError(
-            "--minimum-norm and --eps-grid exclude each other: the first finds a distance for "
-            "every point, and with it the robust accuracy at every eps."
-        )
-    norm, colon, _ = (request.threat or _usual_threat(request.data)).partition(":")
-    if request.threat and colon:
-        raise UsageError(
-            f"--threat {request.threat} names an eps, and --eps-grid names others: give the norm "
-            f"alone, --threat {norm}."
-        )
-    return tuple(descending(Threat.parse(f"{norm}:1"), request.eps_grid))
-
-
-def _threat(request: Request, data: Dataset) -> Threat:
-    """Return the threat model; a norm alone is bounded by the box, where distances are sought."""
-    text = request.threat or _usual_threat(request.data)
-    if not request.minimum_norm or ":" in text:
-        return Threat.parse(text)
-    norm = Threat.parse(f"{text}:1").norm
-    return Threat.whole(norm, prod(data.shape))
-
-
-def usual_threat(text: str) -> str | None:
-    """Return the threat model that is usual for a registered data set, if one is known."""
-    name = text.partition("(")[0].strip()
-    fact = datasets.entry(name).facts.get("threat") if name in datasets else None
-    return str(fact) if fact else None
-
-
-def _usual_threat(text: str) -> str:
-    threat = usual_threat(text)
-    if threat is None:
-        raise UsageError(
-            f"no threat model is usual for {text!r}: name one, such as --threat linf:8/255 "
-            "(norm, and eps in units of inputs between 0 and 1)."
-        )
-    return threat
-
-
 def _subjects(request: Request, data: Dataset) -> tuple[Subject, ...]:
     names = list(request.models) or bundled(data)
     if not names:
@@ -248,15 +205,21 @@ def _subjects(request: Request, data: Dataset) -> tuple[Subject, ...]:
         )
     if request.weights is not None and len(request.models) != 1:
         raise UsageError(f"--weights goes with exactly one MODEL, got {len(request.models)}.")
-    subjects = tuple(
+    subjects = [
         load_model(text, data=data, weights=request.weights, mean=request.mean, std=request.std)
         for text in names
-    )
+    ]
+    if request.names and len(request.names) != len(subjects):
+        raise UsageError(
+            f"--name: expected one for each of {len(subjects)} models, got {len(request.names)}."
+        )
+    for i, name in enumerate(request.names):
+        subjects[i] = subjects[i]._replace(name=name, text=subjects[i].source)
     folders = [slug(subject.name) for subject in subjects]
     for subject, folder in zip(subjects, folders, strict=True):
         if folders.count(folder) > 1:
             raise UsageError(f"{subject.name} is listed twice, or another name is too close to it.")
-    return subjects
+    return tuple(subjects)
 
 
 def _config(
@@ -266,10 +229,13 @@ def _config(
     subjects: tuple[Subject, ...],
 ) -> dict[str, Any]:
     """Describe the run: what decides its verdicts, and nothing else."""
-    sources = [source_digest(subject.name) for subject in subjects]
+    sources = [source_digest(subject.source) for subject in subjects]
     return {
         "schema": SCHEMA,
         "models": [subject.name for subject in subjects],
+        # They are part of the digests of weights too: here they are named when they change.
+        **({"mean": list(request.mean)} if request.mean else {}),
+        **({"std": list(request.std)} if request.std else {}),
         "weights": [weights_digest(subject.model)[0] for subject in subjects],
         **({"sources": sources} if any(sources) else {}),
         "data": request.data,

@@ -14,6 +14,7 @@ class Request:
     """What was asked for, as it was typed."""
 
     models: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     data: str = "bundled"
     data_root: Path | None = None
     threat: str | None = None

@@ -19,9 +19,10 @@ def refuse_other(out: Path, config: dict[str, Any], *, fresh: bool) -> None:
     before = previous(out, fresh=fresh)
     if before is None or fresh:
         return
+    same = before.get("weights") == config.get("weights")  # normalization is part of them
     for key in {**config, **before}:
         was, now = before.get(key), config.get(key)
-        if was != now:
+        if was != now and not (same and key in ("mean", "std")):
             raise UsageError(
                 f"{out} holds another evaluation: {_difference(key, was, now, config)}. "
                 "Choose another --out, or start over with --fresh."

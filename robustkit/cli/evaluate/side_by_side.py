@@ -70,7 +70,8 @@ def evaluate_all(
         Evaluation(
             subject.name,
             _OneOfSeveral(
-                plan.request, plan.settings.budget, plan.grid, plan.config, plan.out, subject.name,
+                plan.request, plan.settings.budget, plan.grid, plan.config, plan.out,
+                subject.name, subject.source,
                 weights_digest(subject.model)[0] if _is_module(subject) else None,
                 sample, look and look.to("cpu"), trusted(), evaluate,
             ),
@@ -89,6 +90,7 @@ class _OneOfSeveral:
     """One model of a plan, as a worker gets it: it opens the data and loads the model itself.
 
     Attributes:
+        source: what the model is loaded by.
         weights: digest of the model's weights, as the driver sees them; None: a function.
         sample: some of the points, as the driver sees them.
         diagnosis: what the driver found; None: the worker looks at the model itself.
@@ -100,6 +102,7 @@ class _OneOfSeveral:
     config: dict[str, Any]
     out: Path
     name: str
+    source: str
     weights: str | None
     sample: Images
     diagnosis: Diagnosis | None
@@ -120,8 +123,8 @@ class _OneOfSeveral:
         request = replace(self.request, workers=None)
         data = open_dataset(request.data, root=request.data_root, split="test")
         subject = load_model(
-            self.name, data=data, weights=request.weights, mean=request.mean, std=request.std
-        )
+            self.source, data=data, weights=request.weights, mean=request.mean, std=request.std
+        )._replace(name=self.name, text=self.source)
         settings = replace(settings_for(request, data, self.grid), budget=self.budget)
         return Plan(self.request, settings, tuple(self.grid), (subject,), self.config, self.out)
 

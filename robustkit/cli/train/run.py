@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from robustkit.cli.console import say, stderr, stdout
-from robustkit.cli.evaluate.plan import usual_threat
+from robustkit.cli.evaluate.threats import usual_threat
 from robustkit.cli.options import use_threads
 from robustkit.cli.progress import training_progress
 from robustkit.cli.train.measure import measure

@@ -1,0 +1,56 @@
+"""The threat models of a request: --threat, --eps-grid, or what is usual for the data."""
+
+from __future__ import annotations
+
+from math import prod
+
+from robustkit.cli.evaluate.request import Request
+from robustkit.core.threat import Threat
+from robustkit.data.dataset import Dataset
+from robustkit.errors import UsageError
+from robustkit.evaluation.eps_grid import descending
+from robustkit.registry import datasets
+
+
+def threats_of_grid(request: Request) -> tuple[Threat, ...]:
+    """Return the threat models of `--eps-grid`, the largest first; none where it was not given."""
+    if request.eps_grid is None:
+        return ()
+    if request.minimum_norm:
+        raise UsageError(
+            "--minimum-norm and --eps-grid exclude each other: the first finds a distance for "
+            "every point, and with it the robust accuracy at every eps."
+        )
+    norm, colon, _ = (request.threat or _usual_threat(request.data)).partition(":")
+    if request.threat and colon:
+        raise UsageError(
+            f"--threat {request.threat} names an eps, and --eps-grid names others: give the norm "
+            f"alone, --threat {norm}."
+        )
+    return tuple(descending(Threat.parse(f"{norm}:1"), request.eps_grid))
+
+
+def threat_of(request: Request, data: Dataset) -> Threat:
+    """Return the threat model; a norm alone is bounded by the box, where distances are sought."""
+    text = request.threat or _usual_threat(request.data)
+    if not request.minimum_norm or ":" in text:
+        return Threat.parse(text)
+    norm = Threat.parse(f"{text}:1").norm
+    return Threat.whole(norm, prod(data.shape))
+
+
+def usual_threat(text: str) -> str | None:
+    """Return the threat model that is usual for a registered data set, if one is known."""
+    name = text.partition("(")[0].strip()
+    fact = datasets.entry(name).facts.get("threat") if name in datasets else None
+    return str(fact) if fact else None
+
+
+def _usual_threat(text: str) -> str:
+    threat = usual_threat(text)
+    if threat is None:
+        raise UsageError(
+            f"no threat model is usual for {text!r}: name one, such as --threat linf:8/255 "
+            "(norm, and eps in units of inputs between 0 and 1)."
+        )
+    return threat
