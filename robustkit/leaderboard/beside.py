@@ -116,8 +116,7 @@ def to_rich(groups: Iterable[Sequence[Beside]]) -> Group:
         for head in heads:
             table.add_column(head, overflow="fold", no_wrap=head in _WHOLE)
         for line in lines:
-            # The heading names data and norm: a narrow terminal does without robustbench:DATA/NORM/.
-            table.add_row(*(Text(clean(str(line[head])).rpartition("/")[2]) for head in heads))
+            table.add_row(*(Text(clean(_brief(str(line[head])))) for head in heads))
         built.append(table)
     return Group(*built)
 
@@ -147,6 +146,11 @@ def _lines(groups: Iterable[Sequence[Beside]], layout: str) -> str:
 
 def _title(group: Sequence[Beside]) -> str:
     return title(*group_of(group[0]))
+
+
+def _brief(name: str) -> str:
+    """Write `robustbench:DATA/NORM/NAME` as NAME: the heading of the table says the rest."""
+    return name.rpartition("/")[2] if name.startswith("robustbench:") else name
 
 
 def _share(value: float | None) -> str:
