@@ -33,7 +33,7 @@ from robustkit.record.interval import stopped_early
 from robustkit.record.record import Record
 
 TITLE = "Robustness report"
-MANY = 100  # evaluations: of more, all but the tables is packed, and needs JavaScript
+MANY = 40  # evaluations: of more, all but the tables is packed, and needs JavaScript
 _ASSETS = resources("robustkit.leaderboard.report") / "templates"
 _SCRIPTS = ("page.js", "table.js", "compare.js", "start.js")
 

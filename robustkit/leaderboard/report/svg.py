@@ -46,7 +46,7 @@ def fitted(values: Iterable[float], start: float, end: float) -> Scale:
 
 
 def tag(name: str, *inside: str, **attributes: str | float) -> str:
-    """Write one element; `inside` is markup, attributes are text. `class_` is class."""
+    """Write one element; `inside` is markup, attributes are text or pixels. `class_` is class."""
     told = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_number(value)}"'
         for key, value in attributes.items()
@@ -104,4 +104,4 @@ def drawing(inside: str, width: int, height: int, said: str) -> str:
 
 
 def _number(value: str | float) -> str:
-    return escape(value) if isinstance(value, str) else f"{value:.2f}".rstrip("0").rstrip(".")
+    return escape(value) if isinstance(value, str) else f"{value:.1f}".rstrip("0").rstrip(".")

@@ -38,7 +38,6 @@ COLUMNS = (
            "flag.", True),
     Column("difference", "to the nearest", "Robust accuracy less that of the nearest row of the "
            "other source.", True),
-    Column("points", "points", "What became of the points, as a bar from 0 to 1."),
     Column("flags", "flags", "Reasons to distrust the row."),
     Column("suite", "suite", "The line-ups of attacks that ran."),
     Column("strongest", "strongest attack", "The attack that broke most points."),

@@ -43,7 +43,7 @@ class Line:
     """One model, or one run of it, under an id and a label of its own.
 
     Attributes:
-        id: unique in the page, and the same whatever else is in it, unless two would be alike.
+        id: unique in the page; of a run the same whatever else is in it, unless two are alike.
         label: unique in its group; of a run, among the runs of its model.
         record: of a model with several runs the lowest verdicts of those that are counted.
         runs: of a model, the run that counts most first; of a run, none.
@@ -246,7 +246,7 @@ def _labels(group: Sequence[Model]) -> list[str]:
 
 
 def _line(model: Model, label: str, name: _Ids, where: tuple[str, str, str]) -> Line:
-    own = name("model", model.row.defense, *where)
+    own = name("m")  # short: it stands at everything that belongs to the model
     told = [
         f"{clean(row.suite or 'attacks by name')}, seed {row.seed}, n = {row.n}"
         for row, _ in model.runs

@@ -73,6 +73,7 @@ async function reveal(hash) {
   for (let at = aim; at; at = at.parentElement) {
     if (at instanceof HTMLDetailsElement) at.open = true;
     if (!at.classList.contains("panel")) at.hidden = false;
+    at.classList.remove("beyond");
   }
   aim.scrollIntoView();
   (aim.querySelector("summary") ?? aim).focus({ preventScroll: true });

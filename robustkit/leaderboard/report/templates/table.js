@@ -13,30 +13,43 @@ function collect(where) {
   }
 }
 
-function value(body, column) {
-  const text = body.rows[0].cells[column].textContent.trim();
-  const number = parseFloat(text.replaceAll(",", ""));
-  return Number.isNaN(number) && text !== "–" ? text : number;
+const words = (head) => /c-(model|source|verdict|flags|suite|strongest)/.test(head.className);
+function value(row, column, text) {
+  row.values ??= [];
+  return (row.values[column] ??= text
+    ? row.body.rows[0].cells[column].textContent.trim()
+    : parseFloat(row.body.rows[0].cells[column].textContent.replaceAll(",", "")));
+}
+
+// Of many rows the first hundred are laid out: a table of a thousand takes a second.
+const page = 100;
+function limit(panel, most = panel.whole ? Infinity : page) {
+  const found = panel.rows.filter((row) => !row.body.hidden);
+  for (const row of panel.rows) row.body.classList.remove("beyond");
+  found.slice(most).forEach((row) => row.body.classList.add("beyond"));
+  if (panel.sorted) panel.querySelector(".board thead").after(...found.slice(0, most).map((row) => row.body));
+  const bars = all(panel, ".bars li:not([hidden])");
+  bars.forEach((bar, at) => bar.classList.toggle("beyond", at >= most));
+  const more = panel.querySelector(".rest");
+  more.hidden = found.length <= most;
+  more.textContent = `Show all ${found.length.toLocaleString("en")} rows`;
 }
 
 const collator = new Intl.Collator(undefined, { numeric: true });
 function sort(head) {
-  const table = head.closest("table"), column = head.cellIndex;
-  const words = /c-(model|source|verdict|flags|suite|strongest)/.test(head.className);
-  const before = head.getAttribute("aria-sort");
-  const way = before ? (before === "ascending" ? -1 : 1) : words || head.className.includes("rank") ? 1 : -1;
+  const table = head.closest("table"), panel = head.closest(".panel"), column = head.cellIndex;
+  const text = words(head), before = head.getAttribute("aria-sort");
+  const rising = before ? before !== "ascending" : text || head.classList.contains("c-rank");
   for (const other of all(table, "thead th")) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", way > 0 ? "ascending" : "descending");
-  const keys = [...table.tBodies].map((body) => ({
-    body, key: words ? body.rows[0].cells[column].textContent.trim() : value(body, column),
-  }));
-  keys.sort((a, b) => {
-    if (missing(a.key) || missing(b.key)) return missing(a.key) - missing(b.key);
-    return way * (words ? collator.compare(a.key, b.key) : a.key - b.key);
+  head.setAttribute("aria-sort", rising ? "ascending" : "descending");
+  const way = rising ? 1 : -1;
+  panel.rows.sort((one, other) => {
+    const a = value(one, column, text), b = value(other, column, text);
+    if (missing(a) || missing(b)) return missing(a) - missing(b);
+    return way * (text ? collator.compare(a, b) : a - b);
   });
-  const order = document.createDocumentFragment();
-  order.append(...keys.map(({ body }) => body));
-  table.append(order);
+  panel.sorted = true;
+  limit(panel);
 }
 
 // "trades", "black_box", "robust>0.5 certified>=0.1": words that a row has, and bounds on columns.
@@ -55,7 +68,7 @@ function fits(row, { bounds, words }) {
   row.text ??= `${row.body.textContent} ${row.body.querySelector("[title]")?.title}`.toLowerCase();
   return words.every((word) => row.text.includes(word)) && bounds.every(([name, sign, bound]) => {
     const cell = row.body.rows[0].querySelector(`.c-${CSS.escape(name)}`);
-    return cell && tests[sign](value(row.body, cell.cellIndex), bound);
+    return cell && tests[sign](value(row, cell.cellIndex, false), bound);
   });
 }
 
@@ -77,7 +90,10 @@ function narrow() {
   }
   const own = !control("source").value || control("source").value === "published";
   for (const mark of all(document, "[data-published]")) mark.toggleAttribute("hidden", !own);
-  all(document, ".panel:not([hidden])").forEach(front);
+  for (const panel of panels) {
+    limit(panel);
+    front(panel);
+  }
   tell();
 }
 
@@ -104,11 +120,20 @@ function tell() {
 
 function startTables() {
   for (const panel of panels) {
+    panel.rows = [];
     for (const body of panel.querySelector(".board").tBodies) {
       const row = { body, panel, id: body.dataset.m };
       every.push(row);
-      if (row.id) rows.set(row.id, row);
+      panel.rows.push(row);
+      if (!row.id) continue;
+      rows.set(row.id, row);
+      const pick = document.createElement("input");
+      pick.type = "checkbox";
+      pick.className = "pick";
+      pick.setAttribute("aria-label", `Compare ${body.querySelector("th a").textContent}`);
+      body.rows[0].cells[0].append(pick);
     }
+    limit(panel);
   }
   for (const name of choices) {
     const told = new Set(every.flatMap(({ body }) => (body.dataset[name] ?? "").split(", ")).filter(Boolean));
@@ -121,6 +146,11 @@ function startTables() {
   document.addEventListener("click", (event) => {
     const head = event.target.closest?.(".sort")?.parentElement;
     if (head) sort(head);
+    if (event.target.closest?.(".rest")) {
+      const panel = event.target.closest(".panel");
+      panel.whole = true;
+      limit(panel);
+    }
     const fold = event.target.closest?.(".fold");
     if (fold) fold.setAttribute("aria-expanded", fold.closest("tbody").classList.toggle("open"));
   });
