@@ -64,7 +64,7 @@ function pairs(models) {
   return found.map((pair, at) => [
     `${pair.a.label} – ${pair.b.label}`,
     ((pair.onlyA - pair.onlyB) / pair.a.letters.length).toFixed(3),
-    pair.onlyA, pair.onlyB, adjusted[at] < 0.001 ? "< 0.001" : adjusted[at].toFixed(3),
+    pair.onlyA, pair.onlyB, adjusted[at] < 1e-4 ? "< 0.0001" : adjusted[at].toFixed(4),
   ]);
 }
 

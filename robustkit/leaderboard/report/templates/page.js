@@ -76,7 +76,7 @@ async function reveal(hash) {
     at.classList.remove("beyond");
   }
   aim.scrollIntoView();
-  (aim.querySelector("summary") ?? aim).focus({ preventScroll: true });
+  (aim.querySelector(":scope > summary") ?? aim).focus({ preventScroll: true });
 }
 
 function startLinks() {
