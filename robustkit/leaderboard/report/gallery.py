@@ -51,7 +51,7 @@ class Picture(NamedTuple):
     @property
     def shown(self) -> int:
         """Width on the screen: a whole number of pixels for each of the image."""
-        width = self.images[0].shape[1]
+        width = int(self.images[0].shape[1])
         return width * max(1, SHOWN // width)
 
 

@@ -43,7 +43,7 @@ def tradeoff(group: Group, published: Sequence[Beside] = ()) -> str:
     if not crowd:
         heights += [end for row in rows for end in (row.robust_low, row.robust_high)]
     left, right, bottom, top = _FRAME
-    x = fitted([row.clean for row in [*rows, *published]], left, right)
+    x = fitted([*(row.clean for row in rows), *(row.clean for row in published)], left, right)
     y = fitted(heights, bottom, top)
     marks = [axes(x, y, ("clean accuracy", "robust accuracy")), _equal(x, y)]
     marks += [_published(row, x, y) for row in published]

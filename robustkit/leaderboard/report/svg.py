@@ -99,8 +99,8 @@ def axes(x: Scale, y: Scale, titles: tuple[str, str]) -> str:
 
 def drawing(inside: str, width: int, height: int, said: str) -> str:
     """Wrap marks as one picture; `said` is what a screen reader says of it."""
-    box = {"viewBox": f"0 0 {width} {height}", "width": width, "height": height}
-    return tag("svg", inside, **box, role="img", aria_label=said, class_="drawing")
+    box: dict[str, str | float] = {"viewBox": f"0 0 {width} {height}", "class_": "drawing"}
+    return tag("svg", inside, **box, width=width, height=height, role="img", aria_label=said)
 
 
 def _number(value: str | float) -> str:

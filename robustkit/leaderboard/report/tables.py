@@ -116,7 +116,7 @@ def tables(groups: Sequence[Group], published: Sequence[Published]) -> list[Tabl
     """Set own models and published results in one table per threat model, own tables first."""
     lines = {line.row.record: line for group in groups for line in group.lines}
     own = {group_of(group.lines[0].row): group for group in groups}
-    found = []
+    found: list[Table] = []
     rows = [line.row for line in lines.values()]
     for members in beside.tables(rows, published):
         data, norm, eps = key = group_of(members[0])
