@@ -102,14 +102,13 @@ def command(**given: Any) -> None:
     images: dict[str, Any] = {
         "data_root": asked.data_root, "data": asked.data, "pictures": asked.pictures
     }  # fmt: skip
-    beside, left_out = published.load(asked.published) if asked.published else ([], [])
-    if left_out and not silent:
-        say_left_out(left_out)
+    beside = published.load(asked.published) if asked.published else ([], [])
+    if beside[1] and not silent:
+        say_left_out(beside[1])
     with counting("page", len(records), quiet=silent) as advance:
         shown = write_page(
-            records, asked.out, title=asked.title, advance=advance, published=beside,
-            left_out=left_out, **images,
-        )  # fmt: skip
+            records, asked.out, title=asked.title, advance=advance, published=beside, **images
+        )
     drawn: list[Path] = []
     if asked.figures is not None:
         with counting("figures", None, quiet=silent) as advance:

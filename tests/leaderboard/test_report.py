@@ -396,6 +396,30 @@ class TestTheCommand:
         assert (folder / "r.html").read_text("utf-8").startswith("<!doctype html>")
         assert "no pictures of proved: There is no ledger.sqlite beside the record" in done.output
 
+    def test_published_rows_stand_in_the_table_and_what_is_left_out_is_named(
+        self, folder: Path
+    ) -> None:
+        told = {"dataset": "toys", "eps": "0.1", "clean_acc": "90", "autoattack_acc": "61"}
+        told |= {"link": "https://example.org/x", "venue": "V &amp; W", "external": "59.5"}
+        corruptions = {key: text for key, text in told.items() if key != "autoattack_acc"}
+        for place, content in (("Linf/Made2026Up", told), ("corruptions/Noise", corruptions)):
+            path = folder / "info" / "toys" / f"{place}.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps(content))
+        places = [str(folder / "runs"), "--published", str(folder / "info")]
+        done = CliRunner().invoke(main, ["report", *places, "--out", str(folder / "r.html")])
+        assert done.exit_code == 0, done.output
+        page = Page((folder / "r.html").read_text("utf-8"))
+        # Own: 3 of 5 points. Neither has a rank among the other's rows.
+        assert page.row("proved", "own")[1:4] == ["1", "proved", "own"]
+        assert page.row("Made2026Up")[1:3] == ["–", "Made2026Up"]
+        assert "-0.005 proved" in page.row("Made2026Up")
+        assert "+0.005 Made2026Up" in page.row("proved", "own")
+        (paper,) = [a for a in page.all("a") if a["href"].startswith("http")]
+        assert paper["title"].endswith("Made2026Up, V & W")
+        assert any("left out" in text and "toys/corruptions/Noise" in text
+                   for text in page.texts.values())  # fmt: skip
+
     def test_a_reason_is_given_once(self, folder: Path, make_record: Make) -> None:
         save(make_record("weak", "rb"), folder / "runs" / "weak" / "record.json")
         done = CliRunner().invoke(main, ["report", str(folder), "--out", str(folder / "r.html")])

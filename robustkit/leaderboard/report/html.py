@@ -72,8 +72,7 @@ def write_page(
     data_root: Path | None = None,
     data: str | None = None,
     pictures: int = 6,
-    published: Sequence[Published] = (),
-    left_out: Sequence[str] = (),
+    published: tuple[Sequence[Published], Sequence[str]] = ((), ()),
     advance: Callable[[str], None] = lambda _: None,
 ) -> list[Shown]:
     """Write the report of `records`, each with the path it lies at, to the HTML file `path`.
@@ -81,7 +80,7 @@ def write_page(
     Args:
         data_root, data: where the clean images of the galleries are; see `GalleryMaker`.
         pictures: broken points shown for each record.
-        published: rows to set beside the own ones, and `left_out`, what had no place among them.
+        published: rows to set beside the own ones, and what is left out (`published.load`).
         advance: hears the defense of each record when it has been laid out.
 
     Raises:
@@ -91,7 +90,7 @@ def write_page(
     environment = _environment()
     records = list(records)
     groups, maker = arrange(records), GalleryMaker(data_root, data)
-    found = tables(groups, published)
+    found = tables(groups, published[0])
     shown: list[Shown] = []
     items = {group.id: _items(group, maker, pictures, shown, advance) for group in groups}
     facts: dict[str, Any] = {"columns": COLUMNS, "items": items}
@@ -115,7 +114,7 @@ def write_page(
         tables=found,
         many=many,
         curves=_curves(groups),
-        left_out=[clean(name) for name in left_out],
+        left_out=[clean(name) for name in published[1]],
         glossary=[*WORDS, *(entry for entry in FLAG_GLOSSARY if entry[0] in flags)],
         downloads=downloads,
         packed=packed,
