@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import click
 from robustkit.cli import options
 from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.program import debug
-from robustkit.core.text import shown_json
+from robustkit.core.text import clean, shown_json
 
 _FORMATS = ("table", "csv", "markdown", "latex", "json")
 
@@ -20,13 +22,7 @@ _FORMATS = ("table", "csv", "markdown", "latex", "json")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--format", "layout", type=click.Choice(_FORMATS), default="table", show_default=True)
 @click.option("--output", type=options.OUTPUT, metavar="FILE", help="Write there instead.")
-@click.option(
-    "--published",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE|DIR",
-    help="Results that others published: model_info of RobustBench. In tables of their own.",
-)
+@options.published
 @debug
 def command(
     paths: tuple[Path, ...], layout: str, output: Path | None, published: tuple[Path, ...]
@@ -54,33 +50,37 @@ def command(
 def _with_published(
     paths: tuple[Path, ...], layout: str, output: Path | None, places: tuple[Path, ...]
 ) -> None:
-    """Write measured rows, where there are any, and published ones, never in one table."""
+    """Write measured rows, where there are any, and published ones: a table per threat model."""
     from robustkit.core import files
-    from robustkit.errors import UsageError
-    from robustkit.leaderboard import formats, published, rows
+    from robustkit.leaderboard import beside, formats, published, rows
 
-    if paths and layout == "csv":
-        raise UsageError(
-            "a CSV holds one table: give records or --published, not both, or another --format."
-        )
     found, left_out = published.load(places)
-    frame = rows.table(rows.load_records(paths)) if paths else None
+    own = list(chain.from_iterable(rows.ranked(rows.load_records(paths)))) if paths else []
     if left_out:
-        say(stderr(), "note", f"{left_out} files tell no robust accuracy: left out", "yellow")
+        say_left_out(left_out)
+    groups = beside.tables((line for line, _ in own), found)
     if layout == "json":
-        whole = json.loads(formats.to_json(frame)) if frame is not None else {}
+        frame = rows.frame([line for line, _ in own])
+        whole = json.loads(formats.to_json(frame)) if own else {}
         whole |= {"published_schema": published.SCHEMA, "published": published.to_json(found)}
-        text = shown_json(whole)
+        text = shown_json(whole | {"beside": beside.to_json(groups)})
     elif layout == "table":
-        text = _plain(published.to_rich(found))
-        text = text if frame is None else f"{_table(frame)}\n{text}"
+        text = _plain(beside.to_rich(groups))
+    elif layout == "csv" and not own:
+        text = published.to_csv(found)
     else:
-        text = getattr(published, f"to_{layout}")(found)
-        text = text if frame is None else getattr(formats, f"to_{layout}")(frame) + "\n" + text
+        text = getattr(beside, f"to_{layout}")(groups)
     if output is None:
         result(text)
     else:
         files.write(text.encode(), output)
+
+
+def say_left_out(names: Sequence[str]) -> None:
+    """Name the published results that have no place in a table."""
+    listed = clean(", ".join(names))
+    told = f"left out, as they tell no robust accuracy under a norm ({len(names)}): {listed}"
+    say(stderr(), "note", told, "yellow")
 
 
 def _table(frame: Any) -> str:

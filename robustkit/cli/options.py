@@ -115,6 +115,13 @@ max_forwards = click.option(
     "earlier lives of the run included.",
 )  # fmt: skip
 quiet = click.option("--quiet", is_flag=True, help="Only errors (and --json).")
+published = click.option(
+    "--published",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="Results that others published, beside the own: model_info of RobustBench.",
+)
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else."
 )

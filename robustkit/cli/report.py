@@ -11,6 +11,7 @@ import click
 
 from robustkit.cli import options
 from robustkit.cli.console import result, stdout
+from robustkit.cli.leaderboard import say_left_out
 from robustkit.cli.program import debug
 from robustkit.cli.supervisor import Supervised
 from robustkit.core.files import is_stream
@@ -34,6 +35,7 @@ class ReportRequest:
     pictures: int
     data: str | None
     data_root: Path | None
+    published: tuple[Path, ...]
     as_json: bool
     quiet: bool
 
@@ -75,6 +77,7 @@ class ReportRequest:
     help="Clean images, instead of the data set that the records name.",
 )
 @options.data_root
+@options.published
 @options.as_json
 @options.quiet
 @debug
@@ -85,6 +88,7 @@ def command(**given: Any) -> None:
     the ledger.sqlite that `robustkit evaluate` leaves beside each record, and the clean images.
     """
     from robustkit.cli.progress import counting
+    from robustkit.leaderboard import published
     from robustkit.leaderboard.report.figures import write_figures
     from robustkit.leaderboard.report.html import write_page
     from robustkit.leaderboard.rows import load_records
@@ -98,8 +102,13 @@ def command(**given: Any) -> None:
     images: dict[str, Any] = {
         "data_root": asked.data_root, "data": asked.data, "pictures": asked.pictures
     }  # fmt: skip
+    beside = published.load(asked.published) if asked.published else ([], [])
+    if beside[1] and not silent:
+        say_left_out(beside[1])
     with counting("page", len(records), quiet=silent) as advance:
-        shown = write_page(records, asked.out, title=asked.title, advance=advance, **images)
+        shown = write_page(
+            records, asked.out, title=asked.title, advance=advance, published=beside, **images
+        )
     drawn: list[Path] = []
     if asked.figures is not None:
         with counting("figures", None, quiet=silent) as advance:

@@ -11,7 +11,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import quote
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -63,6 +64,23 @@ _CONTRACT = (
 _Cells: TypeAlias = Mapping[str, Any]
 
 
+class Link(NamedTuple):
+    """A cell that leads to an address on the web."""
+
+    text: str
+    address: str
+
+    @property
+    def safe(self) -> str:
+        """The address so that no markup ends it; "" unless it is one of http or https."""
+        return quote(self.address, safe=_ADDRESS) if _WEB.fullmatch(self.address) else ""
+
+
+Cell: TypeAlias = str | Link
+_WEB = re.compile(r"https?://[^\s/]+\S*")
+_ADDRESS = ":/?#@!$&'*+,;=%~"  # what an address is made of, without brackets and backslashes
+
+
 def to_csv(frame: pd.DataFrame) -> str:
     """Write every column; accuracies with four digits, eps with six, lines ending in LF."""
     file = io.StringIO()
@@ -106,20 +124,20 @@ def to_rich(frame: pd.DataFrame) -> Group:
     return Group(*(_Terminal(title, rows) for title, rows in _tables(frame)))
 
 
-def to_lines(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], layout: str) -> str:
-    """Write a table of texts, under headings, as `markdown` or `latex`."""
+def to_lines(title: str, heads: Sequence[str], rows: Iterable[Sequence[Cell]], layout: str) -> str:
+    """Write a table of texts and links, under headings, as `markdown` or `latex`."""
     write = {"markdown": _markdown_table, "latex": _latex_table}[layout]
     return write(title, dict.fromkeys(heads, "l"), rows)
 
 
-def _markdown_table(title: str, heads: Mapping[str, str], rows: Iterable[Sequence[str]]) -> str:
+def _markdown_table(title: str, heads: Mapping[str, str], rows: Iterable[Sequence[Cell]]) -> str:
     """Write a table under headings, each with its alignment, l or r."""
     marks = ["---" if side == "l" else "---:" for side in heads.values()]
     lines = [f"**{markdown_text(title)}**", "", piped(heads), piped(marks)]
-    return "\n".join([*lines, *(piped(map(markdown_text, cells)) for cells in rows)]) + "\n"
+    return "\n".join([*lines, *(piped(map(_markdown_cell, cells)) for cells in rows)]) + "\n"
 
 
-def _latex_table(title: str, heads: Mapping[str, str], rows: Iterable[Sequence[str]]) -> str:
+def _latex_table(title: str, heads: Mapping[str, str], rows: Iterable[Sequence[Cell]]) -> str:
     lines = [f"% {_latex(title)}", rf"\begin{{tabular}}{{{''.join(heads.values())}}}", r"\toprule"]
     lines += [_aligned(heads), r"\midrule", *map(_aligned, rows)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
@@ -237,8 +255,22 @@ def markdown_text(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def _markdown_cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return markdown_text(cell)
+    text = markdown_text(cell.text)
+    return f"[{text}]({cell.safe})" if cell.safe else text
+
+
 def _latex(text: str) -> str:
     return clean(text).translate(_LATEX)
+
+
+def _latex_cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return _latex(cell)
+    address = re.sub(r"([%#&])", r"\\\1", cell.safe)
+    return rf"\href{{{address}}}{{{_latex(cell.text)}}}" if address else _latex(cell.text)
 
 
 def piped(cells: Iterable[str]) -> str:
@@ -246,5 +278,5 @@ def piped(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _aligned(cells: Iterable[str]) -> str:
-    return " & ".join(map(_latex, cells)) + r" \\"
+def _aligned(cells: Iterable[Cell]) -> str:
+    return " & ".join(map(_latex_cell, cells)) + r" \\"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Protocol
+
+_ROUNDING = 5e-6  # relative: eps in float32 (6e-8), or written with six digits (at most 5e-6)
 
 
 class Ranked(Protocol):
@@ -17,10 +20,29 @@ class Ranked(Protocol):
 
 
 def group_of(row: Ranked) -> tuple[str, str, float]:
-    """Return data set, norm and eps to six digits: 8/255 and 0.0313725 are one."""
-    return row.data, row.norm, float(f"{row.eps:.6g}")
+    """Return data set, norm and eps; eps that differ by rounding alone are one.
+
+    8/255, its float32 0.03137255 and 0.0313725 are: each is the fraction of a denominator up to
+    1000 that lies within 5e-6 of it. Where there is none, eps counts to six digits.
+    """
+    simple = float(Fraction(row.eps).limit_denominator(1000))
+    near = abs(simple - row.eps) <= _ROUNDING * row.eps
+    return row.data, row.norm, simple if near else float(f"{row.eps:.6g}")
+
+
+def shown_eps(eps: float) -> str:
+    """Write eps as people do: with few digits where they do, as a fraction of 255, else with six.
+
+    >>> shown_eps(8 / 255), shown_eps(0.3), shown_eps(0.031372551), shown_eps(0.123456)
+    ('8/255', '0.3', '8/255', '0.123456')
+    """
+    levels = round(255 * eps)
+    for text, value in ((f"{eps:.3g}", float(f"{eps:.3g}")), (f"{levels}/255", levels / 255)):
+        if abs(value - eps) <= _ROUNDING * eps:
+            return text
+    return f"{eps:.6g}"
 
 
 def title(data: str, norm: str, eps: float) -> str:
     """Name the rows of one group."""
-    return f"{data}, {norm}, eps = {eps:.6g}"
+    return f"{data}, {norm}, eps = {shown_eps(eps)}"

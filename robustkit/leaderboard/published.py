@@ -1,8 +1,8 @@
 """Results that others have published: RobustBench's `model_info` files as rows of their own.
 
 They were not measured here and have no verdicts per point, so that nothing can be computed from
-them: they are ranked among themselves, labeled `published` with their source, and never share
-a table with measured rows.
+them: they are ranked among themselves and labeled `published` with their source. beside.py sets
+them beside measured rows.
 
 A file is `DATASET/THREAT/NAME.json`; its fields are strings of percentages (`clean_acc`,
 `autoattack_acc`, `external`) and `eps` ("8/255"). `external` is a stronger, adaptive result, where
@@ -12,26 +12,22 @@ one is known: the best known robust accuracy.
 from __future__ import annotations
 
 import csv
+import html
 import io
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
 from robustkit.core import json_files
 from robustkit.core.text import number, spreadsheet
 from robustkit.errors import UsageError
-from robustkit.leaderboard.formats import to_lines
-from robustkit.leaderboard.grouping import group_of, title
+from robustkit.leaderboard.grouping import group_of
 
 SCHEMA = "robustkit/published/1"
 _NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
-_HEADS = ("rank", "model", "clean", "AutoAttack", "best known", "architecture", "venue", "source")
+_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 class Published(NamedTuple):
@@ -65,21 +61,24 @@ class Published(NamedTuple):
     file: str
 
 
-def load(paths: Iterable[Path | str]) -> tuple[list[Published], int]:
+def load(paths: Iterable[Path | str]) -> tuple[list[Published], list[str]]:
     """Read files, and folders with everything in them.
 
     Returns:
-        The rows, ranked within data, norm and eps by best known robust accuracy, and the number of
-        files left out because they tell no robust accuracy (common corruptions).
+        The rows, ranked within data, norm and eps by best known robust accuracy, and the names
+        (DATASET/THREAT/NAME) of what is left out because it tells no robust accuracy (common
+        corruptions).
 
     Raises:
         UsageError: for a file that is not of this kind, and when there is no result at all.
     """
-    found, left_out = [], 0
+    found: list[Published] = []
+    left_out: list[str] = []
     for file in _files([Path(path) for path in paths]):
-        row = _read(file)
-        found += [row] if row is not None else []
-        left_out += row is None
+        if (row := _read(file)) is not None:
+            found.append(row)
+        else:
+            left_out.append("/".join(file.with_suffix("").parts[-3:]))
     if not found:
         raise UsageError(
             "expected model_info files of RobustBench (DATASET/THREAT/NAME.json with "
@@ -107,55 +106,6 @@ def to_csv(rows: Sequence[Published]) -> str:
 def to_json(rows: Sequence[Published]) -> list[dict[str, Any]]:
     """Return the rows as JSON values."""
     return [row._asdict() for row in rows]
-
-
-def to_markdown(rows: Sequence[Published]) -> str:
-    """Write one table per data set, norm and eps."""
-    return "\n".join(
-        to_lines(heading, _HEADS, cells, "markdown") for heading, cells in _tables(rows)
-    )
-
-
-def to_latex(rows: Sequence[Published]) -> str:
-    r"""Write one `tabular` per data set, norm and eps; needs `\usepackage{booktabs}`."""
-    return "\n".join(to_lines(heading, _HEADS, cells, "latex") for heading, cells in _tables(rows))
-
-
-def to_rich(rows: Sequence[Published]) -> Group:
-    """Build one table per data set, norm and eps for a terminal."""
-    tables = []
-    for heading, cells in _tables(rows):
-        table = Table(title=Text(heading), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for head in _HEADS:
-            table.add_column(head, overflow="fold", no_wrap=head in ("rank", "clean", "AutoAttack"))
-        for line in cells:
-            table.add_row(*map(Text, line))
-        tables.append(table)
-    return Group(*tables)
-
-
-def _tables(rows: Sequence[Published]) -> list[tuple[str, list[list[str]]]]:
-    return [
-        (
-            f"published, not measured here: {title(*group)}",
-            [_cells(row) for row in members],
-        )
-        for group, members in groupby(rows, key=group_of)
-    ]
-
-
-def _cells(row: Published) -> list[str]:
-    doubt = " (unreliable)" * row.unreliable
-    return [
-        str(row.rank),
-        row.model,
-        f"{row.clean:.4f}",
-        f"{row.autoattack:.4f}{doubt}",
-        f"{row.best_known:.4f}",
-        row.architecture,
-        row.venue,
-        row.source,
-    ]
 
 
 def _files(places: Sequence[Path]) -> list[Path]:
@@ -201,12 +151,17 @@ def _read(path: Path) -> Published | None:
         unreliable=told.get("unreliable") is True,
         extra_data=told.get("additional_data") is True,
         architecture=str(told.get("architecture") or ""),
-        venue=str(told.get("venue") or ""),
-        title=str(told.get("name") or ""),
+        venue=_plain(told.get("venue")),
+        title=_plain(told.get("name")),
         source=str(told.get("link") or ""),
-        footnote=str(told.get("footnote") or ""),
+        footnote=_plain(told.get("footnote")),
         file=str(path),
     )
+
+
+def _plain(value: Any) -> str:
+    """Read a text that was written for a web page: no tags, and `&amp;` is an ampersand."""
+    return html.unescape(_TAG.sub("", str(value or ""))).strip()
 
 
 def _share(path: Path, told: dict[str, Any], key: str) -> float | None:

@@ -5,7 +5,7 @@ A row is ranked only against rows of the same data, norm and eps. A tie is shown
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +115,7 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
 def table(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
     """Make a table of records and the paths they lie at; the columns are those of `Row`.
 
-    Rows of one data set, norm and eps (to six digits) form one table and are ranked together:
+    Rows of one data set, norm and eps (but for rounding) form one table and are ranked together:
     robust accuracy falling, then clean accuracy falling, then defense; the ranks are those of
     `robustkit.core.stats.ranks.rank_ranges`. The order of `records` does not matter.
     """
@@ -133,15 +133,19 @@ def ranked(records: Iterable[tuple[Path | str, Record]]) -> list[list[tuple[Row,
     groups = []
     for _, members in groupby(items, key=lambda item: group_of(item[0])):
         group = list(members)
-        ranges = stats.rank_ranges(
-            [stats.Outcomes(record.data.digest, record.outcomes) for _, record in group]
-        )
-        ranks = [str(best) if best == worst else f"{best}-{worst}" for best, worst in ranges]
+        ranks = ranges([record for _, record in group])
         groups.append(
             [(line._replace(rank=rank), record)
              for (line, record), rank in zip(group, ranks, strict=True)]
         )  # fmt: skip
     return groups
+
+
+def ranges(records: Sequence[Record]) -> list[str]:
+    """Return the rank of each of the records of one group: "2", or "1-3" where it is a tie."""
+    outcomes = [stats.Outcomes(record.data.digest, record.outcomes) for record in records]
+    found = stats.rank_ranges(outcomes)
+    return [str(best) if best == worst else f"{best}-{worst}" for best, worst in found]
 
 
 def load_records(paths: Iterable[Path | str], *, inputs: bool = False) -> list[tuple[Path, Record]]:

@@ -87,6 +87,7 @@ class TestEvaluate:
         assert result.exit_code == 0, result.stderr
         assert "models.py:net" in result.stdout
         assert "CSV: out/leaderboard.csv" in result.stdout
+        assert result.stdout.splitlines()[-1].startswith("  robustkit report out ")
         assert "of 12 robust" in result.stderr
         assert "of 12 robust" not in result.stdout
         assert (room / "out" / "leaderboard.csv").read_text().startswith("rank,")

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from robustkit import Record
 from robustkit.cli.program import program as main
 from robustkit.errors import UsageError
-from robustkit.leaderboard import published
+from robustkit.leaderboard import beside, published
+from robustkit.leaderboard.formats import Link, to_lines
+from robustkit.leaderboard.rows import row
+from robustkit.record.record import save
+from robustkit.record.schema import DataInfo
 
 MADE_UP = {
     "link": "https://example.org/made-up",
@@ -55,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 def test_rows_are_fractions_ranked_by_the_best_known_result(folder: Path) -> None:
     rows, left_out = published.load([folder])
     told = {row.model.rpartition("/")[2]: row for row in rows}
-    assert left_out == 1
+    assert left_out == ["cifar10/corruptions/MadeUp2026E"]
     assert [row.model for row in rows] == [
         "robustbench:cifar10/L2/MadeUp2026D",
         "robustbench:cifar10/Linf/MadeUp2026A",
@@ -123,18 +130,30 @@ class TestCommand:
         rows = list(csv.DictReader(result.stdout.splitlines()))
         assert {row["label"] for row in rows} == {"published"}
         assert rows[0]["footnote"] == "'=cmd()"
-        assert "1 files tell no robust accuracy" in result.stderr
+        assert "under a norm (1): cifar10/corruptions/MadeUp2026E" in result.stderr.replace(
+            "\n", " "
+        )
 
-    @pytest.mark.parametrize("layout", ["table", "markdown", "latex"])
-    def test_measured_and_published_rows_stand_in_tables_of_their_own(
-        self, layout: str, folder: Path
+    @pytest.mark.parametrize("layout", ["table", "csv", "markdown", "latex"])
+    def test_measured_and_published_rows_stand_in_one_table_per_threat_model(
+        self, layout: str, folder: Path, tmp_path: Path, make_record: Callable[..., Record]
     ) -> None:
-        result = ask(self.RECORDS, "--published", str(folder), "--format", layout)
-        assert result.exit_code == 0, result.stderr
-        measured, _, rest = result.stdout.partition("published, not measured here")
-        assert "trades" in measured
-        assert "MadeUp2026A" not in measured.replace("\n", "")
-        assert "trades" not in rest
+        given = {"name": "cifar10", "digest": "d", "n": 10, "total": 10, "classes": 3}
+        data = DataInfo(**given, shape=[3, 2, 2])
+        rounded = float(np.float32(8 / 255))  # not 8/255, and with six digits not its six
+        own = make_record("mine", "rrrrrrbbbm", data=data, eps=rounded)
+        save(own, tmp_path / "runs" / "record.json")
+        found = ask(
+            str(tmp_path / "runs"), "--published", str(folder / "cifar10"), "--format", layout
+        )
+        assert found.exit_code == 0, found.stderr
+        lines = found.stdout.splitlines()
+        (mine,) = [at for at, line in enumerate(lines) if "mine" in line and "own" in line]
+        # 0.6025 of A and C, 0.600 of mine, 0.555 of B: sorted together.
+        others = [at for at, line in enumerate(lines) if "published" in line]
+        assert min(others) < mine < max(others)
+        assert "-0.0025" in lines[mine]
+        assert found.stdout.count("eps = 8/255") == (layout != "csv")
 
     def test_json_keeps_them_apart(self, folder: Path) -> None:
         answer = json.loads(
@@ -143,12 +162,8 @@ class TestCommand:
         assert len(answer["rows"]) == len(list(Path(self.RECORDS).glob("*.json")))
         assert all("label" not in row for row in answer["rows"])
         assert len(answer["published"]) == 4
+        assert {row["source"] for row in answer["beside"]} == {"own", "published"}
         assert answer["published_schema"] == "robustkit/published/1"
-
-    def test_one_csv_cannot_hold_both(self, folder: Path) -> None:
-        result = ask(self.RECORDS, "--published", str(folder), "--format", "csv")
-        assert result.exit_code == 2
-        assert "a CSV holds one table" in result.stderr
 
     def test_something_must_be_named(self) -> None:
         assert ask().exit_code == 2
@@ -162,3 +177,40 @@ def test_no_cell_of_what_others_published_is_a_formula(footnote: str, tmp_path: 
     (row,) = csv.DictReader(published.to_csv(published.load([path])[0]).splitlines())
     assert row["footnote"].startswith("'")
     assert row["footnote"].isprintable()
+
+
+def test_links_lead_somewhere_and_venues_are_text() -> None:
+    address = "https://example.org/a_b?x=(1)&y=[2]|<3>"
+    cells = ["A & B*", Link("Made_Up *Conf* | 2026", address), Link("x", "javascript:alert(1)")]
+    text = to_lines("t", ["a", "b", "c"], [cells], "markdown")
+    assert text.splitlines()[-1] == (
+        r"| A &amp; B\* | [Made_Up \*Conf\* \| 2026]"
+        "(https://example.org/a_b?x=%281%29&y=%5B2%5D%7C%3C3%3E) | x |"
+    )
+    latex = to_lines("t", ["a", "b", "c"], [cells], "latex")
+    assert r"\href{https://example.org/a_b?x=\%281\%29\&y=\%5B2\%5D\%7C\%3C3\%3E}{Made\_Up" in latex
+
+
+def test_what_was_written_for_a_web_page_is_read_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "Linf" / "MadeUp.json"
+    path.parent.mkdir()
+    told = {"venue": "Vision &amp; Made-Up, <i>2026</i>", "name": "It&#39;s 1 < 2"}
+    path.write_text(json.dumps(MADE_UP | told))
+    (row,), _ = published.load([path])
+    assert (row.venue, row.title) == ("Vision & Made-Up, 2026", "It's 1 < 2")
+    assert "Vision &amp; Made-Up, 2026" in beside.to_markdown(beside.tables([], [row]))
+
+
+def test_the_nearest_is_of_the_other_source_and_ranks_stay_apart(
+    folder: Path, make_record: Callable[..., Record]
+) -> None:
+    data = DataInfo(name="cifar10", digest="d", n=10, total=10, classes=3, shape=[3, 2, 2])
+    made = [make_record("a", "rrrrrrbbbm", data=data), make_record("b", "rrrrrbbbbm", data=data)]
+    own = [row(record, "x")._replace(eps=8 / 255) for record in made]
+    (l2, linf) = beside.tables(own, published.load([folder])[0])
+    assert [line.nearest for line in l2] == [None]
+    told = [(line.model.rpartition("/")[2], line.rank, line.difference) for line in linf]
+    assert told == [
+        ("MadeUp2026A", "1", 0.0025), ("MadeUp2026C", "1", 0.0025), ("a", "1", -0.0025),
+        ("MadeUp2026B", "3", -0.045), ("b", "1", -0.055),
+    ]  # fmt: skip

@@ -18,7 +18,7 @@ from torch import nn
 from robustkit import Record, Threat, adversarial_inputs, evaluate, open_dataset
 from robustkit.data.dataset import Dataset
 from robustkit.leaderboard.report.gallery import GalleryMaker
-from robustkit.leaderboard.report.images import LARGEST, data_uri, magnified, pixels
+from robustkit.leaderboard.report.images import LARGEST, data_uri, fitted, magnified, pixels
 from robustkit.record.record import load
 
 
@@ -175,5 +175,12 @@ class TestImages:
 
         image = np.arange(12, dtype=np.uint8).reshape(3, 4)
         assert np.array_equal(np.asarray(opened(image)), image)
-        large = np.zeros((2 * LARGEST, LARGEST, 3), dtype=np.uint8)
-        assert opened(large).size == (LARGEST // 2, LARGEST)
+        assert fitted(np.zeros((3, 2 * LARGEST, LARGEST))).shape == (3, LARGEST, LARGEST // 2)
+
+    def test_the_magnification_told_is_that_of_the_image_as_it_is_shown(self) -> None:
+        before = np.full((1, 2 * LARGEST, 2 * LARGEST), 0.5)
+        after = before.copy()
+        after[0, 0, 0] += 0.2  # one pixel of the four that are shown as one
+        change, factor = magnified(fitted(before), fitted(after))
+        assert factor == pytest.approx(10)  # by which 0.2 / 4 reaches white
+        assert pixels(change).max() == 255

@@ -245,7 +245,7 @@ def test_the_terminal_table_fits_100_columns_and_keeps_numbers_whole() -> None:
     wide = a_record(name, 800, 150, 50, proved=200, flags=flags, forwards=1200 * 12_345)
     lines = shown(table([("r", wide), ("s", a_record("ibp", 1000, 200, 0))])).splitlines()
     assert max(map(len, lines)) <= 100
-    assert lines[0].strip() == "fashion_mnist, linf, eps = 0.0313725, n = 1200"
+    assert lines[0].strip() == "fashion_mnist, linf, eps = 8/255, n = 1200"
     whole = next(line for line in lines if "[0." in line and "12,345" in line)
     for number in ("0.958", "0.833 [0.811, 0.854]", "0.167"):
         assert number in whole

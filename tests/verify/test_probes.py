@@ -17,7 +17,7 @@ from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.review import review
-from robustkit.leaderboard.report.glossary import GLOSSARY
+from robustkit.leaderboard.report.glossary import FLAG_GLOSSARY
 from robustkit.models.load import bundled as shipped
 from robustkit.models.load import load_model
 from robustkit.record.schema import Stage
@@ -429,7 +429,7 @@ class TestTheCatalog:
         assert not worse("reliable", "reliable")
 
     def test_is_in_the_glossary(self) -> None:
-        told = dict(GLOSSARY)
+        told = dict(FLAG_GLOSSARY)
         for name, kind in FLAGS.items():
             assert kind.raised in told[name]
             assert kind.remedy in told[name]

@@ -242,9 +242,12 @@ def _remarks(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
 
 
 def _next_steps(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
-    """Say what follows the first look at the bundled models; who names models knows."""
+    """Say what follows: the page of the evidence, and more after a first look at bundled models."""
     request = plan.request
+    install = "" if find_spec("jinja2") else f" ({install_command('report')})"
+    page = f"  robustkit report {shlex.quote(str(plan.out))}    # the evidence as a page{install}"
     if request.models or request.minimum_norm or plan.grid:
+        yield from ("Next:", page)
         return
     best = shlex.quote(str(frame["defense"].iloc[0]))
     asked = {"--data": request.data if request.data != Request.data else None,
@@ -252,6 +255,5 @@ def _next_steps(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
     given = "".join(f" {key} {shlex.quote(text)}" for key, text in asked.items() if text)
     yield "Next:"
     yield f"  robustkit evaluate {best}{given} --suite fast    # a number to defend"
-    install = "" if find_spec("itables") else f" ({install_command('report')})"
-    yield f"  robustkit report {shlex.quote(str(plan.out))}    # the evidence as a page{install}"
+    yield page
     yield "  robustkit evaluate path/to/model.py:make --data npz:points.npz --threat linf:8/255"

@@ -20,8 +20,6 @@ from robustkit.leaderboard.report.plots import (
     CYCLE,
     GRAY,
     GREEN,
-    ORANGE,
-    PURPLE,
     SKY,
     VERMILLION,
 )
@@ -29,6 +27,7 @@ from robustkit.leaderboard.report.style import COLUMN, FORMATS, canvas, save, st
 from robustkit.leaderboard.report.view import Group, Line, arrange, curves
 from robustkit.record.record import Record
 
+_CROWD = 12  # models that are all named in a scatter plot; of more, those on the front
 _HATCHES = ("//", "xx", "--", "..", "\\\\", "++", "||", "oo")
 
 
@@ -87,7 +86,8 @@ def _figures(groups: Sequence[Group], maker: GalleryMaker, limit: int) -> Iterat
         for line in group.lines:
             own = _file(f"{name}-{line.label}", used)
             yield f"classes-{own}", _classes(line)
-            found = maker.gallery(line.record, line.row.record, limit).pictures
+            run = line.runs[0]  # the ledger that holds the inputs is that of a run
+            found = maker.gallery(run.record, run.row.record, limit).pictures
             if found:
                 yield f"gallery-{own}", _gallery(found)
     found_curves = curves(groups)
@@ -139,7 +139,7 @@ def _tradeoff(group: Group) -> Any:
             [row.clean for row in proved], [row.certified for row in proved], "^", color=VERMILLION,
             markerfacecolor="none", markersize=6, label="certified",
         )  # fmt: skip
-    named = front if len(group.lines) > plots.CROWD else group.lines
+    named = front if len(group.lines) > _CROWD else group.lines
     for line, height in plots.spread(named, 0.075):
         axes.annotate(
             short(line.label, 28), xy=(line.row.clean, line.row.robust),
@@ -156,7 +156,6 @@ def _tradeoff(group: Group) -> Any:
 
 def _outcomes(group: Group) -> Any:
     attacks = plots.attacks_of(group.lines)
-    colors = (VERMILLION, ORANGE, PURPLE)
     parts = [
         ("certified", BLUE, "", [line.row.certified or 0.0 for line in group.lines]),
         (
@@ -169,7 +168,7 @@ def _outcomes(group: Group) -> Any:
     for number, names in enumerate(attacks):
         broken = [plots.broken_by(line, names) for line in group.lines]
         hatch = _HATCHES[number % len(_HATCHES)]
-        parts.append((plots.title(names), colors[number % len(colors)], hatch, broken))
+        parts.append((plots.title(names), VERMILLION, hatch, broken))
     parts.append(("misclassified", GRAY, "", [1 - line.row.clean for line in group.lines]))
     figure, axes = _stack(group, parts)
     axes.set(xlim=(0, 1), xlabel="share of the points")

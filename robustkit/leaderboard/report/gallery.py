@@ -7,6 +7,7 @@ both are shown only if they are provably those of the record.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from robustkit.core.text import clean
 from robustkit.errors import RobustkitError
-from robustkit.leaderboard.report.images import Pixels, magnified, pixels
+from robustkit.leaderboard.report.images import SHOWN, Pixels, fitted, magnified, pixels
 from robustkit.leaderboard.report.view import class_name
 from robustkit.record.ledger_reader import open_readonly
 from robustkit.record.ledger_schema import BrokenPoint
@@ -36,9 +37,22 @@ class Picture(NamedTuple):
     attack: str
     distance: float
     factor: float
-    """How many times the perturbation is magnified, around gray."""
+    """How many times the perturbation is magnified, around gray, in the image as it is shown."""
     images: tuple[Pixels, Pixels, Pixels]
     """Clean, adversarial, perturbation."""
+    size: tuple[int, int] = (0, 0)
+    """Height and width of the input in pixels; the images may be shrunk."""
+
+    @property
+    def zoom(self) -> float:
+        """How many pixels of the screen a pixel of the input takes along each side."""
+        return self.shown / self.size[1]
+
+    @property
+    def shown(self) -> int:
+        """Width on the screen: a whole number of pixels for each of the image."""
+        width = int(self.images[0].shape[1])
+        return width * max(1, SHOWN // width)
 
 
 class Gallery(NamedTuple):
@@ -61,8 +75,15 @@ class GalleryMaker:
         self._open: dict[str, Dataset | str] = {}
         self._same: dict[tuple[str, str], bool] = {}
 
-    def gallery(self, record: Record, path: Path | str, limit: int) -> Gallery:
-        """Show up to `limit` broken points, chosen evenly over the classes."""
+    def gallery(
+        self, record: Record, path: Path | str, limit: int, often: Mapping[int, int] | None = None
+    ) -> Gallery:
+        """Show up to `limit` broken points, chosen evenly over the classes.
+
+        Args:
+            often: how many models each point is broken of; within a class those of many come first,
+                so that the galleries of several models show the same points.
+        """
         if limit < 1:
             return Gallery([], "No pictures were asked for.")
         if not any(status == "broken" for status in record.points.status):
@@ -76,7 +97,7 @@ class GalleryMaker:
         data = self._dataset(record)
         if isinstance(data, str):
             return Gallery([], data)
-        chosen = _choose(record, limit)
+        chosen = _choose(record, limit, often or {})
         found = _found(record, ledger, chosen)
         if isinstance(found, str):
             return Gallery([], found)
@@ -131,11 +152,12 @@ class GalleryMaker:
         return self._same[key]
 
 
-def _choose(record: Record, limit: int) -> list[int]:
-    """Take broken points class by class, each class in the order of the data set."""
+def _choose(record: Record, limit: int, often: Mapping[int, int]) -> list[int]:
+    """Take broken points class by class, each class by `often`, then as in the data set."""
     of_class: dict[int, list[int]] = defaultdict(list)
     columns = record.points.index, record.points.label, record.points.status
-    for index, label, status in sorted(zip(*columns, strict=True)):
+    rows = sorted(zip(*columns, strict=True), key=lambda row: (-often.get(row[0], 0), row[0]))
+    for index, label, status in rows:
         if status == "broken":
             of_class[label].append(index)
     turns = zip_longest(*(of_class[label] for label in sorted(of_class)))
@@ -166,6 +188,9 @@ def _picture(
     record: Record, before: NDArray[Any], broken: BrokenPoint, after: NDArray[Any]
 ) -> Picture:
     row = record.points.index.index(broken.point)
+    size = before.shape[1], before.shape[2]
+    # Shrinking averages a change away: what is magnified, by how much, is what is shown.
+    before, after = fitted(before), fitted(after)
     change, factor = magnified(before, after)
     return Picture(
         point=broken.point,
@@ -175,4 +200,5 @@ def _picture(
         distance=broken.distance,
         factor=factor,
         images=(pixels(before), pixels(after), pixels(change)),
+        size=size,
     )

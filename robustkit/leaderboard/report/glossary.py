@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robustkit.verify.flags import FLAGS
 
-GLOSSARY = (
+WORDS = (
     (
         "certified, robust, clean",
         "Shares of all n points. Certified points are proved robust: a lower bound, whatever the "
@@ -21,8 +21,8 @@ GLOSSARY = (
     ),
     (
         "rank",
-        "Place among rows of the same data, norm and eps. A range such as 1-2 is a tie: exact "
-        "paired tests with Holm's correction do not tell the rows apart at the 5% level.",
+        "Place among the models of one data set, norm and eps. A range such as 1-2 is a tie: exact "
+        "paired tests with Holm's correction do not tell the models apart at the 5% level.",
     ),
     (
         "worst class, tail 30%",
@@ -30,21 +30,28 @@ GLOSSARY = (
         "With few points a class both are low partly by chance.",
     ),
     (
-        "F/pt",
-        "Forward passes per point over the whole run: the price of the number beside it. A weak "
-        "attack is cheap and flatters.",
+        "model and runs",
+        "A row is a model under one threat model. Where several suites or seeds were run on the "
+        "same points, a point is robust only if no run broke it, and certified if a run proved it. "
+        "Runs on other points are shown, not counted. Flags and verdict are those of the adaptive "
+        "suite where it ran, else of all runs.",
+    ),
+    (
+        "forward passes per point",
+        "The price of the number beside it, over all runs. A weak attack is cheap and flatters.",
     ),
     (
         "suite",
-        "The named line-up of attacks. Compare rows of one suite: a weaker suite flatters.",
+        "The named line-up of attacks. A model that only a weak suite attacked looks better than "
+        "it is.",
     ),
     (
         "verdict",
         "Whether the robust accuracy can be relied on, by the gravest flag: of a suspicious row it "
         "may be too high, of an unreliable one take it for too high.",
     ),
-    *(
-        (kind.name, f"{kind.severity.capitalize()}: {kind.raised}. {kind.remedy}")
-        for kind in FLAGS.values()
-    ),
+)
+FLAG_GLOSSARY = tuple(
+    (kind.name, f"{kind.severity.capitalize()}: {kind.raised}. {kind.remedy}")
+    for kind in FLAGS.values()
 )

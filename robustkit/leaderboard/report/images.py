@@ -12,6 +12,7 @@ from PIL import Image
 
 Pixels: TypeAlias = NDArray[np.uint8]
 LARGEST = 160  # pixels; larger images are shown scaled down
+SHOWN = 112  # pixels on the screen that a small image is magnified to, at most
 
 
 def pixels(image: NDArray[Any]) -> Pixels:
@@ -32,11 +33,19 @@ def magnified(clean: NDArray[Any], adversarial: NDArray[Any]) -> tuple[NDArray[A
     return 0.5 + factor * delta, factor
 
 
+def fitted(image: NDArray[Any]) -> NDArray[Any]:
+    """Shrink [c, h, w] to at most `LARGEST` pixels a side, each the mean of what it covers."""
+    height, width = image.shape[1:]
+    scale = LARGEST / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    channels = (Image.fromarray(channel.astype(np.float32)) for channel in image)
+    return np.stack([np.asarray(c.resize(size, Image.Resampling.BOX)) for c in channels])
+
+
 def data_uri(shown: Pixels) -> str:
     """Return a PNG as a `data:` address."""
-    picture = Image.fromarray(shown)
-    if max(picture.size) > LARGEST:
-        picture.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
     file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
+    Image.fromarray(shown).save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

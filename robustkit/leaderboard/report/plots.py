@@ -1,146 +1,183 @@
-"""The interactive plots of a page, as what plotly.js reads, without colors for the paper.
-
-Plotly reads labels as a kind of HTML, so every name goes through `plain`. The page sets background,
-text and grid for light and dark; `templates/page.js` draws.
-"""
+"""The plots of a page, drawn as SVG, and what they have in common with those for a paper."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from robustkit.core.text import short, with_interval
-from robustkit.leaderboard.report.figure import Figure, Plot
+from robustkit.leaderboard.beside import Beside
+from robustkit.leaderboard.report.labels import Dot, place
+from robustkit.leaderboard.report.svg import (
+    Scale,
+    axes,
+    drawing,
+    fitted,
+    path,
+    staircase,
+    tag,
+    text,
+    titled,
+)
 from robustkit.leaderboard.report.view import Group, Line
 
-# Told apart without color vision (Okabe and Ito 2008), and seen on white and on black.
+# Told apart without color vision (Okabe and Ito 2008), and seen on white and on black. The colors
+# of a state are those of templates/style.css.
 BLUE, SKY, VERMILLION, GREEN, ORANGE, PURPLE, GRAY = (
     *("#0072b2", "#56b4e9", "#d55e00", "#009e73"),
     *("#e69f00", "#cc79a7", "#8c8c8c"),
 )
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
-SHAPES = ("", "/", "x", "-", ".", "+", "\\", "|")
-MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 MANY = 8  # attacks that get a color each; the rest are drawn as one
-_UNIT = "passes per point"
-CROWD = 12  # rows that are all named in a scatter plot; of more, those on the front
+CROWD = 60  # models; of more, a scatter plot draws no intervals and names those on the front
+WIDTH, HEIGHT = 520, 380
+_FRAME = (62.0, WIDTH - 16.0, HEIGHT - 52.0, 14.0)  # left, right, bottom, top
 
 
-def plain(text: str) -> str:
-    """Write a name so that plotly shows it as it is."""
-    return html.escape(text, quote=False)
+def tradeoff(group: Group, published: Sequence[Beside] = ()) -> str:
+    """Draw robust over clean accuracy: a dot a model, its 95% interval, and the Pareto front.
 
-
-def tradeoff(group: Group) -> Plot:
-    """Draw robust over clean accuracy with 95% intervals, certified accuracy and Pareto front."""
-    front = group.front
-    named = front if len(group.lines) > CROWD else group.lines
-    edge = [(0.0, front[0].row.robust), *((at.row.clean, at.row.robust) for at in front)]
-    figure = Figure(layout("clean accuracy", "robust accuracy"))
-    figure.scatter(
-        x=[0, 1], y=[0, 1], mode="lines", name="robust = clean", hoverinfo="skip",
-        line={"color": GRAY, "dash": "dot", "width": 1},
-    )  # fmt: skip
-    figure.scatter(
-        x=[*(x for x, _ in edge), edge[-1][0]], y=[*(y for _, y in edge), 0], mode="lines",
-        name="Pareto front", hoverinfo="skip", line={"color": GREEN, "shape": "vh", "width": 2},
-    )  # fmt: skip
-    rows = [line.row for line in group.lines]
-    figure.scatter(
-        x=[row.clean for row in rows],
-        y=[row.robust for row in rows],
-        error_y=errors(group.lines),
-        mode="markers",
-        name="robust, 95% interval",
-        cliponaxis=False,
-        hoverinfo="text",
-        hovertext=[hover(line) for line in group.lines],
-        marker={"color": BLUE, "size": 10},
+    The axes show what there is as large as it can be, and as many names as find room.
+    """
+    rows, crowd = [line.row for line in group.lines], len(group.lines) > CROWD
+    heights = [row.robust for row in rows] + [row.robust for row in published]
+    if not crowd:
+        heights += [end for row in rows for end in (row.robust_low, row.robust_high)]
+    left, right, bottom, top = _FRAME
+    x = fitted([*(row.clean for row in rows), *(row.clean for row in published)], left, right)
+    y = fitted(heights, bottom, top)
+    marks = [axes(x, y, ("clean accuracy", "robust accuracy")), _equal(x, y)]
+    marks += [_published(row, x, y) for row in published]
+    front = [(x(line.row.clean), y(line.row.robust)) for line in group.front]
+    edge = staircase([(left, front[0][1]), *front, (front[-1][0], bottom)])
+    marks.append(path(edge, class_="front"))
+    named = group.front if crowd else [*group.front, *_rest(group)]
+    dots = [
+        Dot(x(line.row.clean), y(line.row.robust), line.label,
+            None if crowd else (y(line.row.robust_low), y(line.row.robust_high)))
+        for line in named
+    ]  # fmt: skip
+    others = [(x(row.clean), y(row.robust)) for row in published]
+    labels = place(dots, WIDTH, bottom, others, edge)
+    names = dict(zip((line.id for line in named), labels, strict=True))
+    for line in group.lines:
+        label = names.get(line.id)
+        told = text(label.text, label.x, label.y, class_="name") if label else ""
+        marks.append(_dot(line, x, y, told, interval=not crowd))
+    said = (
+        f"Scatter plot of robust over clean accuracy, {len(rows)} models, {group.title}. On the "
+        f"Pareto front: {', '.join(short(line.label) for line in group.front)}."
     )
-    proved = [row for row in rows if row.certified is not None]
-    if proved:
-        figure.scatter(
-            x=[row.clean for row in proved], y=[row.certified for row in proved], mode="markers",
-            name="certified", hoverinfo="skip",
-            marker={"color": VERMILLION, "size": 15, "symbol": "triangle-up-open"},
-        )  # fmt: skip
-    for line, height in spread(named):
-        figure.annotate(
-            x=line.row.clean, y=line.row.robust, ax=line.row.clean - 0.05, ay=height,
-            axref="x", ayref="y", xanchor="right", text=plain(short(line.label, 28)), arrowhead=0,
-            arrowwidth=1, arrowcolor=GRAY, standoff=6,
-        )  # fmt: skip
-    figure.axis("xaxis", range=[0, 1.02], dtick=0.2)
-    figure.axis("yaxis", range=[-0.02, 1.08], dtick=0.2)
-    return figure.plot
+    return drawing("".join(marks), WIDTH, HEIGHT, said)
 
 
-def outcomes(group: Group) -> Plot:
-    """Draw for each record, as one bar, what became of its points, by attack."""
-    attacks = attacks_of(group.lines)
-    figure = Figure(layout("share of the points", ""))
-    parts = [
-        ("certified", BLUE, [line.row.certified or 0 for line in group.lines]),
-        (
-            "robust, not proved",
-            SKY,
-            [line.row.robust - (line.row.certified or 0) for line in group.lines],
-        ),
+def _rest(group: Group) -> list[Line]:
+    front = {line.id for line in group.front}
+    return [line for line in group.lines if line.id not in front]
+
+
+def _equal(x: Scale, y: Scale) -> str:
+    """Draw robust = clean, where it is in the picture."""
+    low, high = max(x.low, y.low), min(x.high, y.high)
+    if low >= high:
+        return ""
+    return path([(x(low), y(low)), (x(high), y(high))], class_="equal")
+
+
+def _dot(line: Line, x: Scale, y: Scale, label: str, *, interval: bool) -> str:
+    row = line.row
+    across, middle = x(row.clean), y(row.robust)
+    reach = [(across, y(row.robust_low)), (across, y(row.robust_high))]
+    return tag(
+        "g",
+        titled(hover(line)),
+        path(reach, class_="whisker") if interval else "",
+        tag("circle", cx=across, cy=middle, r=5, class_="dot"),
+        label,
+        data_m=line.id,
+    )
+
+
+def _published(row: Beside, x: Scale, y: Scale) -> str:
+    told = f"{row.model} (published)\nclean {row.clean:.3f}\nrobust {row.robust:.3f}"
+    across, middle = x(row.clean), y(row.robust)
+    square = tag("rect", x=across - 4, y=middle - 4, width=8, height=8, class_="published",
+                 transform=f"rotate(45 {across:.2f} {middle:.2f})")  # fmt: skip
+    return tag("g", titled(told), square, data_published="")
+
+
+def outcome(line: Line) -> list[tuple[str, str, float]]:
+    """Return what became of the points of a line: state, what to call it, share of the points."""
+    row = line.row
+    certified = row.certified or 0.0
+    parts = [("certified", "certified", certified)]
+    parts.append(
+        ("robust", "robust, not proved" if certified else "robust", row.robust - certified)
+    )
+    parts += [
+        ("broken", f"broken by {name}", count / line.record.n)
+        for name, count in line.broken.most_common()
     ]
-    colors = (VERMILLION, ORANGE, PURPLE)
-    for number, names in enumerate(attacks):
-        lost = [broken_by(line, names) for line in group.lines]
-        parts.append((title(names), colors[number % len(colors)], lost))
-    parts.append(("misclassified", GRAY, [1 - line.row.clean for line in group.lines]))
-    for number, (name, color, shares) in enumerate(parts):
-        pattern = number - 1 if 2 <= number < len(parts) - 1 else 0  # only attacks are hatched
-        figure.bar(**_stacked(group, name, color, pattern, shares, "of the points"))
-    _bars(figure, group)
-    figure.axis("xaxis", range=[0, 1], dtick=0.2)
-    return figure.plot
+    parts.append(("wrong", "misclassified", 1 - row.clean))
+    return [(state, told, share) for state, told, share in parts if share > 1e-9]
 
 
-def costs(group: Group) -> Plot:
-    """Draw for each record the passes per point, forward and backward, by attack."""
-    figure = Figure(layout("passes per point, forward + backward", ""))
-    for number, names in enumerate(attacks_of(group.lines)):
-        passes = [passes_of(line, names) for line in group.lines]
-        color = CYCLE[number % len(CYCLE)]
-        figure.bar(**_stacked(group, title(names), color, number, passes, _UNIT, ",.1f"))
-    other = [sum(line.rest) / line.record.n for line in group.lines]
-    figure.bar(**_stacked(group, "clean pass and checks", GRAY, 0, other, _UNIT, ",.1f"))
-    _bars(figure, group)
-    return figure.plot
+def bar(line: Line) -> str:
+    """Draw what became of the points of a line as one bar, with the 95% interval of robust."""
+    marks, start = [], 0.0
+    for state, told, share in outcome(line):
+        words = f"{told}: {share:.3f}"
+        marks.append(
+            tag("rect", titled(words), x=_percent(start), y=0, width=_percent(share), height=16,
+                class_=state)
+        )  # fmt: skip
+        start += share
+    low, high = _percent(line.row.robust_low), _percent(line.row.robust_high)
+    marks.append(tag("line", x1=low, x2=high, y1=8, y2=8, class_="whisker"))
+    said = ", ".join(f"{told} {share:.3f}" for _, told, share in outcome(line))
+    low, high = f"{line.row.robust_low:.3f}", f"{line.row.robust_high:.3f}"
+    return tag("svg", "".join(marks), width="100%", height=16, role="img", class_="bar",
+               aria_label=f"{said}; 95% interval of robust {low} to {high}")  # fmt: skip
 
 
-def classes(line: Line) -> Plot:
-    """Draw for each class of a record clean, robust and certified accuracy, one in the other."""
+def classes(line: Line) -> str:
+    """Draw for each class of a run clean, robust and certified accuracy, one in the other."""
     found = line.classes
-    figure = Figure(layout("", "accuracy"))
-    kinds = [("clean", GRAY, 0.85), ("robust", SKY, 0.6), ("certified", BLUE, 0.35)]
-    hover = [
-        f"{plain(bar.name)} ({bar.n} points)<br>clean {bar.clean:.3f}<br>robust {bar.robust:.3f}"
-        + ("" if bar.certified is None else f"<br>certified {bar.certified:.3f}")
-        for bar in found
+    step = min(72.0, max(9.0, 560 / len(found)))
+    turned = step < 60
+    bottom, room = 150.0, 110 if turned else 34
+    left, right = 46.0, 46 + step * len(found)
+    x, y = Scale(0, len(found), left, right), Scale(0, 1, bottom, 10)
+    marks = [
+        path([(left, y(v)), (right, y(v))], class_="grid")
+        + text(f"{v:g}", left - 7, y(v) + 4, class_="tick", text_anchor="end")
+        for v in (0, 0.5, 1)
     ]
-    for kind, color, width in kinds:
-        heights = [getattr(bar, kind) for bar in found]
-        if None not in heights:
-            figure.bar(
-                x=list(range(len(found))), y=heights, width=width, name=kind, hovertext=hover,
-                hoverinfo="text", marker={"color": color, "opacity": 0.6 if kind == "clean" else 1},
-            )  # fmt: skip
-    figure.layout.update(barmode="overlay")
-    figure.axis(
-        "xaxis",
-        tickmode="array",
-        tickvals=list(range(len(found))),
-        ticktext=[plain(short(bar.name, 24)) for bar in found],
-        automargin=True,
+    for place_, one in enumerate(found):
+        middle = x(place_ + 0.5)
+        proved = "" if one.certified is None else f", certified {one.certified:.3f}"
+        told = (
+            f"{one.name} ({one.n} points): clean {one.clean:.3f}, robust {one.robust:.3f}{proved}"
+        )
+        bars = [("clean", one.clean, 0.84), ("robust", one.robust, 0.62)]
+        bars += [("certified", one.certified, 0.36)] if one.certified is not None else []
+        marks.append(tag("g", titled(told), *(
+            tag("rect", x=middle - step * wide / 2, y=y(share), width=step * wide,
+                height=bottom - y(share), class_=kind) for kind, share, wide in bars
+        )))  # fmt: skip
+        if step >= 14:
+            marks.append(_name(one.name, middle, bottom, turned))
+    said = "Bars of clean, robust and certified accuracy by class; the table below has the numbers."
+    return drawing(
+        "".join(marks), round(right + (4 if not turned else 12)), round(bottom + room), said
     )
-    figure.axis("yaxis", range=[0, 1.02], dtick=0.2)
-    return figure.plot
+
+
+def _name(name: str, middle: float, bottom: float, turned: bool) -> str:
+    words = short(name, 17 if turned else 10)
+    if not turned:
+        return text(words, middle, bottom + 18, class_="tick", text_anchor="middle")
+    turn = f"rotate(-50 {middle:.2f} {bottom + 14:.2f})"
+    return text(words, middle, bottom + 14, class_="tick", text_anchor="end", transform=turn)
 
 
 def spread(lines: Sequence[Line], apart: float = 0.065) -> list[tuple[Line, float]]:
@@ -150,9 +187,9 @@ def spread(lines: Sequence[Line], apart: float = 0.065) -> list[tuple[Line, floa
     for line in order:
         heights.append(max(line.row.robust + 0.045, heights[-1] + apart if heights else 0.0))
     ceiling = 1.04  # above the point: the front runs through it
-    for place in reversed(range(len(heights))):
-        heights[place] = min(heights[place], ceiling)
-        ceiling = heights[place] - apart
+    for at in reversed(range(len(heights))):
+        heights[at] = min(heights[at], ceiling)
+        ceiling = heights[at] - apart
     return list(zip(order, heights, strict=True))
 
 
@@ -165,8 +202,8 @@ def attacks_of(lines: Iterable[Line]) -> list[tuple[str, ...]]:
 
 
 def broken_by(line: Line, names: tuple[str, ...]) -> float:
-    """Return the share of the points of a record that these attacks broke."""
-    return sum(bar.broken for bar in line.bars if bar.attack in names) / line.record.n
+    """Return the share of the points of a line that these attacks broke."""
+    return sum(line.broken[name] for name in names) / line.record.n
 
 
 def passes_of(line: Line, names: tuple[str, ...]) -> float:
@@ -180,86 +217,15 @@ def title(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{len(names)} other attacks"
 
 
-def _stacked(
-    group: Group,
-    name: str,
-    color: str,
-    number: int,
-    values: list[float],
-    unit: str,
-    digits: str = ".3f",
-) -> dict[str, Any]:
-    return {
-        "x": values,
-        "y": list(range(len(values))),
-        "orientation": "h",
-        "name": plain(short(name)),
-        "hoverinfo": "text",
-        "hovertext": [
-            f"{plain(line.label)}<br>{plain(name)}: {value:{digits}} {unit}"
-            for line, value in zip(group.lines, values, strict=True)
-        ],
-        "marker": {
-            "color": color,
-            "pattern": {
-                "shape": SHAPES[number % len(SHAPES)],
-                "fillmode": "overlay",
-                "fgcolor": "#ffffff",
-                "size": 7,
-                "solidity": 0.15,
-            },
-        },
-        "width": 0.5,
-    }
-
-
-def _bars(figure: Figure, group: Group) -> None:
-    """Stack the bars, each below its name: names beside them would leave no room on a phone."""
-    entries = len(figure.traces)
-    figure.layout.update(barmode="stack", height=110 + 20 * entries + 46 * len(group.lines))
-    for number, line in enumerate(group.lines):
-        figure.annotate(
-            x=0, y=number - 0.25, text=plain(short(line.label)), showarrow=False,
-            xanchor="left", yanchor="bottom",
-        )  # fmt: skip
-    ends = [len(group.lines) - 0.5, -0.75]
-    figure.axis("yaxis", range=ends, showticklabels=False, showgrid=False, ticks="")
-    figure.axis("xaxis", tickangle=0, automargin=True)
-
-
-def errors(lines: Sequence[Line], start: bool = False) -> dict[str, Any]:
-    """Error bars from the intervals; `start`: before them a point at eps = 0, clean."""
-    ends = [(row.robust, row.robust_low, row.robust_high) for row in (line.row for line in lines)]
-    if start:
-        ends.insert(0, (lines[0].row.clean, lines[0].clean_low, lines[0].clean_high))
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [max(0.0, high - middle) for middle, _, high in ends],
-        "arrayminus": [max(0.0, middle - low) for middle, low, _ in ends],
-        "thickness": 1.2,
-        "width": 4,
-    }
-
-
 def hover(line: Line) -> str:
     """Return what is shown over a point: label, clean and robust accuracy, and what is proved."""
     row = line.row
-    proved = "" if row.certified is None else f"<br>certified {row.certified:.3f}"
+    proved = "" if row.certified is None else f"\ncertified {row.certified:.3f}"
     return (
-        f"{plain(line.label)}<br>clean {row.clean:.3f}<br>robust "
+        f"{line.label}\nclean {row.clean:.3f}\nrobust "
         f"{with_interval(row.robust, row.robust_low, row.robust_high)}{proved}"
     )
 
 
-def layout(x: str, y: str) -> dict[str, Any]:
-    """Return the layout that all plots share, with the titles of both axes."""
-    return {
-        "template": "none",
-        "xaxis": {"title": {"text": plain(x)}, "zeroline": False},
-        "yaxis": {"title": {"text": plain(y)}, "zeroline": False},
-        "margin": {"l": 56 if y else 8, "r": 16, "t": 16, "b": 48},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
-        "height": 420,
-        "dragmode": False,
-    }
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"

@@ -8,50 +8,65 @@ from typing import Any
 import numpy as np
 
 from robustkit.core.text import short
-from robustkit.leaderboard.report.figure import Figure, Plot
-from robustkit.leaderboard.report.plots import CYCLE, MARKERS, errors, hover, layout, plain
+from robustkit.leaderboard.grouping import shown_eps
+from robustkit.leaderboard.report.plots import CYCLE, HEIGHT, WIDTH
 from robustkit.leaderboard.report.style import COLUMN, canvas
+from robustkit.leaderboard.report.svg import (
+    Scale,
+    axes,
+    drawing,
+    fitted,
+    path,
+    staircase,
+    tag,
+    titled,
+)
 from robustkit.leaderboard.report.view import Curve
 
+COLORS = 6  # of curves on a page, in templates/style.css
 _MARKS, _DASHES = ("o", "s", "D", "^", "P", "*"), ("-", "--", "-.", ":")
 
 
-def interactive(found: Sequence[Curve]) -> Plot:
+def interactive(found: Sequence[Curve]) -> str:
     """Draw robust accuracy over eps for curves of one norm; at eps = 0 it is the clean accuracy.
 
-    Below it the certified accuracy, where there is one, and between both the undecided points.
+    Below it, dashed, the certified accuracy, where there is one.
     """
-    norm = found[0].norm
-    figure = Figure(layout(f"eps ({norm})", "accuracy"))
-    for number, curve in enumerate(found):
-        rows, color = [line.row for line in curve.lines], CYCLE[number % len(CYCLE)]
-        band = {}
-        if certified := certified_steps(curve):
-            figure.scatter(
-                x=[eps for eps, _ in certified], y=[share for _, share in certified], mode="lines",
-                name=plain(f"{short(curve.name)}: certified"), hoverinfo="skip",
-                # Proved up to the next eps is only what is proved there.
-                line={"color": color, "dash": "dash", "shape": "vh", "width": 1.5},
-            )  # fmt: skip
-            band = {"fill": "tonexty", "fillcolor": f"{color}22"}
-        figure.scatter(
-            **band,
-            x=[0.0, *(row.eps for row in rows)],
-            y=[rows[0].clean, *(row.robust for row in rows)],
-            error_y=errors(curve.lines, start=True),
-            mode="lines+markers",
-            name=plain(short(curve.name)),
-            hoverinfo="text",
-            hovertext=[
-                f"clean {rows[0].clean:.3f}",
-                *(f"eps = {line.row.eps:.6g}<br>{hover(line)}" for line in curve.lines),
-            ],
-            line={"color": color},
-            marker={"symbol": MARKERS[number % len(MARKERS)], "size": 9},
-        )
-    figure.axis("yaxis", range=[-0.02, 1.02], dtick=0.2)
-    figure.axis("xaxis", rangemode="tozero")
-    return figure.plot
+    left, right, bottom, top = 62.0, WIDTH - 16.0, HEIGHT - 52.0, 14.0
+    ends = [
+        height
+        for curve in found
+        for line in curve.lines
+        for height in (line.row.robust_low, line.row.robust_high, line.row.clean)
+    ]
+    lower = [share for curve in found for _, share in certified_steps(curve)]
+    x = Scale(0.0, 1.05 * max(line.row.eps for c in found for line in c.lines), left, right)
+    y = fitted([*ends, *lower], bottom, top)
+    marks = [axes(x, y, (f"eps ({found[0].norm})", "accuracy"))]
+    marks += [_curve(curve, number % COLORS, x, y) for number, curve in enumerate(found)]
+    names = ", ".join(short(curve.name) for curve in found)
+    said = f"Line plot of robust accuracy over eps: {names}. The table below has its numbers."
+    return drawing("".join(marks), WIDTH, HEIGHT, said)
+
+
+def _curve(curve: Curve, color: int, x: Scale, y: Scale) -> str:
+    rows = [line.row for line in curve.lines]
+    points = [(0.0, rows[0].clean), *((row.eps, row.robust) for row in rows)]
+    drawn = [(x(eps), y(share)) for eps, share in points]
+    marks = [titled(curve.name)]
+    if certified := certified_steps(curve):
+        # Proved up to the next eps is only what is proved there.
+        steps = staircase([(x(eps), y(share)) for eps, share in certified])
+        marks.append(path(steps, class_=f"curve certified-curve s{color}"))
+    marks.append(path(drawn, class_=f"curve s{color}"))
+    marks += [
+        path([(x(r.eps), y(r.robust_low)), (x(r.eps), y(r.robust_high))], class_=f"reach s{color}")
+        for r in rows
+    ]
+    for (eps, share), (across, height) in zip(points, drawn, strict=True):
+        told = titled(f"{curve.name}\neps = {shown_eps(eps) if eps else 0}: {share:.3f}")
+        marks.append(tag("circle", told, cx=across, cy=height, r=4, class_=f"mark s{color}"))
+    return tag("g", "".join(marks), data_m=" ".join(line.model for line in curve.lines))
 
 
 def certified_steps(curve: Curve) -> list[tuple[float, float]]:

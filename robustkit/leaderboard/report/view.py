@@ -1,16 +1,18 @@
-"""Records as a report shows them: grouped as they are ranked, with every derived number named."""
+"""Records as a report shows them: a row per model, with its runs; derived numbers have names."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import count
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robustkit.core.text import clean, posix
+from robustkit.core.text import clean, posix, slug
 from robustkit.errors import UsageError
-from robustkit.leaderboard.rows import Row, ranked
+from robustkit.leaderboard.grouping import group_of, shown_eps
+from robustkit.leaderboard.models import Model, models
+from robustkit.leaderboard.rows import Row
 from robustkit.record.interval import clean_interval
 from robustkit.record.record import Record
 from robustkit.verify.flags import Flag
@@ -37,20 +39,53 @@ class Bar(NamedTuple):
     seconds: float
 
 
-class Line(NamedTuple):
-    """One record, under an id and a label that are unique in the report or in its group."""
+class Line:
+    """One model, or one run of it, under an id and a label of its own.
 
-    id: str
-    label: str
-    row: Row
-    record: Record
-    clean_low: float
-    clean_high: float
-    flags: list[Flag]
+    Attributes:
+        id: unique in the page; of a run the same whatever else is in it, unless two are alike.
+        label: unique in its group; of a run, among the runs of its model.
+        record: of a model with several runs the lowest verdicts of those that are counted.
+        runs: of a model, the run that counts most first; of a run, none.
+        counted: so many of the runs are in the numbers; the rest are on other points.
+        model: of a run, the id of its model.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        label: str,
+        row: Row,
+        record: Record,
+        runs: Sequence[Line] = (),
+        counted: int = 0,
+        model: str = "",
+    ) -> None:
+        self.id, self.label, self.row, self.record = id, label, row, record
+        self.runs, self.counted, self.model = list(runs), counted, model or id
+        self.clean_low, self.clean_high = clean_interval(record)
 
     @property
     def name(self) -> str:
         return clean(self.row.defense)
+
+    @property
+    def suite(self) -> str:
+        return clean(self.row.suite) if self.row.suite else "attacks by name"
+
+    @property
+    def eps(self) -> str:
+        return shown_eps(self.row.eps)
+
+    @cached_property
+    def flags(self) -> list[Flag]:
+        found = [
+            Flag(name=clean(flag.name), message=clean(_told(flag))) for flag in self.record.flags
+        ]
+        if self.record.randomized and "randomized" not in {flag.name for flag in found}:
+            told = "two passes of the same input through the model differ."
+            found.insert(0, Flag(name="randomized", message=told))
+        return found
 
     @property
     def classes(self) -> list[ClassBar]:
@@ -71,13 +106,18 @@ class Line(NamedTuple):
             for label, robust in record.per_class.items()
         ]
 
-    @property
+    @cached_property
     def bars(self) -> list[Bar]:
         """Every attack in the order they ran."""
         return [
             Bar(clean(s.attack), s.entered, s.broken, s.forwards, s.backwards, s.seconds)
             for s in self.record.stages
         ]
+
+    @cached_property
+    def broken(self) -> Counter[str]:
+        """Count the points of the row that each attack broke."""
+        return Counter(clean(name) for name in self.record.points.attack if name is not None)
 
     @property
     def rest(self) -> tuple[int, int]:
@@ -88,7 +128,7 @@ class Line(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Records that are ranked together: same data, norm and eps."""
+    """Models that are ranked together: same data, norm and eps."""
 
     id: str
     data: str
@@ -98,6 +138,10 @@ class Group(NamedTuple):
     @property
     def title(self) -> str:
         return f"{self.data}, {self.threat}"
+
+    @property
+    def runs(self) -> list[Line]:
+        return [run for line in self.lines for run in line.runs]
 
     @property
     def front(self) -> list[Line]:
@@ -110,7 +154,7 @@ class Group(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """One model on the same points under the same attacks and norm, at several eps, rising."""
+    """Runs of one model on the same points by the same attacks, at several eps, rising."""
 
     name: str
     norm: str
@@ -123,8 +167,21 @@ class Curve(NamedTuple):
         return [after for before, after in pairs if after.row.robust > before.row.robust]
 
 
+class _Ids:
+    """Names for the elements of a page: each is given once."""
+
+    def __init__(self) -> None:
+        self._used: Counter[str] = Counter()
+
+    def __call__(self, *parts: str) -> str:
+        name = slug("-".join(parts))
+        self._used[name.lower()] += 1
+        number = self._used[name.lower()]
+        return name if number == 1 else self(name, str(number))
+
+
 def arrange(records: Iterable[tuple[Path | str, Record]]) -> list[Group]:
-    """Group and rank records as `robustkit.leaderboard.rows.table` does.
+    """Group and rank the models of records as `robustkit.leaderboard.models.models` does.
 
     Raises:
         UsageError: when two records are said to lie at one path, or there is none.
@@ -137,33 +194,39 @@ def arrange(records: Iterable[tuple[Path | str, Record]]) -> list[Group]:
         found[place] = record
     if not found:
         raise UsageError("expected at least one record, got none.")
-    groups, ids = [], count(1)
-    for number, members in enumerate(ranked(found.items()), 1):
-        labels = _labels([row for row, _ in members])
-        lines = [
-            _line(f"record-{next(ids)}", label, row, record)
-            for (row, record), label in zip(members, labels, strict=True)
-        ]
-        first = lines[0].row
-        threat = f"{first.norm}, eps = {first.eps:.6g}"
-        groups.append(Group(f"group-{number}", clean(first.data), threat, lines))
+    name = _Ids()
+    groups = []
+    for members in models(found.items()):
+        data, norm, eps = group_of(members[0].row)
+        threat = f"{norm}, eps = {shown_eps(eps)}"
+        labels = _labels(members)
+        pairs = zip(members, labels, strict=True)
+        lines = [_line(model, label, name, (data, norm, f"{eps:.6g}")) for model, label in pairs]
+        groups.append(Group(name("table", data, norm, f"{eps:.6g}"), clean(data), threat, lines))
     return groups
 
 
 def curves(groups: Sequence[Group]) -> list[Curve]:
     """Find the models that were evaluated at two or more eps, all else equal."""
-    families: dict[tuple[Any, ...], dict[float, Line]] = {}
+    families: dict[tuple[Any, ...], dict[float, tuple[str, Line]]] = {}
     for line in (line for group in groups for line in group.lines):
-        record = line.record
-        family = (
-            *(record.defense, record.weights.digest, record.data.name, record.data.digest),
-            *(record.threat.norm, tuple(record.attacks), record.seed),
-        )
-        families.setdefault(family, {})[record.threat.eps] = line
+        for run in line.runs:
+            record = run.record
+            family = (
+                *(record.defense, record.weights.digest, record.data.name, record.data.digest),
+                *(record.threat.norm, tuple(record.attacks), record.seed),
+            )
+            families.setdefault(family, {})[record.threat.eps] = line.name, run
     several = [sorted(found.items()) for found in families.values() if len(found) > 1]
+    times = Counter(found[0][1][0] for found in several)
     return [
-        Curve(found[0][1].name, found[0][1].row.norm, [line for _, line in found])
+        Curve(
+            name if times[name] == 1 else f"{name} ({run.label})",
+            run.row.norm,
+            [line for _, (_, line) in found],
+        )
         for found in several
+        for name, run in [found[0][1]]
     ]
 
 
@@ -172,26 +235,28 @@ def class_name(record: Record, label: int) -> str:
     return clean(record.class_name(label)) if label < record.data.classes else str(label)
 
 
-def _labels(rows: Sequence[Row]) -> list[str]:
-    """Name each row; rows of one defense are told apart by suite and n, then by their place."""
-    names = [clean(row.defense) for row in rows]
-    longer = [
-        f"{name} ({clean(row.suite or 'attacks')}, n = {row.n})" if names.count(name) > 1 else name
-        for name, row in zip(names, rows, strict=True)
-    ]
+def _labels(group: Sequence[Model]) -> list[str]:
+    """Name each model; those of one name are told apart by the digest of their weights."""
+    names = [clean(model.row.defense) for model in group]
+    times = Counter(names)
     return [
-        f"{label} #{number}" if longer.count(label) > 1 else label
-        for number, label in enumerate(longer, 1)
+        f"{name} (weights {clean(model.record.weights.digest[:8])})" if times[name] > 1 else name
+        for name, model in zip(names, group, strict=True)
     ]
 
 
-def _line(identity: str, label: str, row: Row, record: Record) -> Line:
-    low, high = clean_interval(record)
-    flags = [Flag(name=clean(flag.name), message=clean(_told(flag))) for flag in record.flags]
-    if record.randomized and "randomized" not in {flag.name for flag in flags}:
-        told = "two passes of the same input through the model differ."
-        flags.insert(0, Flag(name="randomized", message=told))
-    return Line(identity, label, row, record, low, high, flags)
+def _line(model: Model, label: str, name: _Ids, where: tuple[str, str, str]) -> Line:
+    own = name("m")  # short: it stands at everything that belongs to the model
+    told = [
+        f"{clean(row.suite or 'attacks by name')}, seed {row.seed}, n = {row.n}"
+        for row, _ in model.runs
+    ]
+    runs = [
+        Line(name("run", row.defense, *where, row.suite or "attacks", f"s{row.seed}"),
+             f"{words} #{number}" if told.count(words) > 1 else words, row, record, model=own)
+        for number, ((row, record), words) in enumerate(zip(model.runs, told, strict=True), 1)
+    ]  # fmt: skip
+    return Line(own, label, model.row, model.record, runs, model.counted)
 
 
 def _told(flag: Flag) -> str:

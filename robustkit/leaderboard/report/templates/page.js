@@ -1,138 +1,117 @@
 "use strict";
-// Draws what is in the page: the table is the one in the HTML, the plots are those of #data-plots.
-const night = matchMedia("(prefers-color-scheme: dark)");
-const part = (id) => document.getElementById(id).textContent;
+// The page is whole without this: here it is folded into tabs, and links find what they name.
+const all = (where, what) => [...where.querySelectorAll(what)];
+const panels = all(document, ".panel");
 
 async function unpack(id) {
-  const bytes = Uint8Array.from(atob(part(id)), (c) => c.charCodeAt(0));
+  const packed = document.getElementById(id).textContent;
+  const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).text();
 }
 
-async function address(id) {
-  return URL.createObjectURL(new Blob([await unpack(id)], { type: "text/javascript" }));
+function once(make) {
+  let made;
+  return () => (made ??= make());
 }
 
-// Where the evaluations are many, their details and the downloads come packed.
-async function unfold() {
-  if (document.getElementById("data-details")) {
-    document.getElementById("details").innerHTML = await unpack("data-details");
+// Where the evaluations are many, all but the tables is packed: it is unpacked when it is needed.
+const packed = once(async () => JSON.parse(await unpack("data-more")));
+const unpacked = new Set();
+async function unfold(panel) {
+  const box = panel.querySelector(".more");
+  if (!box || unpacked.has(panel)) return;
+  unpacked.add(panel);
+  box.innerHTML = (await packed())[box.dataset.more];
+  collect(box);
+  narrow();
+}
+
+const tabs = all(document, ".tabs a");
+function choose(panel, focus) {
+  for (const other of panels) other.hidden = tabs.length > 0 && other !== panel;
+  for (const tab of tabs) {
+    const chosen = tab.hash === `#${panel.id}`;
+    tab.setAttribute("aria-selected", chosen);
+    tab.tabIndex = chosen ? 0 : -1;
+    if (chosen && focus) tab.focus();
   }
-  for (const link of document.querySelectorAll("a[data-packed]")) {
+  tell();
+}
+
+function startTabs() {
+  document.querySelector(".tabs")?.setAttribute("role", "tablist");
+  tabs.forEach((tab, at) => {
+    tab.parentElement.setAttribute("role", "presentation");
+    tab.setAttribute("role", "tab");
+    tab.setAttribute("aria-controls", panels[at].id);
+    panels[at].setAttribute("role", "tabpanel");
+    tab.addEventListener("click", (event) => {
+      event.preventDefault();
+      event.stopPropagation();
+      choose(panels[at]);
+      history.replaceState(null, "", tab.hash);
+    });
+    tab.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: at + 1, ArrowLeft: at - 1 + tabs.length, Home: 0, End: tabs.length - 1 }[event.key];
+      if (step === undefined) return;
+      event.preventDefault();
+      choose(panels[step % tabs.length], true);
+    });
+  });
+}
+
+// Shows what a link names, wherever it is: in another tab, folded, filtered out, not unpacked yet.
+async function reveal(hash) {
+  if (hash.length < 2) return;
+  const id = decodeURIComponent(hash.slice(1));
+  if (!document.getElementById(id)) for (const panel of panels) await unfold(panel);
+  const aim = document.getElementById(id);
+  if (!aim) return;
+  const panel = aim.closest(".panel");
+  if (panel) choose(panel);
+  for (let at = aim; at; at = at.parentElement) {
+    if (at instanceof HTMLDetailsElement) at.open = true;
+    if (!at.classList.contains("panel")) at.hidden = false;
+    at.classList.remove("beyond");
+  }
+  aim.scrollIntoView();
+  (aim.querySelector(":scope > summary") ?? aim).focus({ preventScroll: true });
+}
+
+function startLinks() {
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[href^='#']");
+    if (link && !link.classList.contains("skip")) reveal(link.hash);
+    const dot = event.target.closest?.("svg g[data-m]");
+    const row = dot && rows.get(dot.dataset.m.split(" ")[0]);
+    if (row) reveal(row.body.querySelector("a").hash);
+  });
+  addEventListener("hashchange", () => reveal(location.hash));
+}
+
+// The popover shows on click, tap, Enter and Escape by itself; here for the mouse and Tab.
+function startTips() {
+  const balloon = (event) => {
+    const tip = event.target.closest?.(".tip");
+    return tip && document.getElementById(tip.getAttribute("popovertarget"));
+  };
+  document.addEventListener("toggle", (event) => {
+    if (event.newState !== "open" || !event.target.classList.contains("balloon")) return;
+    const at = event.target.previousElementSibling.getBoundingClientRect();
+    const size = event.target.getBoundingClientRect();
+    const below = at.bottom + size.height + 8 < innerHeight;
+    event.target.style.left = `${Math.max(8, Math.min(at.left, innerWidth - size.width - 8))}px`;
+    event.target.style.top = `${Math.max(8, below ? at.bottom + 4 : at.top - size.height - 4)}px`;
+  }, true);
+  document.addEventListener("pointerover", (event) => event.pointerType === "mouse" && balloon(event)?.showPopover());
+  document.addEventListener("pointerout", (event) => event.pointerType === "mouse" && balloon(event)?.hidePopover());
+  document.addEventListener("focusin", (event) => event.target.matches(".tip:focus-visible") && balloon(event).showPopover());
+  document.addEventListener("focusout", (event) => balloon(event)?.hidePopover());
+}
+
+async function startDownloads() {
+  for (const link of all(document, "a[data-packed]")) {
     link.href = URL.createObjectURL(new Blob([await unpack(link.dataset.packed)], { type: link.type }));
   }
 }
-
-// Balloons: the popover shows on click, tap, Enter and Escape by itself; here for the mouse and Tab.
-function balloons() {
-  for (const button of document.querySelectorAll(".tip")) {
-    const balloon = document.getElementById(button.getAttribute("popovertarget"));
-    balloon.addEventListener("toggle", (event) => {
-      if (event.newState !== "open") return;
-      const at = button.getBoundingClientRect(), size = balloon.getBoundingClientRect();
-      const below = at.bottom + size.height + 8 < innerHeight;
-      balloon.style.left = `${Math.max(8, Math.min(at.left, innerWidth - size.width - 8))}px`;
-      balloon.style.top = `${Math.max(8, below ? at.bottom + 4 : at.top - size.height - 4)}px`;
-    });
-    button.addEventListener("pointerenter", (event) => {
-      if (event.pointerType === "mouse") balloon.showPopover();
-    });
-    button.addEventListener("pointerleave", (event) => {
-      if (event.pointerType === "mouse") balloon.hidePopover();
-    });
-    button.addEventListener("focus", () => {
-      if (button.matches(":focus-visible")) balloon.showPopover();
-    });
-    button.addEventListener("blur", () => balloon.hidePopover());
-  }
-}
-
-async function leaderboard() {
-  const style = document.createElement("style");
-  style.textContent = await unpack("data-table-style");
-  document.head.prepend(style);
-  const { default: DataTable } = await import(await address("data-table"));
-  const filters = { text: [["search"]], number: [["search"]], pick: [["searchList"]], drawn: [] };
-  const types = { number: "num", pick: "string" };
-  const heads = [...document.querySelectorAll("#leaderboard thead th")];
-  new DataTable("#leaderboard", {
-    autoWidth: false,
-    order: [],
-    pageLength: 50,
-    paging: document.querySelectorAll("#leaderboard tbody tr").length > 50,
-    layout: { topStart: "search", topEnd: null, bottomStart: "info", bottomEnd: "paging" },
-    language: { search: "Filter all columns:", info: "Rows _START_ to _END_ of _TOTAL_", infoFiltered: "(of _MAX_)", infoEmpty: "No row" },
-    initComplete: () => heads.forEach((head) => {
-      const name = head.querySelector(".dt-column-title").textContent.trim();
-      head.querySelector(".dtcc-button")?.setAttribute("aria-label", `Filter by ${name}`);
-    }),
-    columnDefs: heads.map((head, i) => ({
-      targets: i,
-      ...(types[head.dataset.kind] ? { type: types[head.dataset.kind] } : {}),
-      columnControl: filters[head.dataset.kind],
-    })),
-  });
-}
-
-function theme(plot) {
-  const css = getComputedStyle(document.documentElement), value = (name) => css.getPropertyValue(name);
-  const axis = { gridcolor: value("--rule"), linecolor: value("--faint"), tickcolor: value("--faint") };
-  const { layout } = plot;
-  return {
-    ...layout,
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: "system-ui, sans-serif", size: 13, color: value("--ink") },
-    hoverlabel: { align: "left", bgcolor: value("--panel"), font: { color: value("--ink") } },
-    xaxis: { ...axis, ...layout.xaxis },
-    yaxis: { ...axis, ...layout.yaxis },
-  };
-}
-
-async function plots() {
-  const found = JSON.parse(await unpack("data-plots"));
-  const script = document.createElement("script");
-  script.src = await address("data-plotly");
-  await new Promise((done, failed) => {
-    script.onload = done;
-    script.onerror = failed;
-    document.head.append(script);
-  });
-  const draw = (box) => {
-    const plot = found[box.dataset.plot];
-    return Plotly.react(box, plot.data, theme(plot), { displayModeBar: false, responsive: true });
-  };
-  const drawn = new Set();
-  const seen = new IntersectionObserver((entries) => {
-    for (const { isIntersecting, target } of entries) {
-      if (!isIntersecting || drawn.has(target)) continue;
-      drawn.add(target);
-      draw(target);
-    }
-  }, { rootMargin: "400px" });
-  document.querySelectorAll(".plot").forEach((box) => seen.observe(box));
-  night.addEventListener("change", () => drawn.forEach(draw));
-}
-
-// A link to an evaluation opens it.
-function reveal() {
-  const aim = location.hash && document.getElementById(location.hash.slice(1));
-  if (aim instanceof HTMLDetailsElement) {
-    aim.open = true;
-    aim.scrollIntoView();
-  }
-}
-
-const shade = () => document.documentElement.classList.toggle("dark", night.matches);
-shade();
-night.addEventListener("change", shade);
-addEventListener("hashchange", reveal);
-balloons();
-const details = unfold().then(reveal);
-const jobs = await Promise.allSettled([details, leaderboard(), details.finally(plots)]);
-for (const { reason } of jobs.filter((job) => job.status === "rejected")) {
-  const trouble = document.getElementById("trouble");
-  trouble.textContent = `This browser cannot run a part of the page (${reason}); every number is in a table.`;
-  trouble.hidden = false;
-}
-document.documentElement.dataset.ready = "yes";
