@@ -48,6 +48,20 @@ def compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
         )
 
 
+class KeepsDouble(TorchDispatchMode):
+    """Leaves float64 as it is where the network casts to float32, which it computes in.
+
+    Bounds are computed with a copy in float64, in which `.float()` would be a change of precision.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        cast = func is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.float32
+        if cast and args[0].dtype is torch.float64:
+            return args[0].clone()
+        return func(*args, **kwargs)
+
+
 class _Types(TorchDispatchMode):
     """Notes the first operation that returns numbers of less precision than float32."""
 
