@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from robustkit.certify.activations import Activation
 from robustkit.certify.affine import UNIT, Affine, AverageOp, ConvOp, LinearOp, ScaleOp, widening
 from robustkit.certify.graph import Graph, Node
+from robustkit.certify.nonlinear import LogSoftmax, Nonlinear, Softmax
 from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
@@ -81,7 +82,11 @@ def margins_of(graph: Graph, boxes: list[Box], y: Labels, *, rounding: bool = Fa
     A last linear layer is elided (Gowal et al. 2018): the rows of W that are compared are
     subtracted before they are bounded, (w_y − w_j) · h in place of two bounds apart.
     """
-    last, out = graph.nodes[-1], boxes[-1]
+    last, out = graph.nodes[-1], boxes[len(graph.nodes) - 1]
+    if isinstance(last.op, (Softmax, LogSoftmax)):  # of the same sign as the margins before it
+        before = last.inputs[0]
+        lower = margins_of(Graph(graph.nodes[: before + 1]), boxes, y, rounding=rounding)
+        return last.op.margins(lower, boxes[before], rounding)
     rows = torch.arange(len(y), device=y.device)
     if not isinstance(last.op, LinearOp):
         lower = out.low[rows, y][:, None] - out.high
@@ -124,6 +129,10 @@ def _step(node: Node, sources: list[Box], rounding: bool) -> Box:
         return Box(*(torch.cat(parts, op.axis) for parts in zip(*sources, strict=True)))
     if isinstance(op, MaxPool):
         return Box(*(F.max_pool2d(part, **op.options) for part in sources[0]))
+    if isinstance(op, Nonlinear):
+        low, high = op.interval(*sources)
+        off = op.slack(list(sources), (low, high)) if rounding else 0.0
+        return Box(low - off, high + off)
     assert not isinstance(op, Input)
     return _affine(op, sources[0], rounding)
 

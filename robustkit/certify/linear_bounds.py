@@ -26,6 +26,7 @@ from robustkit.certify.coefficients import (
 )
 from robustkit.certify.graph import Graph
 from robustkit.certify.ibp import Box
+from robustkit.certify.nonlinear import Nonlinear
 from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.certify.patches import Patches, one_hot
 from robustkit.core.threat import Threat
@@ -120,7 +121,7 @@ class _Backward:
             if a is None:
                 continue
             node = self.problem.graph.nodes[at]
-            if self.both and isinstance(node.op, (Activation, MaxPool)):
+            if self.both and isinstance(node.op, (Activation, MaxPool, Nonlinear)):
                 a = self._split(a)
             if isinstance(a, Patches) and (a.covers or not isinstance(node.op, _LOCAL)):
                 a = a.dense()
@@ -178,7 +179,14 @@ class _Backward:
             back, shift = _max_pool(op, a, boxes[0])
             self.constant = self.constant + shift
             return [back]
-        assert not isinstance(op, (Input, Join, MaxPool))
+        if isinstance(a, Tensor) and isinstance(op, Nonlinear):
+            a = a.to(boxes[0].low.dtype)  # exact enough from here on
+            if problem.rounding:
+                self._lose(a, op.slack(list(boxes), problem.boxes[at]))
+            parts, shift = op.backward(a, list(boxes))
+            self.constant = self.constant + shift
+            return list(parts)
+        assert not isinstance(op, (Input, Join, MaxPool, Nonlinear))
         return [self._affine(op, a, boxes[0])]
 
     def _affine(self, op: Affine, a: Coefficients, box: Box) -> Coefficients:
