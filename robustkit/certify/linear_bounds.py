@@ -29,6 +29,7 @@ from robustkit.certify.ibp import Box
 from robustkit.certify.nonlinear import Nonlinear
 from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.certify.patches import Patches, one_hot
+from robustkit.certify.smooth import through_placed_lines
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 
@@ -42,8 +43,9 @@ class Problem(NamedTuple):
     Attributes:
         boxes: interval bounds of every node, tightened as backward passes find better ones.
         rounding: whether bounds hold for float32 evaluations too.
-        slopes: lower slopes of ReLUs by input node, [b, *f] or by row [b, s, *f]; CROWN's own
-            where there is none.
+        slopes: by input node; CROWN's own where there is none. Lower slopes of ReLUs, [b, *f] or
+            by row [b, s, *f]; of smooth functions, where between the least and the greatest slope
+            the lower and the upper line lie, [b, s, 2, *f].
     """
 
     graph: Graph
@@ -228,6 +230,9 @@ def _activation(
     op: Activation, a: Coefficients, box: Box, slope: Tensor | None
 ) -> tuple[Coefficients, Tensor]:
     """Return the coefficients of the input of an activation, and the constant left over [b, s]."""
+    if op.smooth is not None and slope is not None:
+        assert isinstance(a, Tensor)
+        return through_placed_lines(op.smooth, a, box, slope)
     lines = op.lines(*box, slope if slope is None or slope.ndim == box.low.ndim else None)
     up, low_slope = values_of(a).clamp_min(0), seen(a, lines.low_slope)
     if slope is not None and slope.ndim > box.low.ndim:  # one for every row
