@@ -20,6 +20,7 @@ from robustkit.certify.compound import Plan, Step, compound
 from robustkit.certify.functional import as_module, clamped, layer, padded_convolution
 from robustkit.certify.nonlinear import Nonlinear, Product
 from robustkit.certify.shapes import moved
+from robustkit.certify.supported import SUPPORTED
 from robustkit.certify.transposed_convolution import TransposedConvOp
 
 
@@ -98,6 +99,8 @@ _NEAREST = {
     "pow": "The nearest that is known is the square.",
     "multiheadattention": "Known with batch_first=True, and without masks.",
     "scaled_dot_product_attention": "Known without a mask and dropout.",
+    "stochastic_depth": "Put the network in evaluation mode.",
+    "dropout": "Put the network in evaluation mode.",
     "half": "Bounds are of the float32 network: keep float32.",
     "bfloat16": "Bounds are of the float32 network: keep float32.",
 }
@@ -107,8 +110,7 @@ def nearest(name: str) -> str:
     """Return what to use in place of an operation, or what is known."""
     return _NEAREST.get(
         name,
-        "Known: linear, convolution, batch normalization, pooling, padding, reshapes, slices, "
-        "sums, concatenation, constants, clamp, and the usual activations.",
+        f"Known: {', '.join(SUPPORTED)}.",
     )
 
 
