@@ -281,8 +281,9 @@ def _operations() -> str:
         "and bound (`complete`) needs linear operations and ReLUs alone.\n",
         _table(["kind", "operations", "bounds"], rows),
         "\nOf torchvision, `mobilenet_v2`, `shufflenet_v2_x0_5`, `efficientnet_b0`, "
-        "`convnext_tiny` and `vit_b_16` are read and have sound interval bounds "
-        "(`python -m benchmarks.torchvision_bounds`).\n",
+        "`convnext_tiny` and `vit_b_16` are read; the intervals of the first four hold samples "
+        "with the widening for float32, those of `vit_b_16` without it "
+        "([benchmarks](benchmarks.md#bounds)).\n",
     ])  # fmt: skip
 
 

@@ -7,6 +7,7 @@ threat model is known in closed form. A bound above is minus one of −A.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ class Problem(NamedTuple):
 
 def rows_at_once(problem: Problem, index: int) -> int:
     """Return how many rows of coefficients to carry at once from node `index`."""
-    largest = max(_product(n.shape) for n in problem.graph.nodes[: index + 1])
+    largest = max(math.prod(n.shape) for n in problem.graph.nodes[: index + 1])
     return max(1, BLOCK // (len(problem.x) * largest))
 
 
@@ -94,7 +95,7 @@ def bound_units(problem: Problem, index: int, units: Tensor, dtype: torch.dtype)
     if len(shape) == 3 and isinstance(problem.graph.nodes[index].op, (ConvOp, ScaleOp, Sum)):
         wanted = one_hot(units, (shape[0], shape[1], shape[2]), dtype)
     else:
-        wanted = F.one_hot(units, _product(shape)).to(dtype)
+        wanted = F.one_hot(units, math.prod(shape)).to(dtype)
         wanted = wanted.view(*units.shape, *shape)
     way = _Backward(problem, problem.x.new_zeros(units.shape), both=True)
     low, negative = way.run(index, wanted).chunk(2, dim=1)
@@ -176,7 +177,7 @@ class _Backward:
         if isinstance(a, Tensor) and isinstance(op, MaxPool):
             if self._single(a):  # windows that overlap add up
                 most = _size(boxes[0]).flatten(1).amax(1)[:, None, None, None]
-                terms = _product(tuple(a.shape[3:])) if op.overlaps else 2
+                terms = math.prod(tuple(a.shape[3:])) if op.overlaps else 2
                 self._lose(a, (2 + terms) * UNIT * most.expand_as(problem.boxes[at].low))
             back, shift = _max_pool(op, a, boxes[0])
             self.constant = self.constant + shift
@@ -295,10 +296,3 @@ def _concretize(problem: Problem, a: Coefficients) -> Tensor:
     rows = values_of(a).flatten(2)
     dual = rows.norm(dim=2) if problem.threat.norm == "l2" else rows.abs().amax(2)
     return torch.maximum(boxed, dot(a, problem.x) - problem.threat.eps * dual)
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product

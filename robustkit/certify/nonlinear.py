@@ -157,7 +157,8 @@ class Softmax(Nonlinear):
         n = low.shape[self.axis]
         # exp(x − max): the difference rounds, and exp turns that into a relative error.
         span = high.amax(self.axis, keepdim=True) - low.amin(self.axis, keepdim=True)
-        return (2 * span + n + 16) * UNIT * result[1] + 1e-37
+        # Whatever is lost, a quotient of positive numbers by their sum is at most 1.
+        return ((2 * span + n + 16) * UNIT * result[1] + 1e-37).clamp_max(1.0)
 
     def backward(self, a: Tensor, boxes: list[Range]) -> tuple[list[Tensor], Tensor]:
         """Tangent planes of the convex and concave bounds of Wei et al. 2023 (section 4, "ER").
