@@ -115,7 +115,8 @@ def _silu_slope(x: Tensor) -> Tensor:
 
 def _gelu_slope(x: Tensor) -> Tensor:
     density = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
-    return torch.special.ndtr(x) + x * density
+    slope: Tensor = torch.special.ndtr(x) + x * density
+    return slope
 
 
 _SILU_BEND = 2.3993572805154668  # where its second derivative is zero; GELU's: sqrt(2)

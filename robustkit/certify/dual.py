@@ -20,7 +20,7 @@ def greatest(op: Affine, r: Tensor) -> Tensor:
     if not isinstance(op, ConvOp):
         return op.spread(r)
     c = op.layer
-    padding = [int(pad) for pad in c.padding]
+    padding = int(c.padding[0]), int(c.padding[1])
     # A channel at a time: its weights times every window.
     seen = F.unfold(r, c.kernel_size, c.dilation, padding, c.stride)
     seen = seen.unflatten(1, (c.groups, -1))  # [b, groups, c · kh · kw, positions]

@@ -94,7 +94,8 @@ def smooth_lines(f: Smooth, low: Tensor, high: Tensor) -> Lines:
     if known is None or known[0] != key or known[1] is not high:
         known = key, high, _closest(f, low, high)
         _KNOWN[low] = known
-    return known[2]
+    lines: Lines = known[2]
+    return lines
 
 
 def _closest(f: Smooth, low: Tensor, high: Tensor) -> Lines:
