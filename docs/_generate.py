@@ -17,6 +17,7 @@ import click
 from _columns import COLUMNS
 
 from robustkit import registry
+from robustkit.certify.supported import SUPPORTED
 from robustkit.cli.program import program
 from robustkit.core.losses import LOSSES
 from robustkit.core.threat import Threat
@@ -40,6 +41,7 @@ def pages() -> dict[str, str]:
         "reference/flags.md": _flags(),
         "reference/columns.md": _columns(),
         "reference/commands.md": _commands(),
+        "reference/operations.md": _operations(),
     }
     return {name: f"{MARK}\n{text.rstrip()}\n" for name, text in texts.items()}
 
@@ -266,6 +268,22 @@ def _columns() -> str:
         "by robust accuracy, then clean accuracy (both falling), then defense. A text that a "
         "spreadsheet would run as a formula is written with a leading `'`.\n",
         _table(["column", "meaning"], [(f"`{field}`", COLUMNS[field]) for field in Row._fields]),
+    ])  # fmt: skip
+
+
+def _operations() -> str:
+    rows = [(kind, *entry) for kind, entry in SUPPORTED.items()]
+    return "\n".join([
+        "# Operations with bounds\n",
+        "`ibp`, `crown`, `alpha-crown`, `auto` and certified training read a network by torch.fx "
+        "and bound these operations, written as modules, functions or methods. Another one is "
+        "refused with its name, the module it stands in, and the nearest that is known. Branch "
+        "and bound (`complete`) needs linear operations and ReLUs alone.\n",
+        _table(["kind", "operations", "bounds"], rows),
+        "\nOf torchvision, `mobilenet_v2`, `shufflenet_v2_x0_5`, `efficientnet_b0`, "
+        "`convnext_tiny` and `vit_b_16` are read; the intervals of the first four hold samples "
+        "with the widening for float32, those of `vit_b_16` without it "
+        "([benchmarks](benchmarks.md#bounds)).\n",
     ])  # fmt: skip
 
 

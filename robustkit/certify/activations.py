@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from robustkit.certify.affine import UNIT
+from robustkit.certify.smooth import Lines, Smooth, smooth_lines
 
-_GRID = 32  # pieces of an interval at whose ends a smooth function is evaluated
-_TIE = 1e-9
 SOFTPLUS_STEP = 4e-9  # torch.nn.functional.softplus(x) is x above 20: a step down of 2.1e-9
 Shape: TypeAlias = Literal["convex", "sigmoid", "dip"]
-
-
-class Lines(NamedTuple):
-    """low_slope · x + low_shift ≤ f(x) ≤ high_slope · x + high_shift on the interval."""
-
-    low_slope: Tensor
-    low_shift: Tensor
-    high_slope: Tensor
-    high_shift: Tensor
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class Activation:
     shape: Shape
     minimum: float = 0.0
     rounding: float = 0.0
-    curvature: float = 0.0  # the greatest |f″|, of shapes that are not convex
+    smooth: Smooth | None = None  # of shapes that are not convex
 
     def slack(self, low: Tensor, high: Tensor) -> Tensor:
         """Bound the float32 rounding error where the result is in [low, high].
@@ -66,14 +57,14 @@ class Activation:
 
         ReLU: the chord above; below, slope 0 or 1, whichever leaves the smaller area (Zhang et al.
         2018). Other convex functions: tangent at the middle and chord. Sigmoid, tanh, SiLU, GELU:
-        the best of some slopes, each with its shift (`_smooth`).
+        see smooth.py.
         """
         if self.name == "relu":
             return _relu(low, high, slope)
+        if self.smooth is not None:
+            return smooth_lines(self.smooth, low, high)
         f_low, f_high = self.function(low), self.function(high)
         step = SOFTPLUS_STEP if self.name == "softplus" else 0.0
-        if self.shape != "convex":
-            return self._smooth(low, high)
         wide = high - low > 1e-9  # the chord of a shorter interval would be 0 / 0
         chord = torch.where(wide, (f_high - f_low) / (high - low).clamp_min(1e-9), 0.0)
         middle = (low + high) / 2
@@ -84,50 +75,6 @@ class Activation:
             chord,
             torch.where(wide, f_low - chord * low, f_high) + step,
         )
-
-    def _smooth(self, low: Tensor, high: Tensor) -> Lines:
-        """Return, of several slopes, the lines that are closest at the middle of the interval.
-
-        The shift of slope s is the least of g = f − s x. Between points h apart, g lies within
-        h² / 8 · max |f″| of its chords, so that the least value at these points, less that, is
-        below all of g. Constants, and parallels with the smaller slope of the ends of a sigmoid,
-        have shifts that are exact, for intervals too wide for that.
-        """
-        least, most = self.interval(low, high)
-        f_low, f_high = self.function(low), self.function(high)
-        middle, width = (low + high) / 2, high - low
-        if self.shape == "sigmoid":
-            # The slope rises and then falls: inside it is nowhere below the smaller one of the
-            # ends, so that f minus this line is nondecreasing, least at low and greatest at high.
-            steep = torch.minimum(self._derivative(low), self._derivative(high))
-            best = Lines(steep, f_low - steep * low, steep, f_high - steep * high)
-        else:
-            best = Lines(torch.zeros_like(low), least, torch.zeros_like(low), most)
-        slopes = [self._derivative(at) for at in (low, middle, high)]
-        slopes.append((f_high - f_low) / width.clamp_min(1e-9))
-        lowest = [torch.full_like(low, torch.inf) for _ in slopes]
-        highest = [torch.full_like(low, -torch.inf) for _ in slopes]
-        for step in range(_GRID + 1):
-            at = low + width * (step / _GRID)
-            value = self.function(at)
-            for index, slope in enumerate(slopes):
-                rest = value - slope * at
-                lowest[index] = torch.minimum(lowest[index], rest)
-                highest[index] = torch.maximum(highest[index], rest)
-        # The second term covers the rounding of these values in float64.
-        off = (width / _GRID).square() / 8 * self.curvature + 1e-13 * (1 + low.abs() + high.abs())
-        for slope, bottom, top in zip(slopes, lowest, highest, strict=True):
-            bottom, top = bottom - off, top + off
-            # Lines that touch at the middle tie: rounding, and so the batch, must not decide.
-            closer = slope * middle + bottom > best.low_slope * middle + best.low_shift + _TIE
-            under = slope * middle + top < best.high_slope * middle + best.high_shift - _TIE
-            best = Lines(
-                torch.where(closer, slope, best.low_slope),
-                torch.where(closer, bottom, best.low_shift),
-                torch.where(under, slope, best.high_slope),
-                torch.where(under, top, best.high_shift),
-            )
-        return best
 
     def _derivative(self, x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -154,18 +101,60 @@ def leaky(slope: float) -> Activation:
     return Activation("leaky_relu", lambda x: F.leaky_relu(x, slope), "convex", rounding=1)
 
 
+def _sigmoid_slope(x: Tensor) -> Tensor:
+    return torch.sigmoid(x) * torch.sigmoid(-x)
+
+
+def _tanh_slope(x: Tensor) -> Tensor:
+    return torch.cosh(x.clamp(-300, 300)).square().reciprocal()
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    return torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))
+
+
+def _gelu_slope(x: Tensor) -> Tensor:
+    density = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+    slope: Tensor = torch.special.ndtr(x) + x * density
+    return slope
+
+
+_SILU_BEND = 2.3993572805154668  # where its second derivative is zero; GELU's: sqrt(2)
+
 RELU = Activation("relu", F.relu, "convex")
 KNOWN = {
     "relu": RELU,
-    "sigmoid": Activation("sigmoid", torch.sigmoid, "sigmoid", rounding=8, curvature=0.0963),
-    "tanh": Activation("tanh", torch.tanh, "sigmoid", rounding=8, curvature=0.77),
+    "sigmoid": Activation(
+        "sigmoid",
+        torch.sigmoid,
+        "sigmoid",
+        rounding=8,
+        smooth=Smooth(torch.sigmoid, _sigmoid_slope, (0.0,), True),
+    ),
+    "tanh": Activation(
+        "tanh",
+        torch.tanh,
+        "sigmoid",
+        rounding=8,
+        smooth=Smooth(torch.tanh, _tanh_slope, (0.0,), True),
+    ),
     "elu": Activation("elu", F.elu, "convex", rounding=8),
     "softplus": Activation("softplus", F.softplus, "convex", rounding=8),
     # Minimum points to 16 digits; the slack in `interval` covers the rest.
     "silu": Activation(
-        "silu", F.silu, "dip", minimum=-1.2784645427610738, rounding=8, curvature=0.5
+        "silu",
+        F.silu,
+        "dip",
+        minimum=-1.2784645427610738,
+        rounding=8,
+        smooth=Smooth(F.silu, _silu_slope, (-_SILU_BEND, _SILU_BEND), False),
     ),
     "gelu": Activation(
-        "gelu", F.gelu, "dip", minimum=-0.7517915246935645, rounding=32, curvature=0.798
+        "gelu",
+        F.gelu,
+        "dip",
+        minimum=-0.7517915246935645,
+        rounding=32,
+        smooth=Smooth(F.gelu, _gelu_slope, (-math.sqrt(2), math.sqrt(2)), False),
     ),
 }

@@ -48,6 +48,20 @@ def compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
         )
 
 
+class KeepsDouble(TorchDispatchMode):
+    """Leaves float64 as it is where the network casts to float32, which it computes in.
+
+    Bounds are computed with a copy in float64, in which `.float()` would be a change of precision.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        cast = func is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.float32
+        if cast and args[0].dtype is torch.float64:
+            return args[0].clone()
+        return func(*args, **kwargs)
+
+
 class _Types(TorchDispatchMode):
     """Notes the first operation that returns numbers of less precision than float32."""
 
@@ -75,7 +89,7 @@ def refuse_less_precision(model: nn.Module, shape: tuple[int, ...]) -> None:
         UsageError: naming the operation.
     """
     narrow = next((key for key, value in model.state_dict().items() if _is_narrow(value)), "")
-    found = f"{narrow} is not float32" if narrow else ""
+    found = f"{narrow} is not float32" if narrow else _quantized(model)
     if not found:
         first = next(iter(model.parameters()), torch.zeros(()))
         with torch.no_grad(), _Types() as types:  # type: ignore[no-untyped-call]
@@ -89,6 +103,14 @@ def refuse_less_precision(model: nn.Module, shape: tuple[int, ...]) -> None:
             f"no bounds for {type(model).__name__}: expected a forward pass in float32, but "
             f"{found}. Remove autocast, casts and quantization, or smooth it."
         )
+
+
+def _quantized(model: nn.Module) -> str:
+    """Name the first module that quantizes; it may keep its weights where no state shows them."""
+    for name, module in model.named_modules():
+        if ".quantized." in type(module).__module__ or hasattr(module, "fake_quant_enabled"):
+            return f"{name or 'it'} is a quantized {type(module).__name__}"
+    return ""
 
 
 def _is_narrow(value: Any) -> bool:

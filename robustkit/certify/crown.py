@@ -14,8 +14,9 @@ from torch import Tensor
 from robustkit.certify.activations import Activation
 from robustkit.certify.alpha_crown import optimize_slopes
 from robustkit.certify.graph import Graph
-from robustkit.certify.ibp import Box, input_box, intervals
+from robustkit.certify.ibp import Box, input_box, intervals, margins_of
 from robustkit.certify.linear_bounds import BLOCK, Problem, bound_in_chunks, bound_units
+from robustkit.certify.nonlinear import LogSoftmax, Nonlinear, Softmax
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
 
@@ -49,8 +50,17 @@ def crown_margins(
         rounding: hold for a float32 evaluation; give weights and x in float64.
         boxes: the result of `intervals`, where it is known.
     """
+    last = graph.nodes[-1]
     if boxes is None:
         boxes = intervals(graph, input_box(x, threat), rounding=rounding, ball=(x, threat))
+    if isinstance(last.op, (Softmax, LogSoftmax)):  # of the same sign as the margins before it
+        before = last.inputs[0]
+        inner = Graph(graph.nodes[: before + 1])
+        lower = crown_margins(
+            inner, x, y, threat, intermediate=intermediate, rounding=rounding,
+            iterations=iterations, boxes=boxes[: before + 1],
+        )  # fmt: skip
+        return last.op.margins(lower, boxes[before], rounding)
     problem = Problem(graph, list(boxes), x, threat, rounding, {})
     if intermediate == "crown":
         _tighten_intermediate(problem)
@@ -58,6 +68,8 @@ def crown_margins(
     eye = torch.eye(k, dtype=x.dtype, device=x.device)
     wanted = eye[y][:, None] - eye[None]
     lower = bound_in_chunks(problem, len(graph.nodes) - 1, wanted)
+    if any(isinstance(n.op, Nonlinear) for n in graph.nodes):  # planes may be wider than boxes
+        lower = torch.maximum(lower, margins_of(graph, problem.boxes, y, rounding=rounding))
     if iterations:
         lower = optimize_slopes(problem, wanted, lower, iterations)
     return lower.masked_fill(eye[y].bool(), 0.0)
@@ -66,8 +78,9 @@ def crown_margins(
 def _tighten_intermediate(problem: Problem) -> None:
     """Tighten the boxes before activations by backward passes, and all boxes behind them."""
     graph, boxes = problem.graph, problem.boxes
-    targets = {n.inputs[0] for n in graph.nodes if isinstance(n.op, Activation)}
-    before = [i for i, n in enumerate(graph.nodes) if isinstance(n.op, Activation)]
+    bent = (Activation, Nonlinear)
+    targets = {index for n in graph.nodes if isinstance(n.op, bent) for index in n.inputs}
+    before = [i for i, n in enumerate(graph.nodes) if isinstance(n.op, bent)]
     first = before[0] if before else 0
     for index in sorted(targets):
         if index < first and problem.threat.norm == "linf":
@@ -75,9 +88,9 @@ def _tighten_intermediate(problem: Problem) -> None:
         low, high = boxes[index]
         # A piecewise linear unit of known sign is exact already; others gain from any tightening.
         piecewise = all(
-            n.op.name in _PIECEWISE
+            isinstance(n.op, Activation) and n.op.name in _PIECEWISE
             for n in graph.nodes
-            if index in n.inputs and isinstance(n.op, Activation)
+            if index in n.inputs and isinstance(n.op, bent)
         )
         loose = (low < 0) & (high > 0) if piecewise else high > low
         if not bool(loose.any()):

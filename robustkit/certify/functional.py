@@ -10,68 +10,88 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustkit.certify.activations import RELU, Activation
-from robustkit.certify.affine import Affine, AverageOp, ConvOp, ScaleOp
+from robustkit.certify.affine import Affine, AverageOp, ConvOp, LinearOp, ScaleOp, Statistics
+from robustkit.models.architectures import Normalize
 
 _CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = (*_CONV2D[:5], "output_padding", "groups", "dilation")
+BATCH_STATISTICS: list[Statistics] = []  # innermost last; see graph.clean_statistics
 Steps = list["Affine | Activation"]
 
 
 def as_module(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
     """Return the module that a functional layer with constant weights stands for."""
     if name == "linear":
-        given = _given(("input", "weight", "bias"), args, kwargs)
-        weight = given.get("weight")
+        options = given(("input", "weight", "bias"), args, kwargs)
+        weight = options.get("weight")
         if not isinstance(weight, Tensor) or weight.ndim != 2:
             return None
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        return _with(linear, weight, given.get("bias"))
+        return with_tensors(linear, weight, options.get("bias"))
     if name == "conv2d":
-        given = _given(_CONV2D, args, kwargs)
-        weight = given.get("weight")
+        options = given(_CONV2D, args, kwargs)
+        weight = options.get("weight")
         if not isinstance(weight, Tensor):
             return None
-        groups, padding = int(given.get("groups", 1)), given.get("padding", 0)
+        groups, padding = int(options.get("groups", 1)), options.get("padding", 0)
         conv = nn.Conv2d(
             weight.shape[1] * groups,
             weight.shape[0],
             (weight.shape[2], weight.shape[3]),
-            stride=given.get("stride", 1),
+            stride=options.get("stride", 1),
             padding=padding,
-            dilation=given.get("dilation", 1),
+            dilation=options.get("dilation", 1),
             groups=groups,
             bias=False,
             device="meta",
         )
-        return _with(conv, weight, given.get("bias"))
+        return with_tensors(conv, weight, options.get("bias"))
+    if name == "conv_transpose2d":
+        options = given(_TRANSPOSED, args, kwargs)
+        weight = options.get("weight")
+        if not isinstance(weight, Tensor):
+            return None
+        rest = {key: options[key] for key in (*_TRANSPOSED[3:],) if key in options}
+        groups = int(options.get("groups", 1))
+        turned = nn.ConvTranspose2d(
+            weight.shape[0],
+            weight.shape[1] * groups,
+            (weight.shape[2], weight.shape[3]),
+            bias=False,
+            device="meta",
+            **rest,
+        )
+        return with_tensors(turned, weight, options.get("bias"))
     if name == "batch_norm":
-        return _batch_norm(_given(tuple(inspect.signature(F.batch_norm).parameters), args, kwargs))
+        return _batch_norm(given(tuple(inspect.signature(F.batch_norm).parameters), args, kwargs))
     return None
 
 
-def _given(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def given(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _with(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    # The tensors themselves: bounds follow the weights of a network in training.
+def with_tensors(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """Give a layer these very tensors: bounds follow the weights of a network in training."""
     for key, value in (("weight", weight), ("bias", bias)):
         layer._parameters.pop(key, None)
         object.__setattr__(layer, key, value)
     return layer
 
 
-def _batch_norm(given: dict[str, Any]) -> nn.Module | None:
-    mean, var = given.get("running_mean"), given.get("running_var")
-    if given.get("training") or not isinstance(mean, Tensor) or not isinstance(var, Tensor):
+def _batch_norm(options: dict[str, Any]) -> nn.Module | None:
+    mean, var = options.get("running_mean"), options.get("running_var")
+    if options.get("training") or not isinstance(mean, Tensor) or not isinstance(var, Tensor):
         return None
-    weight, bias = given.get("weight"), given.get("bias")
+    weight, bias = options.get("weight"), options.get("bias")
     if (weight is None) != (bias is None):
         return None
     layer = nn.BatchNorm2d(
-        len(mean), eps=float(given.get("eps", 1e-5)), affine=weight is not None, device="meta"
+        len(mean), eps=float(options.get("eps", 1e-5)), affine=weight is not None, device="meta"
     )
     layer._buffers.update(running_mean=mean, running_var=var)
-    return layer if weight is None else _with(layer, weight, bias)
+    return layer if weight is None else with_tensors(layer, weight, bias)
 
 
 def padded_convolution(layer: nn.Conv2d, shape: tuple[int, ...]) -> Steps | None:
@@ -92,7 +112,7 @@ def padded_convolution(layer: nn.Conv2d, shape: tuple[int, ...]) -> Steps | None
         bias=False,
         device="meta",
     )
-    _with(bare, layer.weight, layer.bias)
+    with_tensors(bare, layer.weight, layer.bias)
     pad = AverageOp(lambda x: F.pad(x, widths, mode), shape)
     inner = tuple(F.pad(torch.empty(1, *shape, device="meta"), widths, mode).shape[1:])
     return [pad, ConvOp(bare, inner)]
@@ -109,12 +129,12 @@ def clamped(
         if module is not None:
             low, high = getattr(module, "min_val", low), getattr(module, "max_val", high)
         elif name == "hardtanh":
-            given = _given(("input", "min_val", "max_val"), args, kwargs)
-            low, high = given.get("min_val", low), given.get("max_val", high)
+            options = given(("input", "min_val", "max_val"), args, kwargs)
+            low, high = options.get("min_val", low), options.get("max_val", high)
     elif name in ("clamp", "clip", "clamp_min", "clamp_max"):
         names = {"clamp_min": ("input", "min"), "clamp_max": ("input", "max")}
-        given = _given(names.get(name, ("input", "min", "max")), args, kwargs)
-        low, high = given.get("min"), given.get("max")
+        options = given(names.get(name, ("input", "min", "max")), args, kwargs)
+        low, high = options.get("min"), options.get("max")
     else:
         return None
     if any(not isinstance(end, (int, float, type(None))) for end in (low, high)):
@@ -133,3 +153,42 @@ def clamped(
 def _scaled(scale: float, shift: float) -> ScaleOp:
     pair = torch.tensor(scale, dtype=torch.float64), torch.tensor(shift, dtype=torch.float64)
     return ScaleOp(lambda: pair)
+
+
+def layer(module: nn.Module | None, shape: tuple[int, ...]) -> Affine | None:
+    """Return a linear layer, a batch normalization or a normalization; None for any other."""
+    if isinstance(module, nn.Linear):
+        return LinearOp(module)
+    if isinstance(module, Normalize):
+        return ScaleOp(lambda: (1 / module.std, -module.mean / module.std))
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.running_var is not None:
+        return _batch_norm_op(module, len(shape))
+    return None
+
+
+def _batch_norm_op(layer: nn.BatchNorm1d | nn.BatchNorm2d, rank: int) -> ScaleOp:
+    view = (1, -1, *[1] * (rank - 1))
+
+    # y = scale x + (bias − scale mean): one affine map per channel, as in evaluation mode.
+    def parts() -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = layer.running_mean, layer.running_var
+        if layer.training and BATCH_STATISTICS and layer in BATCH_STATISTICS[-1]:
+            mean, var = BATCH_STATISTICS[-1][layer]
+        assert mean is not None
+        assert var is not None
+        scale = (var + layer.eps).rsqrt()
+        if layer.affine:
+            scale = scale * layer.weight
+        bias = layer.bias if layer.affine else torch.zeros_like(mean)
+        return scale.view(view), (mean * scale).view(view), bias.view(view)
+
+    def read() -> tuple[Tensor, Tensor]:
+        scale, center, bias = parts()
+        return scale, bias - center
+
+    def bulk() -> Tensor:
+        # Not |bias − center|: the terms may cancel, their rounding errors do not.
+        _, center, bias = parts()
+        return center.abs() + bias.abs()
+
+    return ScaleOp(read, terms=8, bulk=bulk)

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 from robustkit.certify.activations import Activation
 from robustkit.certify.affine import Statistics
-from robustkit.certify.agreement import compare
+from robustkit.certify.agreement import KeepsDouble, compare
+from robustkit.certify.compound import Step
+from robustkit.certify.functional import BATCH_STATISTICS
+from robustkit.certify.nonlinear import Nonlinear
 from robustkit.certify.operations import (
-    BATCH_STATISTICS,
     Call,
     Input,
     Join,
@@ -55,20 +57,24 @@ class Graph(NamedTuple):
         """Run the operations on x [b, *f]: one tensor [b, *shape] per node."""
         values: list[Tensor] = []
         for op, inputs, _ in self.nodes:
-            got = [values[index] for index in inputs]
-            if isinstance(op, Input):
-                values.append(x)
-            elif isinstance(op, Activation):
-                values.append(op.function(got[0]))
-            elif isinstance(op, Sum):
-                values.append(got[0] + op.sign * got[1])
-            elif isinstance(op, Join):
-                values.append(torch.cat(got, op.axis))
-            elif isinstance(op, MaxPool):
-                values.append(F.max_pool2d(got[0], **op.options))
-            else:
-                values.append(op.forward(got[0]))
+            values.append(_value(op, [values[index] for index in inputs] or [x]))
         return values
+
+
+def _value(op: Op, got: list[Tensor]) -> Tensor:
+    if isinstance(op, Input):
+        return got[0]
+    if isinstance(op, (Activation, Nonlinear)):
+        value: Tensor = op.function(*got)
+        return value
+    if isinstance(op, Sum):
+        return got[0] + op.sign * got[1]
+    if isinstance(op, Join):
+        return torch.cat(got, op.axis)
+    if isinstance(op, MaxPool):
+        pooled: Tensor = F.max_pool2d(got[0], **op.options)
+        return pooled
+    return op.forward(got[0])
 
 
 def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
@@ -92,7 +98,7 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
                 f"no bounds for {type(model).__name__}: torch.fx cannot read it ({error}). Bounds "
                 "need a network without branches on values; attack it, or smooth it."
             ) from error
-        with torch.no_grad():
+        with torch.no_grad(), KeepsDouble():  # type: ignore[no-untyped-call]
             graph = _Reader(model, shape).read(traced)
             compare(model, graph, shape)
     finally:
@@ -111,7 +117,6 @@ class _Reader:
         self.example = torch.zeros(1, *shape, dtype=first.dtype, device=first.device)
         self.place: dict[fx.Node, int] = {}
         self.value: dict[fx.Node, Any] = {}
-        self.inner: dict[int, Tensor] = {}  # values of steps that no node of torch.fx stands for
         self.parts: dict[fx.Node, tuple[fx.Node, Callable[[Tensor], Any]]] = {}
 
     def read(self, traced: fx.Graph) -> Graph:
@@ -136,7 +141,8 @@ class _Reader:
         if node.op == "placeholder":
             if self.nodes:
                 raise self._refusal("its forward takes more than the images; wrap it")
-            self._append(node, Input(), (), self.example)
+            self.place[node], self.value[node] = 0, self.example
+            self.nodes.append(Node(Input(), (), tuple(self.example.shape[1:])))
             return
         if node.op == "get_attr":
             self.value[node] = operator.attrgetter(str(node.target))(self.model)
@@ -163,48 +169,60 @@ class _Reader:
             self.parts[node] = (sources[0], partial(self._run_on, node, module, args, kwargs))
             return
         whole = node.args[0] if node.args else None
-        if isinstance(whole, fx.Node) and whole in self.parts and name == "getitem":
-            self._take_part(node, whole, args[1], result)
-            return
-        ops = None
+        if isinstance(whole, fx.Node) and name == "getitem":
+            if whole in self.parts:
+                self._take_part(node, whole, args[1], result)
+                return
+            if isinstance(self.value[whole], tuple):
+                self._take_first(node, whole, args[1], result)
+                return
+        outcome = result
+        if isinstance(module, nn.MultiheadAttention):
+            result = result[0]  # the weights may not be used: see `_take_first`
+        steps = None
         # What has lost the batch axis mixes points, or reads values: no bounds.
         if isinstance(result, Tensor) and len(result) == 1:
             shapes = [self.nodes[self.place[s]].shape for s in sources]
             first = bool(node.args) and node.args[0] is sources[0]
-            call = Call(name, module, args, kwargs, shapes, first, tuple(result.shape[1:]))
-            ops = operations(call)
-        if ops is None:
+            same = len(set(sources)) == 1
+            items = whole if isinstance(whole, (tuple, list)) else ()
+            varying = tuple(i for i, item in enumerate(items) if item in self.place)
+            shape = tuple(result.shape[1:])
+            call = Call(name, module, args, kwargs, shapes, first, shape, same, varying)
+            steps = operations(call)
+        if steps is None:
             raise self._unknown(node, name)
-        self._append_all(node, ops, tuple(self.place[s] for s in sources), result)
+        self._append_all(node, steps, sources, outcome)
 
     def _take_part(self, node: fx.Node, whole: fx.Node, index: Any, result: Any) -> None:
         source, call = self.parts[whole]
         if not isinstance(index, int) or not isinstance(result, Tensor) or len(result) != 1:
             raise self._unknown(node, "getitem")
         op = part_of(call, index, self.nodes[self.place[source]].shape)
-        self._append(node, op, (self.place[source],), result)
+        self._append_all(node, [Step(op, (0,))], [source], result)
+
+    def _take_first(self, node: fx.Node, whole: fx.Node, index: Any, result: Any) -> None:
+        """Take apart what attention returns: the values, and weights that nothing may use."""
+        if index == 0:
+            self.place[node], self.value[node] = self.place[whole], result
+        elif node.users:
+            raise self._unknown(node, "attention weights")
 
     def _run_on(self, node: fx.Node, module: Any, args: Any, kwargs: Any, x: Tensor) -> Any:
         return self._run(node, module, (x, *args[1:]), kwargs)
 
     def _append_all(
-        self, node: fx.Node, ops: list[Op], inputs: tuple[int, ...], result: Tensor
+        self, node: fx.Node, steps: list[Step], sources: list[fx.Node], result: Any
     ) -> None:
-        for op in ops[:-1]:  # the steps of a node that stands for several operations
-            value = Graph([Node(Input(), (), ()), Node(op, (0,), ())]).values(
-                self.nodes_value(inputs[0])
-            )[-1]
-            self.inner[len(self.nodes)] = value
-            self.nodes.append(Node(op, inputs, tuple(value.shape[1:])))
-            inputs = (len(self.nodes) - 1,)
-        self._append(node, ops[-1], inputs, result)
-
-    def nodes_value(self, index: int) -> Tensor:
-        """Return the example's value of a node of the graph."""
-        if index in self.inner:
-            return self.inner[index]
-        value: Tensor = next(self.value[n] for n, at in self.place.items() if at == index)
-        return value
+        """Append the steps of a node, the last one of which returns its value."""
+        at = [self.place[source] for source in sources]
+        values: list[Tensor] = [self.value[source] for source in sources]
+        for step in steps:
+            values.append(_value(step.op, [values[index] for index in step.inputs]))
+            inputs = tuple(at[index] for index in step.inputs)
+            at.append(len(self.nodes))
+            self.nodes.append(Node(step.op, inputs, tuple(values[-1].shape[1:])))
+        self.place[node], self.value[node] = at[-1], result
 
     def _unknown(self, node: fx.Node, name: str) -> UsageError:
         where = f" in {found}" if (found := _module_path(node)) else ""
@@ -239,11 +257,6 @@ class _Reader:
         if isinstance(tree, (tuple, list)):
             return [found for item in tree for found in self._sources(item)]
         return []
-
-    def _append(self, node: fx.Node, op: Op, inputs: tuple[int, ...], value: Tensor) -> None:
-        self.place[node] = len(self.nodes)
-        self.value[node] = value
-        self.nodes.append(Node(op, inputs, tuple(value.shape[1:])))
 
     def _values(self, tree: Any) -> Any:
         return fx.node.map_arg(tree, lambda n: self.value[n])

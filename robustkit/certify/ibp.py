@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from robustkit.certify.activations import Activation
 from robustkit.certify.affine import UNIT, Affine, AverageOp, ConvOp, LinearOp, ScaleOp, widening
+from robustkit.certify.dual import greatest
 from robustkit.certify.graph import Graph, Node
+from robustkit.certify.nonlinear import LogSoftmax, Nonlinear, Softmax
 from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
@@ -53,8 +55,8 @@ def intervals(
     Args:
         box: of the inputs [b, *f].
         rounding: contain the values of a float32 evaluation too; give weights and box in float64.
-        ball: the clean inputs and an l2 threat model: the first layer is bounded by the norms of
-            its rows where that is tighter than the box.
+        ball: the clean inputs and an l2 or l1 threat model: the first layer is bounded by the dual
+            norms of its rows where that is tighter than the box.
         known: boxes that are sound already, of the first nodes or all; each result is intersected
             with its own.
         done: how many of the `known` boxes are taken as they are.
@@ -63,7 +65,7 @@ def intervals(
     for node in graph.nodes[len(boxes) :]:
         sources = [boxes[index] for index in node.inputs]
         boxes.append(box if isinstance(node.op, Input) else _step(node, sources, rounding))
-        if ball is not None and ball[1].norm == "l2":
+        if ball is not None and ball[1].norm != "linf":
             _tighten(graph, boxes, ball, rounding)
         if known is not None and len(boxes) <= len(known):
             boxes[-1] = _cut(boxes[-1], known[len(boxes) - 1])
@@ -81,7 +83,11 @@ def margins_of(graph: Graph, boxes: list[Box], y: Labels, *, rounding: bool = Fa
     A last linear layer is elided (Gowal et al. 2018): the rows of W that are compared are
     subtracted before they are bounded, (w_y − w_j) · h in place of two bounds apart.
     """
-    last, out = graph.nodes[-1], boxes[-1]
+    last, out = graph.nodes[-1], boxes[len(graph.nodes) - 1]
+    if isinstance(last.op, (Softmax, LogSoftmax)):  # of the same sign as the margins before it
+        before = last.inputs[0]
+        lower = margins_of(Graph(graph.nodes[: before + 1]), boxes, y, rounding=rounding)
+        return last.op.margins(lower, boxes[before], rounding)
     rows = torch.arange(len(y), device=y.device)
     if not isinstance(last.op, LinearOp):
         lower = out.low[rows, y][:, None] - out.high
@@ -124,6 +130,10 @@ def _step(node: Node, sources: list[Box], rounding: bool) -> Box:
         return Box(*(torch.cat(parts, op.axis) for parts in zip(*sources, strict=True)))
     if isinstance(op, MaxPool):
         return Box(*(F.max_pool2d(part, **op.options) for part in sources[0]))
+    if isinstance(op, Nonlinear):
+        low, high = op.interval(*sources)
+        off = op.slack(list(sources), (low, high)) if rounding else 0.0
+        return Box(low - off, high + off)
     assert not isinstance(op, Input)
     return _affine(op, sources[0], rounding)
 
@@ -147,9 +157,10 @@ def _cut(a: Box, b: Box) -> Box:
 
 
 def _tighten(graph: Graph, boxes: list[Box], ball: tuple[Images, Threat], rounding: bool) -> None:
-    """Intersect the newest box with the l2 bound, if only scales and reshapes precede the node.
+    """Intersect the newest box with the ball's bound, if only scales and reshapes come before.
 
-    |w · (x' − x)| ≤ ‖w‖₂ eps (Cauchy–Schwarz), for every row w of the product of these operations.
+    |w · (x' − x)| ≤ ‖w‖₂ eps in l2, max |w| eps in l1 (Hölder), for every row w of the product of
+    these operations.
     """
     index, chain = len(boxes) - 1, list[Affine]()
     while index:
@@ -161,15 +172,18 @@ def _tighten(graph: Graph, boxes: list[Box], ball: tuple[Images, Threat], roundi
         index = node.inputs[0]
     if not chain:
         return
-    # squares: ‖row‖₂² of the product, exact since all factors but the last are diagonal or
-    # reshapes.
+    # sizes: ‖row‖₂² or max |row| of the product, exact since all factors but the last are diagonal
+    # or reshapes.
     (x, threat), size = ball, torch.maximum(boxes[0].low.abs(), boxes[0].high.abs())
-    center, squares = x, torch.ones_like(x)
+    center, sizes, flat = x, torch.ones_like(x[:1]), threat.norm == "l1"
     off = torch.zeros_like(x)
     for op in reversed(chain):
         if rounding:
             off = op.spread(off) + widening(op, size)
             size = op.spread(size) + op.size() + off
-        center, squares = op.forward(center), op.squares(squares)
-    radius = threat.eps * squares.sqrt() * (1 + 1e-12) + (off if rounding else 0.0)
+        center = op.forward(center)
+        sizes = greatest(op, sizes) if flat else op.squares(sizes)
+    radius = threat.eps * (sizes if flat else sizes.sqrt()) * (1 + 1e-12) + (
+        off if rounding else 0.0
+    )
     boxes[-1] = _cut(boxes[-1], Box(center - radius, center + radius))

@@ -7,6 +7,7 @@ threat model is known in closed form. A bound above is minus one of −A.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,8 +27,10 @@ from robustkit.certify.coefficients import (
 )
 from robustkit.certify.graph import Graph
 from robustkit.certify.ibp import Box
+from robustkit.certify.nonlinear import Nonlinear
 from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.certify.patches import Patches, one_hot
+from robustkit.certify.smooth import through_placed_lines
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 
@@ -41,8 +44,9 @@ class Problem(NamedTuple):
     Attributes:
         boxes: interval bounds of every node, tightened as backward passes find better ones.
         rounding: whether bounds hold for float32 evaluations too.
-        slopes: lower slopes of ReLUs by input node, [b, *f] or by row [b, s, *f]; CROWN's own
-            where there is none.
+        slopes: by input node; CROWN's own where there is none. Lower slopes of ReLUs, [b, *f] or
+            by row [b, s, *f]; of smooth functions, where between the least and the greatest slope
+            the lower and the upper line lie, [b, s, 2, *f].
     """
 
     graph: Graph
@@ -61,7 +65,7 @@ class Problem(NamedTuple):
 
 def rows_at_once(problem: Problem, index: int) -> int:
     """Return how many rows of coefficients to carry at once from node `index`."""
-    largest = max(_product(n.shape) for n in problem.graph.nodes[: index + 1])
+    largest = max(math.prod(n.shape) for n in problem.graph.nodes[: index + 1])
     return max(1, BLOCK // (len(problem.x) * largest))
 
 
@@ -91,7 +95,7 @@ def bound_units(problem: Problem, index: int, units: Tensor, dtype: torch.dtype)
     if len(shape) == 3 and isinstance(problem.graph.nodes[index].op, (ConvOp, ScaleOp, Sum)):
         wanted = one_hot(units, (shape[0], shape[1], shape[2]), dtype)
     else:
-        wanted = F.one_hot(units, _product(shape)).to(dtype)
+        wanted = F.one_hot(units, math.prod(shape)).to(dtype)
         wanted = wanted.view(*units.shape, *shape)
     way = _Backward(problem, problem.x.new_zeros(units.shape), both=True)
     low, negative = way.run(index, wanted).chunk(2, dim=1)
@@ -120,7 +124,7 @@ class _Backward:
             if a is None:
                 continue
             node = self.problem.graph.nodes[at]
-            if self.both and isinstance(node.op, (Activation, MaxPool)):
+            if self.both and isinstance(node.op, (Activation, MaxPool, Nonlinear)):
                 a = self._split(a)
             if isinstance(a, Patches) and (a.covers or not isinstance(node.op, _LOCAL)):
                 a = a.dense()
@@ -173,12 +177,19 @@ class _Backward:
         if isinstance(a, Tensor) and isinstance(op, MaxPool):
             if self._single(a):  # windows that overlap add up
                 most = _size(boxes[0]).flatten(1).amax(1)[:, None, None, None]
-                terms = _product(tuple(a.shape[3:])) if op.overlaps else 2
+                terms = math.prod(tuple(a.shape[3:])) if op.overlaps else 2
                 self._lose(a, (2 + terms) * UNIT * most.expand_as(problem.boxes[at].low))
             back, shift = _max_pool(op, a, boxes[0])
             self.constant = self.constant + shift
             return [back]
-        assert not isinstance(op, (Input, Join, MaxPool))
+        if isinstance(a, Tensor) and isinstance(op, Nonlinear):
+            a = a.to(boxes[0].low.dtype)  # exact enough from here on
+            if problem.rounding:
+                self._lose(a, op.slack(list(boxes), problem.boxes[at]))
+            parts, shift = op.backward(a, list(boxes))
+            self.constant = self.constant + shift
+            return list(parts)
+        assert not isinstance(op, (Input, Join, MaxPool, Nonlinear))
         return [self._affine(op, a, boxes[0])]
 
     def _affine(self, op: Affine, a: Coefficients, box: Box) -> Coefficients:
@@ -220,6 +231,9 @@ def _activation(
     op: Activation, a: Coefficients, box: Box, slope: Tensor | None
 ) -> tuple[Coefficients, Tensor]:
     """Return the coefficients of the input of an activation, and the constant left over [b, s]."""
+    if op.smooth is not None and slope is not None:
+        assert isinstance(a, Tensor)
+        return through_placed_lines(op.smooth, a, box, slope)
     lines = op.lines(*box, slope if slope is None or slope.ndim == box.low.ndim else None)
     up, low_slope = values_of(a).clamp_min(0), seen(a, lines.low_slope)
     if slope is not None and slope.ndim > box.low.ndim:  # one for every row
@@ -282,10 +296,3 @@ def _concretize(problem: Problem, a: Coefficients) -> Tensor:
     rows = values_of(a).flatten(2)
     dual = rows.norm(dim=2) if problem.threat.norm == "l2" else rows.abs().amax(2)
     return torch.maximum(boxed, dot(a, problem.x) - problem.threat.eps * dual)
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product

@@ -7,6 +7,7 @@ refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustkit.certify.activations import KNOWN, Activation, leaky
-from robustkit.certify.affine import Affine, AverageOp, LinearOp, ScaleOp, Statistics
-from robustkit.certify.functional import as_module, clamped, padded_convolution
+from robustkit.certify.affine import Affine, AverageOp
+from robustkit.certify.compound import Plan, Step, compound
+from robustkit.certify.functional import as_module, clamped, layer, padded_convolution
+from robustkit.certify.nonlinear import Nonlinear, Product
 from robustkit.certify.shapes import moved
-from robustkit.models.architectures import Normalize
+from robustkit.certify.supported import SUPPORTED
+from robustkit.certify.transposed_convolution import TransposedConvOp
 
 
 class Input(NamedTuple):
@@ -51,9 +55,8 @@ class MaxPool(NamedTuple):
         )
 
 
-Op: TypeAlias = "Input | Sum | Join | MaxPool | Activation | Affine"
+Op: TypeAlias = "Input | Sum | Join | MaxPool | Activation | Nonlinear | Affine"
 
-BATCH_STATISTICS: list[Statistics] = []  # innermost last; see graph.clean_statistics
 _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "div", "neg")
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
@@ -63,7 +66,9 @@ class Call(NamedTuple):
     """A node with its arguments filled in for an example of batch 1.
 
     `sources`: shapes of the arguments that depend on the input, in order; `first`: whether the
-    first argument does; `result`: shape of the outcome. Shapes are without the batch axis.
+    first argument does; `same`: whether all sources are one value; `varying`: which
+    items of a first argument that is a list do; `result`: shape of the outcome. Shapes are without
+    the batch axis.
     """
 
     name: str
@@ -73,6 +78,8 @@ class Call(NamedTuple):
     sources: list[tuple[int, ...]]
     first: bool
     result: tuple[int, ...]
+    same: bool = False
+    varying: tuple[int, ...] = ()
 
 
 def plain_name(name: str) -> str:
@@ -82,19 +89,18 @@ def plain_name(name: str) -> str:
 
 
 _NEAREST = {
-    "softmax": "Certify the logits before it: it changes no class.",
-    "log_softmax": "Certify the logits before it: it changes no class.",
-    "logsoftmax": "Certify the logits before it: it changes no class.",
     "hardswish": "The nearest that is known is SiLU.",
     "mish": "The nearest that is known is SiLU.",
     "prelu": "The nearest that is known is LeakyReLU with a fixed slope.",
     "selu": "The nearest that is known is ELU with alpha 1.",
-    "layernorm": "The nearest that is known is batch normalization.",
-    "layer_norm": "The nearest that is known is batch normalization.",
-    "groupnorm": "The nearest that is known is batch normalization.",
-    "instancenorm2d": "The nearest that is known is batch normalization.",
-    "mul": "Products are known with a constant factor alone.",
-    "matmul": "The nearest that is known is a linear layer.",
+    "matmul": "Products of matrices are known with equal batch axes.",
+    "div": "The nearest that is known is a product.",
+    "truediv": "The nearest that is known is a product.",
+    "pow": "The nearest that is known is the square.",
+    "multiheadattention": "Known with batch_first=True, and without masks.",
+    "scaled_dot_product_attention": "Known without a mask and dropout.",
+    "stochastic_depth": "Put the network in evaluation mode.",
+    "dropout": "Put the network in evaluation mode.",
     "half": "Bounds are of the float32 network: keep float32.",
     "bfloat16": "Bounds are of the float32 network: keep float32.",
 }
@@ -104,82 +110,84 @@ def nearest(name: str) -> str:
     """Return what to use in place of an operation, or what is known."""
     return _NEAREST.get(
         name,
-        "Known: linear, convolution, batch normalization, pooling, padding, reshapes, slices, "
-        "sums, concatenation, constants, clamp, and the usual activations.",
+        f"Known: {', '.join(SUPPORTED)}.",
     )
 
 
-def operations(call: Call) -> list[Op] | None:
+def operations(call: Call) -> list[Step] | None:
     """Return what a node does, as one operation or several; None where no bounds are known."""
     name, single = plain_name(call.name), len(call.sources) == 1
     module = call.module
     if single and call.first and module is None:
         module = as_module(name, call.args, call.kwargs)
     if single and isinstance(module, nn.Conv2d):
-        steps = padded_convolution(module, call.sources[0])
-        return None if steps is None else list(steps)
+        return _chain(padded_convolution(module, call.sources[0]))
+    if single and isinstance(module, nn.ConvTranspose2d):
+        sized = module is call.module and (len(call.args) > 1 or call.kwargs)
+        return None if sized else _chain([TransposedConvOp(module, call.sources[0])])
     if single and call.first and (clamp := clamped(name, module, call.args, call.kwargs)):
-        return list(clamp)
-    op = _operation(call._replace(module=module))
-    return None if op is None else [op]
+        return _chain(clamp)
+    call = call._replace(module=module)
+    if name in ("cat", "concat"):
+        return _join(call)
+    if name in ("add", "sub", "mul") and len(call.sources) == 2:
+        return _two(name, call)
+    if steps := compound(name, call):
+        return steps
+    op = _operation(call)
+    if op is None and single and name in _ARITHMETIC:
+        return _constant(name, call)
+    return None if op is None else _chain([op])
+
+
+def _chain(ops: Sequence[Op] | None) -> list[Step] | None:
+    return None if ops is None else [Step(op, (at,)) for at, op in enumerate(ops)]
+
+
+def _join(call: Call) -> list[Step] | None:
+    axis = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0)
+    axis = int(axis) % (len(call.result) + 1)
+    parts = call.args[0]
+    if axis and len(parts) == len(call.sources):
+        return [Step(Join(axis), tuple(range(len(parts))))]
+    if not axis or len(call.varying) != 1:
+        return None
+    # Beside constants: the value among zeros, and the constants added.
+    (at,), plan = call.varying, Plan(call.sources)
+    zeros = [torch.zeros_like(part) for part in parts]
+    fixed = torch.cat([*parts[:at], zeros[at], *parts[at + 1 :]], axis)
+
+    def among(x: Tensor) -> Tensor:
+        rest = [zero.to(x).expand(len(x), *zero.shape[1:]) for zero in zeros]
+        return torch.cat([*rest[:at], x, *rest[at + 1 :]], axis)
+
+    placed = plan.add(AverageOp(among, call.sources[0]), call.result, 0)
+    plan.scale(placed, lambda: (torch.ones(()), fixed))
+    return plan.steps
+
+
+def _two(name: str, call: Call) -> list[Step] | None:
+    """Sums and products of two values, broadcast to one shape first."""
+    if call.kwargs or len(call.args) != 2:
+        return None
+    plan = Plan(call.sources)
+    one, two = (plan.expand(at, call.result) for at in (0, 1))
+    if name == "mul":
+        plan.add(Product(square=call.same), call.result, one, two)
+    else:
+        plan.add(Sum(1 if name == "add" else -1), call.result, one, two)
+    return plan.steps
 
 
 def _operation(call: Call) -> Op | None:
     name = plain_name(call.name)
-    if name in ("cat", "concat"):
-        axis = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0)
-        axis = int(axis) % (len(call.result) + 1)
-        return Join(axis) if axis and len(call.args[0]) == len(call.sources) else None
-    if name in ("add", "sub") and len(call.sources) == 2:
-        same = call.sources == [call.result] * 2
-        return Sum(1 if name == "add" else -1) if same and not call.kwargs else None
     if len(call.sources) != 1:
         return None
-    if isinstance(call.module, (nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, Normalize)):
-        return _layer(call.module, call.sources[0])
-    if name in _ARITHMETIC:
-        return _constant(name, call)
+    if affine := layer(call.module, call.sources[0]):
+        return affine
     if name in ("maxpool2d", "max_pool2d"):
         return _max_pool(call)
     return _activation(name, call) or _averaging(name, call)
-
-
-def _layer(layer: nn.Module, shape: tuple[int, ...]) -> Affine | None:
-    if isinstance(layer, nn.Linear):
-        return LinearOp(layer)
-    if isinstance(layer, Normalize):
-        return ScaleOp(lambda: (1 / layer.std, -layer.mean / layer.std))
-    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.running_var is not None:
-        return _batch_norm(layer, len(shape))
-    return None
-
-
-def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, rank: int) -> ScaleOp:
-    view = (1, -1, *[1] * (rank - 1))
-
-    # y = scale x + (bias − scale mean): one affine map per channel, as in evaluation mode.
-    def parts() -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = layer.running_mean, layer.running_var
-        if layer.training and BATCH_STATISTICS and layer in BATCH_STATISTICS[-1]:
-            mean, var = BATCH_STATISTICS[-1][layer]
-        assert mean is not None
-        assert var is not None
-        scale = (var + layer.eps).rsqrt()
-        if layer.affine:
-            scale = scale * layer.weight
-        bias = layer.bias if layer.affine else torch.zeros_like(mean)
-        return scale.view(view), (mean * scale).view(view), bias.view(view)
-
-    def read() -> tuple[Tensor, Tensor]:
-        scale, center, bias = parts()
-        return scale, bias - center
-
-    def bulk() -> Tensor:
-        # Not |bias − center|: the terms may cancel, their rounding errors do not.
-        _, center, bias = parts()
-        return center.abs() + bias.abs()
-
-    return ScaleOp(read, terms=8, bulk=bulk)
 
 
 def _activation(name: str, call: Call) -> Activation | None:
@@ -211,12 +219,15 @@ def _max_pool(call: Call) -> MaxPool | None:
     return MaxPool(options) if set(options) <= set(_POOL) else None
 
 
-def _constant(name: str, call: Call) -> ScaleOp | None:
-    """Sums and products with what does not depend on the input."""
-    if call.kwargs or call.result != call.sources[0]:
+def _constant(name: str, call: Call) -> list[Step] | None:
+    """Sums and products with what does not depend on the input, broadcast where they must be."""
+    if call.kwargs:
         return None
+    plan = Plan(call.sources)
+    at = plan.expand(0, call.result)
     if name == "neg":
-        return ScaleOp(lambda: (-torch.ones(()), torch.zeros(())))
+        plan.scale(at, lambda: (-torch.ones(()), torch.zeros(())))
+        return plan.steps
     if len(call.args) != 2 or (name in ("truediv", "div") and not call.first):
         return None
     other = call.args[1] if call.first else call.args[0]
@@ -232,7 +243,8 @@ def _constant(name: str, call: Call) -> ScaleOp | None:
             return (one, -c) if call.first else (-one, c)
         return (c, zero) if name == "mul" else (1 / c, zero)
 
-    return ScaleOp(read)
+    plan.scale(at, read)
+    return plan.steps
 
 
 def _averaging(name: str, call: Call) -> AverageOp | None:

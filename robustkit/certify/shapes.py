@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from robustkit.certify.affine import AverageOp
 
 Shape = tuple[int, ...]
+_DROPS = ("dropout", "dropout2d", "stochastic_depth", "stochasticdepth")
 _RESHAPES = (
-    "flatten", "view", "reshape", "identity", "dropout", "dropout2d", "contiguous", "squeeze",
+    "flatten", "view", "reshape", "identity", "contiguous", "squeeze",
     "unsqueeze", "unflatten", "clone", "detach",
 )  # fmt: skip
 _TO = ("to", "double", "float", "type_as")
@@ -44,8 +45,8 @@ def moved(
         shapes: of that argument and of the result, without the batch axis.
     """
     shape, result = shapes
-    # Dropout is the identity in evaluation mode, in which the network is traced.
-    if name in _RESHAPES or (name in _TO and _keeps_type(args, kwargs)):
+    drops = name in _DROPS and not _trains(name, module, args, kwargs)
+    if drops or name in _RESHAPES or (name in _TO and _keeps_type(args, kwargs)):
         if math.prod(shape) != math.prod(result):
             return None
         return AverageOp(lambda x: x.reshape(len(x), *result), shape)
@@ -76,6 +77,17 @@ def moved(
 def part_of(call: Callable[[Tensor], Any], index: int, shape: Shape) -> AverageOp:
     """Return the operation that takes one of the slices that `call` returns."""
     return AverageOp(lambda x: call(x)[index], shape)
+
+
+def _trains(
+    name: str, module: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """Whether dropout drops: modules do not in evaluation mode, in which the network is traced."""
+    if module is not None:
+        return False
+    deep = name == "stochastic_depth"
+    names = ("input", "p", "mode", "training") if deep else ("input", "p", "training")
+    return bool({**dict(zip(names, args, strict=False)), **kwargs}.get("training", True))
 
 
 def _keeps_type(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

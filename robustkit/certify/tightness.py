@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robustkit.certify.activations import Activation
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box
+from robustkit.certify.nonlinear import Nonlinear
 from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Scalars
@@ -61,8 +62,8 @@ def _bounds(graph: Graph, values: list[Tensor], radius: Tensor, y: Labels) -> Te
             widths.append(torch.cat(got, op.axis))
         elif isinstance(op, Activation) and op.name == "relu":
             widths.append(got[0] * (values[inputs[0]] > 0))
-        elif isinstance(op, (Activation, MaxPool)):
-            name = getattr(op, "name", "max pooling")
+        elif isinstance(op, (Activation, MaxPool, Nonlinear)):
+            name = getattr(op, "name", type(op).__name__)
             raise UsageError(f"propagation tightness is defined for ReLU networks, got {name}.")
         else:
             widths.append(op.spread(got[0]))

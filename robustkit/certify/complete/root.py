@@ -27,6 +27,7 @@ from robustkit.certify.complete.record import Recorder
 from robustkit.certify.complete.relaxation import Domain, Relaxation
 from robustkit.certify.graph import Graph
 from robustkit.certify.ibp import Box, input_box, intervals
+from robustkit.certify.nonlinear import Nonlinear
 from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
@@ -94,7 +95,7 @@ class Root:
             if isinstance(op, Sum):
                 low, high = self.boxes[at]
                 slack[at] = 2 * UNIT * torch.maximum(low.abs(), high.abs())
-            elif not isinstance(op, (Input, Join, Activation, MaxPool)):
+            elif not isinstance(op, (Input, Join, Activation, MaxPool, Nonlinear)):
                 low, high = self.boxes[inputs[0]]
                 off = widening(op, torch.maximum(low.abs(), high.abs()))
                 if off.ndim:

@@ -1,0 +1,67 @@
+"""Transposed convolutions, as bounds need them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass
+class TransposedConvOp:
+    """A transposed convolution. `shape` is that of its input [c, h, w]."""
+
+    layer: nn.ConvTranspose2d
+    shape: tuple[int, ...]
+
+    @property
+    def terms(self) -> int:
+        # An output lies under one position of the kernel in every `stride`, if not dilated.
+        c, seen = self.layer, 1
+        for size, step, apart in zip(c.kernel_size, c.stride, c.dilation, strict=True):
+            seen *= -(-size // (step // math.gcd(step, apart)))
+        return c.in_channels // c.groups * seen + 1
+
+    @property
+    def back_terms(self) -> int:
+        return int(self.layer.weight[0].numel())
+
+    def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        c = self.layer
+        padding: Any = c.padding
+        more: Any = c.output_padding
+        return F.conv_transpose2d(x, weight, bias, c.stride, padding, more, c.groups, c.dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x, self.layer.weight, self.layer.bias)
+
+    def spread(self, r: Tensor) -> Tensor:
+        return self._run(r, self.layer.weight.abs(), None)
+
+    def squares(self, r: Tensor) -> Tensor:
+        return self._run(r, self.layer.weight.square(), None)
+
+    def pull(self, a: Tensor) -> Tensor:
+        c, flat = self.layer, a.flatten(0, 1)
+        padding: Any = c.padding
+        weight = c.weight.to(a.dtype)
+        back = F.conv2d(flat, weight, None, c.stride, padding, c.dilation, c.groups)
+        # Padding of the output may leave room for another position of the kernel.
+        back = back[..., : self.shape[1], : self.shape[2]]
+        return back.reshape(*a.shape[:2], *self.shape)
+
+    def offset(self, a: Tensor) -> Tensor:
+        if self.layer.bias is None:
+            return a.new_zeros(a.shape[:2])
+        rows = self.layer.bias.to(a.dtype)[:, None, None].expand(a.shape[2:]).flatten()
+        return torch.matmul(a.flatten(2), rows)
+
+    def size(self) -> Tensor:
+        bias = self.layer.bias
+        if bias is None:
+            return self.layer.weight.new_zeros(())
+        return bias.abs().view(1, -1, 1, 1)

@@ -1,0 +1,100 @@
+"""Networks as users write them: heads, casts, quantized layers, and slopes of smooth functions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkit.certify.certifier import build_certifier
+from robustkit.certify.crown import crown_margins
+from robustkit.certify.graph import trace
+from robustkit.certify.ibp import input_box, intervals, margins_of
+from robustkit.core.threat import Threat
+from robustkit.errors import UsageError
+
+SHAPE = (2, 6, 6)
+THREAT = Threat("linf", 0.05)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_layers_are_refused() -> None:
+    layer = torch.ao.nn.quantized.dynamic.Linear(72, 3)
+    net = nn.Sequential(nn.Flatten(), layer)
+    with pytest.raises(UsageError, match="1 is a quantized Linear"):
+        build_certifier(net, SHAPE, THREAT, "ibp")
+
+
+@pytest.mark.parametrize("name", ["float", "log_softmax"])
+def test_the_networks_of_users_are_certified(name: str) -> None:
+    """In float32, as they are given: bounds are of a copy in float64."""
+    torch.manual_seed(0)
+    first = nn.Linear(72, 3)
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = first
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.first(x.flatten(1).float())
+            return logits if name == "float" else logits.log_softmax(1)
+
+    x = torch.rand(4, *SHAPE)
+    y = first(x.flatten(1)).argmax(1)
+    found = [
+        certifier.prove(x, y)
+        for net in (Head(), nn.Sequential(nn.Flatten(), first))
+        if (certifier := build_certifier(net, SHAPE, Threat("linf", 0.01), "crown"))
+    ]
+    assert len(found) == 2
+    assert torch.equal(found[0], found[1])
+    assert found[0].any()
+
+
+def test_a_softmax_head_has_the_margins_of_the_logits() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(72, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    x = torch.rand(16, *SHAPE, dtype=torch.float64)
+    y = body(x).argmax(1)
+    plain, whole = trace(body, SHAPE), trace(nn.Sequential(body, nn.Softmax(1)), SHAPE)
+    same = torch.arange(3) == y[:, None]
+    for method in ("ibp", "crown"):
+        threat = Threat("linf", 0.02)
+        found = []
+        for graph in (plain, whole):
+            boxes = intervals(graph, input_box(x, threat))
+            by_boxes = method == "ibp"
+            lower = margins_of(graph, boxes, y) if by_boxes else crown_margins(graph, x, y, threat)
+            found.append(lower.masked_fill(same, 0.0))
+        logits, shares = found
+        assert bool(((logits > 0) == (shares > 0)).all())
+        assert bool((logits > 0).any()) and bool((logits < 0).any())
+        z = (x + 0.02 * (2 * torch.rand(64, *x.shape) - 1).sign()).clamp(0, 1).double()
+        answers = body(z.flatten(0, 1)).softmax(1).unflatten(0, (64, -1))
+        own = answers.gather(2, y.expand(64, -1)[..., None])
+        assert bool((own - answers >= shares - 1e-12).all())
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "tanh", "silu", "gelu"])
+def test_optimized_slopes_raise_the_bounds_of_smooth_functions(kind: str) -> None:
+    torch.manual_seed(0)
+    act = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}[kind]
+    net = nn.Sequential(nn.Linear(6, 10), act(), nn.Linear(10, 10), act(), nn.Linear(10, 3))
+    for layer in net[::2]:
+        layer.weight.data.mul_(3)  # type: ignore[operator]
+    net = net.double().requires_grad_(False)
+    x = 0.3 + 0.4 * torch.rand(4, 6, dtype=torch.float64)
+    y, threat = net(x).argmin(1), Threat("linf", 0.1)  # every margin is open
+    graph = trace(net, (6,))
+    lower = crown_margins(graph, x, y, threat, intermediate="crown")
+    raised = crown_margins(graph, x, y, threat, intermediate="crown", iterations=15)
+    others = torch.arange(3) != y[:, None]
+    assert bool((raised[others] >= lower[others]).all())
+    z = (x + 0.1 * (2 * torch.rand(300, *x.shape, dtype=torch.float64) - 1).sign()).clamp(0, 1)
+    answers = net(z)
+    own = answers.gather(2, y.expand(300, -1)[..., None])
+    least = (own - answers).amin(0)
+    assert bool((least >= raised).all())
+    closed = (raised - lower)[others].mean() / (least - lower)[others].mean()
+    assert float(closed) > 0.1  # of the gap to what the corners reach
