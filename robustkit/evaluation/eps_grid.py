@@ -95,8 +95,8 @@ def evaluate_grid(
     norm = f"{threat}:1" if isinstance(threat, str) and ":" not in threat else threat
     with trusting(trust_code):
         settings = ask(
-            model, data, norm, name=name, mean=mean, std=std, arguments=arguments, notes=notes, folder=folder,
-            suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified, n=n,
+            model, data, norm, name=name, mean=mean, std=std, arguments=arguments, notes=notes,
+            folder=folder, suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified, n=n,
             sample=sample, seed=seed, device=device, distributed=distributed, workers=workers,
             named=named,
             batch_size=batch_size, tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,

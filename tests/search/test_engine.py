@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.core.threat import Threat
-from robustkit.errors import RobustkitError
+from robustkit.errors import RobustkitError, UsageError
 from robustkit.models.surrogates.resolve import Joint
 from robustkit.registry import attacks
 from robustkit.search.engine import Engine
@@ -441,3 +441,11 @@ def test_a_surrogate_that_has_the_models_logits_saves_the_second_pass(
     torch.testing.assert_close(reply.logits, Model()(state.query))
     assert bool((reply.gradient < 0).all())  # of the surrogate
     assert (len(model.sizes), passes(model, search, state)) == (calls, (forwards, 1))
+
+
+def test_an_attack_may_be_given_in_words(nearest: nn.Module, prototypes: Tensor) -> None:
+    y, threat = torch.arange(4), Threat("l2", 3.0)
+    built = attack(nearest, prototypes, y, attacks.build("pgd(steps=3)"), threat)
+    assert torch.equal(attack(nearest, prototypes, y, "pgd(steps=3)", "l2:3"), built)
+    with pytest.raises(UsageError, match="Unknown attack 'nothing'"):
+        attack(nearest, prototypes, y, "nothing", threat)
