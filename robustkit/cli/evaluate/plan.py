@@ -112,7 +112,7 @@ class Plan:
 
 
 def _absolute(text: str) -> str:
-    """Return a model's name with the files of its code and weights, if it names any, from the root."""
+    """Return a model's name with the files of code and weights that it names from the root on."""
     name, at, weights = text.rpartition("@")
     if at and Path(weights).is_file():
         return f"{_absolute(name)}@{Path(weights).resolve()}"
