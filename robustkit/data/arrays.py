@@ -127,7 +127,8 @@ def as_dataset(name: str, made: Any, *, box: Box = UNIT) -> Dataset:
         lacking = ", ".join(part for part in needed if not hasattr(made, part))
         raise UsageError(
             f"{name}: expected (x, y), a Dataset or DataLoader of PyTorch, or a "
-            f"robustkit.data.Dataset, got {type(made).__name__}, which as a Dataset lacks {lacking or '__len__'}."
+            f"robustkit.data.Dataset, got {type(made).__name__}, which as a Dataset lacks "
+            f"{lacking or '__len__'}."
         )
     x, y = (_array(name, part) for part in made)
     both = x.ndim == 4 and x.shape[1] in _CHANNELS and x.shape[3] in _CHANNELS

@@ -96,10 +96,10 @@ def evaluate_grid(
     with trusting(trust_code):
         settings = ask(
             model, data, norm, name=name, mean=mean, std=std, arguments=arguments, notes=notes,
-            folder=folder, suite=suite, attacks=attacks, certify=certify, attack_certified=attack_certified, n=n,
-            sample=sample, seed=seed, device=device, distributed=distributed, workers=workers,
-            named=named,
-            batch_size=batch_size, tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,
+            folder=folder, suite=suite, attacks=attacks, certify=certify,
+            attack_certified=attack_certified, n=n, sample=sample, seed=seed, device=device,
+            distributed=distributed, workers=workers, named=named, batch_size=batch_size,
+            tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,
         )  # fmt: skip
         return evaluate_grid_settings(
             settings, descending(settings.threat, grid), watcher, progress
