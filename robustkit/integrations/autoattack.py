@@ -131,8 +131,7 @@ class AutoAttack:
         answers = y.detach().clone()
         status = self.record.points.status
         wrong = [i for i, s in enumerate(status) if s in ("broken", "misclassified")]
-        weights = self.model.parameters() if isinstance(self.model, nn.Module) else iter(())
-        where = next(weights, x_adv).device
+        where = next(self.model.parameters(), x_adv).device
         with torch.no_grad():
             for start in range(0, len(wrong), bs):
                 rows = torch.tensor(wrong[start : start + bs], device=x_adv.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustkit.certify.activations import Activation
 from robustkit.certify.agreement import KeepsDouble
 from robustkit.certify.certifier import build_certifier
 from robustkit.certify.crown import crown_margins
@@ -170,8 +171,9 @@ def test_an_operation_is_bounded(name: str) -> None:
 def test_smooth_lines_leave_less_than_constants(name: str, width: float) -> None:
     net, _, _ = network(READ[name])
     op = next(n.op for n in trace(net, SHAPE).nodes if getattr(n.op, "name", "") == name)
+    assert isinstance(op, Activation)
     low = torch.linspace(-5, 3, 100, dtype=torch.float64)
-    lines, (least, most) = op.lines(low, low + width), op.interval(low, low + width)  # type: ignore[union-attr]
+    lines, (least, most) = op.lines(low, low + width), op.interval(low, low + width)
     middle = low + width / 2
     below, above = (
         lines.low_slope * middle + lines.low_shift,

@@ -27,7 +27,7 @@ def model() -> nn.Module:
 
 @pytest.fixture
 def labels(model: nn.Module) -> torch.Tensor:
-    y = model(X).argmax(1)
+    y: torch.Tensor = model(X).argmax(1)
     y[0] = (y[0] + 1) % 3  # one point is misclassified
     return y
 

@@ -138,8 +138,9 @@ class TestCommand:
     def test_measured_and_published_rows_stand_in_one_table_per_threat_model(
         self, layout: str, folder: Path, tmp_path: Path, make_record: Callable[..., Record]
     ) -> None:
-        given = {"name": "cifar10", "digest": "d", "n": 10, "total": 10, "classes": 3}
-        data = DataInfo(**given, shape=[3, 2, 2])
+        data = DataInfo(
+            name="cifar10", digest="d", n=10, total=10, classes=3, shape=[3, 2, 2]
+        )  # fmt: skip
         rounded = float(np.float32(8 / 255))  # not 8/255, and with six digits not its six
         own = make_record("mine", "rrrrrrbbbm", data=data, eps=rounded)
         save(own, tmp_path / "runs" / "record.json")
@@ -181,7 +182,11 @@ def test_no_cell_of_what_others_published_is_a_formula(footnote: str, tmp_path: 
 
 def test_links_lead_somewhere_and_venues_are_text() -> None:
     address = "https://example.org/a_b?x=(1)&y=[2]|<3>"
-    cells = ["A & B*", Link("Made_Up *Conf* | 2026", address), Link("x", "javascript:alert(1)")]
+    cells: list[str | Link] = [
+        "A & B*",
+        Link("Made_Up *Conf* | 2026", address),
+        Link("x", "javascript:alert(1)"),
+    ]
     text = to_lines("t", ["a", "b", "c"], [cells], "markdown")
     assert text.splitlines()[-1] == (
         r"| A &amp; B\* | [Made_Up \*Conf\* \| 2026]"
