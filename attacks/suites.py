@@ -26,7 +26,7 @@ class Parity:
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
         """APGD-CE, targeted APGD-DLR, targeted FAB, Square."""
-        refuse_l0("parity", threat)
+        refuse_l0(type(self).__name__.lower(), threat)
         if threat.norm == "l1":
             first = ["apgd_l1(restarts=5)", "apgd_l1(loss=targeted_dlr, targets=5)"]
         else:

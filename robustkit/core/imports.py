@@ -7,6 +7,8 @@ import importlib.util
 import sys
 import traceback
 import zlib
+from collections.abc import Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -102,8 +104,15 @@ def load_file(text: str) -> ModuleType:
     return _execute(path, name) if mixed(path.parent) else module
 
 
+class _Uncached(SourceFileLoader):
+    # Bytecode is matched by whole seconds and length: an edit from eps=0.1 to eps=0.3 within a
+    # second would run the old code.
+    def path_stats(self, path: str) -> Mapping[str, Any]:
+        raise OSError("no bytecode for a file of models")
+
+
 def _execute(path: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, loader=_Uncached(name, str(path)))
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} cannot be imported: it is no Python source file.")
     module = importlib.util.module_from_spec(spec)

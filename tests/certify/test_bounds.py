@@ -227,8 +227,8 @@ def test_bounds_follow_the_clean_batch_in_training() -> None:
 
 
 def test_unknown_operations_are_named() -> None:
-    with pytest.raises(UsageError, match="Softmax"):
-        trace(nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Softmax(1)), (1, 6, 6))
+    with pytest.raises(UsageError, match="Hardswish"):
+        trace(nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Hardswish()), (1, 6, 6))
 
 
 def test_branches_on_values_are_refused() -> None:

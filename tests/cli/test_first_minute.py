@@ -120,4 +120,5 @@ def test_the_last_lines_are_commands_that_work(room: Path, monkeypatch: pytest.M
         done = CliRunner().invoke(main, shlex.split(line, comments=True)[1:])
         assert done.exit_code == 0, done.stderr
     assert "path/to/model.py:make" in own
-    assert "Next" not in evaluate("models.py:net").stdout
+    told = evaluate("models.py:net", "--out", "own").stdout
+    assert told.endswith("Next:\n  robustkit report own    # the evidence as a page\n")

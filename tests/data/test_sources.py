@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 import tracemalloc
@@ -359,7 +360,7 @@ class TestFunction:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("wrong", r"expected \(x, y\) or a .*got dict, which as a Dataset lacks .*labels"),
+            ("wrong", r"expected \(x, y\), a .*got dict, which as a Dataset lacks .*labels"),
             ("fails", r"fails\(\) fails: KeyError: 'lost'"),
             ("tensor", "has no attribute 'tensor'. Did you mean 'tensors'"),
         ],
@@ -378,6 +379,16 @@ class TestImporting:
         assert first is again and first().size == 4
         Path(code).write_text("class Local:\n    size = 5\n")
         assert load_attribute(f"{code}:Local")().size == 5
+
+    def test_an_edit_of_the_same_length_within_a_second_is_seen(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "dont_write_bytecode", False)
+        file = tmp_path / "edited.py"
+        for value, since in ((3, 10**9), (5, 10**9 + 1)):
+            file.write_text(f"VALUE = {value}\n")
+            os.utime(file, ns=(since, since))
+            assert load_attribute(f"{file}:VALUE") == value
 
     def test_neighbors_can_be_imported_but_shadow_nothing(self, tmp_path: Path, code: str) -> None:
         (tmp_path / "robustkit_test_neighbor.py").write_text("VALUE = 3\n")

@@ -492,7 +492,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"attacks": []}, "expected either a suite or a list of attacks"),
+        ({"suite": "quick", "attacks": ["fgsm"]}, "expected either a suite or a list of attacks"),
         ({"attacks": ["apdg"]}, "Unknown attack 'apdg'. Did you mean 'apgd'"),
         ({"attacks": ["fgsm", "fgsm"]}, "attack 'fgsm' is listed twice"),
         ({"attacks": ["apgd(steps=0)"]}, "option steps"),
