@@ -84,11 +84,9 @@ def check(net: Network, ball: Ball, label: int, target: float, arrays: _Arrays) 
         Refused: where the proof does not show it.
     """
     classes, inside = net.nodes[-1].shape[0], (ball.x >= ball.lower) & (ball.x <= ball.upper)
-    _expect(
-        bool(inside.all()) and 0 < ball.eps < torch.inf, "a point in the box, and eps", ball.eps
-    )
-    told = ball.norm in ("linf", "l2", "l1") and 0 <= target < torch.inf
-    told = told and net.nodes[-1].shape == (classes,) and 0 <= label < classes
+    _expect(bool(inside.all()) and 0 < ball.eps < torch.inf, "x in the box, and eps", ball.eps)
+    told = ball.norm in ("linf", "l2", "l1") and net.nodes[-1].shape == (classes,)
+    told = told and 0 <= target < torch.inf and 0 <= label < classes
     _expect(told, "a norm, a label and a target ≥ 0", [ball.norm, label, target])
     base, own, serves, proved, reader = Domain(net, ball, []), None, -1, {label}, _Reader(arrays)
     if ball.norm != "linf":  # rows of the first layer, which the box does not know
@@ -109,8 +107,7 @@ def check(net: Network, ball: Ball, label: int, target: float, arrays: _Arrays) 
         margin = reader.multipliers("gamma", rows)[:, None] * wanted if j >= 0 else None
         tight = _tightened(domain, at, units, alpha, margin, target)
         base, own, serves = (base, tight, j) if j >= 0 else (tight, None, -1)
-    missing = sorted(set(range(classes)) - proved)
-    _expect(not missing, "a tree for every class", f"none for {missing}")
+    _expect(len(proved) == classes, "a tree for every class", f"those of {sorted(proved)}")
     left = [k for k, n in reader.at.items() if n < len(arrays[k]) and k not in ("plan", "mask")]
     _expect(not left, "nothing more", left)
 
@@ -149,10 +146,8 @@ def _leaves(
         units[row, : len(way)], signs[row, : len(way)] = torch.tensor(way).view(-1, 2).T
     added = alpha.new_zeros(n, domain.net.width).scatter_add_(1, units, -signs * beta)
     last, early, each = len(domain.net.nodes) - 1, not (rows[1] or depth), wanted.expand(n, -1)
-    worst = _bound(domain, last, each, alpha, added, units, signs, early=early).min()
-    _expect(
-        domain.empty or target < float(worst), f"every leaf above {target:g}", f"{float(worst):.3g}"
-    )
+    worst = float(_bound(domain, last, each, alpha, added, units, signs, early=early).min())
+    _expect(domain.empty or target < worst, f"every leaf above {target:g}", f"{worst:.3g}")
 
 
 def _bound(domain: Domain, start: int, *rows: Tensor, early: bool = False) -> Tensor:

@@ -61,9 +61,8 @@ class Domain:
 
     def cut(self, at: int, low: Tensor, high: Tensor) -> Domain:
         """Return the domain with the interval of a node intersected with another."""
-        known = list(self.boxes)
-        known[at] = torch.maximum(known[at][0], low), torch.minimum(known[at][1], high)
-        return Domain(self.net, self.ball, known)
+        part = torch.maximum(self.boxes[at][0], low), torch.minimum(self.boxes[at][1], high)
+        return Domain(self.net, self.ball, [*self.boxes[:at], part, *self.boxes[at + 1 :]])
 
     def _step(self, at: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the interval of a node from those of its inputs, and what float32 adds."""
@@ -77,9 +76,7 @@ class Domain:
         if node.op == "relu":
             return low.relu(), high.relu(), none
         if node.op == "concat":
-            low, high = (
-                torch.cat(part, node.options["axis"]) for part in zip(*sources, strict=True)
-            )
+            low, high = (torch.cat(part, **node.options) for part in zip(*sources, strict=True))
             return low, high, none
         if node.op == "add":
             sign, other = node.options["sign"], sources[1][:: node.options["sign"]]
@@ -116,8 +113,7 @@ class Domain:
         for at in range(start, -1, -1):
             node, a = self.net.nodes[at], carried.pop(at, None)
             if at in self.net.spans and at < start:
-                more = added[:, self.net.spans[at]].view(-1, *node.shape)
-                a = more if a is None else a + more
+                a = added[:, self.net.spans[at]].view(-1, *node.shape) + (0.0 if a is None else a)
             if a is None:
                 continue
             if at == 0 or (early and not carried):
@@ -149,16 +145,27 @@ class Domain:
         return best
 
     def _least(self, at: int, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Bound a · (node) from below [b], and the size of what was added up for that."""
+        """Bound a · (node) from below [b], and the size of what was added up for that.
+
+        Ball and box together, by the Lagrangian a · (x + d) + price (‖d‖^p − eps^p) / p: its least
+        d has a closed form, every price ≥ 0 gives a bound, and the best is sought by bisection.
+        """
         low, high = self.boxes[at]
-        least = torch.where(a > 0, a * low, a * high).flatten(1).sum(1)
-        size = _weigh(a, self.size[at])
+        least, size = torch.where(a > 0, a * low, a * high).flatten(1).sum(1), self.size[at]
         if at or self.ball.norm == "linf":
-            return least, size
-        flat = a.flatten(1)
-        reach = self.ball.eps * (flat.norm(dim=1) if self.ball.norm == "l2" else flat.abs().amax(1))
-        inside = (flat * self.ball.x.flatten(1)).sum(1) - reach
-        return torch.maximum(least, inside), size + _weigh(a, self.ball.x.abs()) + reach
+            return least, _weigh(a, size)
+        x, eps, p = self.ball.x, self.ball.eps, 2 if self.ball.norm == "l2" else 1
+        price, top = 0.0 * least, a.flatten(1).norm(2 if p == 2 else torch.inf, 1) / eps ** (p - 1)
+        size = _weigh(a, size + x.abs()) + top * ((high - low).norm(p) ** p + eps**p)
+        for halving in range(1, 31):
+            each = (price + top / 2**halving).clamp_min(TINY).view(-1, *[1] * (a.ndim - 1))
+            far, cost = a / each if p == 2 else a * (a.abs() > each) / TINY, each.flatten()
+            d = torch.clamp(-far, low - x, high - x)
+            reach = d.flatten(1).norm(p, 1) ** p
+            price = torch.where(reach > eps**p, cost, price)
+            gain = (a * (x + d)).flatten(1).sum(1)
+            least = torch.maximum(least, gain + cost * (reach - eps**p) / p)
+        return least, size
 
 
 def _weigh(a: Tensor, size: Tensor) -> Tensor:

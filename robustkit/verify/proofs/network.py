@@ -73,10 +73,8 @@ def build(listed: list[dict[str, Any]], tensors: dict[str, Tensor]) -> Network:
     for at, given in enumerate(listed):
         op, inputs, shape = given["op"], tuple(given["inputs"]), tuple(given["shape"])
         options = {key: v for key, v in given.items() if key not in ("op", "inputs", "shape")}
-        weight, bias, bulk = (
-            tensors.get(f"{at}.{key}", torch.zeros(())).double()
-            for key in ("weight", "bias", "bulk")
-        )
+        weight, bias, bulk = (tensors.get(f"{at}.{key}", torch.zeros(())).double()
+                              for key in ("weight", "bias", "bulk"))  # fmt: skip
         if op == "scale":
             weight, bias, bulk = (part.expand(shape) for part in (weight, bias, bulk))
         bias = bias.reshape(-1, 1, 1) if op == "conv" else bias
@@ -87,8 +85,9 @@ def build(listed: list[dict[str, Any]], tensors: dict[str, Tensor]) -> Network:
         fits = fits and (op not in ("add", "relu") or {nodes[i].shape for i in inputs} == {shape})
         if not fits:
             raise ValueError(f"node {at} ({op}) of the network cannot be read")
-        bulk = torch.maximum(bulk, bias.abs())
-        nodes.append(Node(op, inputs, shape, options, weight, bias, bulk))
+        nodes.append(
+            Node(op, inputs, shape, options, weight, bias, torch.maximum(bulk, bias.abs()))
+        )
     for at in sorted({node.inputs[0] for node in nodes if node.op == "relu"}):
         size = torch.Size(nodes[at].shape).numel()
         spans[at], width = slice(width, width + size), width + size
