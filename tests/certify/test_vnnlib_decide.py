@@ -58,26 +58,36 @@ def text(n: int, k: int, low: float, high: float, assertion: str) -> str:
 
 
 def largest(held: dict[str, Any], row: NDArray[Any], low: float, high: float) -> float:
-    """Maximize row · y over the box exactly: a mixed-integer program over signs of ReLUs."""
+    """Maximize row · y over the box exactly."""
+    return smallest_of(held, row[None], low, high)
+
+
+def smallest_of(held: dict[str, Any], rows: NDArray[Any], low: float, high: float) -> float:
+    """Maximize the smallest of rows · y exactly: a mixed-integer program over signs of ReLUs."""
     w, b, v, c = (held[name] for name in "wbvc")
     hidden, n = w.shape
     big = np.abs(w).sum(1) * max(abs(low), abs(high)) + np.abs(b) + 1
-    # Variables: x, r = relu(w x + b), z in {0, 1}; r ≥ w x + b, r ≤ w x + b + M (1 − z), r ≤ M z.
-    eye, none = np.eye(hidden), np.zeros((hidden, hidden))
-    above = LinearConstraint(np.hstack([-w, eye, none]), b, np.inf)
-    on = LinearConstraint(np.hstack([-w, eye, np.diag(big)]), -np.inf, b + big)
-    off = LinearConstraint(np.hstack([0 * w, eye, -np.diag(big)]), -np.inf, 0)
-    cost = -np.concatenate([np.zeros(n), row @ v, np.zeros(hidden)])
-    found = milp(
-        cost,
-        constraints=[above, on, off],
-        bounds=Bounds(
-            np.concatenate([np.full(n, low), np.zeros(2 * hidden)]),
-            np.concatenate([np.full(n, high), np.full(hidden, np.inf), np.ones(hidden)]),
-        ),
-        integrality=np.concatenate([np.zeros(n + hidden), np.ones(hidden)]),
+    # Variables: x, r = relu(w x + b), z in {0, 1}, t ≤ rows · (v r + c) for each row;
+    # r ≥ w x + b, r ≤ w x + b + M (1 − z), r ≤ M z.
+    eye, none, free = np.eye(hidden), np.zeros((hidden, hidden)), np.zeros((hidden, 1))
+    above = LinearConstraint(np.hstack([-w, eye, none, free]), b, np.inf)
+    on = LinearConstraint(np.hstack([-w, eye, np.diag(big), free]), -np.inf, b + big)
+    off = LinearConstraint(np.hstack([0 * w, eye, -np.diag(big), free]), -np.inf, 0)
+    met = LinearConstraint(
+        np.hstack([np.zeros((len(rows), n)), -rows @ v, 0 * rows @ v, np.ones((len(rows), 1))]),
+        -np.inf,
+        rows @ c,
     )
-    return float(-found.fun + row @ c)
+    found = milp(
+        -np.eye(n + 2 * hidden + 1)[-1],
+        constraints=[above, on, off, met],
+        bounds=Bounds(
+            np.concatenate([np.full(n, low), np.zeros(2 * hidden), [-np.inf]]),
+            np.concatenate([np.full(n, high), np.full(hidden, np.inf), np.ones(hidden), [np.inf]]),
+        ),
+        integrality=np.concatenate([np.zeros(n + hidden), np.ones(hidden), [0]]),
+    )
+    return float(-found.fun)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -275,6 +285,26 @@ def test_branch_and_bound_answers_where_boxes_are_not_halved(seed: int, tmp_path
     assert decide(network, runtime, asked(most - 0.02), 60.0, refuters=both).verdict != "unsat"
     assert decide(network, runtime, asked(most + 0.02), 60.0).verdict == "unknown"
     assert decide(network, runtime, asked(most + 0.02), 60.0, refuters=both).verdict == "unsat"
+
+
+@pytest.mark.parametrize("seed", (0, 1))
+def test_disjuncts_of_several_constraints_are_branched_on_too(seed: int, tmp_path: Path) -> None:
+    """Each constraint can be met, and so can their sum: no single one refutes the disjunct."""
+    held = two_layers(tmp_path / "net.onnx", seed, n=60, hidden=8)
+    runtime = opened(tmp_path / "net.onnx")
+    network = runtime.network()
+    rows = np.array([[1.0, -1.0], [-1.0, 1.5], [0.3, 1.0]])
+    most = smallest_of(held, rows, -0.5, 0.75)
+    assert min(largest(held, row, -0.5, 0.75) for row in rows) > most + 0.1
+
+    def asked(limit: float) -> Query:
+        met = " ".join(f"(>= (+ (* {p} Y_0) (* {q} Y_1)) {limit})" for p, q in rows.tolist())
+        other = "(and (>= Y_0 1000.0))"  # a disjunct of one constraint beside it
+        return query_of(text(60, 2, -0.5, 0.75, f"(assert (or (and {met}) {other}))"))
+
+    both = (by_bounds, by_tree)
+    assert decide(network, runtime, asked(most - 0.05), 60.0, refuters=both).verdict != "unsat"
+    assert decide(network, runtime, asked(most + 0.05), 60.0, refuters=both).verdict == "unsat"
 
 
 def test_what_the_tree_finds_is_a_counterexample(
