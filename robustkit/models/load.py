@@ -17,6 +17,7 @@ from robustkit.core.imports import failure, load_attribute
 from robustkit.core.process_state import kept
 from robustkit.core.spec import Spec
 from robustkit.data.dataset import Dataset
+from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.models import checkpoints, zoo
 from robustkit.models.checkpoints import Card, Checkpoint
@@ -52,7 +53,7 @@ class Subject(NamedTuple):
 def load_model(
     text: str,
     *,
-    data: Dataset,
+    data: Dataset | str = "bundled",
     weights: Path | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -65,7 +66,7 @@ def load_model(
             `path/to/file.py:attr`: an `nn.Module`, or a function without arguments returning one;
             or `prefix:name` of a source in `robustkit.models.zoo`, such as `timm:resnet18`. Any of
             them may end in `@FILE`, its weights.
-        data: what it will be evaluated on; decides shape, classes and the shipped checkpoint.
+        data: what it will be evaluated on, also by name; decides shape, classes and the shipped checkpoint.
         weights: a `.safetensors`, `.pt` or `.pth` file with a state dict.
         mean: of each channel, or one for all; subtracted inside the model.
         std: likewise; divided by.
@@ -77,7 +78,8 @@ def load_model(
     Raises:
         UsageError: when there is no such model, or it cannot be loaded with these arguments.
     """
-    arguments.instance("data", data, Dataset, "a robustkit.data.Dataset")
+    data = open_dataset(data) if isinstance(data, str) else data
+    arguments.instance("data", data, Dataset, "a robustkit.data.Dataset or the name of one")
     weights = None if weights is None else arguments.path("weights", weights)
     text = arguments.text("model", text)
     if split := _WEIGHTS.fullmatch(text):
