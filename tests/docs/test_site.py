@@ -90,6 +90,16 @@ class TestExamples:
         run_page(page, "--update")
         assert "```text\n7\n\n```" in page.read_text()
 
+    def test_stand_in_data_are_run_on_but_not_compared(self, tmp_path: Path) -> None:
+        page = tmp_path / "page.md"
+        page.write_text(
+            "<!-- stand-in: CIFAR-10 -->\n```python\nimport robustkit\n"
+            'print(len(robustkit.open_dataset("cifar10")))\n```\n\n```text\n10000\n```\n\n'
+            "<!-- stand-in: CIFAR-10 -->\n```console\n$ robustkit list nothing\n```\n"
+        )
+        (fault,) = run_page(page).stderr.split("page.md: ")[1:]
+        assert "exit code 2 of" in fault
+
     @pytest.mark.parametrize(
         ("shown", "told", "figures", "alike"),
         [
@@ -171,3 +181,6 @@ def test_the_site_builds_without_a_warning_and_asks_no_server_for_anything(tmp_p
             r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"?(https?:[^\" >]+)", text
         )
         assert not asked, path
+    # Search from disk: the index is a script, and a worker is a frame.
+    assert (tmp_path / "search" / "search_index.js").is_file()
+    assert 'src="iframe-worker.js"' in (tmp_path / "index.html").read_text(encoding="utf-8")
