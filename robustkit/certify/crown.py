@@ -62,8 +62,7 @@ def crown_margins(
     k = graph.nodes[-1].shape[0]
     eye = torch.eye(k, dtype=x.dtype, device=x.device)
     wanted = eye[y][:, None] - eye[None]
-    last = len(graph.nodes) - 1
-    lower = bound_in_chunks(problem, last, wanted.to(_precision(problem)))
+    lower = bound_in_chunks(problem, len(graph.nodes) - 1, wanted)
     if iterations:
         lower = optimize_slopes(problem, wanted, lower, iterations)
     return lower.masked_fill(eye[y].bool(), 0.0)
