@@ -106,7 +106,8 @@ def _tightened(problem: Problem, index: int, loose: Tensor) -> Box:
     # The loose units of each group first; groups with similar counts share a block of rows.
     counts, units = loose.sum(1), loose.sort(dim=1, descending=True, stable=True).indices
     order = counts.sort(descending=True, stable=True).indices
-    start, width = 0, max(1, BLOCK // (2 * problem.largest_row(index)))
+    start, largest = 0, problem.largest_row(index)
+    width = max(1, BLOCK // (2 * largest))
     while start < len(order) and (most := int(counts[order[start]])):
         groups = order[start : start + max(1, width // most)]
         groups = groups[counts[groups] > 0]
