@@ -90,8 +90,9 @@ class Linearized:
         self.problem, self.dtype = problem, dtype
         self.single = problem.rounding and dtype == torch.float32
         low, high = problem.boxes[0]
-        factor = 1 + 2 * (SLICE + SPARE) * UNIT if self.single else 1.0
-        self.radius = (factor * (high - low) / 2).to(dtype)  # of the sum over the inputs
+        # Covers the rounding of a sum of positive numbers, and of what they are multiplied by.
+        self._spare = 1 + 2 * (SLICE + SPARE) * UNIT if self.single else 1.0
+        self.radius = (self._spare * (high - low) / 2).to(dtype)
         self.middle = (low + high) / 2
         inside = self.middle if problem.threat.norm == "linf" else problem.x
         self.centers = problem.graph.values(inside)
@@ -194,9 +195,7 @@ class Linearized:
         """Return what rounding takes from a bound for a unit of |coefficient| [b or 1, *shape]."""
         if at not in self._losses:
             parts = self._lost(at) if self.problem.rounding else []
-            # The factor covers the rounding of a sum of positive numbers, and of this one.
-            factor = 1 + 2 * (SLICE + SPARE) * UNIT
-            found = factor * sum(parts[1:], parts[0]) if parts else None
+            found = self._spare * sum(parts[1:], parts[0]) if parts else None
             self._losses[at] = None if found is None else found.to(self.dtype)
         return self._losses[at]
 
