@@ -20,6 +20,7 @@ from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import Box, input_box, intervals
 from robustkit.certify.linear_bounds import bound, bound_units
 from robustkit.certify.linearized import Linearized, Problem
+from robustkit.certify.nonlinear import Nonlinear
 from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.certify.patches import one_hot
 from robustkit.core.threat import Threat
@@ -62,7 +63,24 @@ def plain() -> nn.Module:
     )
 
 
-NETS: dict[str, Callable[[], nn.Module]] = {"residual": Residual, "plain": plain}
+class Gated(nn.Module):
+    """Convolutions behind group normalization and a product; softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 4, 3, 2, 1), nn.GroupNorm(2, 4, eps=0.5)
+        self.two, self.pool = nn.Conv2d(4, 4, 3, padding=1), nn.AvgPool2d(2)
+        self.one, self.last = nn.Conv2d(4, 4, 2), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.nn.functional.silu(self.norm(self.stem(x)))
+        x = self.pool(self.two(x) * torch.sigmoid(x) / 3)
+        x = self.one(x).flatten(1)
+        logits: Tensor = self.last(x * x.softmax(1))
+        return logits
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {"residual": Residual, "plain": plain, "gated": Gated}
 
 
 def network(name: str) -> tuple[nn.Module, Graph, Tensor, Tensor]:
@@ -97,6 +115,9 @@ def plain_bound(problem: Problem, index: int, wanted: Tensor) -> Tensor:
             up, down = a.clamp_min(0), a.clamp_max(0)
             total = total + (up * lines[1] + down * lines[3]).flatten(2).sum(2)
             parts = [up * lines[0] + down * lines[2]]
+        elif isinstance(op, Nonlinear):
+            parts, left = op.backward(a, [problem.boxes[source] for source in inputs])
+            total = total + left
         else:
             assert not isinstance(op, (Input, Join, MaxPool))
             total, parts = total + op.offset(a), [op.pull(a)]
