@@ -3,7 +3,9 @@
 Every tool runs as a process of its own, in turn, on the same points with the same number of
 threads; the printed ratios are medians over the runs. Bounds are lower bounds of the margins
 z_y − z_j: their mean over all points and classes, and the points that they prove. Ours hold for a
-float32 evaluation of the network (rounding is subtracted); auto_LiRPA's are plain float32.
+float32 evaluation of the network (rounding is subtracted); auto_LiRPA's are plain float32, and the
+row "unrounded" is ours without that, in float64. With --results, runs are kept in a file, one line
+of JSON each, so that a table can be measured in pieces.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ from benchmarks.bounds_runner import NETS
 RUNNER = Path(__file__).with_name("bounds_runner.py")
 
 
+Runs = dict[str, list[dict[str, float]]]
+METHODS = ("crown", "alpha-crown")
+
+
 def measure(tool: str, folder: Path | None, job: list[str]) -> dict[str, float]:
     """Run one tool; return its seconds, bounds and memory."""
     command = [sys.executable, str(RUNNER), tool, str(folder or ""), *job]
@@ -38,8 +44,35 @@ def measure(tool: str, folder: Path | None, job: list[str]) -> dict[str, float]:
     return result
 
 
-def _ratios(rows: list[dict[str, float]], own: list[dict[str, float]], kind: str) -> list[float]:
-    return [row[kind] / mine[kind] for row, mine in zip(rows, own, strict=True)]
+def kept(results: Path | None, job: dict[str, str | int]) -> Runs:
+    """Return what a file holds of a job, by tool."""
+    found: Runs = {}
+    lines = results.read_text().splitlines() if results and results.exists() else []
+    for row in map(json.loads, lines):
+        if job.items() <= row.items():
+            found.setdefault(row["tool"], []).append(row["found"])
+    return found
+
+
+def table_of(found: Runs) -> Table:
+    """Lay out medians, and medians of ratios to ours of the same turn."""
+    table = Table("tool", "s a point", "times ours", "CPU s", "times ours", "mean bound", "proved",
+                  "peak MiB")  # fmt: skip
+    own = found.get("ours", [])
+    for tool, rows in found.items():
+        times = []
+        for kind in ("seconds", "cpu"):
+            ratios = [row[kind] / mine[kind] for row, mine in zip(rows, own, strict=False)]
+            times.append(f"{statistics.median(row[kind] for row in rows):.4f}")
+            times.append(f"{statistics.median(ratios):.1f}" if ratios else "")
+        table.add_row(
+            tool,
+            *times,
+            f"{rows[0]['bound']:.4f} ({rows[0]['first']:.4f})",
+            f"{rows[0]['proved']:.0f} of {rows[0]['points']:.0f}",
+            f"{max(row['memory'] for row in rows):.0f}",
+        )
+    return table
 
 
 @click.command()
@@ -52,6 +85,8 @@ def _ratios(rows: list[dict[str, float]], own: list[dict[str, float]], kind: str
     help="Folder with the weights of CNN-A and its points; by default $ROBUSTKIT_DATA.",
 )
 @click.option("--net", "names", multiple=True, type=click.Choice(list(NETS)), help="Default: all.")
+@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), default=METHODS)
+@click.option("--results", type=click.Path(path_type=Path), help="File to add runs to.")
 @click.option("--n", default=16, show_default=True, help="Points of each net.")
 @click.option("--base-n", default=2, show_default=True, help="Points for the older checkout.")
 @click.option("--threads", default=2, show_default=True)
@@ -62,6 +97,8 @@ def main(
     base: Path | None,
     nets: Path | None,
     names: tuple[str, ...],
+    methods: tuple[str, ...],
+    results: Path | None,
     n: int,
     base_n: int,
     threads: int,
@@ -69,45 +106,26 @@ def main(
     iterations: int,
 ) -> None:
     """Print seconds a point, ratios to ours, mean bounds, proved points and peak memory."""
-    tools = {"ours": (None, n), "base": (base, base_n), "auto_LiRPA": (auto_lirpa, n)}
+    own = (None, n)
+    tools = {"ours": own, "base": (base, base_n), "auto_LiRPA": (auto_lirpa, n), "unrounded": own}
+    tools = {key: job for key, job in tools.items() if job[0] or job is own}
     console = Console(width=110)
     for name in names or [name for name in NETS if nets or name == "resnet"]:
-        for method, steps in (("crown", 0), ("alpha-crown", iterations)):
-            found: dict[str, list[dict[str, float]]] = {}
+        for method in methods:
+            steps = iterations if method == "alpha-crown" else 0
+            job: dict[str, str | int] = {"net": name, "steps": steps, "n": n, "threads": threads}
+            found = kept(results, job)
             for _ in range(runs):
                 for tool, (folder, points) in tools.items():
-                    if tool != "ours" and folder is None:
-                        continue
-                    job = [name, str(nets or ""), str(points), str(steps), str(threads)]
-                    found.setdefault(tool, []).append(measure(tool, folder, job))
-            table = Table(
-                "tool",
-                "s a point",
-                "times ours",
-                "CPU s",
-                "times ours",
-                "mean bound",
-                "proved",
-                "peak MiB",
-            )
-            for tool, rows in found.items():
-                times = [
-                    text
-                    for kind in ("seconds", "cpu")
-                    for text in (
-                        f"{statistics.median(row[kind] for row in rows):.4f}",
-                        f"{statistics.median(_ratios(rows, found['ours'], kind)):.1f}",
-                    )
-                ]
-                table.add_row(
-                    tool,
-                    *times,
-                    f"{rows[0]['bound']:.4f} ({rows[0]['first']:.4f})",
-                    f"{rows[0]['proved']:.0f} of {rows[0]['points']:.0f}",
-                    f"{max(row['memory'] for row in rows):.0f}",
-                )
-            title = f"{name}, {method}, {threads} threads, median of {runs}"
-            console.print(title, table, f"In brackets: mean over the first {base_n} points.")
+                    asked = [name, str(nets or ""), str(points), str(steps), str(threads)]
+                    found.setdefault(tool, []).append(measure(tool, folder, asked))
+                    if results:
+                        line = json.dumps({**job, "tool": tool, "found": found[tool][-1]})
+                        with results.open("a") as file:
+                            file.write(line + "\n")
+            title = f"{name}, {method}, {threads} threads"
+            note = f"In brackets: mean over the first {base_n} points."
+            console.print(title, table_of(found), note)
 
 
 if __name__ == "__main__":

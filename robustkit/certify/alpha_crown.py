@@ -11,7 +11,8 @@ from torch import Tensor
 from robustkit.certify.activations import Activation
 from robustkit.certify.graph import Graph
 from robustkit.certify.ibp import Box
-from robustkit.certify.linear_bounds import Problem, bound, rows_at_once
+from robustkit.certify.linear_bounds import bound, rows_at_once
+from robustkit.certify.linearized import Linearized, Problem
 from robustkit.certify.smooth import place_of
 
 _RATE, _MEAN, _SQUARE = 0.1, 0.9, 0.999  # of Adam; the rate of Xu et al. 2021
@@ -67,17 +68,16 @@ def _search(problem: Problem, wanted: Tensor, lower: Tensor, iterations: int) ->
     not depend on what else is in the batch.
     """
     single, last = torch.float32, len(problem.graph.nodes) - 1
-    boxes = [Box(low.to(single), high.to(single)) for low, high in problem.boxes]
-    light = problem._replace(boxes=boxes, x=problem.x.to(single), rounding=False)
-    asked, rows = wanted.to(single), wanted.shape[1]
+    light = problem._replace(rounding=False)
+    known, asked, rows = Linearized(light, single), wanted.to(single), wanted.shape[1]
     slopes, optimized = {}, _optimized(problem.graph)
     for index, op in optimized.items():
         # CROWN's choice is the start: the first iteration repeats its bound.
-        low, high = boxes[index]
+        low, high = problem.boxes[index]
         if op.smooth is None:
             choice = (high > -low).to(single)
         else:
-            choice = place_of(op.smooth, low, high, op.lines(low, high))
+            choice = place_of(op.smooth, low, high, op.lines(low, high)).to(single)
         slopes[index] = choice[:, None].repeat(1, rows, *[1] * (choice.ndim - 1))
     kept = {index: slope.clone() for index, slope in slopes.items()}
     means = {index: torch.zeros_like(slope) for index, slope in slopes.items()}
@@ -87,7 +87,7 @@ def _search(problem: Problem, wanted: Tensor, lower: Tensor, iterations: int) ->
         for slope in slopes.values():
             slope.requires_grad_(True)
         with torch.enable_grad():
-            found = bound(light._replace(slopes=slopes), last, asked)
+            found = bound(light._replace(slopes=slopes), last, asked, known)
             total = found.sum()
         gradients = torch.autograd.grad(total, list(slopes.values()), allow_unused=True)
         found = found.detach().to(lower.dtype)

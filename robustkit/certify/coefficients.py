@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from robustkit.certify.patches import Patches
 
-Coefficients: TypeAlias = "Tensor | Patches"  # [b, s, *f], or [b, s, c, kh, kw] of a window
+Coefficients: TypeAlias = "Tensor | Patches"  # [g, s, *f], or [g, s, c, kh, kw] of a window
+SLICE = 512  # summands that float32 adds up; the sums of slices are added in float64
 
 
 def values_of(a: Coefficients) -> Tensor:
@@ -28,31 +30,54 @@ def with_values(a: Coefficients, values: Tensor, *, clean: bool | None = None) -
     return replace(a, values=values, clean=a.clean if clean is None else clean)
 
 
-def seen(a: Coefficients, v: Tensor) -> Tensor:
-    """Return a value per feature [b or 1, *f], broadcastable to the coefficients, in their type."""
-    if isinstance(a, Patches):
-        return a.windows(v.to(a.values.dtype))
-    return v.to(a.dtype)[:, None]
+def seen(a: Coefficients, v: Tensor, points: Tensor | None) -> Tensor:
+    """Return a value per feature [b or 1, *f], broadcastable to the coefficients.
 
-
-def dot(a: Coefficients, v: Tensor) -> Tensor:
-    """Return Σ a · v over the features: [b, s], for v [b or 1, *f], in the type of v.
-
-    Float32 adds up a row of a window at most: all else, and whole maps, in the type of v.
+    Args:
+        points: the point of each group of rows [g]; that of its number if None.
     """
+    last = torch.channels_last if _channels_last(values_of(a)) else torch.contiguous_format
+    # Laid out as the coefficients are: products of two layouts cost several times as much.
     if isinstance(a, Patches):
-        return (a.values * seen(a, v)).sum(4).to(v.dtype).sum((2, 3))
-    b, s = a.shape[:2]
-    v = v.expand(b, *a.shape[2:]).reshape(b, -1, 1)
-    return torch.matmul(a.reshape(b, s, -1).to(v.dtype), v)[..., 0]
+        return a.windows(v).contiguous(memory_format=last)[:, None]
+    if points is not None and len(v) > 1:
+        v = v[points]
+    return v.contiguous(memory_format=last)[:, None]
+
+
+def dots(
+    a: Coefficients, vectors: Sequence[Tensor], points: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Return Σ a · v over the features [n, g, s] for n vectors v [b or 1, *f], in `dtype`.
+
+    Float32 adds up `SLICE` products at most; sums of slices are added in `dtype`.
+    """
+    rows = flat(values_of(a))
+    columns = torch.cat([flat(seen(a, v, points)) for v in vectors], 1).transpose(1, 2)
+    columns = columns.expand(len(rows), -1, -1)
+    if rows.dtype == dtype:
+        return torch.bmm(rows, columns).permute(2, 0, 1)
+    total = torch.zeros((), dtype=dtype, device=rows.device)
+    for some, weights in zip(rows.split(SLICE, 2), columns.split(SLICE, 1), strict=True):
+        total = total + torch.bmm(some, weights)
+    return total.permute(2, 0, 1)
+
+
+def flat(values: Tensor) -> Tensor:
+    """Return rows [g, s, features], in the order in which memory holds them."""
+    if _channels_last(values):
+        values = values.permute(0, 1, 3, 4, 2)
+    return values.flatten(2) if values.ndim > 2 else values[..., None]
+
+
+def _channels_last(values: Tensor) -> bool:
+    return values.ndim == 5 and values.shape[2] > 1 and values.stride(2) == 1
 
 
 def both_signs(a: Coefficients) -> Coefficients:
     """Return the rows, and after them their negatives."""
-    if isinstance(a, Tensor):
-        return torch.cat([a, -a], dim=1)
-    place = torch.cat([a.place, a.place], 1)
-    return replace(a, values=torch.cat([a.values, -a.values], 1), place=place)
+    values = values_of(a)
+    return with_values(a, torch.cat([values, -values], dim=1))
 
 
 def added(one: Coefficients, two: Coefficients) -> Coefficients:

@@ -15,7 +15,8 @@ from robustkit.certify.activations import Activation
 from robustkit.certify.alpha_crown import optimize_slopes
 from robustkit.certify.graph import Graph
 from robustkit.certify.ibp import Box, input_box, intervals, margins_of
-from robustkit.certify.linear_bounds import BLOCK, Problem, bound_in_chunks, bound_units
+from robustkit.certify.linear_bounds import BLOCK, bound_in_chunks, bound_units
+from robustkit.certify.linearized import Linearized, Problem
 from robustkit.certify.nonlinear import LogSoftmax, Nonlinear, Softmax
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
@@ -101,26 +102,38 @@ def _tighten_intermediate(problem: Problem) -> None:
 
 def _tightened(problem: Problem, index: int, loose: Tensor) -> Box:
     """Bound the units of a node that are `loose` [b, features] by backward passes."""
-    box = problem.boxes[index]
-    low, high = box.low.flatten(1).clone(), box.high.flatten(1).clone()
-    # The loose units of each point first; points with similar counts share a block of rows.
+    box, known = problem.boxes[index], Linearized(problem, _precision(problem))
+    # Units that share what is known of their inputs form a group [g, s]: those of a point, or the
+    # channels at one position, which see the same window.
+    channels = problem.graph.nodes[index].shape[0] if problem.local(index) else loose.shape[1]
+
+    def grouped(units: Tensor) -> Tensor:
+        return units.view(len(units), channels, -1).transpose(1, 2).flatten(0, 1)
+
+    low, high = (grouped(part.flatten(1)).clone() for part in box)
+    loose = grouped(loose)
+    # The loose units of each group first; groups with similar counts share a block of rows.
     counts, units = loose.sum(1), loose.sort(dim=1, descending=True, stable=True).indices
     order = counts.sort(descending=True, stable=True).indices
-    start, width = 0, _block(problem, index)
+    start, largest = 0, problem.largest_row(index)
+    width = max(1, BLOCK // (2 * largest))
     while start < len(order) and (most := int(counts[order[start]])):
-        points = order[start : start + max(1, width // most)]
-        points = points[counts[points] > 0]
-        part = problem.of(points)
-        for columns in units[points, :most].split(max(1, width // len(points)), dim=1):
-            found, _ = bound_units(part, index, columns, _precision(problem))
-            # Points with fewer loose units fill up with others: left as they are, so that the
+        groups = order[start : start + max(1, width // most)]
+        groups = groups[counts[groups] > 0]
+        for columns in units[groups, :most].split(max(1, width // len(groups)), dim=1):
+            found, largest = bound_units(known, index, columns, groups)
+            # Groups with fewer loose units fill up with others: left as they are, so that the
             # result does not depend on the batch.
-            row, column = loose[points[:, None], columns].nonzero(as_tuple=True)
-            at = points[row], columns[row, column]
+            row, column = loose[groups[:, None], columns].nonzero(as_tuple=True)
+            at = groups[row], columns[row, column]
             low[at] = torch.maximum(low[at], found.low[row, column])
             high[at] = torch.minimum(high[at], found.high[row, column])
-        start += len(points)
-    return Box(low.view_as(box.low), high.view_as(box.high))
+        start, width = start + len(groups), max(1, BLOCK // (2 * largest))
+
+    def back(units: Tensor) -> Tensor:
+        return units.view(len(box.low), -1, channels).transpose(1, 2).reshape(box.low.shape)
+
+    return Box(back(low), back(high))
 
 
 def _precision(problem: Problem) -> torch.dtype:
@@ -128,13 +141,6 @@ def _precision(problem: Problem) -> torch.dtype:
     exact = torch.get_float32_matmul_precision() == "highest"  # no products in bfloat16
     cpu = problem.x.device.type == "cpu"  # a GPU may use TF32 in convolutions
     return torch.float32 if problem.rounding and exact and cpu else problem.x.dtype
-
-
-def _block(problem: Problem, index: int) -> int:
-    """Return how many units of a node to bound at once: by the size of one unit's coefficients."""
-    one = torch.zeros(1, dtype=torch.long, device=problem.x.device)
-    _, largest = bound_units(problem.of(one), index, one[None], problem.x.dtype)
-    return max(1, BLOCK // (2 * largest))
 
 
 def _propagate(problem: Problem, changed: int) -> None:

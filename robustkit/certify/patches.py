@@ -8,7 +8,7 @@ of convolutions: what stands there counts as zero.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,16 +16,22 @@ from torch.nn import functional as F
 
 from robustkit.certify.affine import ConvOp
 
-_DENSE_PAYS = 6  # one matrix product beats a transposed convolution up to this many more products
+_DENSE_PAYS = 2  # one matrix product beats a transposed convolution up to this many more products
+
+_MATRIX = 512  # rows of such a matrix at most: it has to be made first
 
 
 @dataclass(frozen=True)
 class Patches:
     """Rows of coefficients of a node of shape [c, h, w].
 
+    The s rows of a group belong to units of one point at one position, so that they see the same
+    window and whatever is known of it is read once for all of them.
+
     Attributes:
-        values: [b, s, c, kh, kw].
-        place: position of each row's unit in the grid, counted along its rows [b, s].
+        values: [g, s, c, kh, kw].
+        point: the point of each group [g].
+        place: position of each group's units in the grid, counted along its rows [g].
         grid: height and width of the map that the units come from.
         stride: of the window, in positions of the node, for one position of the grid.
         start: of the window of position (0, 0): negative in the padding.
@@ -35,18 +41,19 @@ class Patches:
     """
 
     values: Tensor
+    point: Tensor
     place: Tensor
     grid: tuple[int, int]
     stride: tuple[int, int]
     start: tuple[int, int]
     shape: tuple[int, int, int]
-    clean: bool = True
-    matrices: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    clean: bool
+    matrices: dict[tuple[int, ...], Tensor]
 
     @property
     def covers(self) -> bool:
-        """Whether a window is as large as the map, so that it saves nothing."""
-        return self.values.shape[3] * self.values.shape[4] >= self.shape[1] * self.shape[2]
+        """Whether a window is more than half as large as the map, so that it saves nothing."""
+        return 2 * self.values.shape[3] * self.values.shape[4] >= self.shape[1] * self.shape[2]
 
     def _margins(self) -> tuple[int, int, int, int]:
         """Return how far windows reach beyond the map: left, right, top, bottom."""
@@ -61,7 +68,7 @@ class Patches:
         return x, ends[1], y, ends[0]
 
     def windows(self, maps: Tensor) -> Tensor:
-        """Return what each row sees of `maps` [b or 1, c or 1, h, w]: [b, s, c or 1, kh, kw]."""
+        """Return what each group sees of `maps` [b or 1, c, h, w]: [g, c, kh, kw]."""
         left, _, top, _ = margins = self._margins()
         padded = F.pad(maps, margins) if any(margins) else maps.contiguous()
         (kh, kw), (ny, nx), (sy, sx) = self.values.shape[3:], self.grid, self.stride
@@ -73,51 +80,41 @@ class Patches:
             (padded.stride(0), sy * tall, sx * wide, padded.stride(1), tall, wide),
             padded.storage_offset() + origin,
         )
-        point = torch.arange(b, device=maps.device)[:, None]
-        if self.place.shape[1] < ny * nx:
-            return views[point, self.place // nx, self.place % nx]
-        # Copied once, windows are gathered by rows of memory, several times as fast.
-        table = views.reshape(b * ny * nx, -1)
-        rows = (point * (ny * nx) + self.place).flatten()
-        return table.index_select(0, rows).view(*self.place.shape, c, kh, kw)
+        point = self.point if b > 1 else torch.zeros_like(self.point)
+        return views[point, self.place // nx, self.place % nx]
 
     def cleaned(self) -> Patches:
         """Set what stands in the padding to zero."""
         if self.clean or not any(self._margins()):
             return self
-        inside = self.values.new_ones(1, 1, *self.shape[1:]).expand(len(self.place), -1, -1, -1)
-        return replace(self, values=self.values * self.windows(inside), clean=True)
+        inside = self.values.new_ones(1, 1, *self.shape[1:])
+        return replace(self, values=self.values * self.windows(inside)[:, None], clean=True)
 
     def pull(self, op: ConvOp) -> Patches:
         """A W of a convolution: the coefficients of its input, in a larger window."""
         rows, layer = self.cleaned().values, op.layer
-        weight = layer.weight.to(rows.dtype)
-        b, s, c, kh, kw = rows.shape
+        g, s, c, kh, kw = rows.shape
         size = [
             (k - 1) * step + apart * (width - 1) + 1
             for k, step, apart, width in zip(
                 (kh, kw), layer.stride, layer.dilation, layer.kernel_size, strict=True
             )
         ]
-
-        def back(a: Tensor) -> Tensor:
-            return F.conv_transpose2d(
-                a, weight, None, layer.stride, 0, 0, layer.groups, layer.dilation
-            )
-
         whole = c * kh * kw * op.shape[0] * size[0] * size[1]
-        if whole <= _DENSE_PAYS * weight.numel() * kh * kw or op.shape[0] <= 3:
+        pays = whole <= _DENSE_PAYS * layer.weight.numel() * kh * kw or op.shape[0] <= 3
+        if pays and c * kh * kw <= _MATRIX:
             key = (id(layer), kh, kw)
             if key not in self.matrices:
                 eye = torch.eye(c * kh * kw, dtype=rows.dtype, device=rows.device)
-                self.matrices[key] = back(eye.view(-1, c, kh, kw)).flatten(1)
-            values = rows.reshape(b * s, -1) @ self.matrices[key]
+                eye = eye.view(-1, c, kh, kw)
+                self.matrices[key] = op.transposed(eye, (0, 0), size).flatten(1).contiguous()
+            values = rows.flatten(2).flatten(0, 1) @ self.matrices[key]
         else:
-            values = back(rows.flatten(0, 1))
+            values = op.transposed(rows.flatten(0, 1), (0, 0), size)
         steps, pads = layer.stride, [int(pad) for pad in layer.padding]
         return replace(
             self,
-            values=values.view(b, s, op.shape[0], size[0], size[1]),
+            values=values.view(g, s, op.shape[0], size[0], size[1]),
             stride=(self.stride[0] * steps[0], self.stride[1] * steps[1]),
             start=(self.start[0] * steps[0] - pads[0], self.start[1] * steps[1] - pads[1]),
             shape=(op.shape[0], op.shape[1], op.shape[2]),
@@ -125,19 +122,19 @@ class Patches:
         )
 
     def dense(self) -> Tensor:
-        """Return the coefficients of the whole node [b, s, c, h, w]."""
+        """Return the coefficients of the whole node [g, s, c, h, w]."""
         left, right, top, bottom = self._margins()
-        (c, h, w), (b, s, _, kh, kw) = self.shape, self.values.shape
+        (c, h, w), (g, s, _, kh, kw) = self.shape, self.values.shape
         tall, wide = h + top + bottom, w + left + right
         y = self.place // self.grid[1] * self.stride[0] + self.start[0] + top
         x = self.place % self.grid[1] * self.stride[1] + self.start[1] + left
         steps = torch.arange(kh, device=y.device)[:, None] * wide + torch.arange(
             kw, device=y.device
         )
-        index = (y * wide + x)[:, :, None] + steps.flatten()
-        out = self.values.new_zeros(b, s, c, tall * wide)
-        out = out.scatter(3, index[:, :, None].expand(-1, -1, c, -1), self.values.flatten(3))
-        return out.view(b, s, c, tall, wide)[..., top : top + h, left : left + w]
+        index = (y * wide + x)[:, None] + steps.flatten()
+        out = self.values.new_zeros(g, s, c, tall * wide)
+        out = out.scatter(3, index[:, None, None].expand(-1, s, c, -1), self.values.flatten(3))
+        return out.view(g, s, c, tall, wide)[..., top : top + h, left : left + w]
 
     def plus(self, other: Patches) -> Patches | Tensor:
         """Add the coefficients that another path brings to the same node."""
@@ -158,9 +155,15 @@ class Patches:
         return replace(one, values=widened(one) + widened(two), start=start)
 
 
-def one_hot(units: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Patches:
-    """Return rows that pick units [b, s], counted over [c, h, w]."""
+def one_hot(
+    channels: Tensor,
+    point: Tensor,
+    place: Tensor,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    matrices: dict[tuple[int, ...], Tensor],
+) -> Patches:
+    """Return rows that pick `channels` [g, s] of a node, at `place` [g] of `point` [g]."""
     c, h, w = shape
-    channel, place = units // (h * w), units % (h * w)
-    values = F.one_hot(channel, c).to(dtype)[..., None, None]
-    return Patches(values, place, (h, w), (1, 1), (0, 0), shape)
+    values = F.one_hot(channels, c).to(dtype)[..., None, None]
+    return Patches(values, point, place, (h, w), (1, 1), (0, 0), shape, True, matrices)

@@ -31,6 +31,16 @@ class Lines(NamedTuple):
     high_slope: Tensor
     high_shift: Tensor
 
+    def around(self, center: Tensor, value: Tensor) -> Lines:
+        """Return the lines with gaps to f(center) = `value` as their shifts.
+
+        f(x) − value ≥ slope · (x − center) + gap with gap ≤ 0; above likewise with gap ≥ 0.
+        """
+        return self._replace(
+            low_shift=(self.low_slope * center + self.low_shift - value).clamp_max(0),
+            high_shift=(self.high_slope * center + self.high_shift - value).clamp_min(0),
+        )
+
 
 class Smooth(NamedTuple):
     """A function, its derivative, and where it turns from convex to concave or back.
@@ -146,13 +156,15 @@ def placed_lines(f: Smooth, low: Tensor, high: Tensor, place: Tensor) -> Lines:
 
 
 def through_placed_lines(
-    f: Smooth, a: Tensor, box: tuple[Tensor, Tensor], place: Tensor
+    f: Smooth, a: Tensor, box: tuple[Tensor, Tensor], center: Tensor, place: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the coefficients of the input for a [b, s, *f], and the constant left over [b, s]."""
-    lines = placed_lines(f, *box, place)
+    """Return coefficients of x − center for a [b, s, *f], and what f − f(center) leaves [b, s]."""
+    low, high, center = (part.to(a.dtype) for part in (*box, center))
+    lines = placed_lines(f, low, high, place)
+    lines = lines.around(center[:, None], f.function(center)[:, None])
     up, down = a.clamp_min(0), a.clamp_max(0)
-    constant = (up * lines.low_shift + down * lines.high_shift).flatten(2).sum(2)
-    return up * lines.low_slope + down * lines.high_slope, constant
+    left = (up * lines.low_shift + down * lines.high_shift).flatten(2).sum(2)
+    return up * lines.low_slope + down * lines.high_slope, left
 
 
 def _turning_point(f: Smooth, start: float, end: float, slope: Tensor) -> Tensor:

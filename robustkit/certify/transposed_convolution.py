@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from robustkit.certify.affine import positions_over
 
 
 @dataclass
@@ -20,11 +21,8 @@ class TransposedConvOp:
 
     @property
     def terms(self) -> int:
-        # An output lies under one position of the kernel in every `stride`, if not dilated.
-        c, seen = self.layer, 1
-        for size, step, apart in zip(c.kernel_size, c.stride, c.dilation, strict=True):
-            seen *= -(-size // (step // math.gcd(step, apart)))
-        return c.in_channels // c.groups * seen + 1
+        c = self.layer
+        return c.in_channels // c.groups * positions_over(c) + 1
 
     @property
     def back_terms(self) -> int:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustkit.certify import alpha_crown
 from robustkit.certify.activations import KNOWN, Activation, leaky
 from robustkit.certify.crown import crown_margins
 from robustkit.certify.graph import clean_statistics, trace
 from robustkit.certify.ibp import input_box, intervals, lower_margins, margins_of
+from robustkit.certify.linear_bounds import bound
+from robustkit.certify.linearized import Problem
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.models.architectures import cnn3, cnn7
@@ -103,8 +106,29 @@ def test_bounds_hold_every_sample(name: str, threat: Threat, method: str) -> Non
     z, labels = samples(x, threat, 200).flatten(0, 1), y.repeat(200)
     for logits in (net(z), single(z.float()).double()):
         assert bool((margins(logits, labels).unflatten(0, (200, -1)) >= lower).all())
-    if method != "alpha":  # whose search may end elsewhere
+    if method != "alpha":  # whose search may end at other slopes: the next test
         assert bool((METHODS[method](graph, x, y, threat, False) >= lower).all())
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=lambda t: t.norm)
+@pytest.mark.parametrize("name", NETS)
+def test_rounding_widens_at_the_slopes_that_the_search_found(
+    name: str, threat: Threat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x = seeded(NETS[name]), points()
+    with_it, without = list[Tensor](), list[Tensor]()
+
+    def twice(problem: Problem, *rest: Any) -> Tensor:
+        found = bound(problem, *rest)
+        if problem.rounding:
+            with_it.append(found)
+            without.append(bound(problem._replace(rounding=False), *rest))
+        return found
+
+    monkeypatch.setattr(alpha_crown, "bound", twice)
+    y = net(x).argmin(1)  # every margin is open: the search raises no other
+    METHODS["alpha"](trace(net, (1, 6, 6)), x, y, threat, True)
+    assert bool((torch.cat(without) > torch.cat(with_it)).all())
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=lambda t: t.norm)

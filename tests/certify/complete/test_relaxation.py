@@ -14,7 +14,8 @@ from robustkit.certify.complete.relaxation import Domain, Lines, Relaxation
 from robustkit.certify.complete.root import Prover, Root
 from robustkit.certify.complete.transposed import Transposed
 from robustkit.certify.graph import trace
-from robustkit.certify.linear_bounds import Problem, bound
+from robustkit.certify.linear_bounds import bound
+from robustkit.certify.linearized import Problem
 from robustkit.core.threat import Threat
 
 THREATS = [Threat("linf", 0.1), Threat("l2", 0.5), Threat("l1", 1.5)]
