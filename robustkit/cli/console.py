@@ -6,8 +6,8 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Iterable
+from typing import Any, TextIO
 
 import click
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -15,9 +15,6 @@ from rich.segment import Segment
 from rich.text import Text
 
 from robustkit.core.text import clean_lines
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _PIPED = 120  # columns, where no terminal says otherwise
 
@@ -88,21 +85,6 @@ def say(console: Console, label: str, message: str, style: str) -> None:
     """Print `label: message`; the message is printed as it is, without markup."""
     line = Text.assemble((f"{label}:", style), " ", message)
     console.print(line, soft_wrap=True, highlight=False)
-
-
-def open_table(*heads: str, whole: Collection[str] = ()) -> Table:
-    """Return a table without lines.
-
-    Args:
-        heads: of its columns, which are folded where the terminal is narrow.
-        whole: those that are not.
-    """
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(heads))
-    for head in heads:
-        table.add_column(head, overflow="fold", no_wrap=head in whole)
-    return table
 
 
 def result(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from robustkit.cli import options
-from robustkit.cli.console import open_table, result, stdout
+from robustkit.cli.console import result, stdout
 from robustkit.cli.program import debug
 from robustkit.core.text import with_interval
 
@@ -45,12 +45,13 @@ def command(
 
 
 def _table(frame: Any) -> Any:
-    from rich.text import Text
+    from robustkit.core.terminal_table import TerminalTable
 
-    table = open_table(
+    table = TerminalTable(
         *("started", "commit", "defense", "data", "threat", "suite", "n", "robust [95%]"),
         *("change", "p", "reason"),
-        whole=("started", "commit"),
+        least=("p", "threat", "data", "suite", "n", "reason", "commit"),
+        whole=("started", "commit", "n", "robust [95%]", "change", "p"),
     )
     for line in frame.itertuples():
         interval = with_interval(line.robust, line.robust_low, line.robust_high)
@@ -60,5 +61,5 @@ def _table(frame: Any) -> Any:
             *(line.started[:10], line.commit[:8], line.defense, line.data, line.threat, line.suite),
             *(str(line.n), interval, change, p, line.reason),
         )
-        table.add_row(*map(Text, cells))
+        table.add_row(*cells)
     return table

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustkit.cli import options
-from robustkit.cli.console import open_table, result, stdout
+from robustkit.cli.console import result, stdout
 from robustkit.cli.program import debug
 from robustkit.core.text import shown_json
 
@@ -52,15 +52,15 @@ def _row(entry: Entry, *, weights: bool) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.text import Text
+    from robustkit.core.terminal_table import TerminalTable
 
     columns = ["name", "summary", "options", "source"]
     columns += ["weights"] if rows and "weights" in rows[0] else []
-    table = open_table(*columns, whole=("name", "source"))
+    table = TerminalTable(*columns, least=("weights", "source", "options"), whole=("name",))
     for row in rows:
         given = ", ".join(f"{key}={_word(value)}" for key, value in row["options"].items())
         cells = {**row, "options": given, "weights": ", ".join(row.get("weights", ()))}
-        table.add_row(*(Text(cells[column]) for column in columns))
+        table.add_row(*(cells[column] for column in columns))
     stdout().print(table)
 
 

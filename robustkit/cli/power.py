@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from robustkit.cli import options
-from robustkit.cli.console import open_table, result, stdout
+from robustkit.cli.console import result, stdout
 from robustkit.cli.program import debug
 from robustkit.core.text import shown_json
 
@@ -86,8 +86,9 @@ def command(**given: Any) -> None:
         rows = [need._asdict() for need in found]
         result(shown_json({"schema": SCHEMA, "effect": effect, "needs": rows}))
         return
-    table = open_table("purpose", "test")
-    table.add_column("points", justify="right")
+    from robustkit.core.terminal_table import TerminalTable
+
+    table = TerminalTable("purpose", "test", "points", whole=("points",), right=("points",))
     for need in found:
         points = "out of reach" if need.points is None else f"{need.points:,}"
         if need.usual:

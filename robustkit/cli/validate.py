@@ -8,7 +8,7 @@ import sys
 import click
 
 from robustkit.cli import options
-from robustkit.cli.console import open_table, result, stdout
+from robustkit.cli.console import result, stdout
 from robustkit.cli.program import debug
 from robustkit.cli.supervisor import Supervised
 from robustkit.core.text import shown_json
@@ -31,6 +31,7 @@ def command(pack: str, as_json: bool, quiet: bool) -> int:
     from rich.text import Text
 
     from robustkit.cli.progress import counting
+    from robustkit.core.terminal_table import TerminalTable
     from robustkit.integrations.conformance import find, validate
 
     results = []
@@ -45,11 +46,11 @@ def command(pack: str, as_json: bool, quiet: bool) -> int:
         rows = [found._asdict() for found in results]
         result(shown_json({"schema": SCHEMA, "sound": sound, "checks": rows}))
         return 0 if sound else 1
-    table = open_table()
+    table = TerminalTable("", "subject", "check", shown=False)
     for kind, name, check, passed, detail in results:
         mark = Text("passed", "green") if passed else Text("failed", "bold red")
         told = f"{check}: {detail}" if detail else check
-        table.add_row(mark, Text(f"{kind} {name}"), Text(told))
+        table.add_row(mark, f"{kind} {name}", told)
     if not quiet or not sound:
         stdout().print(table)
         passed_count = sum(found.passed for found in results)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from robustkit.cli import options
-from robustkit.cli.console import open_table, result, say, stderr, stdout
+from robustkit.cli.console import result, say, stderr, stdout
 from robustkit.cli.program import debug
 from robustkit.cli.supervisor import Supervised
 from robustkit.core.text import shown_json
@@ -39,6 +39,7 @@ def command(
 
     Exit codes: 0 all of it holds, 1 something differs, 2 a bad request, 3 it could not finish.
     """
+    from robustkit.core.terminal_table import TerminalTable
     from robustkit.errors import EvidenceAltered, some
     from robustkit.record.evidence import without_digests
 
@@ -56,7 +57,7 @@ def command(
         result(shown_json(told))
         return 0 if holds else 1
     if not quiet or not holds:
-        table = open_table("what", "checked", "differ", "points", whole=("checked", "differ"))
+        table = TerminalTable(*("what", "checked", "differ", "points"), whole=("checked", "differ"))
         for found in findings:
             listed = "; ".join(filter(None, (some(found.points), found.note)))
             table.add_row(found.what, str(found.checked), str(found.differing), listed)

@@ -1,4 +1,8 @@
-"""Files that are written whole: a file by a rename, anything else that lies there as a stream."""
+"""Files that are written whole: a file by a rename, anything else that lies there as a stream.
+
+The summary that a step of GitHub Actions hands out (GITHUB_STEP_SUMMARY) is a stream too: others
+write to it before and after.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +61,7 @@ def write(content: bytes, path: Path) -> None:
     """Write a file: afterwards `path` holds all of it, or what it held before.
 
     A link stays, and what it points to is written. A device, a pipe or a socket is written to, not
-    replaced; `-` is standard output.
+    replaced; `-` is standard output. The summary of a step of GitHub Actions is added to.
 
     Raises:
         RobustkitError: when it cannot be written.
@@ -104,13 +108,21 @@ def copy(source: Path, path: Path) -> None:
 
 def is_stream(path: Path) -> bool:
     """Tell whether something lies at `path` that is written to and never replaced."""
-    if str(path) == STDOUT or _open_file(path) is not None:
+    if str(path) == STDOUT or _open_file(path) is not None or _is_summary(path):
         return True
     try:
         mode = path.stat().st_mode
     except OSError:
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _is_summary(path: Path) -> bool:
+    place = os.environ.get("GITHUB_STEP_SUMMARY")
+    try:
+        return bool(place) and path.samefile(str(place))
+    except OSError:
+        return False
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -205,6 +217,6 @@ def _stream(content: bytes, path: Path) -> None:
             connection.sendall(content)
         return
     # Opened by its name, a file behind /dev/stdout would be written from its beginning again.
-    descriptor = os.open(path, os.O_WRONLY) if number is None else os.dup(number)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND) if number is None else os.dup(number)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)

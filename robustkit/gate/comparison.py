@@ -19,7 +19,7 @@ from robustkit.evaluation.watcher import Watcher
 from robustkit.gate.baseline import Baseline, attacks_of, audit_only, searched, stored_examples
 from robustkit.gate.criteria import Terms
 from robustkit.gate.decision import GateJudge
-from robustkit.gate.verdict import GateVerdict, overall
+from robustkit.gate.verdict import ChangedPoint, GateVerdict, overall
 from robustkit.record.record import REPLAY, Record
 from robustkit.verify.flags import OUTCOME
 
@@ -239,4 +239,19 @@ def _verdict(
         baseline_record=baseline.path.as_posix(),
         baseline_commit=commit.hash + ("-dirty" if commit.dirty else "") if commit else "",
         model_file=candidate.file,
+        changed=_changed(judge.baseline, found),
     )
+
+
+def _changed(before: Record, now: Record) -> tuple[ChangedPoint, ...]:
+    """List the points of the candidate that only one of both is robust on, lost ones first."""
+    was = dict(zip(before.points.index, before.points.status, strict=True))
+    points = now.points
+    columns = zip(points.index, points.label, points.status, points.attack, strict=True)
+    found = [
+        ChangedPoint(point, now.class_name(label), was[point], status, attack or "")
+        for point, label, status, attack in columns
+        if point in was
+        and (was[point] in ("robust", "certified")) != (status in ("robust", "certified"))
+    ]
+    return tuple(sorted(found, key=lambda change: (not change.lost, change.point)))

@@ -75,6 +75,27 @@ class MetricFinding(NamedTuple):
         return f"{told} ({self.detail})" if self.detail else told
 
 
+class ChangedPoint(NamedTuple):
+    """A point of which baseline and candidate differ in what became of it.
+
+    Attributes:
+        label: name of its class.
+        before, now: its status in the baseline's record and the candidate's.
+        attack: what broke it now; empty unless it is broken.
+    """
+
+    point: int
+    label: str
+    before: str
+    now: str
+    attack: str = ""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the baseline was robust there; else it was gained, or fails in another way."""
+        return self.before in ("robust", "certified")
+
+
 class Failure(NamedTuple):
     """A candidate whose evaluation could not finish, and why.
 
@@ -97,6 +118,7 @@ class GateVerdict:
         ended: why the evaluation ended where it did.
         weakest: name and robust accuracy of the candidate's weakest classes, worst first.
         replayed: points broken by inputs stored with the baseline.
+        changed: points that were robust and are not, or the reverse; those lost come first.
     """
 
     answer: Answer
@@ -119,6 +141,7 @@ class GateVerdict:
     baseline_record: str = ""
     baseline_commit: str = ""
     model_file: str = ""
+    changed: tuple[ChangedPoint, ...] = ()
 
     @property
     def deciding(self) -> list[MetricFinding]:
@@ -167,6 +190,7 @@ class GateVerdict:
         facts["findings"] = [
             {**finding._asdict(), "drop": finding.drop} for finding in self.findings
         ]
+        facts["changed"] = [change._asdict() for change in self.changed]
         facts["weakest"] = [{"class": name, "robust": value} for name, value in self.weakest]
         return {"schema": SCHEMA, **facts, "sentence": self.sentence()}
 

@@ -12,11 +12,9 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
+from robustkit.core.terminal_table import TerminalTable
 from robustkit.core.text import clean, spreadsheet
 from robustkit.leaderboard.formats import Cell, Link, to_lines
 from robustkit.leaderboard.grouping import group_of, title
@@ -27,8 +25,11 @@ HEADS = (
     *("source", "rank", "model", "clean", "robust", "95% interval", "certified", "verdict"),
     *("difference", "to the nearest", "AutoAttack", "venue"),
 )
-_LEAST = ("95% interval", "AutoAttack", "venue")  # what a terminal does without
-_WHOLE = ("source", "rank", "clean", "robust", "95% interval", "certified", "difference")
+_LEAST = (  # what a narrow terminal does without, the first of them first
+    *("venue", "95% interval", "AutoAttack", "certified", "to the nearest", "verdict", "rank"),
+)
+_WHOLE = ("source", "rank", "clean", "robust", "95% interval", "certified", "difference", "verdict",
+          "AutoAttack")  # fmt: skip
 
 
 class Beside(NamedTuple):
@@ -107,18 +108,17 @@ def to_latex(groups: Iterable[Sequence[Beside]]) -> str:
 
 def to_rich(groups: Iterable[Sequence[Beside]]) -> Group:
     """Build one table per threat model for a terminal; other ways of writing have all columns."""
-    built = []
-    for group in groups:
-        lines = [dict(zip(HEADS, cells(row), strict=True)) for row in group]
-        table = Table(title=Text(clean(_title(group))), title_justify="left", box=SIMPLE_HEAD,
-                      padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
-        heads = [head for head in HEADS if head not in _LEAST and any(ln[head] for ln in lines)]
-        for head in heads:
-            table.add_column(head, overflow="fold", no_wrap=head in _WHOLE)
-        for line in lines:
-            table.add_row(*(Text(clean(_brief(str(line[head])))) for head in heads))
-        built.append(table)
-    return Group(*built)
+    return Group(*map(_terminal, groups))
+
+
+def _terminal(group: Sequence[Beside]) -> TerminalTable:
+    lines = [dict(zip(HEADS, map(str, cells(row)), strict=True)) for row in group]
+    heads = [head for head in HEADS if any(line[head] for line in lines)]
+    table = TerminalTable(*heads, least=_LEAST, whole=_WHOLE, lined=True)
+    table.title = clean(_title(group))
+    for line in lines:
+        table.add_row(*(clean(_brief(line[head])) for head in heads))
+    return table
 
 
 def cells(row: Beside) -> list[Cell]:

@@ -8,18 +8,15 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, ConsoleOptions, Group
-from rich.table import Table
-from rich.text import Text
+from rich.console import Group
 
+from robustkit.core.terminal_table import TerminalTable
 from robustkit.core.text import clean, shown_json, spreadsheet, with_interval
 from robustkit.leaderboard import grouping
 
@@ -51,8 +48,10 @@ _READ = {  # heading in Markdown and LaTeX, and its alignment
     },
     **{"suite": "l", "F/pt": "r", "B/pt": "r", "verdict": "l", "flags": "l"},
 }
-_LEAST = ("worst class", "strongest attack", "F/pt")  # what a narrow terminal does without
-_NARROW = 88  # columns
+# What a narrow terminal does without, the first of them first: the verdict says what flags mean,
+# and rows stand in the order of their ranks.
+_LEAST = ("strongest attack", "worst class", "F/pt", "may miss", "rank", "flags", "certified")
+_WHOLE = ("rank", "clean", "robust [95%]", "may miss", "certified", "F/pt", "verdict")
 _CONTRACT = (
     *("defense", "data", "norm", "eps", "n", "clean", "robust", "robust_low", "robust_high"),
     *("certified", "randomized", "flags", "strongest_attack", "suite", "forwards_per_point"),
@@ -116,12 +115,11 @@ def to_latex(frame: pd.DataFrame) -> str:
 
 
 def to_rich(frame: pd.DataFrame) -> Group:
-    """Build one table per data set, norm and eps, for a terminal of 100 columns.
+    """Build one table per data set, norm and eps, for a terminal.
 
-    One of fewer than 88 has no room for all that is read: `worst class`, `strongest attack` and
-    `F/pt` are left out there, and other ways of writing have them.
+    A narrow one has no room for all that is read; other ways of writing have what is left out.
     """
-    return Group(*(_Terminal(title, rows) for title, rows in _tables(frame)))
+    return Group(*(_terminal(title, rows) for title, rows in _tables(frame)))
 
 
 def to_lines(title: str, heads: Sequence[str], rows: Iterable[Sequence[Cell]], layout: str) -> str:
@@ -185,39 +183,22 @@ def _flags(cells: _Cells) -> list[str]:
     return ["randomized"] * (cells["randomized"] and "randomized" not in names) + names
 
 
-@dataclass(frozen=True)
-class _Terminal:
-    """One table, with the columns that the terminal has room for."""
-
-    title: str
-    rows: Sequence[_Cells]
-
-    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Table]:
-        yield _terminal(self.title, self.rows, _LEAST if options.max_width < _NARROW else ())
-
-
-def _terminal(title: str, rows: Sequence[_Cells], without: Collection[str]) -> Table:
+def _terminal(title: str, rows: Sequence[_Cells]) -> TerminalTable:
+    lines = [_shown(cells) for cells in rows]
+    heads = [head for head in lines[0] if _tells(head, {line[head] for line in lines})]
+    table = TerminalTable(*heads, least=_LEAST, whole=_WHOLE, lined=True)
     sizes = sorted({cells["n"] for cells in rows})
-    title += f", n = {'–'.join(map(str, sizes[:1] + sizes[1:][-1:]))}"
-    built = Table(
-        title=Text(clean(title)),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    columns = [_shown(cells) for cells in rows]
-    for heading in columns[0]:
-        told = {line[heading] for line in columns}
-        known = heading in without or (heading == "suite" and len(told) == 1)
-        if any(told) and not known and told != {"reliable"}:
-            whole = heading not in ("defense", "worst class", "strongest attack", "flags")
-            built.add_column(heading, no_wrap=whole, overflow="fold")
-    if not any(line["flags"] or line["verdict"] != "reliable" for line in columns):
-        built.caption, built.caption_justify = Text(_SOUND), "left"
-    for line in columns:
-        built.add_row(*(Text(line[str(column.header)] or "–") for column in built.columns))
-    return built
+    table.title = clean(f"{title}, n = {'–'.join(map(str, sizes[:1] + sizes[1:][-1:]))}")
+    if not any(line["flags"] or line["verdict"] != "reliable" for line in lines):
+        table.caption = _SOUND
+    for line in lines:
+        table.add_row(*(line[head] or "–" for head in heads))
+    return table
+
+
+def _tells(head: str, told: set[str]) -> bool:
+    """Whether a column says anything."""
+    return any(told) and told != {"reliable"} and not (head == "suite" and len(told) == 1)
 
 
 def _shown(cells: _Cells) -> dict[str, str]:

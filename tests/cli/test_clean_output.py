@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.text import Text
 
-from robustkit.cli.console import CleanConsole, open_table
+from robustkit.cli.console import CleanConsole
 from robustkit.cli.program import program as main
+from robustkit.core.terminal_table import TerminalTable
 from robustkit.core.text import clean, clean_lines, escape_orders, spreadsheet
 from robustkit.record.record import Record, save
 from robustkit.record.schema import Commit, DataInfo
@@ -112,7 +113,7 @@ def test_json_says_the_same_in_other_signs(marker: str) -> None:
 def test_a_terminal_gets_styles_and_nothing_else(width: int) -> None:
     out = io.StringIO()
     console = CleanConsole(file=out, force_terminal=True, width=width, color_system="standard")
-    table = open_table("name", NASTY)
+    table = TerminalTable("name", NASTY)
     table.add_row(Text(NASTY, "red"), NASTY)
     console.print(table)
     console.print(Text(NASTY))

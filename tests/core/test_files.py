@@ -302,3 +302,17 @@ def test_a_page_on_a_device_has_no_size(record: Path, device: Device) -> None:
     result = ask("report", record, "--out", device.path, "--json")
     assert json.loads(result.stdout)["bytes"] is None
     assert device.close().startswith(b"<!doctype html>")
+
+
+def test_the_summary_of_a_step_is_added_to(
+    record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other programs of the step write there too; any other file is replaced."""
+    summary, other = tmp_path / "summary", tmp_path / "other"
+    for path in (summary, other):
+        path.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    for path in (summary, other):
+        words = ("leaderboard", record.parent, "--format", "markdown", "--output", path)
+        assert ask(*words).exit_code == 0
+    assert summary.read_text() == f"before\n{other.read_text()}"

@@ -15,7 +15,7 @@ from robustkit.gate.criteria import METRICS
 from robustkit.gate.formats.junit import to_junit
 from robustkit.gate.formats.markdown import MARKER, to_markdown
 from robustkit.gate.formats.sarif import to_sarif
-from robustkit.gate.verdict import GateVerdict, MetricFinding
+from robustkit.gate.verdict import ChangedPoint, GateVerdict, MetricFinding
 
 GOOD = MetricFinding("robust", "pass", 0.01, 0.8, 0.8, -0.009, 0.009, 0, 0, 300, 1000)
 BAD = MetricFinding("robust", "regressed", 0.01, 0.8, 0.7, 0.02, 0.2, 11, 1, 100, 1000)
@@ -211,3 +211,17 @@ def test_all_pass_is_one_line_and_one_row() -> None:
     assert "### Robustness: 1 passed" in text
     assert "their population" in text
     assert json.loads(to_sarif(VERDICTS[:1]))["runs"][0]["results"] == []
+
+
+def test_markdown_lists_the_points_that_changed() -> None:
+    """Lost ones first, and no more than a comment has room for."""
+    gained = ChangedPoint(3, NASTY, "misclassified", "robust")
+    lost = [ChangedPoint(p, "shirt", "robust", "broken", "fgsm") for p in range(40)]
+    text = to_markdown([verdict("regressed", BAD, changed=(*lost, gained))])
+    assert "<summary>net.py:make: 40 points lost, 1 gained</summary>" in text
+    assert "| 0 | shirt | robust | broken by fgsm |" in text
+    assert "11 more: compare the two records." in text
+    short = to_markdown([verdict("improved", GOOD, changed=(gained,))])
+    (line,) = (line for line in short.splitlines() if line.startswith("| 3 |"))
+    assert "<b>" not in line and line.endswith("| misclassified | robust |")
+    assert "<details>" not in to_markdown([verdict("pass", GOOD)])

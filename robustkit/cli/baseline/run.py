@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
-from robustkit.cli.console import open_table, say, stderr, stdout
+from robustkit.cli.console import say, stderr, stdout
 from robustkit.cli.evaluate.plan import claim, make
 from robustkit.cli.evaluate.request import Request
 from robustkit.cli.evaluate.run import evaluate_one
 from robustkit.cli.options import use_threads
 from robustkit.cli.screen import Screen
 from robustkit.core import files
+from robustkit.core.terminal_table import TerminalTable
 from robustkit.core.text import slug
 from robustkit.errors import UsageError
 from robustkit.gate import config as configuration
@@ -90,8 +89,10 @@ def run(asked: BaselineRequest) -> None:
 def show(place: Path | None) -> None:
     """Print the baselines in a folder, by default that of the configuration."""
     setup = configuration.load(configuration.find(Path.cwd()))
-    table = open_table(
-        *("model", "data", "threat", "suite", "n", "robust", "started", "commit", "reason")
+    table = TerminalTable(
+        *("model", "data", "threat", "suite", "n", "robust", "started", "commit", "reason"),
+        least=("n", "commit", "started", "suite"),
+        whole=("n", "robust", "started", "commit"),
     )
     for baseline in load_baselines(place or setup.place(setup.baseline)):
         record = baseline.record
@@ -101,7 +102,7 @@ def show(place: Path | None) -> None:
             *(record.commit.hash[:8] if record.commit else "",),
             str(record.arguments.get("reason", "")),
         )
-        table.add_row(*map(Text, cells))
+        table.add_row(*cells)
     stdout().print(table)
 
 

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from robustkit.core.terminal_table import TerminalTable
 from robustkit.core.text import with_interval
 from robustkit.gate.verdict import GateVerdict, MetricFinding
 
 _STYLES = {"pass": "green", "improved": "green", "regressed": "bold red", "undecided": "yellow"}
+_HEADS = ("model", "metric", "verdict", "baseline", "candidate", "drop", "points")
 
 
 def show(verdicts: Sequence[GateVerdict], console: Console) -> None:
     """Print a table with a row for each metric, and a sentence for each model."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for head in ("model", "metric", "verdict", "baseline", "candidate", "drop", "points"):
-        table.add_column(head, overflow="fold", no_wrap=head not in ("model", "drop"))
+    table = TerminalTable(*_HEADS, least=("points", "baseline"), whole=_HEADS[1:], lined=True)
     for verdict in verdicts:
         for number, finding in enumerate(verdict.findings):
             cells = _cells(finding)
             table.add_row(
-                Text("" if number else verdict.candidate),
-                Text(finding.metric),
+                "" if number else verdict.candidate,
+                finding.metric,
                 Text(finding.answer, _STYLES[finding.answer]),
-                *map(Text, cells),
+                *cells,
             )
     console.print(table)
     for verdict in verdicts:

@@ -7,12 +7,13 @@ from itertools import groupby
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
+
+from robustkit.core.terminal_table import TerminalTable
 
 _ABREAST = 3  # models in one table
+_QUANTILES = ("10%", "25%", "median", "75%", "90%")
+_LEAST = ("F/pt", "clean", "25%", "75%")  # what a narrow terminal does without, the first first
 
 
 def tables(found: Mapping[str, pd.DataFrame]) -> list[RenderableType]:
@@ -22,7 +23,7 @@ def tables(found: Mapping[str, pd.DataFrame]) -> list[RenderableType]:
     return list(_curves(found["curve"])) if "curve" in found else []
 
 
-def _curves(frame: pd.DataFrame) -> Iterator[Table]:
+def _curves(frame: pd.DataFrame) -> Iterator[TerminalTable]:
     """Eps downward, models abreast: robust accuracy with its interval, and the passes of all."""
     rows = frame.to_dict("records")
     for _, members in groupby(rows, key=lambda row: (row["data"], row["norm"])):
@@ -32,12 +33,10 @@ def _curves(frame: pd.DataFrame) -> Iterator[Table]:
             yield _curve(group, names[start : start + _ABREAST])
 
 
-def _curve(rows: Sequence[Mapping[Any, Any]], names: Sequence[str]) -> Table:
+def _curve(rows: Sequence[Mapping[Any, Any]], names: Sequence[str]) -> TerminalTable:
     first = rows[0]
-    table = _table(f"{first['data']}, {first['norm']}, n = {first['n']}: robust accuracy [95%]")
-    table.add_column("eps", no_wrap=True)
-    for name in names:
-        table.add_column(Text(name), overflow="fold")
+    table = TerminalTable("eps", *names, whole=("eps",), lined=True)
+    table.title = f"{first['data']}, {first['norm']}, n = {first['n']}: robust accuracy [95%]"
     of = {name: [row for row in rows if row["defense"] == name] for name in names}
     table.add_row("0", *(f"{of[name][0]['clean']:.3f}" for name in names))
     for eps in sorted({row["eps"] for row in rows}):
@@ -53,34 +52,22 @@ def _cell(row: Mapping[Any, Any]) -> str:
     return f"{proved}{row['robust']:.3f} [{row['robust_low']:.3f}, {row['robust_high']:.3f}]"
 
 
-def _distances(frame: pd.DataFrame) -> Iterator[Table]:
+def _distances(frame: pd.DataFrame) -> Iterator[TerminalTable]:
     rows = frame.to_dict("records")
     for _, members in groupby(rows, key=lambda row: (row["data"], row["norm"])):
         group = list(members)
         first = group[0]
         title = f"{first['data']}, {first['norm']}, n = {first['n']}"
-        table = _table(f"{title}: distance within which so many points are broken")
-        quantiles = ("10%", "25%", "median", "75%", "90%")
-        for heading in ("defense", "clean", f"robust at {first['eps']:.4g}", *quantiles, "F/pt"):
-            table.add_column(heading, overflow="fold", no_wrap=heading != "defense")
+        heads = ("clean", f"robust at {first['eps']:.4g}", *_QUANTILES, "F/pt")
+        table = TerminalTable("defense", *heads, least=_LEAST, whole=heads, lined=True)
+        table.title = f"{title}: distance within which so many points are broken"
         for row in group:
             lengths = (row[key] for key in ("q10", "q25", "median", "q75", "q90"))
             table.add_row(
-                Text(row["defense"]),
+                row["defense"],
                 f"{row['clean']:.3f}",
                 f"{row['robust']:.3f}",
                 *("–" if length is None else f"{length:.4g}" for length in lengths),
                 f"{row['forwards_per_point']:,.0f}",
             )
         yield table
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=Text(title),
-        title_justify="left",
-        min_width=len(title) + 1,
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from robustkit.gate.verdict import Failure, GateVerdict, MetricFinding
 from robustkit.leaderboard.formats import markdown_text, piped
@@ -12,12 +12,14 @@ _MARKS = {"pass": "✅ pass", "improved": "✅ improved", "regressed": "❌ regr
 _UNFINISHED = "⚠️ could not finish"
 _HEADS = ("model", "metric", "verdict", "baseline", "candidate", "drop", "bounds", "points")
 MARKER = "<!-- robustkit check -->"
+_MOST = 30  # points of a model that are listed: a comment holds 65,536 characters
 
 
 def to_markdown(verdicts: Sequence[GateVerdict], failures: Sequence[Failure] = ()) -> str:
     """Write a heading, a table with a row for each metric, and a sentence for each that fails.
 
-    A model that could not be evaluated has a row and a sentence too.
+    A model that could not be evaluated has a row and a sentence too. The points that a model has
+    lost or gained follow, folded.
 
     The first line is an invisible marker: by it a bot finds the comment that it has to replace.
     """
@@ -29,6 +31,8 @@ def to_markdown(verdicts: Sequence[GateVerdict], failures: Sequence[Failure] = (
     for verdict in verdicts:
         if verdict.answer in ("regressed", "undecided"):
             lines += ["", markdown_text(verdict.sentence())]
+    for verdict in verdicts:
+        lines += _changed(verdict)
     for confidence, claim in sorted({(v.confidence, v.claim) for v in verdicts}):
         about = "the baseline's own points" if claim == "points" else "their population"
         lines += [
@@ -48,6 +52,28 @@ def _headline(verdicts: Sequence[GateVerdict], unfinished: int) -> str:
     ]
     told += [f"{unfinished} could not finish"] if unfinished else []
     return ", ".join(told).replace("pass", "passed")
+
+
+def _changed(verdict: GateVerdict) -> Iterator[str]:
+    """Write the points that only one of baseline and candidate is robust on, lost ones first."""
+    changed = verdict.changed
+    if not changed:
+        return
+    lost = sum(change.lost for change in changed)
+    told = f"{lost} points lost, {len(changed) - lost} gained"
+    yield from ("", "<details>", f"<summary>{markdown_text(verdict.candidate)}: {told}</summary>")
+    yield from (
+        "",
+        piped(("point", "class", "baseline", "candidate")),
+        piped(["---:"] + ["---"] * 3),
+    )
+    for change in changed[:_MOST]:
+        now = f"{change.now} by {change.attack}" if change.attack else change.now
+        cells = (str(change.point), change.label, change.before, now)
+        yield piped(map(markdown_text, cells))
+    if len(changed) > _MOST:
+        yield from ("", f"{len(changed) - _MOST} more: compare the two records.")
+    yield from ("", "</details>")
 
 
 def _cells(verdict: GateVerdict, finding: MetricFinding) -> list[str]:
