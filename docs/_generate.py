@@ -212,6 +212,9 @@ def _datasets() -> str:
          "or `[n, c, h, w]`) and `y`"),
         ("`folder:PATH`", "one subfolder of images per class, sorted by name; by number where all "
          "names are whole numbers (ImageFolder of torchvision sorts them as text)"),
+        ("`hf-data:FOLDER`", "a data set of the Hugging Face Hub as it is downloaded, or what "
+         "`save_to_disk` wrote; options `split`, `image`, `label`, `config`: "
+         "`hf-data:FOLDER(split=validation, label=fine_label)`; extra `hf-data`"),
         ("`module:function`", "returns `(x, y)`; `path/to/file.py:function` likewise"),
         ("`(x, y)`", "from Python: two tensors or arrays; tensors are channels first where both "
          "axes could be"),

@@ -14,6 +14,8 @@ from robustkit.cli.baseline.command import command as _baseline
 from robustkit.cli.check.command import command as _check
 from robustkit.cli.doctor import command as _doctor
 from robustkit.cli.evaluate.command import command as _evaluate
+from robustkit.cli.export_card import export as _export_card
+from robustkit.cli.export_card import push as _push
 from robustkit.cli.export_instances import command as _export_instances
 from robustkit.cli.history import command as _history
 from robustkit.cli.init import command as _init
@@ -49,6 +51,8 @@ for _command in (
     _verify,
     _supports,
     _export_instances,
+    _export_card,
+    _push,
     _verify_proof,
 ):
     program.add_command(_command)

@@ -73,7 +73,7 @@ class ReportRequest:
 )
 @click.option(
     "--data",
-    metavar="NAME|npz:PATH|folder:PATH|module:function",
+    metavar="NAME|npz:PATH|folder:PATH|hf-data:FOLDER|module:function",
     help="Clean images, instead of the data set that the records name.",
 )
 @options.data_root

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -19,10 +19,10 @@ from robustkit.errors import UsageError
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _GRAY, _COLOR = ("1", "L"), ("RGB", "P")
-_MOST = 1 << 26  # pixels of an image
+MOST = 1 << 26  # pixels of an image
 
 
-def open_folder(name: str, path: Path, *, most: int = _MOST) -> ImageSet:
+def open_folder(name: str, path: Path, *, most: int = MOST) -> ImageSet:
     """Open `path`: its subfolders are the classes 0, 1, ...
 
     They are sorted by name, or, where all names are whole numbers, by number.
@@ -50,7 +50,7 @@ def open_folder(name: str, path: Path, *, most: int = _MOST) -> ImageSet:
         inside = _images(folder)
         files += inside
         labels += [label] * len(inside)
-    (width, height), channels = _headers(files, most)
+    (width, height), channels = headers(((file, file) for file in files), most)
     shape = (channels, height, width)
 
     def read(indices: NDArray[np.int64]) -> NDArray[Any]:
@@ -131,24 +131,34 @@ def _images(folder: Path) -> list[Path]:
     return found
 
 
-def _headers(files: Sequence[Path], most: int) -> tuple[tuple[int, int], int]:
-    """Return (width, height) and the number of channels that all files share."""
-    size, channels = None, 1
-    for path in files:
-        with _image(path, path) as image:
+def headers(
+    images: Iterable[tuple[Path | bytes, object]], most: int
+) -> tuple[tuple[int, int], int]:
+    """Return (width, height) and the number of channels that all images share.
+
+    Args:
+        images: each file or its content, and what to call it.
+        most: pixels that an image may have.
+
+    Raises:
+        UsageError: naming the first image that is none, or cannot be used.
+    """
+    size, channels, first = None, 1, None
+    for source, where in images:
+        with _image(source, where) as image:
             if image.mode not in _GRAY + _COLOR or "transparency" in image.info:
                 raise UsageError(
-                    f"{path}: expected 8-bit gray or RGB without transparency, got mode "
+                    f"{where}: expected 8-bit gray or RGB without transparency, got mode "
                     f"{image.mode!r}. Convert it to RGB or L first."
                 )
             if image.size[0] * image.size[1] > most:
                 raise UsageError(
-                    f"{path}: expected at most {most:,} pixels, got {image.size[0]} × "
+                    f"{where}: expected at most {most:,} pixels, got {image.size[0]} × "
                     f"{image.size[1]}: such an image can fill the memory. Cut or resize it."
                 )
             if size is not None and image.size != size:
-                raise _other_size(path, size, image.size, f" as in {files[0]}")
-            size = image.size
+                raise _other_size(where, size, image.size, f" as in {first}")
+            size, first = image.size, where if first is None else first
             channels = 3 if image.mode in _COLOR else channels
     if size is None:
         raise UsageError("expected at least one image, got none.")

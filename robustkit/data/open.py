@@ -11,6 +11,7 @@ from robustkit.core import arguments
 from robustkit.data.arrays import from_arrays, open_function, open_npz
 from robustkit.data.dataset import Augment, Dataset, ImageSet, digest, select, subset
 from robustkit.data.download import cache_root
+from robustkit.data.hf_data import PREFIX, open_hf_data
 from robustkit.data.image_folder import open_folder
 from robustkit.data.values import UNIT, Box
 from robustkit.errors import UsageError, unknown
@@ -54,10 +55,10 @@ def open_dataset(
     """Open what `--data` names. No image is read yet, except to check the range of float images.
 
     Args:
-        text: a registered name (with options, if it has any), `npz:PATH`, `folder:PATH`, or
-            `module:function` / `path/to/file.py:function`.
+        text: a registered name (with options, if it has any), `npz:PATH`, `folder:PATH`,
+            `hf-data:FOLDER`, or `module:function` / `path/to/file.py:function`.
         root: the data root; see `data_root`.
-        split: "train" or "test"; only registered names have two.
+        split: "train" or "test"; only registered names and `hf-data:` have two.
         download: whether a named set that is missing may be downloaded, into the cache.
         box: the range of floating-point images of your own.
 
@@ -75,6 +76,8 @@ def open_dataset(
         return open_npz(text, Path(rest).expanduser(), box=box)
     if kind == "folder" and colon:
         return open_folder(text, Path(rest).expanduser())
+    if kind == PREFIX and colon:
+        return open_hf_data(text, split)
     if re.fullmatch(r"\s*\w+\s*(\(.*\))?\s*", text, re.DOTALL):
         source: DatasetSource = datasets.build(text)
         return source.open(data_root(root), split, download)
@@ -88,7 +91,7 @@ def names_code(text: str) -> bool:
 
     What a record, a card or another file names is opened only where this is false.
     """
-    return ":" in text and not text.startswith(("npz:", "folder:"))
+    return ":" in text and not text.startswith(("npz:", "folder:", f"{PREFIX}:"))
 
 
 def data_root(root: Path | None = None) -> Path:
@@ -107,4 +110,5 @@ def _guess(text: str) -> UsageError:
         return UsageError(f"{text!r} is a file: write 'npz:{text}'.")
     if path.suffix == ".py":
         return UsageError(f"{text!r} is a file: name a function in it, as in '{text}:load'.")
-    return unknown("data set", text, [*datasets, "npz:PATH", "folder:PATH", "module:function"])
+    forms = ["npz:PATH", "folder:PATH", f"{PREFIX}:FOLDER", "module:function"]
+    return unknown("data set", text, [*datasets, *forms])

@@ -32,7 +32,7 @@ NAMES = ("robustkit.toml", "pyproject.toml")
 BASELINE = Path("robustkit-baseline")
 FIRST = """\
 # What `robustkit check` runs. Everything is optional; the command line overrides it.
-data = {data}  # or npz:PATH, folder:PATH, module:function
+data = {data}  # or npz:PATH, folder:PATH, hf-data:FOLDER, module:function
 threat = {threat}  # norm, and eps in units of inputs between 0 and 1
 suite = {suite}
 seed = 0

@@ -212,7 +212,7 @@ def _from_library(
 ) -> Subject:
     """Load a model of another library."""
     normalizes = mean is not None or std is not None
-    found = zoo.open_model(text, data.shape, data.classes, weights)
+    found = zoo.open_model(text, data.shape, data.classes, weights, data.class_names)
     model, notes = found.model, list(found.notes)
     if normalizes and found.prepared:
         raise UsageError(f"{text} brings its own preprocessing; leave out --mean and --std.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,10 +46,40 @@ def attack(
         RobustkitError: when the model returns NaN or infinite logits.
         UsageError: when the search does not support the threat model, or is not known.
     """
+    return attack_points(model, x, y, search, threat, Draws(seed), slots=slots, nearest=nearest)
+
+
+class Draws(NamedTuple):
+    """What random draws depend on.
+
+    Attributes:
+        points: identity of each input [b], from 0 to 2³¹ − 1; by default its position in the batch.
+    """
+
+    seed: int = 0
+    points: Sequence[int] | None = None
+
+
+def attack_points(
+    model: Model,
+    x: Images,
+    y: Labels,
+    search: Search[Any] | str,
+    threat: Threat | str,
+    draws: Draws,
+    *,
+    slots: int = 128,
+    nearest: bool = False,
+) -> Images:
+    """Run a search on inputs that have an identity, whatever the batch they come in; see `attack`.
+
+    Raises:
+        RobustkitError, UsageError: as `attack`.
+    """
     search = attacks.build(search) if isinstance(search, str) else search
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     _refuse(model, x, y, search, threat)
-    arguments.whole("seed", seed, 0, arguments.SEEDS)
+    arguments.whole("seed", draws.seed, 0, arguments.SEEDS)
     slots = arguments.whole("slots", slots, 1)
     x = x.detach()
     with torch.no_grad():
@@ -62,7 +92,9 @@ def attack(
     right = (logits.argmax(1) == y).nonzero().flatten().tolist()
     jobs = search.jobs(threat, logits.shape[1])
     ranked = logits.scatter(1, y[:, None], torch.inf).argsort(1, descending=True)
-    judge = TrustingJudge(x, y, ranked, jobs, type(search).__name__, seed, threat)
+    judge = TrustingJudge(
+        x, y, ranked, jobs, type(search).__name__, draws.seed, threat, draws.points
+    )
     queue = (Work(point, job) for job in range(len(jobs)) for point in right)
     engine = (MinimumNormEngine if nearest else Engine)(model, threat, slots)
     engine.run(search, queue, len(right) * len(jobs), judge)
@@ -95,17 +127,21 @@ class TrustingJudge:
         name: str,
         seed: int,
         threat: Threat,
+        points: Sequence[int] | None = None,
     ) -> None:
         self.x, self.y, self.ranked, self.jobs = x, y, ranked, jobs
         self.name, self.seed, self.threat, self.found = name, seed, threat, x.clone()
+        known = range(len(x)) if points is None else points
+        self.points = torch.tensor(list(known), dtype=torch.int64, device=x.device)
         self.distance = [float("inf")] * len(x)
 
     def tasks(self, work: Sequence[Work]) -> Tasks:
         index = torch.tensor([item.point for item in work], device=self.x.device)
         chosen = [self.jobs[item.job] for item in work]
         return fresh_tasks(
-            self.x[index], self.y[index], self.ranked[index], index, chosen, self.name, self.seed
-        )
+            self.x[index], self.y[index], self.ranked[index], self.points[index], chosen,
+            self.name, self.seed,
+        )  # fmt: skip
 
     def confirm(self, work: Sequence[Work], z: Images, x: Images, y: Labels) -> list[bool]:
         distance = self.threat.distance(z, x).tolist()

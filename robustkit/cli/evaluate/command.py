@@ -24,7 +24,7 @@ from robustkit.cli.supervisor import Supervised
     "--data",
     default="bundled",
     show_default=True,
-    metavar="NAME|npz:PATH|folder:PATH|module:function",
+    metavar="NAME|npz:PATH|folder:PATH|hf-data:FOLDER|module:function",
     help="Images and labels.",
 )
 @options.data_root

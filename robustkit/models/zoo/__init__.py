@@ -17,7 +17,7 @@ from robustkit.models.zoo.base import Ask, Found
 
 __all__ = ["Ask", "Found", "open_model", "prefixes"]
 
-_HELPERS = ("base", "network", "processor")
+_HELPERS = ("base", "network", "processor", "zero_shot")
 
 
 def prefixes() -> list[str]:
@@ -33,7 +33,11 @@ def is_named(text: str) -> bool:
 
 
 def open_model(
-    text: str, shape: tuple[int, int, int], classes: int, weights: Path | None = None
+    text: str,
+    shape: tuple[int, int, int],
+    classes: int,
+    weights: Path | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> Found:
     """Load `prefix:name` or `prefix:name(option=value)`.
 
@@ -42,6 +46,7 @@ def open_model(
         shape: of one input [c, h, w].
         classes: of the data.
         weights: a file that replaces what the source would download.
+        class_names: of the data, for models that read them.
 
     Returns:
         The model on the CPU in evaluation mode, from inputs in [0, 1] to logits.
@@ -52,7 +57,7 @@ def open_model(
     prefix, _, rest = text.partition(":")
     name, options = _split(rest.strip(), text)
     source = importlib.import_module(f"robustkit.models.zoo.{prefix}")
-    found: Found = source.load(Ask(text, name, options, shape, classes, weights))
+    found: Found = source.load(Ask(text, name, options, shape, classes, weights, class_names))
     return found
 
 

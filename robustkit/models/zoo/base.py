@@ -24,7 +24,8 @@ __all__ = ["RANDOM", "Ask", "Found", "Resized", "building", "fill", "library", "
 class Ask(NamedTuple):
     """The request for a model: `text` is all of it, `shape` that of one input [c, h, w].
 
-    `weights` is a file to load in place of what the source would download.
+    `weights` is a file to load in place of what the source would download; `class_names` are the
+    data's, nothing where it has none.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Ask(NamedTuple):
     shape: tuple[int, int, int]
     classes: int
     weights: Path | None = None
+    class_names: tuple[str, ...] = ()
 
     def option(self, key: str, kind: type, default: Any = None) -> tuple[Any, Ask]:
         """Take an option of the harness out of those that go to the library.
