@@ -6,6 +6,7 @@ import base64
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import itertools
 import os
 import signal
@@ -35,6 +36,8 @@ from robustkit.record.points import Points, Status
 from robustkit.record.record import Record
 from robustkit.record.schema import DataInfo, ThreatInfo, WeightsInfo
 from robustkit.registry import attacks, defenses, suites
+
+_RUNNER = Path(__file__).parent / "gate" / "workflow_runner.py"
 
 # `benchmarks` is no part of the package; last, so that the checkout shadows nothing installed.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -300,3 +303,15 @@ def mlp() -> Callable[[int, tuple[int, ...]], nn.Sequential]:
 def residual() -> Callable[[int], nn.Module]:
     """Makes residual networks of a seed."""
     return _Residual
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Callable[..., Any]:
+    """Make a runner of workflows: `runner(event_name=…, event=…)`."""
+    spec = importlib.util.spec_from_file_location("workflow_runner", _RUNNER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["workflow_runner"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "job").mkdir()
+    return lambda **how: module.Runner(tmp_path / "job", **how)

@@ -66,7 +66,7 @@ def load_model(
             `path/to/file.py:attr`: an `nn.Module`, or a function without arguments returning one;
             or `prefix:name` of a source in `robustkit.models.zoo`, such as `timm:resnet18`. Any of
             them may end in `@FILE`, its weights.
-        data: what it will be evaluated on, also by name; decides shape, classes and the shipped checkpoint.
+        data: what it will be evaluated on, or the name of that: decides shape, classes, checkpoint.
         weights: a `.safetensors`, `.pt` or `.pth` file with a state dict.
         mean: of each channel, or one for all; subtracted inside the model.
         std: likewise; divided by.

@@ -18,5 +18,5 @@ def test_data_are_also_named_and_are_those_of_the_box_by_default() -> None:
 
 
 def test_other_data_are_refused() -> None:
-    with pytest.raises(UsageError, match="expected a robustkit.data.Dataset or the name of one"):
+    with pytest.raises(UsageError, match=r"expected a robustkit\.data\.Dataset or the name of one"):
         robustkit.load_model("undefended", data=3)  # type: ignore[arg-type]
