@@ -16,12 +16,12 @@ from robustkit.core.types import Model
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluation.evaluate import evaluate
+from robustkit.evaluation.prepare import SAMPLE
 from robustkit.gate.baseline import Baseline
 from robustkit.record.record import Record
 from robustkit.search.suites import line_up
 
 SHARE = 0.1  # of the passes of the run, at most, for all that is asked again
-_LOOKED_AT = 16  # points, at most, on which a model is examined before it is attacked
 
 
 class Reattack(NamedTuple):
@@ -126,5 +126,5 @@ def _affordable(record: Record, specs: Sequence[Spec], spent: int) -> int:
     whole = record.forwards + record.backwards
     room = SHARE * whole - spent
     look = max(0, whole - sum(passes) - record.n)  # at the model, before any attack: taken again
-    few = int(room / (each + look / _LOOKED_AT))
-    return max(0, few if few <= _LOOKED_AT else int((room - look) / each))
+    few = int(room / (each + look / SAMPLE))
+    return max(0, few if few <= SAMPLE else int((room - look) / each))
