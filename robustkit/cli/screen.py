@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
@@ -21,7 +21,21 @@ if TYPE_CHECKING:
 
 _EARLY = 0.05  # share of the work before which nothing is said of the time that is left
 _SOON = 3.0  # seconds, likewise
+_LATE = 60.0  # seconds from which on it is said, however little is done
+_NEARLY = 0.99  # of a stage, at most, by its queries: they are fewer where points break early
 _BESIDE = 36  # columns beside what is said before the first stage
+
+
+class StageCost(NamedTuple):
+    """What a stage of a model takes at most, for each point that comes to it.
+
+    Attributes:
+        work: in forward passes; those back count twice.
+        queries: how often the model is asked; 0: not known.
+    """
+
+    work: float
+    queries: float = 0.0
 
 
 class Lane(StageBars):
@@ -32,7 +46,8 @@ class Lane(StageBars):
         self._screen, self._console, self._quiet = screen, console, quiet
         self._stages, self._part, self._before, self._passes = 0, 0.0, 0, 0
         self._tasks = 1
-        self.broken = self.proved = 0
+        self._alive, self._left, self._points = 1.0, 1.0, 0
+        self.broken = self.proved = self.asked = 0
 
     @property
     def forwards(self) -> int:
@@ -40,30 +55,56 @@ class Lane(StageBars):
         return self._before + self._passes
 
     @property
+    def where(self) -> str:
+        """The model, its stage and what is left of its points."""
+        return f"{self._name}: {self._stage}: {self._robust}"
+
+    @property
     def begun(self) -> bool:
         """Whether any stage has begun: one that resumes may find that all are done."""
         return self._stages > 0
 
-    def share(self, stages: int) -> float:
-        """Return how much of the model is done, if it takes so many stages of equal length."""
-        return min(1.0, max(0, self._stages - 1 + self._part) / stages) if stages else 0.0
+    def share(self, stages: Sequence[StageCost]) -> float:
+        """Return how much of the model is done, if these are its stages.
+
+        Of those to come each costs as much as there are points that are still robust.
+        """
+        if not self._stages or not stages:
+            return 0.0
+        now = min(self._stages, len(stages)) - 1
+        part = self._part
+        if expected := stages[now].queries * self._alive * self._points:
+            part = max(part, min(_NEARLY, self.asked / expected))
+        current = stages[now].work * self._alive
+        done = sum(stage.work for stage in stages[:now]) + part * current
+        left = (1 - part) * current + sum(stage.work for stage in stages[now + 1 :]) * self._left
+        return done / (done + left)
 
     def model(self, name: str, points: int) -> None:
         """A model begins, or the next eps of a grid."""
         self.end_stage()
         super().model(name, points)
         self._before, self._passes = self.forwards, 0
+        self._alive, self._left, self._points = 1.0, 1.0, points
 
     def stage(self, name: str, tasks: int) -> None:
         """A stage begins."""
         super().stage(name, tasks)
         self._stages, self._part, self._tasks = self._stages + 1, 0.0, max(1, tasks)
+        self._alive, self.asked = self._left, 0
+        self._screen.draw()
+
+    def queries(self, done: int) -> None:
+        """The attack of the stage has asked the model so often."""
+        self.asked = done
         self._screen.draw()
 
     def advance(self, done: int, robust: int, points: int) -> None:
         """Some tasks have ended."""
         super().advance(done, robust, points)
         self._part = min(1.0, done / self._tasks)
+        if not self.proves:
+            self._left = robust / max(1, points)
         self._screen.draw()
 
     def tally(self, broken: int, proved: int, forwards: int) -> None:
@@ -82,7 +123,7 @@ class Lane(StageBars):
         self._bars.remove_task(self._bar)
         self._bar = None
         if self._bars.disable and not self._quiet:
-            leave_line(self._console, f"{self._name}: {self._stage}: {self._robust}")
+            self._screen.leave(self.where)
 
 
 class GateLane(Lane):
@@ -110,12 +151,17 @@ class Screen(Watcher):
 
     Args:
         models: how many there are.
-        stages: how many each takes at most, for the time that is left; 0: nothing is said of it.
+        stages: of each, for the time that is left; without any, nothing is said of it.
         lane: what shows one model.
     """
 
     def __init__(
-        self, models: int, *, quiet: bool, stages: int = 0, lane: type[Lane] = Lane
+        self,
+        models: int,
+        *,
+        quiet: bool,
+        stages: Sequence[StageCost] = (),
+        lane: type[Lane] = Lane,
     ) -> None:
         self._console, self._quiet, self._models = stderr(), quiet, models
         self._bars = bars(self._console, disable=quiet or not lively(self._console))
@@ -123,7 +169,7 @@ class Screen(Watcher):
         self._lanes: dict[str, Lane] = {}
         self._weights: dict[str, float] = {}
         self._ended = set[str]()
-        self._since = time.monotonic()
+        self._since = self._told_at = time.monotonic()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -144,6 +190,7 @@ class Screen(Watcher):
     def weigh(self, seconds: Mapping[str, float]) -> None:
         """Say what one look at each model has taken: that is how their costs compare."""
         self._weights, self._since = dict(seconds), time.monotonic()
+        self._told_at = self._since
 
     def say(self, what: str) -> None:
         """Say what goes on before the first stage."""
@@ -155,14 +202,26 @@ class Screen(Watcher):
             self._lanes[name] = self._lane(self, self._bars, self._console, quiet=self._quiet)
         return self._lanes[name]
 
-    def end(self, name: str) -> None:
-        """A model has ended, whether it could be finished or not."""
+    def end(self, name: str, row: str = "") -> None:
+        """A model has ended, whether it could be finished or not; `row`: what came of it."""
         lane = self.lane(name)
         lane.end_stage()
         self._ended.add(name)
         self.draw()
-        if self._bars.disable and not self._quiet and self._models > 1 and lane.begun:
-            leave_line(self._console, f"{name}: {self._told([lane])}")
+        if self._quiet or self._models == 1:
+            return
+        if self._bars.disable and lane.begun:
+            self.leave(f"{name}: {self._told([lane])}")
+        if row:
+            leave_line(
+                self._console, f"{name}: {row} ({len(self._ended)} of {self._models} models)"
+            )
+
+    def leave(self, line: str) -> None:
+        """Leave a line in a log, from the first minute on with the time that is left."""
+        self._told_at = time.monotonic()
+        left = self.left() if self._told_at - self._since >= _LATE else None
+        leave_line(self._console, line if left is None else f"{line}; {_time(left)} left")
 
     def note(self, message: str) -> None:
         """Something the person should know."""
@@ -171,11 +230,17 @@ class Screen(Watcher):
 
     def draw(self) -> None:
         """Show how far all models are."""
+        lanes = [lane for name, lane in self._lanes.items() if name not in self._ended]
         if self._bars.disable:
+            if not self._quiet and time.monotonic() - self._told_at >= _LATE:
+                for lane in lanes:
+                    self.leave(f"{lane.where}, {lane.asked:,} queries")
             return
         left = self.left()
-        told = "" if left is None else f"{timedelta(seconds=round(left))} left"
+        told = "" if left is None else f"{_time(left)} left"
         self._bars.below = self._told(list(self._lanes.values()))
+        if asked := sum(lane.asked for lane in lanes):
+            self._bars.below += f"; {asked:,} queries"
         self._bars.update(self._all, completed=len(self._ended), told=told)
 
     def left(self) -> float | None:
@@ -193,7 +258,8 @@ class Screen(Watcher):
             if name in names
         )
         passed = time.monotonic() - self._since
-        if not self._stages or passed < _SOON or not whole or done < _EARLY * whole:
+        early = passed < _SOON or (passed < _LATE and done < _EARLY * whole)
+        if not self._stages or early or not done:
             return None
         return max(0.0, passed * (whole - done) / done)
 
@@ -202,3 +268,7 @@ class Screen(Watcher):
             sum(getattr(lane, fact) for lane in lanes) for fact in ("broken", "proved", "forwards")
         )
         return f"{broken:,} broken, {proved:,} proved, {passes:,} passes"
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

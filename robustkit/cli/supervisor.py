@@ -188,6 +188,8 @@ def _without_result(command: str, code: int, heard: Sequence[int]) -> int:
         say(stderr(), "stopped", RESUMES.get(command, "nothing was changed."), "bold yellow")
         return STOPPED
     if code < 0 and -code in heard:
+        rest = RESUMES.get(command, "nothing was changed.")
+        say(stderr(), "stopped", f"by {signal.Signals(-code).name}; {rest}", "bold yellow")
         signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
         return 128 - code  # the first process of a container does not die of its own signals
@@ -238,4 +240,8 @@ class Supervised(click.Command):
             except Exit as error:  # not ours: words were read, and no command leaves by it
                 raise ended_by_code(error) from error
         words = ctx.command_path.split()
-        return supervisor.run(words[1] if len(words) > 1 else words[0])
+        command = words[1] if len(words) > 1 else words[0]
+        if not (ctx.params.get("quiet") or ctx.params.get("as_json")) and command in RESUMES:
+            # The child says nothing before PyTorch is imported, which takes seconds.
+            stderr().print(f"robustkit {command}: starting", highlight=False)
+        return supervisor.run(command)

@@ -156,6 +156,13 @@ def refuse_unwritable_folder(path: Path) -> None:
             raise NotADirectoryError(f"{there} is no folder")
         if not _may(there, os.W_OK | os.X_OK):
             raise PermissionError(f"you have no permission in {there}")
+        import tempfile  # help answers sooner without it
+
+        # Only a try tells that a file system such as /proc takes no files, whoever asks.
+        try:
+            tempfile.TemporaryFile(dir=there).close()
+        except OSError as error:
+            raise OSError(f"{there} takes no files ({error.strerror})") from None
 
 
 @contextmanager

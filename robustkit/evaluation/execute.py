@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from math import prod
@@ -32,6 +32,7 @@ from robustkit.evaluation.stages.first_look import FirstLook
 from robustkit.evaluation.stages.proofs import ProofStage, build_proof_stage
 from robustkit.evaluation.stages.replay import Examples, Replay, find_examples
 from robustkit.evaluation.stages.stage import DeviceWorker
+from robustkit.evaluation.tally import Pulse
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record import provenance
 from robustkit.record.ledger import Ledger
@@ -142,7 +143,7 @@ def _run(
 ) -> Run:
     """Put the parts of a run together."""
     data, threat = prepared.data, settings.threat
-    worker = _worker(settings, prepared)
+    worker = _worker(settings, prepared, Pulse(watcher))
     replay = None
     if examples is not None:
         keep = settings.save_adversarial is not False
@@ -156,10 +157,12 @@ def _run(
                settled(ledger))  # fmt: skip
 
 
-def _worker(settings: Settings, prepared: Prepared) -> DeviceWorker:
+def _worker(
+    settings: Settings, prepared: Prepared, pulse: Callable[[int], None] = lambda _: None
+) -> DeviceWorker:
     tuned = prepared.tuned
     return DeviceWorker(settings.name, prepared.model, tuned, prepared.diagnosis, settings.seed,
-                        settings.batch_size or tuned.slots)  # fmt: skip
+                        settings.batch_size or tuned.slots, pulse)  # fmt: skip
 
 
 def _complete(run: Run, proofs: ProofStage | None) -> CompleteStage | None:

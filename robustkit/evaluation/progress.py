@@ -93,6 +93,11 @@ class StageBars(Watcher):
         self._name = self._stage = self._robust = ""
         self._bar: TaskID | None = None
 
+    @property
+    def proves(self) -> bool:
+        """Whether the stage counts the points that are proved, not those that are robust."""
+        return self._stage.startswith(_PROVE)
+
     def model(self, name: str, points: int) -> None:
         """An evaluation begins."""
         self._name, self._robust = clean(name), f"{points} points"
@@ -107,8 +112,7 @@ class StageBars(Watcher):
 
     def advance(self, done: int, robust: int, points: int) -> None:
         """Some tasks have ended."""
-        proves = self._stage.startswith(_PROVE)
-        self._robust = f"{robust} of {points} {'proved' if proves else 'robust'}"
+        self._robust = f"{robust} of {points} {'proved' if self.proves else 'robust'}"
         if self._bar is not None:
             self._bars.update(self._bar, completed=done, told=self._robust)
 

@@ -8,6 +8,7 @@ from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
 
 _PAUSE = 1.0  # seconds between two readings within a stage
+_PULSE = 0.25  # seconds between two counts of queries
 _SHARE = 20  # a reading takes at most one part in so many of the time of a run
 
 
@@ -33,3 +34,16 @@ class Tally:
         self._watcher.tally(broken, proved, forwards)
         ended = time.monotonic()
         self._next = ended + max(_PAUSE, _SHARE * (ended - began))
+
+
+class Pulse:
+    """Tells a watcher how many queries a stage has made, a few times a second."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher, self._next = watcher, 0.0
+
+    def __call__(self, done: int) -> None:
+        """Tell it, if it was not told lately."""
+        if (now := time.monotonic()) >= self._next:
+            self._watcher.queries(done)
+            self._next = now + _PULSE

@@ -25,6 +25,9 @@ class Watcher:
     def tally(self, broken: int, proved: int, forwards: int) -> None:
         """So many points of the evaluation are broken, so many proved, after so many passes."""
 
+    def queries(self, done: int) -> None:
+        """The attack of the stage has put `done` inputs through the model; told several times."""
+
     def kept(self, path: Path) -> None:
         """An evaluation has ended; its record lies at `path`."""
 
@@ -57,6 +60,10 @@ class Relay(Watcher):
     def tally(self, broken: int, proved: int, forwards: int) -> None:
         """Hand on."""
         self._hear("tally", (broken, proved, forwards))
+
+    def queries(self, done: int) -> None:
+        """Hand on."""
+        self._hear("queries", (done,))
 
     def kept(self, path: Path) -> None:
         """Hand on."""

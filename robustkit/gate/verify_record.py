@@ -1,7 +1,8 @@
 """A record put to the proof: its model is asked again about what the record says of it.
 
 Digests show an edit by accident; whoever edits on purpose computes them anew. What the model
-answers to the clean points and to the stored adversarial inputs cannot be edited.
+answers to the clean points and to the stored adversarial inputs cannot be edited. Stored proofs
+are checked, and a sample of the points that are called robust is attacked again.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
 from robustkit.data.dataset import Dataset
 from robustkit.gate.baseline import Baseline
+from robustkit.gate.reattack import Reattack, reattack
+from robustkit.gate.verify_proofs import FOLDER, Checked, verify_proofs
 from robustkit.models.readiness import private_copy
 from robustkit.record.evidence import LEDGER, refuse_altered
 from robustkit.record.ledger_reader import open_readonly
 from robustkit.record.provenance import weights_digest
+from robustkit.record.record import Record
 from robustkit.verify.candidates import predict, verify
+from robustkit.verify.proofs.folder import MANIFEST
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
@@ -51,15 +56,44 @@ def _of(what: str, checked: int, points: Sequence[int], note: str = "") -> Findi
     return Finding(what, checked, len(points), tuple(points), note)
 
 
-def verify_record(
-    baseline: Baseline, model: Model | nn.Module, data: Dataset, device: str = "auto"
-) -> list[Finding]:
-    """Ask `model` again about every clean point and every stored adversarial input of a record.
+class Verification(NamedTuple):
+    """What became of the checks.
 
-    That a point is robust rests on attacks, which are not run again; nor are certificates.
+    Attributes:
+        unchecked: sentences: what was not asked, or cannot be.
+        passes: forward and backward ones that the checks took, and those of the run.
+        seed: by which the sample was drawn.
+    """
+
+    findings: list[Finding]
+    unchecked: list[str]
+    passes: tuple[int, int]
+    seed: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing differs."""
+        return not any(found.differing for found in self.findings)
+
+
+def verify_record(
+    baseline: Baseline,
+    model: Model | nn.Module,
+    data: Dataset,
+    device: str = "auto",
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Ask `model` again about a record: its clean points, stored inputs and proofs, and a sample.
+
+    The sample is of the points that it calls robust; they are attacked as the record says.
 
     Args:
         data: holds the points of the record, see `robustkit.gate.baseline.open_points`.
+        sample: how many points to attack; None: all checks together take a tenth of the run's
+            passes at most.
+        seed: of the sample. One that the record's author could know lets a forger prepare.
 
     Raises:
         EvidenceAltered: when record and ledger do not bear each other out.
@@ -70,11 +104,48 @@ def verify_record(
     where = pick_device(device)
     private = private_copy(model, where, record.defense)
     with blaming(record.defense):
-        return [
+        findings = [
             _weights(baseline, private),
             _clean(baseline, private, data, where),
             *_stored(baseline, private, data, where),
         ]
+    spent = sum(found.checked for found in findings[1:3])
+    again = reattack(baseline, private, data, device, points=sample, seed=seed, spent=spent)
+    proofs = baseline.path.with_name(FOLDER)
+    checked = verify_proofs(proofs) if (proofs / MANIFEST).is_file() else None
+    findings += [_proofs(checked), _again(record, again)]
+    passes = spent + again.passes, record.forwards + record.backwards
+    return Verification(findings, _unchecked(record, findings, again, checked), passes, seed)
+
+
+def _proofs(checked: Checked | None) -> Finding:
+    what = "stored proofs hold"
+    if checked is None:
+        return Finding(what, 0, note="none are stored")
+    failures = checked.failures
+    points = tuple(sorted({failure.point for failure in failures if failure.point >= 0}))
+    note = failures[0].found if failures else ""
+    return Finding(what, len(checked.points), len(points) or bool(failures), points, note)
+
+
+def _again(record: Record, again: Reattack) -> Finding:
+    what = "a sample withstands the record's attacks"
+    if record.randomized and again.broken:
+        told = f"{len(again.broken)} fell; the model is randomized: it varies"
+        return Finding(what, len(again.sample), note=told)
+    return _of(what, len(again.sample), again.broken)
+
+
+def _unchecked(
+    record: Record, findings: Sequence[Finding], again: Reattack, checked: Checked | None
+) -> list[str]:
+    """Say what was not asked, or cannot be."""
+    told = [f"{found.what}: {found.note}" for found in findings[:-2] if found.note]
+    told += [again.left()] if again.left() else []
+    told += [f"{text} could not be run again" for text in again.dropped]
+    proved = record.points.status.count("certified") - (len(checked.points) if checked else 0)
+    told += [f"{proved} certified points have no stored proof"] if proved > 0 else []
+    return [*told, "whether other attacks break more, and whether the data is what its name says"]
 
 
 def _weights(baseline: Baseline, model: Model) -> Finding:

@@ -10,7 +10,7 @@ The engine knows nothing of ledgers or suites: it asks a `CandidateJudge`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Engine:
             device.
         half: the model computes in 16 bits, so that small gradients vanish unless they are scaled.
         steps, evaluated: batches and rows evaluated so far, free slots included.
+        pulse: told `evaluated` between two looks at the results.
     """
 
     model: Model
@@ -44,6 +45,7 @@ class Engine:
     half: bool = False
     steps: int = 0
     evaluated: int = 0
+    pulse: Callable[[int], None] = lambda _: None
 
     def run(
         self, search: Search[Any], queue: Iterator[Work], pending: int, judge: CandidateJudge
@@ -65,6 +67,7 @@ class Engine:
             for _ in range(self.stride):
                 pool.advance()
             pool.harvest()
+            self.pulse(self.evaluated)
             pool.refill()
 
     @property
@@ -141,8 +144,7 @@ class SlotPool:
         for row in ended:
             self.work[row] = FREE
         index = torch.tensor(ended, device=slots.live.device)
-        slots.live[index] = False
-        slots.has_candidate[index] = False
+        slots.live[index] = slots.has_candidate[index] = False
 
     def refill(self) -> None:
         """Put waiting tasks into free slots, or drop the free slots when none is waiting."""
@@ -197,8 +199,7 @@ class SlotPool:
         work, z = [self.work[row] for row in rows.tolist()], slots.candidate[rows]
         confirmed = self.judge.confirm(work, z, self.tasks.x[rows], self.tasks.y[rows])
         slots.has_candidate[rows] = torch.tensor(confirmed, device=rows.device)
-        broken = (item.point for item, ok in zip(work, confirmed, strict=True) if ok)
-        self.broken_points.update(broken)
+        self.broken_points |= {w.point for w, ok in zip(work, confirmed, strict=True) if ok}
 
     def _outcomes(self, rows: list[int]) -> list[Outcome]:
         slots, index = self.slot_state, torch.tensor(rows, device=self.slot_state.live.device)
@@ -291,8 +292,7 @@ class SlotPool:
         self.retry += [self.work[row] for row in occupied[self.slots :]]
         self.queue_empty = False
         self._keep_rows(occupied[: self.slots])
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # does nothing where there is none
 
 
 def out_of_memory(error: BaseException) -> bool:

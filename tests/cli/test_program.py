@@ -20,6 +20,7 @@ from robustkit import registry
 from robustkit.cli.evaluate.plan import make
 from robustkit.cli.evaluate.request import Request
 from robustkit.cli.program import program as main
+from robustkit.evaluation.evaluate import evaluate_settings
 
 MODELS = """
 import time
@@ -258,6 +259,40 @@ class TestEvaluate:
         result = evaluate("models.py:net")
         assert result.exit_code == 130
         assert result.stderr.endswith("stopped: nothing is lost, and the same command resumes.\n")
+
+    def test_ctrl_c_shows_the_models_that_are_finished(
+        self, room: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = list[str]()
+
+        def stop(settings: Any, *rest: Any, **more: Any) -> Any:
+            seen.append(settings.name)
+            if len(seen) > 1:
+                raise KeyboardInterrupt
+            return evaluate_settings(settings, *rest, **more)
+
+        monkeypatch.setattr("robustkit.cli.evaluate.run.evaluate_settings", stop)
+        result = evaluate("models.py:net", "models.py:other", "--attack", "fgsm", "--out", "out")
+        assert result.exit_code == 130
+        assert "models.py:net: robust 0" in result.stderr and "(1 of 2 models)" in result.stderr
+        assert result.stderr.endswith("stopped: nothing is lost, and the same command resumes.\n")
+        table = result.stdout.splitlines()
+        assert [line.split()[1] for line in table if "models.py:" in line] == ["models.py:net"]
+
+    def test_a_run_that_goes_on_says_so(self, room: Path) -> None:
+        words = ("models.py:net", "models.py:other", "--attack", "fgsm", "--out", "out")
+        assert "resumes" not in evaluate(*words).stderr
+        assert "resumes: out, finished before. --fresh" in evaluate(*words).stderr
+        (room / "out" / "models.py-other" / "record.json").unlink()
+        assert "resumes: out, 1 of 2 models finished." in evaluate(*words).stderr
+        for more in ("--quiet", "--fresh"):
+            assert "resumes" not in evaluate(*words, more).stderr
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+    def test_a_file_system_that_takes_no_files_is_refused_at_once(self, room: Path) -> None:
+        result = evaluate("models.py:net", "--out", "/proc/x")
+        assert result.exit_code == 2
+        assert "/proc/x cannot be written: /proc takes no files" in result.stderr
 
     def test_quick_says_that_it_is_no_claim(self, room: Path) -> None:
         result = evaluate("models.py:net")

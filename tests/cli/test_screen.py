@@ -12,11 +12,13 @@ from torch import nn
 
 from robustkit.cli import screen as module
 from robustkit.cli.progress import lively
-from robustkit.cli.screen import GateLane, Lane, Screen
+from robustkit.cli.screen import GateLane, Lane, Screen, StageCost
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.watcher import Watcher
+
+TWO = [StageCost(1), StageCost(1)]
 
 
 class Clock:
@@ -35,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def screen(clock: Clock) -> Iterator[Screen]:
-    with Screen(3, quiet=True, stages=2) as screen:
+    with Screen(3, quiet=True, stages=TWO) as screen:
         yield screen
 
 
@@ -85,6 +87,42 @@ class TestTimeLeft:
         clock.now += 10
         assert screen.left() is None
 
+    def test_from_the_first_minute_on_it_is_said_however_little_is_done(
+        self, screen: Screen, clock: Clock
+    ) -> None:
+        screen.weigh({"a": 1.0, "b": 1.0, "c": 1.0})
+        lane = screen.lane("a")
+        lane.model("a", 10)
+        lane.stage("clean", 100)
+        lane.advance(1, 1, 1)  # a hundredth of a half of one of three
+        clock.now += 59
+        assert screen.left() is None
+        clock.now += 1
+        assert screen.left() == pytest.approx(60 * 599)
+
+    def test_queries_move_a_stage_whose_tasks_end_late(self, clock: Clock) -> None:
+        with Screen(1, quiet=True, stages=[StageCost(1), StageCost(99, 5000)]) as screen:
+            lane = screen.lane("a")
+            lane.model("a", 10)
+            lane.stage("clean", 10)
+            lane.advance(10, 8, 10)
+            lane.stage("square", 8)
+            lane.queries(8 * 2500)
+            clock.now += 60
+            share = (1 + 99 * 0.8 * 0.5) / (1 + 99 * 0.8)
+            assert screen.left() == pytest.approx(60 * (1 - share) / share)
+
+    def test_what_is_broken_need_not_be_attacked_again(self, clock: Clock) -> None:
+        with Screen(1, quiet=True, stages=[StageCost(10), StageCost(10), StageCost(10)]) as screen:
+            lane = screen.lane("a")
+            lane.model("a", 10)
+            lane.stage("clean", 10)
+            lane.advance(10, 10, 10)
+            lane.stage("apgd", 10)
+            lane.advance(10, 1, 10)
+            clock.now += 60
+            assert screen.left() == pytest.approx(60 / 20)
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
@@ -113,7 +151,7 @@ def test_a_log_gets_a_line_per_stage_and_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with Screen(2, quiet=False, stages=2) as screen:
+    with Screen(2, quiet=False, stages=TWO) as screen:
         for name in ("a", "b"):
             lane = screen.lane(name)
             lane.model(name, 10)
@@ -139,6 +177,27 @@ def test_a_log_gets_a_line_per_stage_and_model(
     ]
 
 
+def test_a_log_hears_of_a_long_stage_once_a_minute(
+    capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    with Screen(2, quiet=False, stages=[StageCost(1), StageCost(99, 5000)]) as screen:
+        lane = screen.lane("a")
+        lane.model("a", 10)
+        lane.stage("clean", 10)
+        lane.advance(10, 8, 10)
+        lane.stage("square(queries=5000)", 8)
+        for step in range(1, 7):
+            clock.now += 20
+            lane.queries(1000 * step)
+        screen.end("a", "robust 0.800 [0.444, 0.975]")
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "a: clean: 8 of 10 robust"
+    for line, queries in zip(told[1:3], ("3,000", "6,000"), strict=True):
+        assert line.startswith(f"a: square(queries=5000): 8 of 10 robust, {queries} queries; ")
+        assert line.endswith(" left")
+    assert told[-1] == "a: robust 0.800 [0.444, 0.975] (1 of 2 models)"
+
+
 @pytest.mark.parametrize("lane_type", [Lane, GateLane])
 def test_nothing_is_cut_short_but_names_where_there_are_80_columns(
     monkeypatch: pytest.MonkeyPatch, clock: Clock, lane_type: type[Lane]
@@ -146,7 +205,7 @@ def test_nothing_is_cut_short_but_names_where_there_are_80_columns(
     console = Console(file=Terminal(), force_terminal=True, width=80, color_system=None)
     monkeypatch.setattr(module, "stderr", lambda: console)
     monkeypatch.setattr(module, "lively", lambda _: True)
-    screen = Screen(3, quiet=False, stages=2, lane=lane_type)
+    screen = Screen(3, quiet=False, stages=TWO, lane=lane_type)
     with screen:
         screen.say("a first look at a_model_with_a_name_of_many_words_of_which_not_all_fit")
         assert drawn(screen)[0].split()[-1] == "0:00:00"
@@ -166,6 +225,8 @@ def test_nothing_is_cut_short_but_names_where_there_are_80_columns(
         assert "45679/90000" in lines[-2] and "10000 of 10000 robust" in lines[-2]
         assert [line.split()[-1] for line in lines[:-1]] == ["0:00:00"] * (len(lines) - 1)
         assert lines[-1] == "10,864 broken, 2,468 proved, 246,913,578 passes"
+        lane.queries(123_456_789)
+        assert drawn(screen)[-1] == f"{lines[-1]}; 123,456,789 queries"
 
 
 def drawn(screen: Screen) -> list[str]:
@@ -178,6 +239,10 @@ def drawn(screen: Screen) -> list[str]:
 class Counts(Watcher):
     def __init__(self) -> None:
         self.told: list[tuple[int, int, int]] = []
+        self.asked: list[int] = []
+
+    def queries(self, done: int) -> None:
+        self.asked.append(done)
 
     def tally(self, broken: int, proved: int, forwards: int) -> None:
         self.told.append((broken, proved, forwards))
@@ -210,5 +275,6 @@ def test_a_watcher_hears_what_is_broken_and_what_it_took(
     assert proved == 0
     assert record.forwards - len(record.points.index) <= forwards <= record.forwards
     assert watcher.told == sorted(watcher.told)
+    assert watcher.asked and all(count > 0 for count in watcher.asked)
     evaluate(nearest, **how, watcher=own, folder=tmp_path / "b")  # type: ignore[arg-type]
     assert own.stages == ["clean", "fgsm", "pgd(steps=4)"]

@@ -212,12 +212,21 @@ def test_sigterm_ends_both_processes_by_itself(room: Path) -> None:
     slow = "from pathlib import Path\ndef end():\n    Path('pid').write_text(str(os.getpid()))\n"
     (room / "model.py").write_text(LINEAR + slow + "    time.sleep(60)\n")
     process = subprocess.Popen(
-        [sys.executable, "-m", "robustkit", "evaluate", "model.py:Ends", *HOW], cwd=room
-    )
+        [sys.executable, "-m", "robustkit", "evaluate", "model.py:Ends", *HOW],
+        cwd=room, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    first = process.stderr.readline()  # before the child has imported anything
+    assert first == "robustkit evaluate: starting\n"
+    assert not (room / "pid").exists()
     while not (room / "pid").exists() or not (room / "pid").read_text():
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == -signal.SIGTERM
+    with process.stderr as rest:
+        assert rest.read().splitlines()[-1] == (
+            "stopped: by SIGTERM; nothing is lost, and the same command resumes."
+        )
     child = int((room / "pid").read_text())
     assert child != process.pid
     with pytest.raises(ProcessLookupError):

@@ -216,7 +216,7 @@ def test_all_pass_is_one_line_and_one_row() -> None:
 def test_markdown_lists_the_points_that_changed() -> None:
     """Lost ones first, and no more than a comment has room for."""
     gained = ChangedPoint(3, NASTY, "misclassified", "robust")
-    lost = [ChangedPoint(p, "shirt", "robust", "broken", "fgsm") for p in range(40)]
+    lost = [ChangedPoint(p, "shirt", "robust", "broken", "fgsm(x=1)") for p in range(40)]
     text = to_markdown([verdict("regressed", BAD, changed=(*lost, gained))])
     assert "<summary>net.py:make: 40 points lost, 1 gained</summary>" in text
     assert "| 0 | shirt | robust | broken by fgsm |" in text

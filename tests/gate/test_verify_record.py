@@ -80,8 +80,79 @@ def test_what_was_found_holds_when_the_model_is_asked_again(folder: Path) -> Non
         "stored inputs lie in the threat model": (broken, 0),
         "the model misclassifies them": (broken, 0),
         "the record says so, at their distance": (broken, 0),
+        "stored proofs hold": (0, 0),
+        "a sample withstands the record's attacks": (0, 0),  # the whole run costs three passes each
     }
     assert ask("verify-record", folder, "--quiet").output == ""
+
+
+def verified(folder: Path, *words: str, code: int = 0) -> dict[str, Any]:
+    result = ask("verify-record", folder / "record.json", "--json", *words)
+    assert result.exit_code == code, result.output
+    return dict(json.loads(result.stdout))
+
+
+def sampled(told: dict[str, Any]) -> dict[str, Any]:
+    (found,) = (check for check in told["checks"] if check["what"].startswith("a sample"))
+    return dict(found)
+
+
+def test_a_robust_point_that_falls_shows_though_all_digests_are_made_anew(folder: Path) -> None:
+    """The forger calls broken points robust, and drops their inputs from the ledger."""
+    before = load(folder / "record.json")
+    pairs = zip(before.points.index, before.points.status, strict=True)
+    fell = [point for point, status in pairs if status == "broken"]
+
+    def call_robust(raw: dict[str, Any]) -> None:
+        points = raw["points"]
+        for row, status in enumerate(points["status"]):
+            if status == "broken":
+                points["status"][row] = "robust"
+                points["attack"][row] = points["distance"][row] = None
+
+    edit_ledger(folder, "DELETE FROM broken")
+    forge(folder, call_robust)
+    told = verified(folder, "--sample", "40", code=1)
+    assert sampled(told)["points"] == fell
+    assert sampled(told)["differing"] == len(fell)
+
+
+def test_a_sample_is_attacked_again_and_the_rest_is_named(folder: Path) -> None:
+    record = load(folder / "record.json")
+    robust = record.points.status.count("robust")
+    told = verified(folder, "--sample", "5", "--seed", "3")
+    assert (sampled(told)["checked"], sampled(told)["differing"]) == (5, 0)
+    (line,) = (line for line in told["unchecked"] if "not attacked again" in line)
+    assert line.startswith(f"{robust - 5} of {robust} points that it calls robust")
+    assert "with 95% confidence at most 45.1% of all fall" in line  # 1 - 0.05 ** (1 / 5)
+    whole = verified(folder, "--sample", "1000")
+    assert sampled(whole)["checked"] == robust
+    assert not any("not attacked again" in line for line in whole["unchecked"])
+    shown = ask("verify-record", folder, "--sample", "5", "--seed", "3").stdout
+    assert "Not checked: whether other attacks break more" in shown
+    assert "--seed 3 draws this sample" in shown
+
+
+def test_all_checks_together_take_a_tenth_of_the_run(tmp_path: Path) -> None:
+    out = tmp_path / "long"
+    words = ("--attack", "pgd(steps=100)", "--certify", "none", "--n", "60", "--out", out)
+    assert ask("evaluate", MODEL, *words, "--device", "cpu").exit_code == 0
+    told = verified(out / MODEL)
+    assert sampled(told)["checked"] > 0
+    assert told["passes"] <= told["passes_of_the_run"] / 10
+
+
+def test_stored_proofs_are_checked_too(tmp_path: Path) -> None:
+    out = tmp_path / "proved"
+    words = ("--certify", "crown", "--save-proofs", "--attack", "fgsm", "--n", "6", "--out", out)
+    assert ask("evaluate", "ibp", *words, "--device", "cpu").exit_code == 0
+    found = {check["what"]: check for check in verified(out / "ibp")["checks"]}
+    checked = found["stored proofs hold"]["checked"]
+    assert checked == load(out / "ibp" / "record.json").points.status.count("certified") > 0
+    (first,) = sorted((out / "ibp" / "proofs").glob("*.npz"))[:1]
+    first.write_bytes(first.read_bytes()[:-1] + b"\1")
+    told = verified(out / "ibp", code=1)
+    assert any(c["differing"] for c in told["checks"] if c["what"] == "stored proofs hold")
 
 
 def test_another_model_is_not_the_one_of_the_record(folder: Path) -> None:

@@ -104,10 +104,7 @@ class Runner:
         facts = {f"inputs.{name}": text for name, text in inputs.items()}
         facts |= {"github.event_name": self.event_name, "runner.os": "Linux", "runner.arch": "X64"}
         facts |= {"github.token": "t0ken"}
-        facts |= {
-            f"github.event.pull_request.{name}": str(value)
-            for name, value in self.event.get("pull_request", {}).items()
-        }
+        facts |= _flat("github.event", self.event)
         for step in steps:
             condition = str(step.get("if", "always"))
             if self.failed and "always()" not in condition:
@@ -123,6 +120,8 @@ class Runner:
             if "id" in step:
                 self.outputs[step["id"]] = found
                 facts |= {f"steps.{step['id']}.outputs.{k}": text for k, text in found.items()}
+                outcome = "failure" if self.failed else "success"
+                facts[f"steps.{step['id']}.outcome"] = outcome
         return self
 
     def _bash(self, step: dict[str, Any], facts: Mapping[str, str]) -> dict[str, str]:
@@ -165,6 +164,12 @@ class Runner:
         self.told += done.stdout
         self.failed = self.failed or done.returncode != 0
         return _read_outputs((self.folder / "output").read_text())
+
+
+def _flat(name: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {name: str(value)}
+    return {k: v for key, item in value.items() for k, v in _flat(f"{name}.{key}", item).items()}
 
 
 def _value(expression: str, facts: Mapping[str, str]) -> Any:

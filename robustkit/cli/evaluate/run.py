@@ -20,6 +20,7 @@ from robustkit.cli.evaluate import side_by_side
 from robustkit.cli.evaluate.curves import tables
 from robustkit.cli.evaluate.plan import Plan, claim, make
 from robustkit.cli.evaluate.request import Request
+from robustkit.cli.evaluate.told import finished_row, say_what_resumes, stage_costs
 from robustkit.cli.options import use_threads
 from robustkit.cli.program import fail
 from robustkit.cli.screen import Screen
@@ -32,7 +33,6 @@ from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.eps_grid import evaluate_grid_settings
 from robustkit.evaluation.evaluate import evaluate_settings
 from robustkit.evaluation.prepare import first_look, looked_at
-from robustkit.evaluation.radii import ROUNDS
 from robustkit.evaluation.watcher import Watcher
 from robustkit.leaderboard import curves, formats, rows
 from robustkit.leaderboard.radii import radii
@@ -57,32 +57,43 @@ def run(request: Request, *, debug: bool) -> int:
         RobustkitError: when the only model cannot be finished.
     """
     use_threads(request.threads)
-    with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
-        plan = make(request)
-        screen = Screen(len(plan.subjects), quiet=request.quiet, stages=_stages(plan))
-        with screen, side_by_side.workers(plan, screen) as scheduler:
-            # Of models that nobody named nothing is to be refused: their workers look at them.
-            apart = scheduler is not None and not plan.request.models
-            looks = _glance(plan, screen) if apart else _look(plan, screen)
-            claim(plan)
-            found, failures = _evaluate_all(plan, looks, screen, scheduler)
-    if found:
-        _report(plan, found)
-        if not request.quiet:
-            _say_how_far(found)
+    plan, by_name = None, dict[str, _Found]()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # a user's code may print; results stay alone
+            plan = make(request)
+            failures = _run(plan, by_name)
+    except KeyboardInterrupt:  # what is finished is shown before the program says that it stops
+        if plan is not None:
+            _conclude(plan, by_name)
+        raise
+    found = _conclude(plan, by_name)
     codes = {fail(error, debug=debug, prefix=f"{name}: ") for name, error in failures}
     if not failures:
         return 0
     return codes.pop() if not found and len(codes) == 1 else RobustkitError.exit_code
 
 
-def _stages(plan: Plan) -> int:
-    """Return how many stages a model goes through at most: clean, a certificate, the attacks."""
-    attacks = len(plan.settings.line_up().specs)
-    bisections = ROUNDS if plan.grid and plan.request.certify else 0
-    return bisections + (
-        1 + bool(plan.request.certify) + bool(plan.request.replay) + attacks
-    ) * max(1, len(plan.grid))
+def _run(plan: Plan, found: dict[str, _Found]) -> _Failures:
+    """Evaluate the models of a plan, whose records go into `found`; return what failed."""
+    quiet = plan.request.quiet
+    screen = Screen(len(plan.subjects), quiet=quiet, stages=stage_costs(plan))
+    with screen, side_by_side.workers(plan, screen) as scheduler:
+        # Of models that nobody named nothing is to be refused: their workers look at them.
+        apart = scheduler is not None and not plan.request.models
+        looks = _glance(plan, screen) if apart else _look(plan, screen)
+        say_what_resumes(plan)
+        claim(plan)
+        return _evaluate_all(plan, looks, screen, scheduler, found)
+
+
+def _conclude(plan: Plan, by_name: dict[str, _Found]) -> _Found:
+    """Write and print the leaderboard of what is finished, in the order of the command."""
+    found = [pair for subject in plan.subjects for pair in by_name.get(subject.name, ())]
+    if found:
+        _report(plan, found)
+        if not plan.request.quiet:
+            _say_how_far(found)
+    return found
 
 
 _Looks = dict[str, Diagnosis | None]
@@ -129,30 +140,30 @@ def _longest_first(took: dict[str, float]) -> list[str]:
 
 
 def _evaluate_all(
-    plan: Plan, looks: _Looks, screen: Screen, scheduler: Scheduler | None
-) -> tuple[_Found, _Failures]:
+    plan: Plan,
+    looks: _Looks,
+    screen: Screen,
+    scheduler: Scheduler | None,
+    found: dict[str, _Found],
+) -> _Failures:
     """Evaluate every model; the failure of one of several does not stop the rest."""
-    found: dict[str, _Found] = {}
     failures: dict[str, Exception] = {}
     if scheduler is not None:
-        found, failed = side_by_side.evaluate_all(plan, scheduler, looks, screen, evaluate_one)
-        failures |= failed
+        failures |= side_by_side.evaluate_all(plan, scheduler, looks, screen, evaluate_one, found)
     for subject in plan.subjects:
         name = subject.name
         if name in found or name in failures:
             continue
         try:
             found[name] = evaluate_one(plan, subject, screen.lane(name), looks[name])
+            row = finished_row(found[name])
         except Exception as error:
             if len(plan.subjects) == 1:
                 raise
-            failures[name] = error
-        screen.end(name)
+            failures[name], row = error, "could not be finished"
+        screen.end(name, row)
     names = [subject.name for subject in plan.subjects]
-    return (
-        [pair for name in names for pair in found.get(name, ())],
-        [(name, failures[name]) for name in names if name in failures],
-    )
+    return [(name, failures[name]) for name in names if name in failures]
 
 
 def evaluate_one(

@@ -12,6 +12,7 @@ import torch
 
 from robustkit.cli.evaluate.plan import Plan, settings_for
 from robustkit.cli.evaluate.request import Request
+from robustkit.cli.evaluate.told import finished_row
 from robustkit.cli.screen import Screen
 from robustkit.core.device import pick_devices
 from robustkit.core.threat import Threat
@@ -51,18 +52,21 @@ def evaluate_all(
     looks: Mapping[str, Diagnosis | None],
     screen: Screen,
     evaluate: _OneModel,
-) -> tuple[dict[str, Found], dict[str, RobustkitError]]:
-    """Evaluate the models, in the order of `looks`; return records and failures by model.
+    found: dict[str, Found],
+) -> dict[str, RobustkitError]:
+    """Evaluate the models, in the order of `looks`; return failures by model.
 
     What is None among the looks is looked at by its worker.
     Models that a worker could not build as they are here are in neither.
+
+    Args:
+        found: gets the records of each model as it ends.
     """
-    found: dict[str, Found] = {}
 
     def ended(name: str, records: Any) -> None:
         if records is not None:  # else it is evaluated here, on the same lane
             found[name] = records
-            screen.end(name)
+            screen.end(name, finished_row(records))
 
     subjects = {subject.name: subject for subject in plan.subjects}
     sample = looked_at(plan.settings, torch.device("cpu"))
@@ -78,7 +82,7 @@ def evaluate_all(
         )
         for subject, look in ((subjects[name], look) for name, look in looks.items())
     ]  # fmt: skip
-    return found, several.carry_out(scheduler, evaluations, screen.lane, ended)
+    return several.carry_out(scheduler, evaluations, screen.lane, ended)
 
 
 def _is_module(subject: Subject) -> bool:

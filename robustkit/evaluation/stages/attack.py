@@ -47,7 +47,8 @@ def run_attack(
     else:
         # An engine of its own for every stage: the threat model of one is never that of another.
         kind, tuned = MinimumNormEngine if stage.nearest else Engine, worker.tuned
-        engine = kind(tuned.model, stage.within, worker.slots, stride(worker.device), tuned.half)
+        engine = kind(tuned.model, stage.within, worker.slots, stride(worker.device), tuned.half,
+                      pulse=worker.pulse)  # fmt: skip
         pending = len(points.ranked) * len(judge.jobs) - len(points.spent)
         engine.run(stage.attack, judge.queue(), pending, judge)
         worker.slots = engine.slots  # what memory did not suffice for stays out of the next stages

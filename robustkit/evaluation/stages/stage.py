@@ -89,6 +89,7 @@ class DeviceWorker:
         model: the private copy that verdicts come from; searches use `tuned`.
         seed: of the run.
         slots: how many points to run at once; halved when memory runs out.
+        pulse: told how many inputs an attack has put through the model, again and again.
     """
 
     name: str
@@ -97,6 +98,7 @@ class DeviceWorker:
     diagnosis: Diagnosis
     seed: int
     slots: int
+    pulse: Callable[[int], None] = lambda _: None
 
     @property
     def device(self) -> torch.device:

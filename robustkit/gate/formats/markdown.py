@@ -68,7 +68,8 @@ def _changed(verdict: GateVerdict) -> Iterator[str]:
         piped(["---:"] + ["---"] * 3),
     )
     for change in changed[:_MOST]:
-        now = f"{change.now} by {change.attack}" if change.attack else change.now
+        attack = change.attack.partition("(")[0]
+        now = f"{change.now} by {attack}" if attack else change.now
         cells = (str(change.point), change.label, change.before, now)
         yield piped(map(markdown_text, cells))
     if len(changed) > _MOST:
