@@ -6,6 +6,7 @@ import base64
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import itertools
 import os
 import signal
@@ -300,3 +301,16 @@ def mlp() -> Callable[[int, tuple[int, ...]], nn.Sequential]:
 def residual() -> Callable[[int], nn.Module]:
     """Makes residual networks of a seed."""
     return _Residual
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Callable[..., Any]:
+    """Make a runner of workflows: `runner(event_name=…, event=…)`; see `gate/workflow_runner.py`."""
+    path = Path(__file__).parent / "gate" / "workflow_runner.py"
+    spec = importlib.util.spec_from_file_location("workflow_runner", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # which dataclasses look into
+    spec.loader.exec_module(module)
+    (tmp_path / "job").mkdir()
+    return lambda **how: module.Runner(tmp_path / "job", **how)

@@ -12,12 +12,11 @@ import re
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,14 +200,3 @@ def _read_outputs(text: str) -> dict[str, str]:
             name, _, value = line.partition("=")
             found[name] = value
     return found
-
-
-@pytest.fixture
-def runner(tmp_path: Path) -> Callable[..., Runner]:
-    """Make a runner: `runner(event_name=…, event=…)`."""
-
-    def make(**how: Any) -> Runner:
-        return Runner(tmp_path / "job", **how)
-
-    (tmp_path / "job").mkdir()
-    return make
