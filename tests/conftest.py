@@ -37,8 +37,6 @@ from robustkit.record.record import Record
 from robustkit.record.schema import DataInfo, ThreatInfo, WeightsInfo
 from robustkit.registry import attacks, defenses, suites
 
-_RUNNER = Path(__file__).parent / "gate" / "workflow_runner.py"
-
 # `benchmarks` is no part of the package; last, so that the checkout shadows nothing installed.
 sys.path.append(str(Path(__file__).parents[1]))
 # One thread here and in whatever the tests start: bits do not depend on the number of cores, and
@@ -307,11 +305,12 @@ def residual() -> Callable[[int], nn.Module]:
 
 @pytest.fixture
 def runner(tmp_path: Path) -> Callable[..., Any]:
-    """Make a runner of workflows: `runner(event_name=…, event=…)`."""
-    spec = importlib.util.spec_from_file_location("workflow_runner", _RUNNER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["workflow_runner"] = importlib.util.module_from_spec(spec)
+    """Make a runner of workflows: `runner(event_name=…, event=…)`; see `gate/workflow_runner.py`."""
+    path = Path(__file__).parent / "gate" / "workflow_runner.py"
+    spec = importlib.util.spec_from_file_location("workflow_runner", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # which dataclasses look into
     spec.loader.exec_module(module)
     (tmp_path / "job").mkdir()
     return lambda **how: module.Runner(tmp_path / "job", **how)
