@@ -74,7 +74,8 @@ def auto_lirpa(
         "sparse_intermediate_bounds": False,
     }
     own: Any = import_module("auto_LiRPA.operators.gelu").GELU  # it does not read that of PyTorch
-    net = nn.Sequential(*(own() if isinstance(layer, nn.GELU) else layer for layer in net))
+    layers = [own() if isinstance(layer, nn.GELU) else layer for layer in net.children()]
+    net = nn.Sequential(*layers)
     bounded = library.BoundedModule(net, x[:1], bound_opts=options, verbose=False)
     if threat.norm == "linf":
         low, high = input_box(x, threat)
