@@ -68,7 +68,7 @@ def table_of(found: Runs) -> Table:
         table.add_row(
             tool,
             *times,
-            f"{rows[0]['bound']:.4f} ({rows[0]['first']:.4f})",
+            f"{rows[0]['bound']:.4f}",
             f"{rows[0]['proved']:.0f} of {rows[0]['points']:.0f}",
             f"{max(row['memory'] for row in rows):.0f}",
         )
@@ -88,7 +88,7 @@ def table_of(found: Runs) -> Table:
 @click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), default=METHODS)
 @click.option("--results", type=click.Path(path_type=Path), help="File to add runs to.")
 @click.option("--n", default=16, show_default=True, help="Points of each net.")
-@click.option("--base-n", default=2, show_default=True, help="Points for the older checkout.")
+@click.option("--unrounded", is_flag=True, help="A row without what rounding takes off.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--runs", default=3, show_default=True)
 @click.option("--iterations", default=20, show_default=True, help="Of alpha-CROWN.")
@@ -100,15 +100,16 @@ def main(
     methods: tuple[str, ...],
     results: Path | None,
     n: int,
-    base_n: int,
+    unrounded: bool,
     threads: int,
     runs: int,
     iterations: int,
 ) -> None:
     """Print seconds a point, ratios to ours, mean bounds, proved points and peak memory."""
-    own = (None, n)
-    tools = {"ours": own, "base": (base, base_n), "auto_LiRPA": (auto_lirpa, n), "unrounded": own}
-    tools = {key: job for key, job in tools.items() if job[0] or job is own}
+    tools: dict[str, Path | None] = {"ours": None}
+    tools |= {"base": base} if base else {}
+    tools |= {"auto_LiRPA": auto_lirpa} if auto_lirpa else {}
+    tools |= {"unrounded": None} if unrounded else {}
     console = Console(width=110)
     for name in names or [name for name in NETS if nets or name == "resnet"]:
         for method in methods:
@@ -116,16 +117,14 @@ def main(
             job: dict[str, str | int] = {"net": name, "steps": steps, "n": n, "threads": threads}
             found = kept(results, job)
             for _ in range(runs):
-                for tool, (folder, points) in tools.items():
-                    asked = [name, str(nets or ""), str(points), str(steps), str(threads)]
+                for tool, folder in tools.items():
+                    asked = [name, str(nets or ""), str(n), str(steps), str(threads)]
                     found.setdefault(tool, []).append(measure(tool, folder, asked))
                     if results:
                         line = json.dumps({**job, "tool": tool, "found": found[tool][-1]})
                         with results.open("a") as file:
                             file.write(line + "\n")
-            title = f"{name}, {method}, {threads} threads"
-            note = f"In brackets: mean over the first {base_n} points."
-            console.print(title, table_of(found), note)
+            console.print(f"{name}, {method}, {threads} threads", table_of(found))
 
 
 if __name__ == "__main__":

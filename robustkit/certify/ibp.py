@@ -64,7 +64,8 @@ def intervals(
     boxes: list[Box] = list(known[:done]) if known is not None else []
     for node in graph.nodes[len(boxes) :]:
         sources = [boxes[index] for index in node.inputs]
-        boxes.append(box if isinstance(node.op, Input) else _step(node, sources, rounding))
+        found = box if isinstance(node.op, Input) else _step(node, sources, rounding)
+        boxes.append(_in_float32(found) if rounding else found)
         if ball is not None and ball[1].norm != "linf":
             _tighten(graph, boxes, ball, rounding)
         if known is not None and len(boxes) <= len(known):
@@ -106,6 +107,8 @@ def margins_of(graph: Graph, boxes: list[Box], y: Labels, *, rounding: bool = Fa
             # first.
             off = widening(last.op, torch.maximum(low.abs(), high.abs()))
             lower = lower - off[rows, y][:, None] - off
+    if rounding:
+        lower = lower.where(~lower.isnan(), -torch.inf)  # of boxes without ends
     same = torch.arange(lower.shape[1], device=y.device) == y[:, None]
     return lower.masked_fill(same, 0.0)
 
@@ -150,6 +153,18 @@ def _affine(op: Affine, source: Box, rounding: bool) -> Box:
         # The bound itself is computed in float64, whose rounding 1e-12 of the radius covers.
         radius = radius * (1 + 1e-12) + widening(op, torch.maximum(low.abs(), high.abs()))
     return Box(center - radius, center + radius)
+
+
+def _in_float32(box: Box) -> Box:
+    """Return the box, without ends where a float32 evaluation may overflow, or the box itself has.
+
+    What follows from infinite ends is not a number, and has none either.
+    """
+    most = torch.finfo(torch.float32).max
+    known = (box.low >= -most) & (box.high <= most)
+    if bool(known.all()):
+        return box
+    return Box(box.low.where(known, -torch.inf), box.high.where(known, torch.inf))
 
 
 def _cut(a: Box, b: Box) -> Box:

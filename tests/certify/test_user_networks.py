@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -98,3 +100,44 @@ def test_optimized_slopes_raise_the_bounds_of_smooth_functions(kind: str) -> Non
     assert bool((least >= raised).all())
     closed = (raised - lower)[others].mean() / (least - lower)[others].mean()
     assert float(closed) > 0.1  # of the gap to what the corners reach
+
+
+@pytest.mark.parametrize("head", [nn.Identity, lambda: nn.Softmax(1)], ids=["logits", "softmax"])
+def test_boxes_that_outgrow_float32_have_no_ends_and_prove_nothing(
+    head: Callable[[], nn.Module],
+) -> None:
+    """As those of deep transformers do, with what float32 may lose in every normalization."""
+    torch.manual_seed(0)
+    blocks = [part for _ in range(9) for part in (nn.Linear(6, 6), nn.LayerNorm(6, eps=1e-12))]
+    net = nn.Sequential(nn.Flatten(), nn.Linear(72, 6), *blocks, nn.Linear(6, 3), head())
+    net = net.double().eval().requires_grad_(False)
+    graph, x = trace(net, SHAPE), torch.rand(4, *SHAPE, dtype=torch.float64)
+    boxes = intervals(graph, input_box(x, THREAT), rounding=True)
+    assert bool(boxes[-2].low.isinf().all())
+    for value, (low, high) in zip(graph.values(x), boxes, strict=True):
+        assert bool(((low <= value) & (value <= high)).all())
+    y = net(x).argmax(1)
+    others = torch.arange(3) != y[:, None]
+    for lower in (
+        margins_of(graph, boxes, y, rounding=True),
+        crown_margins(graph, x, y, THREAT, rounding=True, intermediate="crown", iterations=2),
+    ):
+        assert bool((lower[others] < 0).all())
+
+
+@pytest.mark.slow
+def test_the_smallest_network_of_torchvision() -> None:
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    net = models.shufflenet_v2_x0_5(weights=None, num_classes=4)
+    net = net.double().eval().requires_grad_(False)
+    shape, threat = (3, 32, 32), Threat("linf", 1e-6)
+    graph, x = trace(net, shape), torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    z = (x + 1e-6 * (2 * torch.rand(20, 3, 32, 32).double() - 1)).clamp(0, 1)
+    boxes = intervals(graph, input_box(x, threat), rounding=True)
+    for value, (low, high) in zip(graph.values(z), boxes, strict=True):
+        assert bool(((low <= value) & (value <= high)).all())
+    logits, y = net(z), net(x).argmax(1)
+    lower = crown_margins(graph, x, y, threat, rounding=True)
+    assert bool((logits[:, y] - logits >= lower).all())
+    assert bool((lower > -1e3).all())
