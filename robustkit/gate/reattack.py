@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from robustkit.core import files
 from robustkit.core.spec import Spec
 from robustkit.core.stats import clopper_pearson
 from robustkit.core.types import Model
@@ -83,7 +84,8 @@ def reattack(
     sample = sorted(random.Random(seed).sample(claimed, min(points, len(claimed))))
     if not sample or not specs:
         return Reattack([], [], len(claimed), 0, dropped)
-    with tempfile.TemporaryDirectory() as folder:
+    # Its record goes with the folder: nobody is to look for it when the command has ended.
+    with files.digesting(), tempfile.TemporaryDirectory() as folder:
         found = evaluate(
             model, name=record.defense, data=data, threat=baseline.threat, folder=Path(folder),
             attacks=specs, points=sample, seed=record.seed, device=device, save_adversarial=False,
