@@ -101,8 +101,7 @@ def evaluate(
 def _lines(domain: Domain, at: Multipliers) -> tuple[Lines, Multipliers]:
     width = at.alpha.shape[1]
     lines = Lines.of(domain.low[:, :width], domain.high[:, :width])
-    clamped = torch.maximum(torch.minimum(at.alpha, lines.ceiling), lines.floor)
-    return lines, at._replace(alpha=clamped)
+    return lines, at._replace(alpha=lines.clamp(at.alpha))
 
 
 def optimize(
@@ -139,7 +138,7 @@ def optimize(
             group["lr"] *= _DECAY if step else 1.0
         step += 1
         adam.step()
-        torch.maximum(torch.minimum(now.alpha, lines.ceiling), lines.floor, out=now.alpha)
+        now.alpha.copy_(lines.clamp(now.alpha))
         now.beta.clamp_min_(0)
         now.gamma.clamp_min_(0)
     if kept is not None:

@@ -63,7 +63,7 @@ def choose(
     inside = splits.intersect(domain)
     _, parent = children(splits, units[:, 0])
     lines = Lines(*(part[parent] for part in Lines.of(inside.low, inside.high)))
-    alpha = torch.maximum(torch.minimum(at.alpha[parent], lines.ceiling), lines.floor)
+    alpha = lines.clamp(at.alpha[parent])
     begin = Multipliers(alpha, F.pad(at.beta[parent], (0, 1)), at.gamma[parent])
     wanted = objective._replace(wanted=objective.wanted[parent])
     scores, bounds = [], []

@@ -67,6 +67,10 @@ class Lines(NamedTuple):
         chord = floor + open_ * (high / (high - low).clamp_min(1e-30)).clamp(0, 1)
         return cls(chord, -open_ * chord * low, floor, ceiling)
 
+    def clamp(self, alpha: Tensor) -> Tensor:
+        """Return the slopes nearest to `alpha` that are sound."""
+        return torch.maximum(torch.minimum(alpha, self.ceiling), self.floor)
+
 
 class Pass(NamedTuple):
     """What a backward pass leaves: `bound` [b], the minimizer, and coefficients by ReLU node."""
