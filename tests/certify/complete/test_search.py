@@ -148,12 +148,12 @@ def test_children_are_not_below_their_parent(mlp: Any) -> None:
     domain = root.fast()
     alpha = (domain.high > -domain.low).float()
     objective = Objective(prover.fast.last, torch.tensor([[1.0, -1.0, 0.0]]))
-    begin = Multipliers(alpha, torch.zeros(1, 1), torch.ones(1))
+    begin = Multipliers.start(alpha)
     parent = optimize(prover.fast, domain, objective, none, begin, 20)
     units = candidates(prover.fast, domain, parent, none, 6)
     for unit in units[0][units[0] >= 0]:
         splits, _ = children(none, unit[None])
-        at = Multipliers(parent.best.alpha.expand(2, -1), torch.zeros(2, 2), torch.ones(2))
+        at = Multipliers.start(parent.best.alpha.expand(2, -1), 2)
         both = objective._replace(wanted=objective.wanted.expand(2, -1))
         found = optimize(prover.fast, splits.intersect(domain), both, splits, at, 5)
         assert bool((found.bound >= parent.bound - 1e-4).all())
@@ -168,7 +168,7 @@ def test_the_chosen_unit_has_the_best_children(mlp: Any) -> None:
     domain, none = Root(prover, x).fast(), Splits.none(torch.zeros(1, 1))
     alpha = (domain.high > -domain.low).float()
     objective = Objective(prover.fast.last, torch.tensor([[1.0, -1.0, 0.0]]))
-    begin = Multipliers(alpha, torch.zeros(1, 1), torch.ones(1))
+    begin = Multipliers.start(alpha)
     parent = optimize(prover.fast, domain, objective, none, begin, 20)
     units = candidates(prover.fast, domain, parent, none, 6)
     assert int((units >= 0).sum()) > 2
@@ -176,7 +176,7 @@ def test_the_chosen_unit_has_the_best_children(mlp: Any) -> None:
     scores = {}
     for one in units[0][units[0] >= 0]:
         split, _ = children(none, one[None])
-        at = Multipliers(parent.best.alpha.expand(2, -1), torch.zeros(2, 2), torch.ones(2))
+        at = Multipliers.start(parent.best.alpha.expand(2, -1), 2)
         both = objective._replace(wanted=objective.wanted.expand(2, -1))
         found = evaluate(prover.fast, split.intersect(domain), both, split, at).bound
         if one == unit[0]:
