@@ -117,12 +117,14 @@ class Relaxation:
         self._pulls = [self._pull(node.op) for node in graph.nodes]
 
     @staticmethod
-    def applies(graph: Graph) -> bool:
-        """Whether all that is not affine in the network is a ReLU."""
-        return all(
-            op.name == "relu" if isinstance(op, Activation) else isinstance(op, _LINEAR)
+    def obstacle(graph: Graph) -> str | None:
+        """Return the name of an operation that is neither affine nor a ReLU, if there is one."""
+        names = (
+            op.name if isinstance(op, Activation) else type(op).__name__
             for op, _, _ in graph.nodes
+            if not isinstance(op, _LINEAR)
         )
+        return next((name for name in names if name != "relu"), None)
 
     def _pull(self, op: object) -> Callable[[Tensor], Tensor]:
         if isinstance(op, ConvOp) and Transposed.applies(op):
