@@ -12,7 +12,7 @@ from scipy.special import ndtr
 from torch import Tensor, nn
 
 from robustkit.certify.agreement import refuse_less_precision
-from robustkit.certify.complete.verifier import SECONDS, Effort, reads
+from robustkit.certify.complete.verifier import SECONDS, Effort, obstacle, reads
 from robustkit.certify.crown import crown_margins
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box, intervals, margins_of
@@ -128,10 +128,10 @@ def build_certifier(
         if optional:
             return None
         raise
-    if method == "complete" and not reads(graph):
+    if method == "complete" and (found := obstacle(graph)):
         raise UsageError(
-            f"--certify complete branches on ReLUs, and {type(base).__name__} has none, or other "
-            "operations that are not affine: use --certify auto."
+            "--certify complete branches on ReLUs between affine operations, and "
+            f"{type(base).__name__} has {found}: use --certify auto, or alpha-crown."
         )
     bound = "ibp" if method == "quick" else method
     branching = effort if effort.complete and reads(graph) else None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustkit.certify.complete.relaxation import Domain, Lines, Pass, Relaxation
 
-_RATES = (0.1, 0.05, 0.05)  # of α, β and γ; Wang et al. 2021
+_RATES = (0.1, 0.05, 0.05, 0.05)  # of α, β, γ and those of cuts; Wang et al. 2021
 _DECAY = 0.98
 CHUNK = 2**18  # numbers of one layer in one pass: what fits the second-level cache of a core
 
@@ -29,6 +29,19 @@ class Splits(NamedTuple):
     def none(cls, like: Tensor) -> Splits:
         """Return no splits for as many rows as `like` has."""
         return cls(like.new_zeros(len(like), 1, dtype=torch.long), like.new_zeros(len(like), 1))
+
+    def rows(self, rows: Tensor) -> Splits:
+        """Return those of some rows."""
+        return Splits(self.unit[rows], self.sign[rows])
+
+    def reduced(self, keep: Tensor) -> Splits:
+        """Return those that `keep` [b, s] says; the others are filled up."""
+        return Splits(self.unit, self.sign * keep)
+
+    def listed(self) -> list[dict[int, float]]:
+        """Return sign by unit of every row."""
+        rows = zip(self.unit.tolist(), self.sign.tolist(), strict=True)
+        return [{u: s for u, s in zip(*row, strict=True) if s} for row in rows]
 
     def intersect(self, domain: Domain) -> Domain:
         """Return the domain with the intervals of the split units cut at zero."""
@@ -64,11 +77,29 @@ class Objective(NamedTuple):
 
 
 class Multipliers(NamedTuple):
-    """α [b, width] of the ReLUs, β [b, s] of the splits, γ [b] of the objective."""
+    """α [b, width] of the ReLUs, β [b, s] of the splits, γ [b] of the objective.
+
+    `cut`: [b, c], of the cuts of the domain; not looked at where it has none.
+    """
 
     alpha: Tensor
     beta: Tensor
     gamma: Tensor
+    cut: Tensor
+
+    @classmethod
+    def start(cls, alpha: Tensor, splits: int = 1, cuts: int = 0) -> Multipliers:
+        """Return these slopes, no part of any split or cut, and the objective as it is."""
+        n = len(alpha)
+        return cls(alpha, alpha.new_zeros(n, splits), alpha.new_ones(n), alpha.new_zeros(n, cuts))
+
+    def rows(self, rows: Tensor) -> Multipliers:
+        """Return those of some rows."""
+        return Multipliers(*(part[rows] for part in self))
+
+    def double(self) -> Multipliers:
+        """Return them in float64."""
+        return Multipliers(*(part.double() for part in self))
 
 
 class Found(NamedTuple):
@@ -91,18 +122,21 @@ def evaluate(
         added.scatter_add_(1, splits.unit, -splits.sign * at.beta)
     if objective.fixed is not None:
         added += objective.fixed
+    after, constant = None, torch.zeros_like(at.gamma)
+    if domain.cuts is not None:
+        inputs, after, constant = domain.cuts.terms(at.cut, lines.floor, lines.ceiling)
+        added += inputs
     wanted = objective.wanted
     if objective.scaled:
         wanted = wanted * at.gamma.view(-1, *[1] * (wanted.ndim - 1))
-    run = relaxation.descend(domain, lines, at.alpha, objective.start, wanted, added)
-    return run._replace(bound=run.bound - at.gamma * objective.target) if objective.target else run
+    run = relaxation.descend(domain, lines, at.alpha, objective.start, wanted, added, after)
+    return run._replace(bound=run.bound + constant - at.gamma * objective.target)
 
 
 def _lines(domain: Domain, at: Multipliers) -> tuple[Lines, Multipliers]:
     width = at.alpha.shape[1]
     lines = Lines.of(domain.low[:, :width], domain.high[:, :width])
-    clamped = torch.maximum(torch.minimum(at.alpha, lines.ceiling), lines.floor)
-    return lines, at._replace(alpha=clamped)
+    return lines, at._replace(alpha=lines.clamp(at.alpha))
 
 
 def optimize(
@@ -113,10 +147,10 @@ def optimize(
 
     Rows above `enough` keep the multipliers that brought them there, others the last.
     """
-    lines, (alpha, beta, gamma) = _lines(domain, at)
-    now = Multipliers(alpha, beta.clone(), gamma.clone())
+    lines, (alpha, *others) = _lines(domain, at)
+    now = Multipliers(alpha, *(part.clone() for part in others))
     kept: Multipliers | None = None
-    best = torch.full_like(gamma, -torch.inf)
+    best = torch.full_like(now.gamma, -torch.inf)
     rates = [{"params": [p], "lr": lr} for p, lr in zip(now, _RATES, strict=True)]
     adam = torch.optim.Adam(rates, maximize=True, fused=True)
     step = 0
@@ -135,13 +169,16 @@ def optimize(
         now.beta.grad = -splits.sign * up.inputs.gather(1, splits.unit)
         gain = (objective.wanted * up.output).flatten(1).sum(1) - objective.target
         now.gamma.grad = gain * objective.scaled
+        if domain.cuts is not None:
+            now.cut.grad = domain.cuts.slopes(now.cut, lines.floor, lines.ceiling, up)
         for group in adam.param_groups:
             group["lr"] *= _DECAY if step else 1.0
         step += 1
         adam.step()
-        torch.maximum(torch.minimum(now.alpha, lines.ceiling), lines.floor, out=now.alpha)
+        now.alpha.copy_(lines.clamp(now.alpha))
         now.beta.clamp_min_(0)
         now.gamma.clamp_min_(0)
+        now.cut.clamp_min_(0)
     if kept is not None:
         still = (best <= enough).nonzero().flatten()
         for whole, part in zip(kept, now, strict=True):

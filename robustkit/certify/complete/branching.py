@@ -63,8 +63,9 @@ def choose(
     inside = splits.intersect(domain)
     _, parent = children(splits, units[:, 0])
     lines = Lines(*(part[parent] for part in Lines.of(inside.low, inside.high)))
-    alpha = torch.maximum(torch.minimum(at.alpha[parent], lines.ceiling), lines.floor)
-    begin = Multipliers(alpha, F.pad(at.beta[parent], (0, 1)), at.gamma[parent])
+    begin = at.rows(parent)
+    alpha = lines.clamp(begin.alpha)
+    begin = begin._replace(alpha=alpha, beta=F.pad(begin.beta, (0, 1)))
     wanted = objective._replace(wanted=objective.wanted[parent])
     scores, bounds = [], []
     for unit in units.T:  # one candidate of every row at a time: what fits the cache

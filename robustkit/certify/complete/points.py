@@ -82,10 +82,10 @@ class PointVerifier:
         fast, domain, n = self.prover.fast, root.fast(), len(rows)
         objective = Objective(fast.last, rows, target=self.target)
         alpha = (domain.high > -domain.low).float().expand(n, -1).clone()
-        begin = Multipliers(alpha, rows.new_zeros(n, 1), rows.new_ones(n))
+        begin = Multipliers.start(alpha)
         none = Splits.none(rows)
         found = optimize(fast, domain, objective, none, begin, self.options.first, MARGIN)
         proved = found.bound > MARGIN
-        proved = proved & sure(self.prover, root, objective, none, found.best)
+        proved = proved & sure(self.prover, root, objective, none, found.best)[0]
         order = found.bound.argsort()
         return order[~proved[order]]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustkit.certify.activations import Activation
 from robustkit.certify.affine import AverageOp, ConvOp, LinearOp, ScaleOp
+from robustkit.certify.complete.cuts import Cuts
 from robustkit.certify.complete.transposed import Transposed
 from robustkit.certify.graph import Graph
 from robustkit.certify.operations import Input, Join, Sum
@@ -34,6 +35,7 @@ class Domain(NamedTuple):
         x: clean points [b, *f], the center of l1 and l2 balls.
         slack: by node, how much a unit of |coefficient| of its value loses to rounding [b, *shape];
             empty where the bound need not hold for a float32 evaluation.
+        cuts: what the signs of ReLUs fulfil at the inputs that matter.
     """
 
     low: Tensor
@@ -42,6 +44,7 @@ class Domain(NamedTuple):
     x_high: Tensor
     x: Images
     slack: dict[int, Tensor]
+    cuts: Cuts | None = None
 
     def to(self, dtype: torch.dtype) -> Domain:
         """Return the domains in another precision, without slack."""
@@ -67,6 +70,10 @@ class Lines(NamedTuple):
         chord = floor + open_ * (high / (high - low).clamp_min(1e-30)).clamp(0, 1)
         return cls(chord, -open_ * chord * low, floor, ceiling)
 
+    def clamp(self, alpha: Tensor) -> Tensor:
+        """Return the slopes nearest to `alpha` that are sound."""
+        return torch.maximum(torch.minimum(alpha, self.ceiling), self.floor)
+
 
 class Pass(NamedTuple):
     """What a backward pass leaves: `bound` [b], the minimizer, and coefficients by ReLU node."""
@@ -78,12 +85,13 @@ class Pass(NamedTuple):
 
 
 class Ascent(NamedTuple):
-    """The inputs of ReLUs in the relaxed network, which are the derivatives by what is added there.
+    """Inputs and outputs of ReLUs in the relaxed network: the derivatives by what is added there.
 
     `slopes`: the derivatives by α [b, width]; `output`: the value of the node that was bounded.
     """
 
     inputs: Tensor
+    outputs: Tensor
     slopes: Tensor
     output: Tensor
 
@@ -100,15 +108,23 @@ class Relaxation:
             units = int(torch.Size(size).numel())
             self.spans[index] = slice(self.width, self.width + units)
             self.width += units
+        # The ReLU of each input: several may share one, and cuts count it once.
+        self.outlets = {
+            node.inputs[0]: at
+            for at, node in enumerate(graph.nodes)
+            if isinstance(node.op, Activation)
+        }
         self._pulls = [self._pull(node.op) for node in graph.nodes]
 
     @staticmethod
-    def applies(graph: Graph) -> bool:
-        """Whether all that is not affine in the network is a ReLU."""
-        return all(
-            op.name == "relu" if isinstance(op, Activation) else isinstance(op, _LINEAR)
+    def obstacle(graph: Graph) -> str | None:
+        """Return the name of an operation that is neither affine nor a ReLU, if there is one."""
+        names = (
+            op.name if isinstance(op, Activation) else type(op).__name__
             for op, _, _ in graph.nodes
+            if not isinstance(op, _LINEAR)
         )
+        return next((name for name in names if name != "relu"), None)
 
     def _pull(self, op: object) -> Callable[[Tensor], Tensor]:
         if isinstance(op, ConvOp) and Transposed.applies(op):
@@ -123,26 +139,32 @@ class Relaxation:
         start: int,
         wanted: Tensor,
         added: Tensor | None = None,
+        after: Tensor | None = None,
     ) -> Pass:
         """Bound `wanted` · (value of node `start`) + `added` · (inputs of ReLUs) from below.
 
         Args:
             wanted: [b, *shape of the node].
             added: [b, width]: multipliers of splits, or further parts of the objective.
+            after: [b, width]: the same for the outputs of ReLUs.
         """
         carried, total = {start: wanted}, wanted.new_zeros(len(wanted))
         through: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for at in range(start, 0, -1):
-            a = carried.pop(at, None)
+            a, (op, inputs, shape) = carried.pop(at, None), self.graph.nodes[at]
+            outlet = after is not None and inputs and self.outlets.get(inputs[0]) == at
+            if a is None and outlet:  # nothing behind it, but cuts
+                a = wanted.new_zeros(len(wanted), *shape)
             if a is None:
                 continue
             if added is not None and at in self.spans and at < start:
                 a = a + added[:, self.spans[at]].view_as(a)
-            op, inputs, _ = self.graph.nodes[at]
             if at in domain.slack:
                 total = total - (a.abs() * domain.slack[at]).flatten(1).sum(1)
             if isinstance(op, Activation):
                 flat, span = a.flatten(1), self.spans[inputs[0]]
+                if after is not None and outlet:
+                    flat = flat + after[:, span]
                 up = flat.clamp_min(0)
                 mask = up.sign()
                 slope = torch.lerp(lines.chord[:, span], alpha[:, span], mask)
@@ -187,7 +209,7 @@ class Relaxation:
         """Evaluate the relaxed network at the minimizer, for the derivatives of the bound."""
         values: dict[int, Tensor] = {}
         inputs = alpha.new_zeros(len(run.bound), alpha.shape[1])
-        slopes = torch.zeros_like(inputs)
+        slopes, outputs = torch.zeros_like(inputs), torch.zeros_like(inputs)
         for at, (op, sources, _) in enumerate(self.graph.nodes[: start + 1]):
             if isinstance(op, Input):
                 values[at] = run.minimizer
@@ -199,6 +221,8 @@ class Relaxation:
                 slopes[:, span].addcmul_(up, flat)
                 upper = torch.addcmul(lines.intercept[:, span], lines.chord[:, span], flat)
                 values[at] = upper.lerp_(alpha[:, span] * flat, mask).view_as(v)
+                if self.outlets[sources[0]] == at:
+                    outputs[:, span] = values[at].flatten(1)
             elif all(i in values for i in sources):
                 if isinstance(op, Sum):
                     values[at] = values[sources[0]] + op.sign * values[sources[1]]
@@ -209,7 +233,7 @@ class Relaxation:
             span_here = self.spans.get(at)
             if span_here is not None and at in values and span_here.stop <= alpha.shape[1]:
                 inputs[:, span_here] = values[at].flatten(1)
-        return Ascent(inputs, slopes, values[start])
+        return Ascent(inputs, outputs, slopes, values[start])
 
 
 def _largest_first(size: Tensor, room: Tensor, eps: float) -> Tensor:

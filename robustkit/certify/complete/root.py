@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustkit.certify.activations import Activation
-from robustkit.certify.affine import UNIT, widening
+from robustkit.certify.affine import UNIT, ConvOp, LinearOp, widening
 from robustkit.certify.complete.beta_crown import (
     CHUNK,
     Multipliers,
@@ -97,7 +97,11 @@ class Root:
                 slack[at] = 2 * UNIT * torch.maximum(low.abs(), high.abs())
             elif not isinstance(op, (Input, Join, Activation, MaxPool, Nonlinear)):
                 low, high = self.boxes[inputs[0]]
-                off = widening(op, torch.maximum(low.abs(), high.abs()))
+                size = torch.maximum(low.abs(), high.abs())
+                fewer = 0
+                if isinstance(op, (LinearOp, ConvOp)):  # a sum rounds nothing where it adds zero
+                    fewer = min(0, int((size > 0).sum()) + 1 - op.terms)
+                off = widening(op, size, fewer)
                 if off.ndim:
                     slack[at] = off
         return slack
@@ -145,7 +149,7 @@ class Root:
             found, best = self._bound(index, part, iterations, margin, at)
             gains = found > below[part]
             if self.record is not None:
-                better.append((part[gains], Multipliers(*(p[gains] for p in best))))
+                better.append((part[gains], best.rows(gains)))
             below[part] = torch.maximum(below[part], found)
         if self.record is not None:
             usual = at is None and not iterations
@@ -171,13 +175,11 @@ class Root:
             objective = margin._replace(wanted=wanted, fixed=fixed, scaled=True)
         alpha = (fast.high > -fast.low).float() if at is None else at.alpha
         none = Splits.none(unit)
-        begin = Multipliers(
-            alpha[:, :width].expand(n, -1).clone(), unit.new_zeros(n, 1), unit.new_ones(n)
-        )
+        begin = Multipliers.start(alpha[:, :width].expand(n, -1).clone())
         if iterations:
             begin = optimize(self.prover.fast, fast, objective, none, begin, iterations).best
         bound = evaluate(
             self.prover.exact, exact, objective.double(), Splits(none.unit, none.sign.double()),
-            Multipliers(*(part.double() for part in begin)),
+            begin.double(),
         ).bound  # fmt: skip
         return bound, begin

@@ -28,7 +28,9 @@ from robustkit.certify.complete.beta_crown import (
     optimize,
 )
 from robustkit.certify.complete.branching import candidates, children, choose
-from robustkit.certify.complete.relaxation import Domain
+from robustkit.certify.complete.cuts import Cuts
+from robustkit.certify.complete.learning import Pool, needed
+from robustkit.certify.complete.relaxation import Domain, Pass
 from robustkit.certify.complete.root import Prover, Root
 from robustkit.core.types import Images
 
@@ -36,6 +38,7 @@ Outcome: TypeAlias = Literal["proved", "broken", "undecided"]
 _POOL = 2**30  # ReLUs of all open subdomains: about 3 GiB
 _LINEAR = 300  # steps of Adam where nothing is left to split
 MARGIN = 1e-4  # what float32 must find above the target before float64 is asked
+_AGAIN = 1.2  # times what rounding has cost, before a bound that float64 has refused is left
 
 
 @dataclass
@@ -63,6 +66,7 @@ class Leaf(NamedTuple):
     sign: Tensor
     alpha: Tensor
     beta: Tensor
+    cut: Tensor
     units: Tensor
 
 
@@ -75,6 +79,8 @@ class Options:
         first, tightening, iterations: steps of Adam at the root, for each of its intermediate
             bounds, and in each subdomain.
         filtered: units whose children are bounded before one is chosen.
+        cuts: how many are kept; 0, the default: none is learned. Cuts save a few subdomains in a
+            hundred and cost more time than that (docs/reference/benchmarks.md).
     """
 
     plan: str = "lll"
@@ -82,19 +88,20 @@ class Options:
     tightening: int = 10
     iterations: int = 6
     filtered: int = 6
+    cuts: int = 0
 
 
 def sure(
-    prover: Prover, root: Root, objective: Objective, splits: Splits, at: Multipliers
-) -> Tensor:
-    """Return where the bound is above the target in float64 with rounding [b]."""
-    exact = Splits(splits.unit, splits.sign.double())
-    run = evaluate(prover.exact, exact.intersect(root.exact()), objective.double(), exact,
-                   Multipliers(*(part.double() for part in at)))  # fmt: skip
+    prover: Prover, root: Root, objective: Objective, splits: Splits, at: Multipliers,
+    cuts: Cuts | None = None,
+) -> tuple[Tensor, Pass]:  # fmt: skip
+    """Return where the bound is above the target in float64 with rounding [b], and its pass."""
+    exact, domain = Splits(splits.unit, splits.sign.double()), root.exact()._replace(cuts=cuts)
+    run = evaluate(prover.exact, exact.intersect(domain), objective.double(), exact, at.double())
     proved = run.bound > 0
     if root.record is not None:
         root.record.closed(objective, splits, at, proved.nonzero().flatten(), root.fast())
-    return proved
+    return proved, run
 
 
 class Tree:
@@ -110,7 +117,8 @@ class Tree:
         self.prover, self.root, self.wanted, self.target = prover, root, wanted, target
         self.options, self.budget, self.breaks = options, budget, breaks
         self.heap: list[tuple[float, int, Leaf]] = []
-        self.order, self.stuck = itertools.count(), False
+        self.order, self.stuck, self.enough = itertools.count(), False, MARGIN
+        self.pool = Pool(options.cuts if root.record is None else 0)  # stored proofs know no cuts
         largest = max(prod(node.shape) for node in prover.fast.graph.nodes)
         self.size = max(4, CHUNK // largest // 2)
 
@@ -134,11 +142,11 @@ class Tree:
         """Bound the root, tightening it as planned; into the pool with it if it stays open."""
         fast, root, objective = self.prover.fast, self.root, self._objective(1)
         layers, alpha = list(fast.spans), (root.fast().high > -root.fast().low).float()
-        none, at = Splits.none(alpha), Multipliers(alpha, alpha.new_zeros(1, 1), alpha.new_ones(1))
+        none, at = Splits.none(alpha), Multipliers.start(alpha)
         found = optimize(fast, root.fast(), objective, none, at, self.options.first, MARGIN)
         for step in (*self.options.plan, None):
             bound, at = float(found.bound), found.best
-            if bound > MARGIN and bool(sure(self.prover, root, objective, none, at)):
+            if bound > MARGIN and bool(sure(self.prover, root, objective, none, at)[0]):
                 return
             if step is None or self.budget.over():
                 break
@@ -154,53 +162,93 @@ class Tree:
         units = candidates(self.prover.fast, domain, found, splits, self.options.filtered)
         alpha = found.best.alpha.half()  # any α is sound: half the memory
         for r in rows:
-            bound = float(found.bound[r])
-            leaf = Leaf(splits.unit[r], splits.sign[r], alpha[r], found.best.beta[r], units[r])
+            bound, used = float(found.bound[r]), splits.sign[r] != 0
+            leaf = Leaf(splits.unit[r][used], splits.sign[r][used], alpha[r],
+                        found.best.beta[r][used], found.best.cut[r], units[r])  # fmt: skip
             heapq.heappush(self.heap, (bound, next(self.order), leaf))
+
+    def _domain(self) -> Domain:
+        return self.root.fast()._replace(cuts=self.pool.fast)
+
+    def _stack(self, leaves: list[Leaf]) -> tuple[Splits, Multipliers, Tensor]:
+        """Put leaves of several depths below each other; return also their candidates."""
+
+        def stack(name: str, most: int) -> Tensor:
+            parts = [getattr(leaf, name) for leaf in leaves]
+            return torch.stack([F.pad(part, (0, most - len(part))) for part in parts])
+
+        depth = max(1, *(len(leaf.unit) for leaf in leaves))
+        alpha = torch.stack([leaf.alpha for leaf in leaves]).float()
+        at = Multipliers(alpha, stack("beta", depth), torch.ones(len(leaves)),
+                         stack("cut", len(self.pool.sets)))  # fmt: skip
+        splits = Splits(stack("unit", depth), stack("sign", depth))
+        return splits, at, torch.stack([leaf.units for leaf in leaves])
 
     def _expand(self, leaves: list[Leaf]) -> bool:
         """Split leaves in two and bound the children; return whether an input breaks."""
-        fast, n, domain = self.prover.fast, len(leaves), self.root.fast()
-        depth = max(len(leaf.unit) for leaf in leaves)
+        splits, at, units = self._stack(leaves)
+        grown, begin, empty = self.pool.infer(splits, at)
+        more = (grown.sign != 0).sum(1) > (splits.sign != 0).sum(1)
+        implied, rest = ((part & ~empty).nonzero().flatten() for part in (more, ~more))
+        # A leaf that cuts have split meanwhile has better candidates after a bound.
+        if self._keep(grown.rows(implied), begin.rows(implied)):
+            return True
+        splits, at = splits.rows(rest), at.rows(rest)
+        return bool(len(rest)) and self._split(splits, at, units[rest])
 
-        def stack(parts: list[Tensor]) -> Tensor:
-            return torch.stack([F.pad(part, (0, depth - len(part))) for part in parts])
-
-        splits = Splits(stack([leaf.unit for leaf in leaves]), stack([le.sign for le in leaves]))
-        at = Multipliers(torch.stack([leaf.alpha for leaf in leaves]).float(),
-                         stack([leaf.beta for leaf in leaves]), torch.ones(n))  # fmt: skip
-        units = torch.stack([leaf.units for leaf in leaves])
-        unit, bounds = choose(fast, domain, self._objective(n), splits, at, units)
-        rest = (unit >= 0).nonzero().flatten().tolist()
-        if len(rest) < n:
-            rows = (unit < 0).nonzero().flatten()
-            linear = Splits(splits.unit[rows], splits.sign[rows])
-            begin = Multipliers(*(part[rows] for part in at))
-            if self._linear(linear, begin):
-                return True
-            return bool(rest) and self._expand([leaves[r] for r in rest])
-        split, parent = children(splits, unit)
-        begin = Multipliers(at.alpha[parent], F.pad(at.beta[parent], (0, 1)), at.gamma[parent])
+    def _split(self, splits: Splits, at: Multipliers, units: Tensor) -> bool:
+        objective = self._objective(len(units))
+        unit, bounds = choose(self.prover.fast, self._domain(), objective, splits, at, units)
+        rest = unit >= 0
+        if not bool(rest.all()) and self._linear(splits.rows(~rest), at.rows(~rest)):
+            return True
+        split, parent = children(splits.rows(rest), unit[rest])
+        begin = at.rows(rest).rows(parent)
+        begin = begin._replace(beta=F.pad(begin.beta, (0, 1)))
         self.budget.used += len(parent)
+        split, begin, empty = self.pool.infer(split, begin)
         # What the choice has proved on its way needs no step of Adam.
-        left = (~self._sure(split, begin, bounds > MARGIN)).nonzero().flatten()
-        if not len(left):
+        bounds = bounds.view(-1, 2)[rest].flatten().masked_fill(empty, -torch.inf)
+        left = ~empty & ~self._sure(split, begin, bounds, MARGIN)
+        return self._keep(split.rows(left), begin.rows(left))
+
+    def _keep(self, splits: Splits, begin: Multipliers) -> bool:
+        """Bound subdomains and keep those that stay open; return whether an input breaks."""
+        if not len(splits.unit):
             return False
-        split = Splits(*(part[left] for part in split))
-        begin = Multipliers(*(part[left] for part in begin))
-        found, inside, proved = self._bound(split, begin, self.options.iterations)
+        found, inside, proved = self._bound(splits, begin, self.options.iterations)
         rows = found.bound.argsort()
         rows = rows[~proved[rows]]
-        self._push(inside, split, found, rows.tolist())
+        self._push(inside, splits, found, rows.tolist())
         return bool(len(rows)) and self.breaks(found.run.minimizer[rows])
 
-    def _sure(self, splits: Splits, at: Multipliers, believed: Tensor) -> Tensor:
-        """Return which of the rows believed to be proved are, in float64 [b]."""
-        proved, rows = believed.clone(), believed.nonzero().flatten()
+    def _sure(self, splits: Splits, at: Multipliers, bounds: Tensor, asked: float) -> Tensor:
+        """Return which rows are proved in float64 [b], of those above `asked` in float32.
+
+        Cuts are learned from them; where rounding costs more than expected, more is expected.
+        """
+        proved = bounds > asked
+        rows = proved.nonzero().flatten()
         if len(rows):
-            part, best = Splits(*(p[rows] for p in splits)), Multipliers(*(p[rows] for p in at))
-            proved[rows] = sure(self.prover, self.root, self._objective(len(rows)), part, best)
+            splits, at, objective = splits.rows(rows), at.rows(rows), self._objective(len(rows))
+            shown, run = sure(self.prover, self.root, objective, splits, at, self.pool.exact)
+            proved[rows] = shown
+            lost = (bounds[rows] - run.bound)[~shown & (bounds[rows] > MARGIN)]
+            self.enough = max(self.enough, *(MARGIN + _AGAIN * lost).tolist(), MARGIN)
+            if self.pool.most:
+                self._learn(splits, at, run, shown)
         return proved
+
+    def _learn(self, splits: Splits, at: Multipliers, run: Pass, shown: Tensor) -> None:
+        """Add cuts of the closed subdomains that need only some of their splits."""
+        objective = self._objective(len(shown))
+        keep = needed(self.prover.fast, self._domain(), objective, splits, at, run, MARGIN)
+        rows = (shown & (keep.sum(1) < splits.sign.abs().sum(1))).nonzero().flatten()
+        few, fewer = splits.reduced(keep).rows(rows), at._replace(beta=at.beta * keep).rows(rows)
+        if len(rows):
+            objective = self._objective(len(rows))
+            shown, _ = sure(self.prover, self.root, objective, few, fewer, self.pool.exact)
+            self.pool.add(few.rows(shown).listed(), self.root.exact())
 
     def _bound(
         self, splits: Splits, begin: Multipliers, iterations: int, asked: float = MARGIN
@@ -210,11 +258,13 @@ class Tree:
         Args:
             asked: float64 is, where float32 finds more than this.
         """
-        domain, n = splits.intersect(self.root.fast()), len(splits.unit)
+        fresh = len(self.pool.sets) - begin.cut.shape[1]
+        begin = begin._replace(cut=F.pad(begin.cut, (0, fresh)))
+        domain, n = splits.intersect(self._domain()), len(splits.unit)
         found = optimize(
-            self.prover.fast, domain, self._objective(n), splits, begin, iterations, MARGIN
+            self.prover.fast, domain, self._objective(n), splits, begin, iterations, self.enough
         )
-        return found, domain, self._sure(splits, found.best, found.bound > asked)
+        return found, domain, self._sure(splits, found.best, found.bound, asked)
 
     def _linear(self, splits: Splits, begin: Multipliers) -> bool:
         """Bound subdomains without a unit left to split; return whether an input breaks.

@@ -76,9 +76,15 @@ def _short(number: float) -> int | float:
     return int(number) if number == int(number) else number
 
 
+def obstacle(graph: Graph) -> str | None:
+    """Return what keeps branch and bound from a network: an operation, or that there is no ReLU."""
+    name = Relaxation.obstacle(graph)
+    return name if name or graph.relu_inputs() else "no ReLU"
+
+
 def reads(graph: Graph) -> bool:
     """Whether branch and bound knows all operations of a network."""
-    return bool(graph.relu_inputs()) and Relaxation.applies(graph)
+    return obstacle(graph) is None
 
 
 def build_verifier(

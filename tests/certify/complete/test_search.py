@@ -13,6 +13,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
+from robustkit.certify.affine import LinearOp, widening
 from robustkit.certify.complete.beta_crown import (
     Multipliers,
     Objective,
@@ -25,7 +26,7 @@ from robustkit.certify.complete.counterexample import Breaker
 from robustkit.certify.complete.points import Verified
 from robustkit.certify.complete.root import Prover, Root
 from robustkit.certify.complete.search import Budget, Options, Outcome, Tree
-from robustkit.certify.complete.verifier import build_verifier
+from robustkit.certify.complete.verifier import build_verifier, obstacle
 from robustkit.certify.graph import trace
 from robustkit.core.threat import Norm, Threat
 
@@ -148,12 +149,12 @@ def test_children_are_not_below_their_parent(mlp: Any) -> None:
     domain = root.fast()
     alpha = (domain.high > -domain.low).float()
     objective = Objective(prover.fast.last, torch.tensor([[1.0, -1.0, 0.0]]))
-    begin = Multipliers(alpha, torch.zeros(1, 1), torch.ones(1))
+    begin = Multipliers.start(alpha)
     parent = optimize(prover.fast, domain, objective, none, begin, 20)
     units = candidates(prover.fast, domain, parent, none, 6)
     for unit in units[0][units[0] >= 0]:
         splits, _ = children(none, unit[None])
-        at = Multipliers(parent.best.alpha.expand(2, -1), torch.zeros(2, 2), torch.ones(2))
+        at = Multipliers.start(parent.best.alpha.expand(2, -1), 2)
         both = objective._replace(wanted=objective.wanted.expand(2, -1))
         found = optimize(prover.fast, splits.intersect(domain), both, splits, at, 5)
         assert bool((found.bound >= parent.bound - 1e-4).all())
@@ -168,7 +169,7 @@ def test_the_chosen_unit_has_the_best_children(mlp: Any) -> None:
     domain, none = Root(prover, x).fast(), Splits.none(torch.zeros(1, 1))
     alpha = (domain.high > -domain.low).float()
     objective = Objective(prover.fast.last, torch.tensor([[1.0, -1.0, 0.0]]))
-    begin = Multipliers(alpha, torch.zeros(1, 1), torch.ones(1))
+    begin = Multipliers.start(alpha)
     parent = optimize(prover.fast, domain, objective, none, begin, 20)
     units = candidates(prover.fast, domain, parent, none, 6)
     assert int((units >= 0).sum()) > 2
@@ -176,7 +177,7 @@ def test_the_chosen_unit_has_the_best_children(mlp: Any) -> None:
     scores = {}
     for one in units[0][units[0] >= 0]:
         split, _ = children(none, one[None])
-        at = Multipliers(parent.best.alpha.expand(2, -1), torch.zeros(2, 2), torch.ones(2))
+        at = Multipliers.start(parent.best.alpha.expand(2, -1), 2)
         both = objective._replace(wanted=objective.wanted.expand(2, -1))
         found = evaluate(prover.fast, split.intersect(domain), both, split, at).bound
         if one == unit[0]:
@@ -234,3 +235,69 @@ def test_time_ends_the_tightening_too(mlp: Any) -> None:
     radii = (1e-4, *_EPS)
     outcomes = [_verify(model, x, y, Threat("linf", eps), seconds=0).outcome for eps in radii]
     assert set(outcomes) == {"proved", "undecided"}
+
+
+@pytest.mark.parametrize("cuts", [0, 8])
+def test_batches_and_order_change_no_verdict(
+    cuts: int, mlp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given enough time: batches of 4 and of 1,000 subdomains, points forwards and backwards."""
+    model, shape = mlp(7, (9, 14, 14, 3)), (1, 3, 3)
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(3))
+    y, threat = model(x).argmax(1), Threat("linf", 0.15)
+    built = build_verifier(model, shape, threat, replace(threat, eps=threat.limit(9)))
+    assert built is not None
+    verifier = replace(built, options=Options(plan="", first=2, cuts=cuts))
+    outcomes = []
+    for chunk, points in ((1, [0, 1, 2, 3]), (2**18, [3, 2, 1, 0])):
+        monkeypatch.setattr("robustkit.certify.complete.search.CHUNK", chunk)
+        found = {p: verifier.verify(x[p : p + 1], int(y[p]), Budget(nodes=5000)) for p in points}
+        outcomes.append([found[p].outcome for p in range(4)])
+        assert any(one.nodes for one in found.values())
+    assert outcomes[0] == outcomes[1]
+    assert "undecided" not in outcomes[0]
+
+
+def test_zeros_round_nothing(mlp: Any) -> None:
+    """A unit that is off everywhere is no summand of the layer behind it."""
+    model, shape = mlp(3, (4, 8, 8, 3)), (1, 2, 2)
+    model[1].bias[2:] = -100.0
+    prover = Prover.of(trace(model, shape), trace(copy.deepcopy(model).double(), shape),
+                       Threat("linf", 0.1))  # fmt: skip
+    graph, root = prover.exact.graph, Root(prover, torch.rand(1, *shape))
+    second = [at for at, node in enumerate(graph.nodes) if isinstance(node.op, LinearOp)][1]
+    op, low, high = graph.nodes[second].op, *root.boxes[graph.nodes[second].inputs[0]]
+    size = torch.maximum(low.abs(), high.abs())
+    assert int((size > 0).sum()) <= 2
+    ratio = root.exact().slack[second] / widening(op, size)  # type: ignore[arg-type]
+    assert bool((ratio <= (2 + 1 + 2) / (8 + 1 + 2) + 1e-6).all())
+
+
+def test_float64_decides_what_it_refused_at_first(mlp: Any) -> None:
+    """Where rounding costs more than float32 was asked for, float32 goes on."""
+    model, x = mlp(7, (9, 14, 14, 3)), torch.full((1, 1, 3, 3), 0.5)
+    threat, wanted = Threat("linf", 0.15), torch.tensor([[1.0, -1.0, 0.0]])
+    graphs = trace(model, (1, 3, 3)), trace(copy.deepcopy(model).double(), (1, 3, 3))
+    with torch.no_grad():
+        prover = Prover.of(*graphs, threat)
+        tree = Tree(prover, Root(prover, x), wanted, 0.0, Options(), Budget(), lambda z: False)
+        splits = Splits.none(torch.zeros(1, 1))
+        alpha = (tree.root.fast().high > -tree.root.fast().low).float()
+        at = Multipliers.start(alpha)
+        assert not bool(tree._sure(splits, at, torch.tensor([7.0]), 1e-4).any())
+        exact = evaluate(
+            prover.exact,
+            tree.root.exact(),
+            tree._objective(1).double(),
+            Splits(splits.unit, splits.sign.double()),
+            at.double(),
+        ).bound
+    assert exact < 0
+    assert tree.enough > 7.0 - float(exact)
+
+
+def test_max_pooling_is_named() -> None:
+    """Branch and bound does not split its windows."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+                        nn.Linear(2, 3)).requires_grad_(False)  # fmt: skip
+    assert obstacle(trace(net, (1, 3, 3))) == "MaxPool"
