@@ -305,7 +305,7 @@ def residual() -> Callable[[int], nn.Module]:
 
 @pytest.fixture
 def runner(tmp_path: Path) -> Callable[..., Any]:
-    """Make a runner of workflows: `runner(event_name=…)`; see `gate/workflow_runner.py`."""
+    """Make a runner of workflows, `runner(event_name=…, event=…)`: `gate/workflow_runner.py`."""
     path = Path(__file__).parent / "gate" / "workflow_runner.py"
     spec = importlib.util.spec_from_file_location("workflow_runner", path)
     assert spec is not None and spec.loader is not None
