@@ -133,9 +133,10 @@ def test_the_metadata_says_what_a_stranger_needs(wheel: Path, contents: set[str]
     assert meta["Requires-Python"] == ">=3.10"
     assert name.replace("METADATA", "licenses/LICENSE") in contents
     libraries = {"autoattack", "torchattacks", "foolbox", "robustbench", "ray"}
-    sources = {"timm", "torchvision", "hf", "onnx"}
+    sources = {"timm", "torchvision", "hf", "hf-data", "hub", "onnx"}
     training = {"lightning", "tensorboard", "wandb", "mlflow"}
-    extras = {*libraries, *sources, *training, "report", "docs", "test", "all"}
+    toolkits = {"art", "maite", "nrtk"}
+    extras = {*libraries, *sources, *training, *toolkits, "report", "docs", "test", "all"}
     assert extras == set(meta.get_all("Provides-Extra", []))
     needed = meta.get_all("Requires-Dist", [])
     core = [line for line in needed if "extra ==" not in line and "python_version" not in line]
