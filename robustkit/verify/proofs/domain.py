@@ -85,9 +85,7 @@ class Domain:
             return low - off, high + off, off
         weight = node.weight.abs()
         off = node.push(self.size[node.inputs[0]], weight) + node.bulk
-        terms = node.terms
-        if node.op in ("linear", "conv"):  # a sum rounds nothing where it adds zero
-            terms = min(terms, int((self.size[node.inputs[0]] > 0).sum()) + 1)
+        terms = node.terms(int((self.size[node.inputs[0]] > 0).sum()))
         off = (gamma(terms + 2, U32) + self.fine) * off * (1 + self.fine) + TINY
         center = node.push((low + high) / 2, node.weight) + node.bias
         radius = node.push((high - low) / 2, weight) + off

@@ -29,11 +29,10 @@ class Node(NamedTuple):
     bias: Tensor
     bulk: Tensor
 
-    @property
-    def terms(self) -> int:
-        """Summands behind one output, for the rounding error of float32."""
-        fixed = {"scale": 8, "reshape": 0}
-        return fixed[self.op] if self.op in fixed else self.weight[0].numel() + 1
+    def terms(self, some: int) -> int:
+        """Summands behind one output, where `some` inputs are not zero: adding 0 rounds nothing."""
+        most = min(some, torch.atleast_1d(self.weight)[0].numel())
+        return {"scale": 8, "reshape": 0}.get(self.op, most + 1)
 
     def push(self, x: Tensor, weight: Tensor) -> Tensor:
         """W x for x [b, *in], with these weights."""
