@@ -37,7 +37,6 @@ from robustkit.core.threat import Threat
 from robustkit.models.architectures import Normalize
 
 METHODS = {
-    "alpha-crown": Options(plan=""),
     "beta-crown": Options(plan="", filtered=1),
     "kfsb": Options(plan=""),
     "cuts": Options(plan="", cuts=64),
@@ -108,8 +107,7 @@ def main(
         for p in chosen:
             if p in done and done[p].get("timeout", timeout) >= timeout:
                 continue
-            limit = 0 if method == "alpha-crown" else timeout
-            budget = Budget(limit, clock=time.process_time)
+            budget = Budget(timeout, clock=time.process_time)
             found = verifier.verify(x[p : p + 1], int(y[p]), budget)
             done[p] = {
                 "point": p, "outcome": found.outcome, "nodes": found.nodes,
