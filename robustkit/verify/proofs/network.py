@@ -31,7 +31,7 @@ class Node(NamedTuple):
 
     def terms(self, some: int) -> int:
         """Summands behind one output, where `some` inputs are not zero: adding 0 rounds nothing."""
-        most = min(some, torch.atleast_1d(self.weight)[0].numel())
+        most: int = min(some, torch.atleast_1d(self.weight)[0].numel())
         return {"scale": 8, "reshape": 0}.get(self.op, most + 1)
 
     def push(self, x: Tensor, weight: Tensor) -> Tensor:
