@@ -26,6 +26,14 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> An
         ) from None
 
 
+def no_option(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Refuse an option where a path is expected: `--published --out FILE` lacks its value."""
+    for path in value:
+        if str(path).startswith("--"):
+            raise click.BadParameter(f"expected a path, got the option {path}.", ctx, param)
+    return value
+
+
 def batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
     """Read `auto` as None, `64` as 64."""
     if value == "auto":
@@ -119,6 +127,7 @@ published = click.option(
     "--published",
     multiple=True,
     type=click.Path(path_type=Path),
+    callback=no_option,
     metavar="FILE|DIR",
     help="Results that others published, beside the own: model_info of RobustBench.",
 )

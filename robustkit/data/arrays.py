@@ -125,6 +125,8 @@ def as_dataset(name: str, made: Any, *, box: Box = UNIT) -> Dataset:
     if not isinstance(made, tuple | list) or len(made) != 2:
         needed = [part for part in dir(Dataset) if not part.startswith("_")]
         lacking = ", ".join(part for part in needed if not hasattr(made, part))
+        if hasattr(made, "shape"):
+            raise UsageError(f"{name}: expected (x, y), got x alone, of shape {tuple(made.shape)}.")
         raise UsageError(
             f"{name}: expected (x, y), a Dataset or DataLoader of PyTorch, or a "
             f"robustkit.data.Dataset, got {type(made).__name__}, which as a Dataset lacks "

@@ -330,6 +330,9 @@ CODE = """
     def wrong():
         return {"x": 1}
 
+    def alone():
+        return tensors()[0]
+
     def fails():
         raise KeyError("lost")
 """
@@ -361,6 +364,7 @@ class TestFunction:
         ("name", "message"),
         [
             ("wrong", r"expected \(x, y\), a .*got dict, which as a Dataset lacks .*labels"),
+            ("alone", r"expected \(x, y\), got x alone, of shape \(2, 1, 5, 5\)"),
             ("fails", r"fails\(\) fails: KeyError: 'lost'"),
             ("tensor", "has no attribute 'tensor'. Did you mean 'tensors'"),
         ],
