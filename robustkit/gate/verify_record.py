@@ -140,7 +140,8 @@ def _unchecked(
     record: Record, findings: Sequence[Finding], again: Reattack, checked: Checked | None
 ) -> list[str]:
     """Say what was not asked, or cannot be."""
-    told = [f"{found.what}: {found.note}" for found in findings[:-2] if found.note]
+    asked = [found for found in findings[:-2] if found.note and not found.differing]
+    told = [f"{found.what}: {found.note}" for found in asked]
     told += [again.left()] if again.left() else []
     told += [f"{text} could not be run again" for text in again.dropped]
     proved = record.points.status.count("certified") - (len(checked.points) if checked else 0)
@@ -152,7 +153,7 @@ def _weights(baseline: Baseline, model: Model) -> Finding:
     if not isinstance(model, nn.Module):
         return Finding("weights", 0, note="the model is a function: it has none to compare")
     same = weights_digest(model)[0] == baseline.record.weights.digest
-    return Finding("weights", 1) if same else Finding("weights", 1, 1, note="other digest")
+    return Finding("weights", 1, int(not same), note="" if same else "those of another model")
 
 
 def _clean(baseline: Baseline, model: Model, data: Dataset, device: torch.device) -> Finding:

@@ -156,8 +156,10 @@ def test_stored_proofs_are_checked_too(tmp_path: Path) -> None:
 
 
 def test_another_model_is_not_the_one_of_the_record(folder: Path) -> None:
-    found = checks(folder, "--model", "undefended", code=1)
+    told = verified(folder, "--model", "undefended", code=1)
+    found = {check["what"]: check for check in told["checks"]}
     assert found["weights"]["differing"] == 1
+    assert not any("weights" in text for text in told["unchecked"])  # it was checked, and differs
 
 
 def test_a_verdict_forged_with_its_digests_shows(folder: Path) -> None:
