@@ -135,7 +135,7 @@ def _robustkit(words: list[str]) -> tuple[str, int]:
     from robustkit.cli.program import program as main
 
     with _forgetting():
-        done = CliRunner(env={"COLUMNS": "120"}).invoke(main, [*words], prog_name="robustkit")
+        done = CliRunner(env={"COLUMNS": "88"}).invoke(main, [*words], prog_name="robustkit")
     printed = done.stdout + (done.stderr if done.exit_code else "")
     return "".join(f"{line.rstrip()}\n" for line in printed.splitlines()), done.exit_code
 

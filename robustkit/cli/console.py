@@ -94,7 +94,6 @@ def result(text: str) -> None:
 
 def _console(*, stderr: bool) -> Console:
     console = CleanConsole(stderr=stderr)
-    asked = os.environ.get("COLUMNS", "").isdigit()
-    if not console.is_terminal and not asked:  # whoever reads it, a file has no right margin
+    if not console.is_terminal:  # whoever reads it, a file has no right margin
         console.width = max(_PIPED, console.width)
     return console

@@ -151,13 +151,6 @@ def test_an_option_is_no_path_of_published_results(room: Path) -> None:
     assert "expected a path, got the option --format" in found.stderr
 
 
-@pytest.mark.parametrize("width", [70, 110])
-def test_a_file_is_as_wide_as_columns_says(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    lines = CliRunner().invoke(main, ["list", "attacks"]).stdout.splitlines()
-    assert width - 40 < max(map(len, lines)) <= width
-
-
 def test_histories(room: Path) -> None:
     ask("history", "good", "bad")
     ask("history", "good", "bad", "--format", "csv")
