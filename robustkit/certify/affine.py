@@ -7,6 +7,7 @@ Every operation reads its weights when it is called, so that bounds follow a net
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -57,9 +58,12 @@ class Affine(Protocol):
         ...
 
 
-def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
+def _bias(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
     bias: Tensor | None = layer.bias
-    return layer.weight.new_zeros(len(layer.weight)) if bias is None else bias
+    if bias is not None:
+        return bias
+    outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return layer.weight.new_zeros(outputs)
 
 
 def positions_over(layer: nn.Conv2d | nn.ConvTranspose2d) -> int:
@@ -106,8 +110,35 @@ class LinearOp:
         return _bias(self.layer).abs()[None]
 
 
+class Convolution(ABC):
+    """What convolutions and transposed ones share: all but how they run and are pulled back."""
+
+    layer: nn.Conv2d | nn.ConvTranspose2d
+
+    @abstractmethod
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the layer's operation on x [b, c, h, w] with other weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x, self.layer.weight, self.layer.bias)
+
+    def spread(self, r: Tensor) -> Tensor:
+        return self.run(r, self.layer.weight.abs(), None)
+
+    def squares(self, r: Tensor) -> Tensor:
+        return self.run(r, self.layer.weight.square(), None)
+
+    def offset(self, a: Tensor) -> Tensor:
+        bias = _bias(self.layer)
+        rows = bias.to(a.dtype)[:, None, None].expand(a.shape[2:]).flatten()
+        return torch.matmul(a.flatten(2), rows)
+
+    def size(self) -> Tensor:
+        return _bias(self.layer).abs().view(1, -1, 1, 1)
+
+
 @dataclass
-class ConvOp:
+class ConvOp(Convolution):
     """A convolution with zero padding. `shape` is that of its input [c, h, w]."""
 
     layer: nn.Conv2d
@@ -121,19 +152,10 @@ class ConvOp:
     def back_terms(self) -> int:
         return self.layer.out_channels // self.layer.groups * positions_over(self.layer)
 
-    def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         c = self.layer
         padding: Any = c.padding
         return F.conv2d(x, weight, bias, c.stride, padding, c.dilation, c.groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, self.layer.weight, self.layer.bias)
-
-    def spread(self, r: Tensor) -> Tensor:
-        return self._run(r, self.layer.weight.abs(), None)
-
-    def squares(self, r: Tensor) -> Tensor:
-        return self._run(r, self.layer.weight.square(), None)
 
     def pull(self, a: Tensor) -> Tensor:
         padding = [int(p) for p in self.layer.padding]
@@ -190,14 +212,6 @@ class ConvOp:
         short = (0, max(0, left + w - back.shape[3]), 0, max(0, top + h - back.shape[2]))
         back = F.pad(back, short) if any(short) else back
         return back[:, :, top : top + h, left : left + w]
-
-    def offset(self, a: Tensor) -> Tensor:
-        bias = _bias(self.layer)
-        rows = bias.to(a.dtype)[:, None, None].expand(a.shape[2:]).flatten()
-        return torch.matmul(a.flatten(2), rows)
-
-    def size(self) -> Tensor:
-        return _bias(self.layer).abs().view(1, -1, 1, 1)
 
 
 @dataclass

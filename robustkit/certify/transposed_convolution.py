@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkit.certify.affine import positions_over
+from robustkit.certify.affine import Convolution, positions_over
 
 
 @dataclass
-class TransposedConvOp:
+class TransposedConvOp(Convolution):
     """A transposed convolution. `shape` is that of its input [c, h, w]."""
 
     layer: nn.ConvTranspose2d
@@ -28,20 +27,11 @@ class TransposedConvOp:
     def back_terms(self) -> int:
         return int(self.layer.weight[0].numel())
 
-    def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         c = self.layer
         padding: Any = c.padding
         more: Any = c.output_padding
         return F.conv_transpose2d(x, weight, bias, c.stride, padding, more, c.groups, c.dilation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, self.layer.weight, self.layer.bias)
-
-    def spread(self, r: Tensor) -> Tensor:
-        return self._run(r, self.layer.weight.abs(), None)
-
-    def squares(self, r: Tensor) -> Tensor:
-        return self._run(r, self.layer.weight.square(), None)
 
     def pull(self, a: Tensor) -> Tensor:
         c, flat = self.layer, a.flatten(0, 1)
@@ -51,15 +41,3 @@ class TransposedConvOp:
         # Padding of the output may leave room for another position of the kernel.
         back = back[..., : self.shape[1], : self.shape[2]]
         return back.reshape(*a.shape[:2], *self.shape)
-
-    def offset(self, a: Tensor) -> Tensor:
-        if self.layer.bias is None:
-            return a.new_zeros(a.shape[:2])
-        rows = self.layer.bias.to(a.dtype)[:, None, None].expand(a.shape[2:]).flatten()
-        return torch.matmul(a.flatten(2), rows)
-
-    def size(self) -> Tensor:
-        bias = self.layer.bias
-        if bias is None:
-            return self.layer.weight.new_zeros(())
-        return bias.abs().view(1, -1, 1, 1)
