@@ -20,6 +20,7 @@ from robustkit.gate.baseline import Baseline, attacks_of, audit_only, searched, 
 from robustkit.gate.criteria import Terms
 from robustkit.gate.decision import GateJudge
 from robustkit.gate.verdict import ChangedPoint, GateVerdict, overall
+from robustkit.record.points import ROBUST
 from robustkit.record.record import REPLAY, Record
 from robustkit.verify.flags import OUTCOME
 
@@ -251,7 +252,6 @@ def _changed(before: Record, now: Record) -> tuple[ChangedPoint, ...]:
     found = [
         ChangedPoint(point, now.class_name(label), was[point], status, attack or "")
         for point, label, status, attack in columns
-        if point in was
-        and (was[point] in ("robust", "certified")) != (status in ("robust", "certified"))
+        if point in was and (was[point] in ROBUST) != (status in ROBUST)
     ]
     return tuple(sorted(found, key=lambda change: (not change.lost, change.point)))

@@ -18,13 +18,13 @@ from robustkit.core import stats
 from robustkit.gate.criteria import BY_CLASS, PLAIN, Terms
 from robustkit.gate.paired_sequence import PairedSequence
 from robustkit.gate.verdict import Answer, MetricFinding
-from robustkit.record.points import Status
+from robustkit.record.points import ROBUST, Status
 from robustkit.record.record import Record
 from robustkit.verify.flags import reliability, worse
 
 _COUNTS: dict[str, tuple[Status, ...]] = {
     "clean": ("broken", "robust", "certified"),
-    "robust": ("robust", "certified"),
+    "robust": ROBUST,
     "certified": ("certified",),
 }
 

@@ -19,6 +19,7 @@ from robustkit.errors import UsageError
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.prepare import SAMPLE
 from robustkit.gate.baseline import Baseline
+from robustkit.record.points import ROBUST
 from robustkit.record.record import Record
 from robustkit.search.suites import line_up
 
@@ -77,7 +78,7 @@ def reattack(
     """
     record = baseline.record
     pairs = zip(record.points.index, record.points.status, strict=True)
-    claimed = [point for point, status in pairs if status in ("robust", "certified")]
+    claimed = [point for point, status in pairs if status in ROBUST]
     specs, dropped = _attacks(baseline, model)
     if points is None:
         points = _affordable(record, specs, spent)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from robustkit.gate.criteria import BY_CLASS
+from robustkit.record.points import ROBUST
 
 Answer: TypeAlias = Literal["pass", "improved", "regressed", "undecided"]
 SCHEMA = "robustkit/check/1"
@@ -93,7 +94,7 @@ class ChangedPoint(NamedTuple):
     @property
     def lost(self) -> bool:
         """Whether the baseline was robust there; else it was gained, or fails in another way."""
-        return self.before in ("robust", "certified")
+        return self.before in ROBUST
 
 
 class Failure(NamedTuple):

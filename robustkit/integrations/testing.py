@@ -32,7 +32,7 @@ from robustkit.evaluation.evaluate import evaluate
 from robustkit.evaluation.settings import named_model
 from robustkit.gate.criteria import Claim, tolerances
 from robustkit.models.trust import trusting
-from robustkit.record.points import Status
+from robustkit.record.points import ROBUST
 from robustkit.record.record import Record
 
 Given = nn.Module | Callable[[Any], Any] | str
@@ -156,8 +156,7 @@ class _Threshold(StoppingRule):
 
     def enough(self, progress: Interim) -> str | None:
         """Look at the points that are finished."""
-        held: tuple[Status, ...] = ("robust", "certified")
-        robust = [progress.status[point] in held for point in progress.points]
+        robust = [progress.status[point] in ROBUST for point in progress.points]
         known = self.answer(np.array(robust, dtype=float))
         return None if known is None else "the answer was certain"
 

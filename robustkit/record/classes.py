@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from robustkit.record.points import Points
+from robustkit.record.points import ROBUST, Points
 from robustkit.record.schema import ClassAccuracy
 
 
@@ -14,7 +14,7 @@ def robust_by_class(points: Points) -> dict[int, float]:
     size, robust = Counter[int](), Counter[int]()
     for (label, status), count in pairs.items():
         size[label] += count
-        robust[label] += count if status in ("robust", "certified") else 0
+        robust[label] += count if status in ROBUST else 0
     return {label: robust[label] / size[label] for label in sorted(size)}
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from robustkit.core.stats.intervals import Interval, clopper_pearson, mean_interval
 from robustkit.core.stats.sequential import confidence_sequence
+from robustkit.record.points import ROBUST
 
 if TYPE_CHECKING:
     from robustkit.record.points import Status
@@ -32,7 +33,7 @@ def stopped_early(record: Record) -> bool:
 
 def robust_interval(record: Record) -> Interval:
     """Return the 95% interval of the robust accuracy."""
-    return _of_share(record, ("robust", "certified"))
+    return _of_share(record, ROBUST)
 
 
 def clean_interval(record: Record) -> Interval:

@@ -10,6 +10,7 @@ import pydantic
 from robustkit.record.schema import Count, Part
 
 Status: TypeAlias = Literal["misclassified", "broken", "robust", "certified"]
+ROBUST: tuple[Status, ...] = ("robust", "certified")  # what counts as robust accuracy
 
 
 class Points(Part):
@@ -95,5 +96,5 @@ class Points(Part):
             return
         columns = (self.index, self.status, self.carried)
         for index, status, carried in zip(*columns, strict=True):
-            if carried is not None and status not in ("robust", "certified"):
+            if carried is not None and status not in ROBUST:
                 raise ValueError(f"point {index} is {status}, yet it is carried from {carried}")

@@ -22,7 +22,7 @@ from robustkit.errors import UsageError, digests_differ
 from robustkit.record import interval
 from robustkit.record.classes import lowest, robust_by_class
 from robustkit.record.display import RecordDisplay
-from robustkit.record.points import Points, Status
+from robustkit.record.points import ROBUST, Points, Status
 from robustkit.record.schema import (
     AuditInfo,
     ClassAccuracy,
@@ -159,7 +159,7 @@ class Record(RecordDisplay, Part):
     @property
     def robust(self) -> float:
         """Robust accuracy: no attack of the suite broke the point. An upper bound on the truth."""
-        return sum(status in ("robust", "certified") for status in self.points.status) / self.n
+        return sum(status in ROBUST for status in self.points.status) / self.n
 
     @property
     def expected(self) -> float | None:
@@ -195,7 +195,7 @@ class Record(RecordDisplay, Part):
     def outcomes(self) -> dict[int, bool]:
         """Whether each point is robust, by its position in the data set, in ascending order."""
         pairs = zip(self.points.index, self.points.status, strict=True)
-        found = {index: status in ("robust", "certified") for index, status in pairs}
+        found = {index: status in ROBUST for index, status in pairs}
         return {index: found[index] for index in sorted(found)}
 
     @property
