@@ -9,7 +9,7 @@
 - `bash`: commands of robustkit run; others (pip, git) are the reader's business.
 - `<!-- skip: reason -->` above a block: it is not run. `<!-- exit: 1 -->`: the expected exit code.
   `<!-- figures: reason -->`: the figures of its output are not compared, the words are.
-  `<!-- stand-in: DATA -->`: it runs on a small random copy of that data, and its output is not
+  `<!-- synthetic: DATA -->`: it runs on a small random copy of that data, and its output is not
   compared, for the page shows that of the real data.
 
 Seconds and the codes that end folders' names may differ; `...` stands for anything.
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _FENCE = re.compile(
-    r"(?:^<!-- (?P<rule>skip|exit|figures|stand-in): (?P<value>[^>]*?) -->\n)?"
+    r"(?:^<!-- (?P<rule>skip|exit|figures|synthetic): (?P<value>[^>]*?) -->\n)?"
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -81,7 +81,7 @@ def outcome(page: str) -> tuple[str, list[str]]:
         line = page.count("\n", 0, block.start) + 1
         faults += [f"line {line}: {fault}"] if fault else []
         shown = place is not block or block.language == "console"
-        shown = shown and block.rule != "stand-in"
+        shown = shown and block.rule != "synthetic"
         if shown and not fault and not same(place.text, told, figures=block.rule != "figures"):
             faults.append(f"line {line}: the page shows\n{place.text}but it prints\n{told}")
             start, end = place.start + shift, place.end + shift
@@ -154,7 +154,7 @@ def _forgetting() -> Iterator[None]:
         kind._entries.update(entries)
 
 
-def _stand_in(room: Path) -> None:
+def _synthetic(room: Path) -> None:
     """Write random images where the pages look for CIFAR-10 and ImageNet."""
     import numpy as np
     from PIL import Image
@@ -183,8 +183,8 @@ def faults_of(path: Path, *, update: bool = False) -> list[str]:
     page, here = path.read_text(encoding="utf-8"), Path.cwd()
     with tempfile.TemporaryDirectory() as room:
         os.chdir(room)
-        if "<!-- stand-in: " in page:
-            _stand_in(Path(room))
+        if "<!-- synthetic: " in page:
+            _synthetic(Path(room))
         renewed, faults = outcome(page)
         os.chdir(here)
     if update:

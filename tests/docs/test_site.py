@@ -90,12 +90,12 @@ class TestExamples:
         run_page(page, "--update")
         assert "```text\n7\n\n```" in page.read_text()
 
-    def test_stand_in_data_are_run_on_but_not_compared(self, tmp_path: Path) -> None:
+    def test_synthetic_data_are_run_on_but_not_compared(self, tmp_path: Path) -> None:
         page = tmp_path / "page.md"
         page.write_text(
-            "<!-- stand-in: CIFAR-10 -->\n```python\nimport robustkit\n"
+            "<!-- synthetic: CIFAR-10 -->\n```python\nimport robustkit\n"
             'print(len(robustkit.open_dataset("cifar10")))\n```\n\n```text\n10000\n```\n\n'
-            "<!-- stand-in: CIFAR-10 -->\n```console\n$ robustkit list nothing\n```\n"
+            "<!-- synthetic: CIFAR-10 -->\n```console\n$ robustkit list nothing\n```\n"
         )
         (fault,) = run_page(page).stderr.split("page.md: ")[1:]
         assert "exit code 2 of" in fault
