@@ -35,6 +35,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def at_square(screen: Screen, stage: str) -> Lane:
+    """Return the lane of a model of 10 points, of which 8 go into the last stage."""
+    lane = screen.lane("a")
+    lane.model("a", 10)
+    lane.stage("clean", 10)
+    lane.advance(10, 8, 10)
+    lane.stage(stage, 8)
+    return lane
+
+
 @pytest.fixture
 def screen(clock: Clock) -> Iterator[Screen]:
     with Screen(3, quiet=True, stages=TWO) as screen:
@@ -102,11 +112,7 @@ class TestTimeLeft:
 
     def test_queries_move_a_stage_whose_tasks_end_late(self, clock: Clock) -> None:
         with Screen(1, quiet=True, stages=[StageCost(1), StageCost(99, 5000)]) as screen:
-            lane = screen.lane("a")
-            lane.model("a", 10)
-            lane.stage("clean", 10)
-            lane.advance(10, 8, 10)
-            lane.stage("square", 8)
+            lane = at_square(screen, "square")
             lane.queries(8 * 2500)
             clock.now += 60
             share = (1 + 99 * 0.8 * 0.5) / (1 + 99 * 0.8)
@@ -181,11 +187,7 @@ def test_a_log_hears_of_a_long_stage_once_a_minute(
     capsys: pytest.CaptureFixture[str], clock: Clock
 ) -> None:
     with Screen(2, quiet=False, stages=[StageCost(1), StageCost(99, 5000)]) as screen:
-        lane = screen.lane("a")
-        lane.model("a", 10)
-        lane.stage("clean", 10)
-        lane.advance(10, 8, 10)
-        lane.stage("square(queries=5000)", 8)
+        lane = at_square(screen, "square(queries=5000)")
         for step in range(1, 7):
             clock.now += 20
             lane.queries(1000 * step)
