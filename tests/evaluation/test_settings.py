@@ -87,7 +87,7 @@ class TestWords:
             ({"data": "bundeld"}, "Did you mean 'bundled'"),
             (
                 {"data": torch.rand(3, 1, 6, 6)},
-                r"expected \(x, y\), a Dataset or DataLoader of PyTorch, or",
+                r"expected \(x, y\), got x alone, of shape \(3, 1, 6, 6\)",
             ),
             ({"threat": 8 / 255}, "expected a robustkit.Threat or a text such as 'linf:8/255'"),
             ({"threat": "linf"}, "expected a threat model such as"),
