@@ -16,7 +16,7 @@ from robustkit.certify.ibp import Box, input_box, intervals, margins_of
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
 from robustkit.models.adversarial_training import perturb
-from robustkit.models.architectures import cnn3, cnn7
+from robustkit.models.architectures import cnn3, cnn7, cnn_a
 from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
 
@@ -78,7 +78,7 @@ class Ibp:
     a: Share = 0.1
     steps: Count = 5
     relus: Count = 1
-    net: Literal["cnn3", "cnn7"] = "cnn3"
+    net: Literal["cnn3", "cnn_a", "cnn7"] = "cnn3"
     width: int = 16
 
     @property
@@ -87,8 +87,8 @@ class Ibp:
         return Recipe(epochs=25, lr=1e-3, weight_decay=0.0, clip=10.0, half=False)
 
     def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Return CNN3 or CNN7, initialized for interval bounds."""
-        build = cnn3 if self.net == "cnn3" else cnn7
+        """Return the network `net`, initialized for interval bounds."""
+        build = {"cnn3": cnn3, "cnn_a": cnn_a, "cnn7": cnn7}[self.net]
         return _initialize(build(shape, classes, self.width))
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:

@@ -71,6 +71,27 @@ def cnn3(shape: tuple[int, int, int], classes: int, width: int = 16) -> nn.Seque
     )
 
 
+def cnn_a(shape: tuple[int, int, int], classes: int, width: int = 16) -> nn.Sequential:
+    """Two strided convolutions and two linear layers: 167 thousand weights at 28 × 28.
+
+    CNN-A of the verification literature (Dathathri et al. 2020, arXiv:2010.11645): convolutions of
+    4 × 4, stride 2, then 100 hidden units; 4,804 ReLUs at 28 × 28.
+    """
+    channels, height, size = shape
+    flat = 2 * width * (height // 2 // 2) * (size // 2 // 2)
+    return nn.Sequential(
+        *([normalize(channels)] if channels == 3 else []),
+        nn.Conv2d(channels, width, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(flat, 100),
+        nn.ReLU(),
+        nn.Linear(100, classes),
+    )
+
+
 def cnn7(shape: tuple[int, int, int], classes: int, width: int = 64) -> nn.Sequential:
     """Five convolutions with batch normalization and two linear layers: 13 M weights at 28 × 28.
 
