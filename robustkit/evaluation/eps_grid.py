@@ -26,6 +26,7 @@ from robustkit.evaluation.progress import listening
 from robustkit.evaluation.radii import bisect
 from robustkit.evaluation.settings import GivenData, GivenModel, Settings, ask
 from robustkit.evaluation.watcher import Relay, Watcher, tell
+from robustkit.models.normalization import Numbers
 from robustkit.models.trust import trusting
 from robustkit.models.tuning import AUTOMATIC, Tuning
 from robustkit.record.record import Record
@@ -45,8 +46,8 @@ def evaluate_grid(
     grid: Sequence[float],
     *,
     name: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
     folder: Path | str | None = None,
     suite: str | None = None,
     attacks: Sequence[str | Spec] = (),

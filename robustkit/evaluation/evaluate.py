@@ -21,6 +21,7 @@ from robustkit.evaluation.prepare import prepare, warn_of_eps
 from robustkit.evaluation.progress import listening
 from robustkit.evaluation.settings import GivenData, GivenModel, Settings, ask
 from robustkit.evaluation.watcher import Watcher
+from robustkit.models.normalization import Numbers
 from robustkit.models.trust import trusting
 from robustkit.models.tuning import AUTOMATIC, Tuning
 from robustkit.record.record import Record
@@ -34,8 +35,8 @@ def evaluate(
     threat: Threat | str,
     *,
     name: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
     folder: Path | str | None = None,
     suite: str | None = None,
     attacks: Sequence[str | Spec] = (),

@@ -27,7 +27,7 @@ from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.distributed.messages import Named
 from robustkit.models.half import Precision
 from robustkit.models.load import load_model
-from robustkit.models.normalization import normalized
+from robustkit.models.normalization import Numbers, normalized
 from robustkit.models.tuning import AUTOMATIC, Layout, Tuning
 from robustkit.search.suites import LineUp, line_up, refuse_fixed
 
@@ -128,8 +128,8 @@ def ask(
     threat: Threat | str,
     *,
     name: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
     arguments: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     **others: Any,
@@ -161,7 +161,7 @@ def ask(
         others["points"] = _positions(others["points"], len(points))
     called = None if name is None else argument.text("name", name)
     subject, usual, known = named_model(model, points, mean, std)
-    if model is not None and not (others.get("suite") or others.get("attacks")):
+    if not (others.get("suite") or others.get("attacks")):
         others["suite"] = NEAREST_SUITE if others.get("minimum_norm") else DEFAULT_SUITE
     return Settings(
         subject, called or usual, points, radius, arguments=given, notes=(*known, *more), **others
@@ -239,8 +239,8 @@ def _positions(given: Any, n: int) -> tuple[int, ...]:
 def named_model(
     model: GivenModel | None,
     data: Dataset,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
 ) -> tuple[Any, str, tuple[str, ...]]:
     """Load a model by its name; a model comes back as it is, with the name of its class.
 

@@ -16,7 +16,7 @@ from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.evaluation.evaluate import evaluate_settings
 from robustkit.evaluation.identity import RUNS
-from robustkit.evaluation.settings import DEFAULT_SUITE, GivenData, ask
+from robustkit.evaluation.settings import GivenData, ask
 from robustkit.integrations.loggers import log_record, scalars
 from robustkit.record.provenance import weights_digest
 from robustkit.record.record import Record
@@ -64,8 +64,6 @@ class RobustnessMonitor:
         """
         if every < 1:
             raise UsageError(f"every: expected epochs, 1 or more, got {every}.")
-        if not others.get("attacks"):
-            others["suite"] = others.get("suite") or DEFAULT_SUITE
         settings = ask(None, data, threat, save_adversarial=False, **others)
         self.data, self.threat = settings.data, settings.threat
         self.every, self.writer, self.folder = every, writer, Path(folder)

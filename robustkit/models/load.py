@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.models import checkpoints, zoo
 from robustkit.models.checkpoints import Card, Checkpoint
 from robustkit.models.guard import duplicate
-from robustkit.models.normalization import normalized
+from robustkit.models.normalization import Numbers, normalized
 from robustkit.models.protocols import Composed, Network, assemble, learned
 from robustkit.models.readiness import evaluation_mode, refuse_training_mode, refuse_unready
 from robustkit.models.trust import trusting
@@ -55,8 +55,8 @@ def load_model(
     *,
     data: Dataset | str = "bundled",
     weights: Path | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
     trust_code: Collection[Path | str] = (),
 ) -> Subject:
     """Load what `text` names.
@@ -207,8 +207,8 @@ def _from_library(
     text: str,
     data: Dataset,
     weights: Path | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: Numbers | None,
+    std: Numbers | None,
 ) -> Subject:
     """Load a model of another library."""
     normalizes = mean is not None or std is not None
@@ -228,8 +228,8 @@ def _imported(
     text: str,
     data: Dataset,
     weights: Path | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: Numbers | None,
+    std: Numbers | None,
 ) -> Subject:
     if ":" not in text:
         raise UsageError(

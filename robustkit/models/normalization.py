@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from torch import nn
 
@@ -11,9 +12,11 @@ from robustkit.core import arguments
 from robustkit.errors import UsageError
 from robustkit.models.architectures import Normalize
 
+Numbers: TypeAlias = "float | Sequence[float]"  # for all channels, or for each
+
 
 def normalized(
-    model: nn.Module, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+    model: nn.Module, channels: int, mean: Numbers | None, std: Numbers | None
 ) -> tuple[nn.Module, str]:
     """Return `model` with a layer before it that normalizes its inputs, and a note about it.
 
@@ -36,8 +39,10 @@ def normalized(
 
 
 def _statistics(
-    option: str, values: Sequence[float] | None, default: float, channels: int
+    option: str, values: Numbers | None, default: float, channels: int
 ) -> tuple[float, ...]:
+    if isinstance(values, int | float):  # one for all channels
+        values = (values,)
     given = (default,) if values is None else arguments.reals(option.strip("-"), values) or ()
     if len(given) not in (1, channels) or not all(map(math.isfinite, given)):
         expected = "1 finite number" if channels == 1 else f"1 or {channels} finite numbers"

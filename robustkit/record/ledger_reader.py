@@ -71,7 +71,8 @@ class LedgerReader:
         if "locked" in str(error):
             return InUse(f"{self.path.parent} is in use by another run. Wait for it.")
         return UsageError(
-            f"{self.path} cannot be read ({error}): it is damaged, or no ledger of robustkit."
+            f"{self.path} cannot be read ({error}): it is damaged, or no ledger of robustkit. "
+            "Move it away; the same `robustkit evaluate` then writes it anew."
         )
 
     def _check_rows(self) -> None:
