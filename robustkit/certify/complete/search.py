@@ -30,6 +30,7 @@ from robustkit.certify.complete.beta_crown import (
 from robustkit.certify.complete.branching import candidates, children, choose
 from robustkit.certify.complete.cuts import Cuts
 from robustkit.certify.complete.learning import Pool, needed
+from robustkit.certify.complete.leaves import solve
 from robustkit.certify.complete.relaxation import Domain, Pass
 from robustkit.certify.complete.root import Prover, Root
 from robustkit.core.types import Images
@@ -269,9 +270,18 @@ class Tree:
     def _linear(self, splits: Splits, begin: Multipliers) -> bool:
         """Bound subdomains without a unit left to split; return whether an input breaks.
 
-        They are linear programs, for which Adam needs time only; one that stays open all the same
-        (a margin of zero, up to rounding) leaves the point undecided.
+        They are linear programs; in l2 they are not, and Adam needs time only. One that stays open
+        all the same (a margin of zero, up to rounding) leaves the point undecided.
         """
-        found, _, proved = self._bound(splits, begin, _LINEAR, -torch.inf)
+        objective, inside = self._objective(len(splits.unit)), self.root.exact()
+        exact = Splits(splits.unit, splits.sign.double()).intersect(inside)
+        solved = solve(self.prover.exact, exact, objective.double(), splits)
+        if solved is None:
+            found, _, proved = self._bound(splits, begin, _LINEAR, -torch.inf)
+            z = found.run.minimizer
+        else:
+            beta, z = solved
+            at = begin._replace(beta=beta, gamma=torch.ones_like(begin.gamma))
+            proved, _ = sure(self.prover, self.root, objective, splits, at)
         self.stuck = self.stuck or not bool(proved.all())
-        return self.breaks(found.run.minimizer)
+        return self.breaks(z.to(splits.sign.dtype))

@@ -32,11 +32,12 @@ from robustkit.core.threat import Norm, Threat
 
 
 def _exact(model: nn.Sequential, x: Tensor, threat: Threat, wanted: Tensor) -> float:
-    """Minimize wanted · logits over the linf ball: one linear program per activation pattern."""
+    """Minimize wanted · logits over ball and box: one linear program per activation pattern."""
     layers = [layer for layer in model if isinstance(layer, nn.Linear)]
     weights = [(la.weight.double().numpy(), la.bias.double().numpy()) for la in layers]
     low = (x - threat.eps).clamp_min(0).double().flatten().tolist()
     high = (x + threat.eps).clamp_max(1).double().flatten().tolist()
+    center, d = x.double().flatten().numpy(), x.numel()
     hidden = [len(b) for _, b in weights[:-1]]
     least = np.inf
     for pattern in itertools.product((0.0, 1.0), repeat=sum(hidden)):
@@ -51,8 +52,14 @@ def _exact(model: nn.Sequential, x: Tensor, threat: Threat, wanted: Tensor) -> f
         w, b = weights[-1]
         direction = wanted.double().numpy()
         a, c = direction @ w @ a, direction @ (w @ c + b)
-        found = linprog(a, np.concatenate(rows), np.concatenate(limits),
-                        bounds=list(zip(low, high, strict=True)), method="highs")  # fmt: skip
+        above, most = np.concatenate(rows), np.concatenate(limits)
+        if threat.norm == "l1":  # distances |x − x°| ≤ t beside x, their sum at most eps
+            eye, none = np.eye(d), np.zeros((len(above), d))
+            above = np.block([[above, none], [eye, -eye], [-eye, -eye], [0 * a, np.ones(d)]])
+            most = np.concatenate([most, center, -center, [threat.eps]])
+        found = linprog(np.pad(a, (0, above.shape[1] - d)), above, most, method="highs",
+                        bounds=[*zip(low, high, strict=True), *[(0, None)] * (above.shape[1] - d)],
+                        )  # fmt: skip
         if found.status == 0:
             least = min(least, found.fun + float(c))
     return float(least)
@@ -87,6 +94,21 @@ def test_exact_on_tiny_networks(seed: int, plan: str, mlp: Any) -> None:
         moved[-1].bias[label] += shift - least
         got = _search(moved, x, threat, wanted[None], label, plan=plan)
         assert (got == "proved") == (outcome == "proved")
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_last_subdomains_are_solved_exactly(seed: int, norm: Norm, mlp: Any) -> None:
+    """A margin just above zero is proved, one just below zero broken, whatever its root's gap."""
+    model, x = mlp(seed, (25, 4, 4, 2)), torch.rand(1, 1, 5, 5)
+    label = int(model(x).argmax())
+    wanted = torch.eye(2)[label] - torch.eye(2)[1 - label]
+    threat = Threat(norm, {"linf": 0.2, "l1": 3.0}[norm])
+    least = _exact(model, x, threat, wanted)
+    for shift, outcome in ((2e-5, "proved"), (-2e-5, "broken")):
+        moved = copy.deepcopy(model)
+        moved[-1].bias[label] += shift - least
+        assert _search(moved, x, threat, wanted[None], label) == outcome
 
 
 def _verify(model: nn.Module, x: Tensor, y: int, threat: Threat, **budget: Any) -> Verified:
