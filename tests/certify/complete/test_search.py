@@ -106,17 +106,17 @@ def test_never_proved_where_broken(seed: int, norm: Norm, mlp: Any, residual: An
     model = residual(seed) if seed % 2 else mlp(seed, (25, 8, 8, 3))
     generator = torch.Generator().manual_seed(seed)
     outcomes = set()
-    for eps in (0.001, 0.02, 0.05, 0.1, 0.2, 0.4):
+    for eps in (0.001, 0.02, 0.05, 0.4):
         threat = Threat(norm, eps * {"linf": 1, "l2": 4, "l1": 12}[norm])
         x = torch.rand(1, 1, 5, 5, generator=generator)
         y = int(model(x).argmax())
         found = _verify(model, x, y, threat, nodes=500)
         outcomes.add(found.outcome)
-        wide = x.expand(4000, -1, -1, -1)
-        z = threat.project(wide + torch.randn(wide.shape, generator=generator) * threat.eps, wide)
-        breaker = Breaker(model, x, y, threat)
-        broken = any([breaker(part) for part in z.split(64)])
-        assert not (broken and found.outcome == "proved")
+        if found.outcome == "proved":
+            wide = x.expand(4000, -1, -1, -1)
+            noise = torch.randn(wide.shape, generator=generator) * threat.eps
+            breaker = Breaker(model, x, y, threat)
+            assert not any([breaker(part) for part in threat.project(wide + noise, wide).split(64)])
         if found.outcome == "broken":
             assert found.example is not None
             assert bool(threat.contains(found.example, x))
