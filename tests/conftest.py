@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.util
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import field, make_dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,17 @@ def stop_by_ctrl_c() -> Callable[..., None]:
         assert "Traceback" not in told
 
     return stop
+
+
+@pytest.fixture(scope="session")
+def processes() -> BaseContext:
+    """How code gets a process of its own: a copy of one that has imported what takes long."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context()
+    context = multiprocessing.get_context("forkserver")
+    packs = ["robustkit.attacks", "robustkit.defenses"]
+    context.set_forkserver_preload(["torch._dynamo", "robustkit.cli.evaluate.run", *packs])
+    return context
 
 
 @pytest.fixture(scope="session")
