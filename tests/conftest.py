@@ -304,6 +304,49 @@ class _Residual(nn.Module):
         return logits
 
 
+def _exact_minimum(model: nn.Module, low: Tensor, high: Tensor, wanted: Tensor) -> float:
+    """Minimize wanted · logits over a box: one linear program per activation pattern.
+
+    Patterns against interval bounds are left out: no input has them.
+    """
+    from scipy.optimize import linprog
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    weights = [(la.weight.double().numpy(), la.bias.double().numpy()) for la in layers]
+    last, direction = weights.pop(), wanted.double().numpy()
+    down, up = box = [end.double().flatten().numpy() for end in (low, high)]
+    choices, ends = [], list[int]()
+    for w, b in weights:
+        plus, minus = np.maximum(w, 0), np.minimum(w, 0)
+        down, up = plus @ down + minus @ up + b, plus @ up + minus @ down + b
+        choices += [
+            (0.0,) * bool(a <= 0) + (1.0,) * bool(z > 0) for a, z in zip(down, up, strict=True)
+        ]
+        ends.append(len(choices))
+        down, up = np.maximum(down, 0), np.maximum(up, 0)
+    least = np.inf
+    for pattern in itertools.product(*choices):
+        a, c = np.eye(len(box[0])), np.zeros(len(box[0]))
+        rows, limits = [], []
+        for (w, b), on in zip(weights, np.split(np.array(pattern), ends[:-1]), strict=True):
+            a, c = w @ a, w @ c + b
+            rows.append((1 - 2 * on)[:, None] * a)  # on: −v ≤ 0, off: v ≤ 0
+            limits.append(-(1 - 2 * on) * c)
+            a, c = on[:, None] * a, on * c
+        a, c = direction @ last[0] @ a, direction @ (last[0] @ c + last[1])
+        found = linprog(a, np.concatenate(rows), np.concatenate(limits),
+                        bounds=list(zip(*box, strict=True)), method="highs")  # fmt: skip
+        if found.status == 0:
+            least = min(least, found.fun + float(c))
+    return float(least)
+
+
+@pytest.fixture
+def exact_minimum() -> Callable[[nn.Module, Tensor, Tensor, Tensor], float]:
+    """The least value of wanted · logits of a small ReLU network over a box, by enumeration."""
+    return _exact_minimum
+
+
 @pytest.fixture
 def mlp() -> Callable[[int, tuple[int, ...]], nn.Sequential]:
     """Makes small fully connected networks of a seed and sizes."""
