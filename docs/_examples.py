@@ -160,7 +160,7 @@ def _synthetic(room: Path) -> None:
     from PIL import Image
 
     rng, arrays = np.random.default_rng(0), dict[str, Any]()
-    for split, n in (("train", 200), ("test", 100)):
+    for split, n in (("train", 128), ("test", 50)):
         arrays[f"x_{split}"] = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
         arrays[f"y_{split}"] = np.arange(n) % 10
     (room / "data").mkdir()

@@ -7,6 +7,7 @@ entry points of the group `robustkit.packs`, those of this distribution too, and
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -118,8 +119,9 @@ class Registry(Generic[T]):
                     f"Its options: {known}."
                 )
         given = {key: str(v) if isinstance(v, Spec) else v for key, v in spec.options}
+        target: Any = entry.target
         try:
-            built: T = TypeAdapter(entry.target).validate_python(given)
+            built: T = _options_of(target).validate_python(given)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "its options"
@@ -128,6 +130,11 @@ class Registry(Generic[T]):
                 f"got {first['input']!r}."
             ) from None
         return built
+
+
+@functools.cache  # 2 ms each, and a run builds some thirty attacks
+def _options_of(target: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(target)
 
 
 class _Attacks(Registry[Any]):

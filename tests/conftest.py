@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.util
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import field, make_dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,17 @@ def stop_by_ctrl_c() -> Callable[..., None]:
         assert "Traceback" not in told
 
     return stop
+
+
+@pytest.fixture(scope="session")
+def processes() -> BaseContext:
+    """How code gets a process of its own: a copy of one that has imported what takes long."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context()
+    context = multiprocessing.get_context("forkserver")
+    packs = ["robustkit.attacks", "robustkit.defenses"]
+    context.set_forkserver_preload(["torch._dynamo", "robustkit.cli.evaluate.run", *packs])
+    return context
 
 
 @pytest.fixture(scope="session")
@@ -289,6 +302,62 @@ class _Residual(nn.Module):
         c = F.relu(self.third(torch.cat([a, b], 1)))
         logits: Tensor = self.head(self.pool(c).flatten(1))
         return logits
+
+
+def _exact_minimum(
+    model: nn.Module, low: Tensor, high: Tensor, wanted: Tensor,
+    ball: tuple[Tensor, float] | None = None,
+) -> float:  # fmt: skip
+    """Minimize wanted · logits over a box: one linear program per activation pattern.
+
+    Patterns against interval bounds are left out: no input has them.
+
+    Args:
+        ball: center and radius of an l1 ball, with which the box is intersected.
+    """
+    from scipy.optimize import linprog
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    weights = [(la.weight.double().numpy(), la.bias.double().numpy()) for la in layers]
+    last, direction = weights.pop(), wanted.double().numpy()
+    down, up = box = [end.double().flatten().numpy() for end in (low, high)]
+    choices, ends = [], list[int]()
+    for w, b in weights:
+        plus, minus = np.maximum(w, 0), np.minimum(w, 0)
+        down, up = plus @ down + minus @ up + b, plus @ up + minus @ down + b
+        choices += [
+            (0.0,) * bool(a <= 0) + (1.0,) * bool(z > 0) for a, z in zip(down, up, strict=True)
+        ]
+        ends.append(len(choices))
+        down, up = np.maximum(down, 0), np.maximum(up, 0)
+    least = np.inf
+    for pattern in itertools.product(*choices):
+        a, c = np.eye(len(box[0])), np.zeros(len(box[0]))
+        rows, limits = [], []
+        for (w, b), on in zip(weights, np.split(np.array(pattern), ends[:-1]), strict=True):
+            a, c = w @ a, w @ c + b
+            rows.append((1 - 2 * on)[:, None] * a)  # on: −v ≤ 0, off: v ≤ 0
+            limits.append(-(1 - 2 * on) * c)
+            a, c = on[:, None] * a, on * c
+        a, c = direction @ last[0] @ a, direction @ (last[0] @ c + last[1])
+        above, most, bounds = np.concatenate(rows), np.concatenate(limits), np.stack(box, 1)
+        if ball is not None:  # distances |x − x°| ≤ t beside x, their sum at most the radius
+            x, d = ball[0].double().flatten().numpy(), len(a)
+            eye, none = np.eye(d), np.zeros((len(above), d))
+            total = np.repeat([[0.0, 1.0]], d, 1)
+            above = np.block([[above, none], [eye, -eye], [-eye, -eye], [total]])
+            most = np.concatenate([most, x, -x, [ball[1]]])
+            a, bounds = np.pad(a, (0, d)), np.concatenate([bounds, [[0, np.inf]] * d])
+        found = linprog(a, above, most, bounds=bounds, method="highs")
+        if found.status == 0:
+            least = min(least, found.fun + float(c))
+    return float(least)
+
+
+@pytest.fixture
+def exact_minimum() -> Callable[..., float]:
+    """The least value of wanted · logits of a small ReLU network over a box, by enumeration."""
+    return _exact_minimum
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 from collections.abc import Iterator
@@ -51,8 +52,20 @@ LIBRARY = files("robustkit", *PACKS)
 CODE = [*LIBRARY, *files("benchmarks")]
 
 
-def nodes(path: Path) -> Iterator[ast.AST]:
-    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree_of(path)))
+
+
+@functools.cache
+def called(path: Path) -> list[tuple[ast.Call, str]]:
+    """Every call of a file, and what is called."""
+    return [(node, ast.unparse(node.func)) for node in nodes(path) if isinstance(node, ast.Call)]
 
 
 def at(path: Path, node: ast.expr | ast.stmt) -> str:
@@ -75,9 +88,14 @@ def imported(tree: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
                 yield from ((node, f"{base}{joint}{alias.name}") for alias in node.names)
             else:
                 yield node, base
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        elif isinstance(node, ast.Call) and _name(node.func).endswith("import_module"):
             named = (given.value for given in node.args[:1] if isinstance(given, ast.Constant))
             yield from ((node, str(module)) for module in named)
+
+
+def _name(function: ast.expr) -> str:
+    """The last part of what is called."""
+    return str(getattr(function, "attr", getattr(function, "id", "")))
 
 
 def objection(home: str, module: str) -> str | None:
@@ -128,7 +146,7 @@ def arrows() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in files("robustkit"):
         outward = found.setdefault(module_of(path), set())
-        for node in deferred(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in deferred(tree_of(path)):
             if not isinstance(node, ast.ImportFrom) or not node.module:
                 continue
             inner = {f"{node.module}.{alias.name}" for alias in node.names} & known
@@ -193,7 +211,7 @@ class TestTheOrder:
             f"{at(path, node)} imports {module}, but {reason}"
             for path in files(folder)
             if path != facade and path.name != "__main__.py"
-            for node, module in imported(ast.parse(path.read_text(encoding="utf-8")))
+            for node, module in imported(tree_of(path))
             if (reason := objection(default_folder_of(path), module))
         ]
         assert not found, "\n".join(found)
@@ -202,7 +220,7 @@ class TestTheOrder:
         found = [
             f"{at(path, node)} imports {module}; packs are leaves: ask robustkit.registry"
             for path in files("benchmarks", "tests")
-            for node, module in imported(ast.parse(path.read_text(encoding="utf-8")))
+            for node, module in imported(tree_of(path))
             if isinstance(node, ast.stmt)
             and re.match(r"(robustkit\.)?(attacks|defenses)\b", module)
         ]
@@ -243,9 +261,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def calls(path: Path, *names: str) -> Iterator[ast.Call]:
-    for node in nodes(path):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
-            yield node
+    return (node for node, name in called(path) if name in names)
 
 
 def constant(call: ast.Call, keyword: str) -> object:
@@ -302,7 +318,7 @@ class TestTheCode:
         found += [
             f"{at(path, node)} imports {module}, which runs what it loads"
             for path in CODE
-            for node, module in imported(ast.parse(path.read_text(encoding="utf-8")))
+            for node, module in imported(tree_of(path))
             if module.split(".")[0] in UNSAFE
         ]
         found += [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import warnings
 import zipfile
@@ -31,6 +31,10 @@ STRANGER = {  # as the unrelated package of the index: it has two paths with our
     "robustkit/core/__init__.py": "",
     "robustkit/core/trend.py": "def fit(): ...\n",
 }
+EXTRAS = (
+    *("torchvision", "pyautoattack", "torchattacks", "foolbox", "timm", "transformers"),
+    *("onnx", "onnx2torch", "matplotlib", "robustbench"),
+)
 MINE = '''
 """An attack that does nothing, in the one file that adding an attack takes."""
 from dataclasses import dataclass
@@ -144,12 +148,15 @@ def test_the_metadata_says_what_a_stranger_needs(wheel: Path, contents: set[str]
 
 
 def others(folder: Path) -> Path:
-    """Link to everything that is installed here except robustkit."""
+    """Link to what is installed here except robustkit and its extras, which doctor would import."""
     folder.mkdir()
-    for scheme in dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")):
-        for path in Path(scheme).iterdir():
-            if "robustkit" not in path.name and path.suffix != ".pth":
-                (folder / path.name).symlink_to(path)
+    for place in map(Path, sys.path):
+        if place.name in ("site-packages", "dist-packages"):
+            for path in place.iterdir():
+                name = re.split(r"[-.]", path.name.lower())[0]
+                known = any(word in name for word in ("robustkit", *EXTRAS))
+                if not known and path.suffix != ".pth" and not (folder / path.name).exists():
+                    (folder / path.name).symlink_to(path)
     return folder
 
 

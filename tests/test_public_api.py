@@ -52,16 +52,23 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
         getattr(robustkit, "evaluations")  # noqa: B009  a constant attribute would not type-check
 
 
+SAY = "\nprint(type(f).__name__, f.__name__)"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "code",
-    [
-        "from robustkit import evaluate as f",
-        "import robustkit.evaluation.evaluate, robustkit; f = robustkit.evaluate",
-    ],
-)
-def test_evaluate_is_the_function_whatever_was_imported_before(code: str) -> None:
-    assert answer(f"{code}\nprint(type(f).__name__, f.__name__)") == "function evaluate"
+def test_evaluate_is_the_function_though_its_module_was_imported_before() -> None:
+    code = "import robustkit.evaluation.evaluate, robustkit; f = robustkit.evaluate"
+    assert answer(code + SAY) == "function evaluate"
+
+
+@pytest.mark.slow
+def test_evaluate_is_the_function_and_imports_no_compiler_to_certify(tmp_path: Path) -> None:
+    code = (
+        f"from robustkit import evaluate as f{SAY}\n"
+        f"f('ibp', 'bundled', 'linf:0.1', n=2, certify='auto', folder={str(tmp_path)!r})\n"
+        "import sys; print({'torch._dynamo', 'sympy'} & set(sys.modules))"
+    )
+    assert answer(code).splitlines() == ["function evaluate", "set()"]
 
 
 @pytest.mark.parametrize("module", ["robustkit", "robustkit.cli"])

@@ -93,7 +93,9 @@ def try_case(place: Path, seed: int, index: int) -> Finding:
             outcome, said, trouble = _ask(case)
         if (spent := time.process_time() - start) > SECONDS and not trouble:
             trouble = f"it computed for {spent:.1f} s"
-        left = [path for path in work.rglob("*") if _TEMPORARY.search(path.name)]
+        left = [
+            Path(path) for path, _ in _states(work) if _TEMPORARY.search(os.path.basename(path))
+        ]
         left += [path for path in (place / "scratch").iterdir() if path.name[:5] != "torch"]
         if left and not trouble:
             trouble = f"it left {left[0].name} behind"
@@ -111,25 +113,31 @@ def _restore(valid: Path, work: Path) -> None:
     """Make `work` a copy of the project again, by what differs: a whole copy takes longer."""
     work.mkdir(exist_ok=True)
     wanted, there = (
-        {path.relative_to(top): path for path in top.rglob("*")} for top in (valid, work)
+        {path.removeprefix(str(top)): state for path, state in _states(top)}
+        for top in (valid, work)
     )
     for name in sorted(there.keys() - wanted.keys()):
-        path = there[name]
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+        path = f"{work}{name}"
+        if there[name] is None:
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
-    for name, source in sorted(wanted.items()):
-        target = work / name
-        if source.is_dir():
-            target.mkdir(exist_ok=True)
-        elif name not in there or _state(source) != _state(target):
-            shutil.copy2(source, target)
+            Path(path).unlink(missing_ok=True)
+    for name, state in sorted(wanted.items()):
+        if state is None:
+            os.makedirs(f"{work}{name}", exist_ok=True)
+        elif there.get(name) != state:
+            shutil.copy2(f"{valid}{name}", f"{work}{name}")
 
 
-def _state(path: Path) -> tuple[int, int]:
-    found = path.lstat()
-    return found.st_mtime_ns, found.st_size
+def _states(top: Path | str) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    """Yield what lies in a folder, and when a file changed to which size; None for a folder."""
+    with os.scandir(top) as found:
+        for entry in found:
+            folder = entry.is_dir(follow_symlinks=False)
+            state = entry.stat(follow_symlinks=False)
+            yield entry.path, None if folder else (state.st_mtime_ns, state.st_size)
+            if folder:
+                yield from _states(entry.path)
 
 
 def _ask(case: Case) -> tuple[str, str, str]:

@@ -48,7 +48,20 @@ def compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
         )
 
 
-class KeepsDouble(TorchDispatchMode):
+class _Mode(TorchDispatchMode):
+    """Sees every operation, and does not import the compiler of PyTorch for that.
+
+    PyTorch wraps the method of a mode, so that torch.compile leaves it alone, and the first call
+    imports the compiler: 2 s, in every process that looks whether a network can be certified. The
+    modes below end with calls of operations; nothing is lost where one of them is compiled.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class KeepsDouble(_Mode):
     """Leaves float64 as it is where the network casts to float32, which it computes in.
 
     Bounds are computed with a copy in float64, in which `.float()` would be a change of precision.
@@ -62,7 +75,7 @@ class KeepsDouble(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class _Types(TorchDispatchMode):
+class _Types(_Mode):
     """Notes the first operation that returns numbers of less precision than float32."""
 
     found = ""

@@ -27,6 +27,13 @@ _PADS = {"zeropad2d": "constant", "reflectionpad2d": "reflect", "replicationpad2
 _UPSAMPLE = ("nearest", "bilinear")
 
 
+class ReshapeOp(AverageOp):
+    """Values in their order under another shape: its transpose is known without autograd."""
+
+    def pull(self, a: Tensor) -> Tensor:
+        return a.reshape(*a.shape[:2], *self.shape)
+
+
 def returns_parts(name: str) -> bool:
     """Whether the operation returns several slices of its input."""
     return name in _PARTS
@@ -49,7 +56,7 @@ def moved(
     if drops or name in _RESHAPES or (name in _TO and _keeps_type(args, kwargs)):
         if math.prod(shape) != math.prod(result):
             return None
-        return AverageOp(lambda x: x.reshape(len(x), *result), shape)
+        return ReshapeOp(lambda x: x.reshape(len(x), *result), shape)
     rest = args[1:]
     if name in ("permute", "transpose", "swapaxes", "movedim"):
         axes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest

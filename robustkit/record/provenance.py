@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import platform
 from collections.abc import Iterator
@@ -24,13 +26,16 @@ def versions() -> dict[str, str]:
 
     PyTorch's includes the build, such as 2.13.0+cpu.
     """
+    return {**_installed(), "torch": str(torch.__version__)}
+
+
+@functools.cache  # what is installed is read from disk, 20 ms for every record
+def _installed() -> dict[str, str]:
     found = {"python": platform.python_version(), "robustkit": own_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {**found, "torch": str(torch.__version__)}
+    return found
 
 
 def device_name(device: torch.device) -> str:

@@ -108,7 +108,7 @@ def test_a_survivor_costs_the_budget(spec: str, budget: int, norm: Norm) -> None
 )
 def test_it_sees_the_class_alone(name: str, norm: Norm) -> None:
     model, x, y = rows()
-    search, threat = attacks.build(f"{name}(queries=300)"), Threat.whole(norm, 36)
+    search, threat = attacks.build(f"{name}(queries=120)"), Threat.whole(norm, 36)
     plain = attack(model, x, y, search, threat, nearest=True)
     hidden = attack(PassCounter(model, one_hot), x, y, search, threat, nearest=True)
     assert torch.equal(plain, hidden)
@@ -296,7 +296,7 @@ def test_distances_are_as_short_as_foolbox_finds(
     wrapped = foolbox.PyTorchModel(counting, bounds=(0, 1), device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = foolbox.attacks.HopSkipJumpAttack(steps=6, constraint=norm)
+        theirs = foolbox.attacks.HopSkipJumpAttack(steps=4, constraint=norm)
         other = (y[:, None] != y).int().argmax(1)
         _, reference, _ = theirs(wrapped, x, y, epsilons=None, starting_points=x[other])
     seek = attacks.build(f"hopskipjump(queries={counting.queries // len(x)})")

@@ -189,7 +189,7 @@ class TestEvaluate:
 
     def test_models_are_called_by_the_name_given(self, room: Path) -> None:
         given = ["models.py:net", "models.py:other", "--attack", "fgsm", "--json"]
-        result = evaluate(*given, "--name", "mine", "--name", "theirs", "--workers", "2")
+        result = evaluate(*given, "--name", "mine", "--name", "theirs")
         rows = json.loads(result.stdout)["rows"]
         assert {row["defense"] for row in rows} == {"mine", "theirs"}
         record = json.loads(Path(rows[0]["record"]).read_text())

@@ -110,36 +110,27 @@ def records(out: Path) -> dict[str, Record]:
 @pytest.mark.slow
 def test_results_are_those_of_one_after_the_other(room: Path) -> None:
     names = ["models.py:net", "models.py:other"]
-    alone = evaluate("alone", *names, "--workers", "1", "--json")
+    called = ["--name", "mine", "--name", "theirs", "--json"]
+    alone = evaluate("alone", *names, "--workers", "1", *called)
     assert alone.exit_code == 0, alone.stderr
     assert not (room / "in-a-worker").exists()
     with files.digesting() as written:
-        both = evaluate("both", *names, "--json")
+        both = evaluate("both", *names, *called)
     assert both.exit_code == 0, both.stderr
     assert (room / "in-a-worker").exists()
     one, two = records(room / "alone"), records(room / "both")
     assert list(one) == list(two)
     assert len(one) == 2
     assert all(facts(one[name]) == facts(two[name]) for name in one)
+    assert {found.defense for found in two.values()} == {"mine", "theirs"}
+    assert {found.arguments["model"] for found in two.values()} == set(names)
     tables = [json.loads(result.stdout)["rows"] for result in (alone, both)]
     for row in tables[0] + tables[1]:
         del row["seconds"], row["record"]
     assert tables[0] == tables[1]
     # What the process that the user started compares after the end holds what workers wrote.
     assert {path.parent.name for path in written if path.name == "record.json"} == set(two)
-    assert evaluate("both", *names, "--json").stdout == both.stdout
-
-
-@pytest.mark.slow
-def test_a_model_that_is_built_otherwise_each_time_is_evaluated_as_it_was_looked_at(
-    room: Path,
-) -> None:
-    done = evaluate("out", "models.py:drawn", "models.py:net", "--quiet")
-    assert done.exit_code == 0, done.stderr
-    config = json.loads((room / "out" / "config.json").read_text())
-    found = records(room / "out")
-    digests = [found[f"models.py-{name}"].weights.digest for name in ("drawn", "net")]
-    assert digests == config["weights"]
+    assert evaluate("both", *names, *called).stdout == both.stdout
 
 
 @pytest.mark.slow
@@ -153,16 +144,20 @@ def test_a_model_whose_process_dies_each_time_is_given_up_alone(room: Path) -> N
 
 @pytest.mark.slow
 def test_a_model_whose_process_dies_once_goes_on_from_its_ledger(room: Path) -> None:
+    """Beside it, one that is built otherwise each time is evaluated as it was looked at."""
     write(room, ONCE)
-    names = ["models.py:Ends", "models.py:net"]
-    done = evaluate("out", *names)
+    done = evaluate("out", "models.py:Ends", "models.py:drawn")
     assert done.exit_code == 0, done.stderr
     assert (room / "mark").exists()
     assert "a worker was lost (exit code 0)" in done.stderr
-    alone = evaluate("alone", *names, "--workers", "1", "--quiet")
+    config = json.loads((room / "out" / "config.json").read_text())
+    found = records(room / "out")
+    digests = [found[f"models.py-{name}"].weights.digest for name in ("Ends", "drawn")]
+    assert digests == config["weights"]
+    alone = evaluate("alone", "models.py:Ends", "--workers", "1", "--quiet")
     assert alone.exit_code == 0, alone.stderr
-    one, two = records(room / "alone"), records(room / "out")
-    assert [facts(one[name])[-1] for name in one] == [facts(two[name])[-1] for name in one]
+    (one,) = records(room / "alone").values()
+    assert facts(one)[-1] == facts(found["models.py-Ends"])[-1]
 
 
 @pytest.mark.slow

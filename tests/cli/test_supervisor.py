@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -89,13 +93,35 @@ def shell(room: Path, *words: str, stdout: int = subprocess.PIPE) -> CompletedPr
     )  # fmt: skip
 
 
+@pytest.fixture
+def forked(processes: BaseContext) -> Callable[..., CompletedProcess[str]]:
+    """As `shell`, but program and child are copies of a process that has imported PyTorch."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return shell
+    source = Path(__file__).with_name("forked.py").read_text("utf-8")
+
+    def run(room: Path, *words: str) -> CompletedProcess[str]:
+        code = f"{source}\nrun(Path({str(room)!r}), {words!r})"
+        with ProcessPoolExecutor(1, mp_context=processes) as process:
+            error = process.submit(exec, code, {"__name__": "forked"}).exception(timeout=300)
+        assert isinstance(error, SystemExit), error
+        told = [(room / name).read_text("utf-8") for name in ("stdout", "stderr")]
+        return CompletedProcess(words, int(error.code or 0), *told)
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="ends by signals")
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_model_that_ends_the_process_is_a_failure(room: Path, ending: str) -> None:
+def test_a_model_that_ends_the_process_is_a_failure(
+    room: Path, ending: str, forked: Callable[..., CompletedProcess[str]]
+) -> None:
     code, told = ENDINGS[ending]
     (room / "model.py").write_text(code)
-    done = shell(room, "evaluate", "model.py:Ends", *HOW, "--out", "out")
+    # Of an interpreter of its own: how it ends, and one that is killed.
+    run = shell if ending in ("_exit after an error", "killed") else forked
+    done = run(room, "evaluate", "model.py:Ends", *HOW, "--out", "out")
     assert done.returncode in (2, 3), done.stderr
     assert told in done.stderr
     assert done.stdout == ""
@@ -108,10 +134,16 @@ def test_a_model_that_ends_the_process_is_a_failure(room: Path, ending: str) -> 
 )
 @pytest.mark.parametrize("where", ["data", "pack"])
 def test_data_and_packs_that_end_the_process_are_failures(
-    room: Path, where: str, ending: str, told: str, monkeypatch: pytest.MonkeyPatch
+    room: Path,
+    where: str,
+    ending: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    forked: Callable[..., CompletedProcess[str]],
 ) -> None:
-    data = "npz:data.npz"
+    data, run = "npz:data.npz", shell
     if where == "data":
+        run = forked
         (room / "mine.py").write_text(f"import os, sys\ndef load():\n    {ending}\n")
         data = "mine.py:load"
     else:
@@ -122,7 +154,7 @@ def test_data_and_packs_that_end_the_process_are_failures(
         (info / "entry_points.txt").write_text("[robustkit.packs]\nending = ending_pack\n")
         (place / "ending_pack.py").write_text(f"import os, sys\n{ending}\n")
         monkeypatch.setenv("PYTHONPATH", str(place))
-    done = shell(room, "evaluate", "model.py:net", "--data", data, *HOW[2:])
+    done = run(room, "evaluate", "model.py:net", "--data", data, *HOW[2:])
     assert done.returncode in (2, 3), done.stderr
     assert told in done.stderr
 
@@ -156,16 +188,20 @@ class Late:
 
 
 @pytest.mark.slow
-def test_data_that_leave_by_the_exit_of_the_command_line_are_a_failure(room: Path) -> None:
+def test_data_that_leave_by_the_exit_of_the_command_line_are_a_failure(
+    room: Path, forked: Callable[..., CompletedProcess[str]]
+) -> None:
     (room / "late.py").write_text(LATE)
-    done = shell(room, "evaluate", "model.py:net", "--data", "late.py:load", *HOW[2:])
+    done = forked(room, "evaluate", "model.py:net", "--data", "late.py:load", *HOW[2:])
     assert (done.returncode, "tried to end the program" in done.stderr) == (3, True), done.stderr
     assert not list(room.rglob("record.json"))
 
 
 @pytest.mark.slow
-def test_a_check_whose_candidate_ends_the_process_does_not_pass(room: Path) -> None:
-    assert shell(room, "evaluate", "model.py:net", *HOW, "--out", "base").returncode == 0
+def test_a_check_whose_candidate_ends_the_process_does_not_pass(
+    room: Path, forked: Callable[..., CompletedProcess[str]]
+) -> None:
+    assert forked(room, "evaluate", "model.py:net", *HOW, "--out", "base").returncode == 0
     (room / "model.py").write_text(LINEAR + "def end():\n    os._exit(0)")
     reports = ["--junit", "junit.xml", "--markdown", "summary.md"]
     done = shell(room, "check", "model.py:Ends", "--baseline", "base", "--device", "cpu", *reports)
@@ -190,8 +226,10 @@ class TestStreams:
         assert done.returncode == 0
         assert list(room.rglob("record.json"))
 
-    def test_what_the_caller_opened_can_be_written(self, room: Path) -> None:
-        assert shell(room, "evaluate", "model.py:net", *HOW, "--out", "base").returncode == 0
+    def test_what_the_caller_opened_can_be_written(
+        self, room: Path, forked: Callable[..., CompletedProcess[str]]
+    ) -> None:
+        assert forked(room, "evaluate", "model.py:net", *HOW, "--out", "base").returncode == 0
         with (room / "page.html").open("wb") as page:
             words = ["report", "base", "--out", f"/dev/fd/{page.fileno()}", "--quiet"]
             command = [sys.executable, "-m", "robustkit", *words]

@@ -303,7 +303,7 @@ def test_a_fresh_run_has_a_student_of_its_own(
 
 @pytest.mark.slow
 def test_health_costs_little_and_changes_nothing(bundled: Dataset, tmp_path: Path) -> None:
-    model, data = load_model("pgd_at", data=bundled).model, subset(bundled, range(0, 1000, 20))
+    model, data = load_model("pgd_at", data=bundled).model, subset(bundled, range(0, 1000, 60))
     fast = run(model, data, tmp_path / "fast", suite="fast(audit_least=2)")
     record = run(model, data, tmp_path / "adaptive", suite="adaptive(audit_least=2)")
     assert not [flag for flag in record.flags if flag.name != "chance"]
@@ -328,7 +328,7 @@ def test_an_interrupted_run_goes_on_with_what_was_found(
             if not self.left:
                 raise KeyboardInterrupt
 
-    few = subset(few, range(0, 25, 3))
+    few = subset(few, range(0, 25, 5))
     whole = run(model, few, tmp_path / "whole", suite=LIGHT)
     with pytest.raises(KeyboardInterrupt):
         run(model, few, tmp_path / "cut", suite=LIGHT, watcher=Fuse(), batch_size=9)

@@ -198,7 +198,7 @@ def run(blobs: Dataset, nearest: nn.Module, tmp_path: Path) -> Callable[..., Rec
 @pytest.fixture
 def victim(blobs: Dataset, prototypes: Tensor, tmp_path: Path) -> Callable[[int, str], list[str]]:
     """Write the model and its data; return the arguments that evaluate it."""
-    x, y = blobs.fetch(range(80))
+    x, y = blobs.fetch(range(48))
     np.savez(tmp_path / "blobs.npz", x=x.numpy(), y=y.numpy())
     flat = prototypes.flatten(1)
     weights = {"linear.weight": 2 * flat, "linear.bias": -flat.square().sum(1)}
@@ -412,7 +412,7 @@ class TestDeath:
         (ledger,) = (tmp_path / "out").glob("*/ledger.sqlite")
         with Ledger(ledger, None) as kept:
             known = len(kept.clean())
-        assert known == 80
+        assert known == 48
         assert main([*arguments, "cpu"], standalone_mode=False) == 0
         alone = [*line, "--out", str(tmp_path / "one"), "--batch-size", "1", "--device", "cpu"]
         assert main(alone, standalone_mode=False) == 0

@@ -21,7 +21,7 @@ from robustkit.record.record import Record, load
 PROGRAM = """
 import json, os, signal, sys
 from pathlib import Path
-import torch
+import torch, torch._dynamo  # which an optimizer imports
 from safetensors.torch import load_file
 from torch import nn
 from robustkit.data import open_dataset

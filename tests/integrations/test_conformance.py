@@ -179,31 +179,39 @@ class TestInstalled:
 
     def run(self, place: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "robustkit", *words],
+            [sys.executable, *words],
             env={**os.environ, "PYTHONPATH": str(place)},
             cwd=folder, capture_output=True, text=True,
         )  # fmt: skip
 
     def test_it_is_found_validated_and_used(self, place: Path, tmp_path: Path) -> None:
-        done = self.run(place, tmp_path, "validate", "robustkit-example", "--json")
+        commands = (
+            ["validate", "robustkit-example", "--json"],
+            ["list", "attacks", "--json"],
+            ["evaluate", "undefended", "--suite", "example_look", "--n", "20", "--json"],
+        )
+        code = (  # PyTorch is imported once for all three
+            "import sys\nfrom robustkit.cli.program import program\n"
+            f"for words in {commands!r}:\n"
+            "    assert not program(words, 'robustkit', standalone_mode=False)\n"
+            "    print('end of the answer')"
+        )
+        done = self.run(place, tmp_path, "-c", code)
         assert done.returncode == 0, done.stdout + done.stderr
-        checks = json.loads(done.stdout)["checks"]
+        answers = [json.loads(text) for text in done.stdout.split("end of the answer\n")[:3]]
+        checks = answers[0]["checks"]
         assert {row["name"] for row in checks} == {
             "example_drift", "example_linear", "example_look"
         }  # fmt: skip
-        listed = json.loads(self.run(place, tmp_path, "list", "attacks", "--json").stdout)
-        assert "example_drift" in [entry["name"] for entry in listed["entries"]]
-        words = ("evaluate", "undefended", "--suite", "example_look", "--n", "20", "--json")
-        done = self.run(place, tmp_path, *words)
-        assert done.returncode == 0, done.stderr
-        (row,) = json.loads(done.stdout)["rows"]
+        assert "example_drift" in [entry["name"] for entry in answers[1]["entries"]]
+        (row,) = answers[2]["rows"]
         assert row["strongest_attack"] == "example_drift(steps=5)"
 
     def test_a_pack_that_fails_when_imported_is_named(self, place: Path, tmp_path: Path) -> None:
         broken = tmp_path / "broken"
         shutil.copytree(place, broken)
         (broken / "robustkit_example" / "__init__.py").write_text("import nothing_of_the_kind\n")
-        done = self.run(broken, tmp_path, "list", "attacks")
+        done = self.run(broken, tmp_path, "-m", "robustkit", "list", "attacks")
         assert done.returncode == RobustkitError.exit_code
         assert "robustkit-example fails when it is imported: ModuleNotFoundError" in done.stderr
         assert "pip uninstall robustkit-example" in done.stderr
