@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robustkit.certify.activations import Activation
 from robustkit.certify.affine import Statistics
-from robustkit.certify.agreement import KeepsDouble, compare
+from robustkit.certify.agreement import WIDE, KeepsDouble, compare
 from robustkit.certify.compound import Step
 from robustkit.certify.functional import BATCH_STATISTICS
 from robustkit.certify.nonlinear import Nonlinear
@@ -181,10 +181,9 @@ class _Reader:
             result = result[0]  # the weights may not be used: see `_take_first`
         steps = None
         # What has lost the batch axis mixes points, or reads values: no bounds.
-        if isinstance(result, Tensor) and len(result) == 1:
+        if isinstance(result, Tensor) and result.ndim and len(result) == 1:
             shapes = [self.nodes[self.place[s]].shape for s in sources]
-            first = bool(node.args) and node.args[0] is sources[0]
-            same = len(set(sources)) == 1
+            first, same = whole is sources[0], len(set(sources)) == 1
             items = whole if isinstance(whole, (tuple, list)) else ()
             varying = tuple(i for i, item in enumerate(items) if item in self.place)
             shape = tuple(result.shape[1:])
@@ -192,6 +191,8 @@ class _Reader:
             steps = operations(call)
         if steps is None:
             raise self._unknown(node, name)
+        if isinstance(outcome, Tensor) and outcome.dtype not in WIDE:  # whole numbers are rounded
+            raise self._refusal(f"{node.name} returns {outcome.dtype}; expected float32 throughout")
         self._append_all(node, steps, sources, outcome)
 
     def _take_part(self, node: fx.Node, whole: fx.Node, index: Any, result: Any) -> None:

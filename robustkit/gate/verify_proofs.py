@@ -11,10 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustkit.core.types import Model
+from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError, some
+from robustkit.evaluation.stages.proofs import apart
 from robustkit.record.evidence import RECORD
 from robustkit.record.record import Record, load
-from robustkit.verify.proofs.folder import MANIFEST, Failure, check_folder
+from robustkit.verify.proofs.folder import MANIFEST, Failure, check_folder, read
 
 FOLDER = "proofs"
 
@@ -60,7 +67,7 @@ def verify_proofs(folder: Path, report: Callable[[int], None] = lambda _: None) 
         record = load(path)
     except UsageError as error:
         return Checked(folder, points, [*failures, Failure(-1, str(error))])
-    if points:
+    if points or not failures:
         failures = [
             *failures,
             *_against(record, json.loads((folder / MANIFEST).read_text("utf-8"))),
@@ -68,7 +75,36 @@ def verify_proofs(folder: Path, report: Callable[[int], None] = lambda _: None) 
     certified = [p for p, s in zip(record.points.index, record.points.status, strict=True)
                  if s == "certified"]  # fmt: skip
     without = sorted(set(certified) - set(points))
+    if certified and not points and not failures:
+        told = f"expected proofs of the record's {len(certified)} certified points, found none"
+        failures = [Failure(-1, told)]
     return Checked(folder, points, failures, f"no proof of points {some(without)}" * bool(without))
+
+
+def against_model(checked: Checked, data: Dataset, model: Model) -> Checked:
+    """Hold proofs against the images of the data, and their network against the model's logits.
+
+    Proofs speak of the images and of the network that lie beside them: both could be exchanged.
+    """
+    failures, network, images = list(checked.failures), None, list[Tensor]()
+    for point in checked.points:
+        clean = data.fetch([point])[0]
+        with np.load(checked.folder / f"{point}.npz", allow_pickle=False) as held:
+            same = np.array_equal(held["x"], clean[0].cpu().numpy())
+        images.append(clean)
+        if not same:
+            failures.append(Failure(point, "expected the image of the data, found another"))
+    if images and not failures:
+        network, x = read(checked.folder), torch.cat(images[:_ASKED])
+        with torch.no_grad():
+            logits = model(x)
+        if (off := apart(network, x, logits)) > _NEAR * (1 + float(logits.abs().max())):
+            told = f"expected the record's model, found a network whose logits are {off:.3g} off"
+            failures.append(Failure(-1, told))
+    return checked._replace(failures=failures)
+
+
+_ASKED, _NEAR = 8, 1e-5  # points; of the logits, what a model may lose beyond float32's bounds
 
 
 def _against(record: Record, manifest: dict[str, object]) -> list[Failure]:

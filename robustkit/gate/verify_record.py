@@ -22,7 +22,7 @@ from robustkit.core.types import Images, Model
 from robustkit.data.dataset import Dataset
 from robustkit.gate.baseline import Baseline
 from robustkit.gate.reattack import Reattack, reattack
-from robustkit.gate.verify_proofs import FOLDER, Checked, verify_proofs
+from robustkit.gate.verify_proofs import FOLDER, Checked, against_model, verify_proofs
 from robustkit.models.readiness import private_copy
 from robustkit.record.evidence import LEDGER, refuse_altered
 from robustkit.record.ledger_reader import open_readonly
@@ -113,6 +113,8 @@ def verify_record(
     again = reattack(baseline, private, data, device, points=sample, seed=seed, spent=spent)
     proofs = baseline.path.with_name(FOLDER)
     checked = verify_proofs(proofs) if (proofs / MANIFEST).is_file() else None
+    if checked is not None and not checked.failures:
+        checked = against_model(checked, data, lambda x: private(x.to(where)).cpu())
     findings += [_proofs(checked), _again(record, again)]
     passes = spent + again.passes, record.forwards + record.backwards
     return Verification(findings, _unchecked(record, findings, again, checked), passes, seed)
@@ -125,7 +127,7 @@ def _proofs(checked: Checked | None) -> Finding:
     failures = checked.failures
     points = tuple(sorted({failure.point for failure in failures if failure.point >= 0}))
     note = failures[0].found if failures else ""
-    return Finding(what, len(checked.points), len(points) or bool(failures), points, note)
+    return Finding(what, len(checked.points), len(points) or int(bool(failures)), points, note)
 
 
 def _again(record: Record, again: Reattack) -> Finding:

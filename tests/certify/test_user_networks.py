@@ -141,3 +141,41 @@ def test_the_smallest_network_of_torchvision() -> None:
     lower = crown_margins(graph, x, y, threat, rounding=True)
     assert bool((logits[:, y] - logits >= lower).all())
     assert bool((lower > -1e3).all())
+
+
+class _Odd(nn.Module):
+    """Logits with a common offset, after `change` of the image's mean."""
+
+    def __init__(self, change: Callable[[nn.Module, Tensor], Tensor], offset: float) -> None:
+        super().__init__()
+        self.change, self.offset = change, offset
+        self.register_buffer("whole", torch.zeros(1, dtype=torch.int32))
+        self.head = nn.Linear(72, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.change(self, x.flatten(1))) + self.offset
+        return logits
+
+
+def _written_over(_: nn.Module, h: Tensor) -> Tensor:
+    kept = h - 0.5
+    nn.functional.relu(kept, inplace=True)
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda m, h: (h * 9).type_as(m.whole).float(), "type_as returns torch.int32"),
+        (lambda m, h: (h * 9).to(m.whole).float(), "to returns torch.int32"),
+        (lambda m, h: h * h[0, 0], "getitem"),
+        (_written_over, "other logits than when it is called"),
+    ],
+)
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_what_would_be_bounded_as_another_function_is_refused(
+    change: Callable[[nn.Module, Tensor], Tensor], told: str, offset: float
+) -> None:
+    """Casts by the type of another tensor, single values, writes in place; whatever the offset."""
+    with pytest.raises(UsageError, match=told):
+        trace(_Odd(change, offset).double(), SHAPE)

@@ -57,6 +57,15 @@ def fit(run: Path) -> None:
     path.write_text(json.dumps(told))
 
 
+def test_a_folder_emptied_of_its_proofs_does_not_pass(run: Path) -> None:
+    path = run / "proofs" / "manifest.json"
+    told = json.loads(path.read_text()) | {"points": {}, "files": {}}
+    path.write_text(json.dumps(told))
+    result = ask("verify-proof", run)
+    assert result.exit_code == 1
+    assert "certified points, found none" in result.output
+
+
 def test_every_certified_point_has_a_proof_that_holds(made: Path) -> None:
     """The run's folder and the folder of proofs are both taken."""
     record = load(made / "record.json")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 from robustkit.cli.program import program as main
 from robustkit.record.ledger import Ledger
@@ -142,6 +145,26 @@ def test_all_checks_together_take_a_tenth_of_the_run(tmp_path: Path) -> None:
     assert told["passes"] <= told["passes_of_the_run"] / 10
 
 
+def exchange(place: Path, what: str) -> None:
+    """Give a point another image, which its proof holds of too; or the network other weights."""
+    manifest = json.loads((place / "manifest.json").read_text())
+    if what == "image":
+        name = min(manifest["points"])
+        with np.load(place / f"{name}.npz") as held:
+            arrays = dict(held)
+        np.savez(place / f"{name}.npz", **{**arrays, "x": arrays["x"] * np.float32(1 - 1e-6)})
+        content = (place / f"{name}.npz").read_bytes()
+        manifest["points"][name]["sha256"] = hashlib.sha256(content).hexdigest()
+    else:
+        path = place / "network.safetensors"
+        weights = load_file(path)
+        name = max(weights, key=lambda name: weights[name].numel())
+        weights[name] = weights[name] * 1.01
+        save_file(weights, path)
+        manifest["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (place / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_stored_proofs_are_checked_too(tmp_path: Path) -> None:
     out = tmp_path / "proved"
     words = ("--certify", "crown", "--save-proofs", "--attack", "fgsm", "--n", "6", "--out", out)
@@ -149,6 +172,18 @@ def test_stored_proofs_are_checked_too(tmp_path: Path) -> None:
     found = {check["what"]: check for check in verified(out / "ibp")["checks"]}
     checked = found["stored proofs hold"]["checked"]
     assert checked == load(out / "ibp" / "record.json").points.status.count("certified") > 0
+    place, kept = out / "ibp" / "proofs", tmp_path / "kept"
+    shutil.copytree(place, kept)
+    exchange(place, "image")
+    told = {c["what"]: c for c in verified(out / "ibp", code=1)["checks"]}["stored proofs hold"]
+    assert len(told["points"]) == 1
+    assert "the image of the data" in told["note"]
+    shutil.copytree(kept, place, dirs_exist_ok=True)
+    exchange(place, "network")
+    told = {c["what"]: c for c in verified(out / "ibp", code=1)["checks"]}["stored proofs hold"]
+    assert told["differing"] == 1
+    assert "found a network" in told["note"]
+    shutil.copytree(kept, place, dirs_exist_ok=True)
     (first,) = sorted((out / "ibp" / "proofs").glob("*.npz"))[:1]
     first.write_bytes(first.read_bytes()[:-1] + b"\1")
     told = verified(out / "ibp", code=1)

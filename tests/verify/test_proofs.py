@@ -24,6 +24,7 @@ from robustkit.certify.complete.verifier import build_verifier
 from robustkit.certify.graph import trace
 from robustkit.core.threat import Norm, Threat
 from robustkit.errors import UsageError
+from robustkit.evaluation.stages.proofs import apart
 from robustkit.verify.proofs.checker import Refused, check
 from robustkit.verify.proofs.domain import Ball, Domain
 from robustkit.verify.proofs.network import Network, build
@@ -359,6 +360,17 @@ def test_a_thousand_tampered_proofs_are_refused(proofs: list[Proof]) -> None:
         assert _true(forged)  # a larger ball may be proved too
     assert min(refused.values()) >= 50
     assert same < 100
+
+
+def test_logits_are_compared_within_what_float32_may_lose() -> None:
+    """A ReLU at zero is clipped on one side: the middle of its interval is no evaluation."""
+    model = mlp(4, 3, 2).double().requires_grad_(False)
+    x = torch.rand(2, 1, 2, 2, dtype=torch.float64)
+    model[1].bias[0] -= model[1](x[:1].flatten(1))[0, 0]
+    graph = trace(model, (1, 2, 2))
+    network, logits = build(*plain(graph)), graph.values(x)[-1]
+    assert apart(network, x, logits) <= 0
+    assert apart(network, x, logits + 1e-3) == pytest.approx(1e-3, rel=0.1)
 
 
 def test_an_operation_that_proofs_do_not_know_is_named() -> None:

@@ -36,6 +36,7 @@ def candidates(
     closed = closed.expand_as(area).scatter(1, splits.unit, splits.sign.abs() > 0) | closed
     best = []
     for score, part in ((area, (count + 1) // 2), (gap, count // 2)):
+        part = min(part, score.shape[1])
         value, unit = score.masked_fill(closed, -1.0).topk(part, dim=1)
         best.append(unit.masked_fill(value < 0, -1))
         closed = closed.scatter(1, unit, True)
