@@ -50,11 +50,13 @@ class Step:
         progress: from 0 to 1.
         generator: lives on the CPU and belongs to this step alone.
         memory: tensors that an objective keeps from step to step; saved with the state.
+        points: positions of the batch in the training data [b], where they are known.
     """
 
     progress: float
     generator: Generator
     memory: dict[str, Tensor] = field(default_factory=dict)
+    points: Tensor | None = None
 
 
 class Trainable(Protocol):
@@ -126,7 +128,9 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _rate(step / total)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.half and on_gpu):
-            loss = defense.objective(model, x, y.to(device), Step(step / total, draw, memory))
+            loss = defense.objective(
+                model, x, y.to(device), Step(step / total, draw, memory, chosen)
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(part.parameters(), recipe.clip)
