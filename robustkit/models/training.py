@@ -113,7 +113,7 @@ def fit(
     optimizer = torch.optim.AdamW(part.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     total, memory = recipe.epochs * per_epoch, dict[str, Tensor]()
     content = digest(data, range(len(data)))
-    done = _resume(folder, part, optimizer, memory, identity, content)
+    done = _resume(folder, defense, part, optimizer, memory, identity, content)
     saved, on_gpu = time.monotonic(), device.type == "cuda"
     order, flips = torch.empty(0, dtype=torch.long), data.augment
     model.train()
@@ -232,6 +232,7 @@ def _unreadable(path: Path, why: str) -> RobustkitError:
 
 def _resume(
     folder: Path,
+    defense: Trainable,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     memory: dict[str, Tensor],
@@ -243,8 +244,10 @@ def _resume(
     if not path.exists():
         return 0
     state = _read(path)
-    for key in sorted(identity.keys() | state["identity"].keys()):
-        was, now = state["identity"].get(key), identity.get(key)
+    # An option that the state does not know was added to the defense since: it had its default.
+    held = {key: getattr(type(defense), key, None) for key in identity} | state["identity"]
+    for key in sorted(held):
+        was, now = held[key], identity.get(key)
         if was != now:
             raise UsageError(
                 f"{folder} holds another training: {key} was {was!r}, now {now!r}. "

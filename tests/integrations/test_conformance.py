@@ -27,7 +27,8 @@ LINEAR = (PACK / "robustkit_example" / "linear.py").read_text()
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is forgotten afterwards."""
     registry.load_packs()
-    for names in (registry.attacks, registry.defenses, registry.datasets, registry.suites):
+    for names in (registry.attacks, registry.defenses, registry.losses, registry.datasets,
+                  registry.suites):  # fmt: skip
         monkeypatch.setattr(names, "_entries", dict(names._entries))
     yield
 
