@@ -57,7 +57,7 @@ class AldrKl:
     def adapted(self, gains: Logits, lam: Scalars) -> Scalars:
         """Return lam after one step of the fixed-point equation [b]."""
         most = math.log(gains.shape[1])
-        entropy = torch.special.entr((gains / lam[:, None]).softmax(1)).sum(1)
+        entropy: Tensor = torch.special.entr((gains / lam[:, None]).softmax(1)).sum(1)
         return self.lam0 * (1 - (most - entropy) / (self.alpha * most))
 
     def _gains(self, logits: Logits, y: Labels) -> Logits:
