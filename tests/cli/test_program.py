@@ -469,9 +469,9 @@ class TestTrain:
         np.savez(room / "mnist.npz", **arrays)
         return room
 
-    def train(self, root: Path, *arguments: str) -> Result:
+    def train(self, root: Path, *arguments: str, more: str = "") -> Result:
         common = ["--data", "mnist", "--data-root", str(root), "--device", "cpu"]
-        return run("train", "pgd_at(width=2, steps=1)", *common, "--epochs", "1", *arguments)
+        return run("train", f"pgd_at(width=2, steps=1{more})", *common, "--epochs", "1", *arguments)
 
     def test_weights_and_card_are_left_and_evaluate_takes_them(self, root: Path) -> None:
         result = self.train(root, "--batch-size", "32", "--out", "trained")
@@ -494,6 +494,26 @@ class TestTrain:
         (row,) = json.loads(found.stdout)["rows"]
         assert row["defense"] == "pgd_at(steps=1, width=2)"
         assert row["clean"] == card["measured"]["clean"]
+
+    def test_a_loss_is_named_by_the_card_and_its_weights_are_found_by_it(self, root: Path) -> None:
+        loss = ", loss=comp_sum(tau=0.50)"
+        result = self.train(root, "--batch-size", "64", "--out", "trained", more=loss)
+        assert result.exit_code == 0, result.stderr
+        card = json.loads((root / "trained" / "card.json").read_text())
+        assert card["options"]["loss"] == "comp_sum(tau=0.5)"
+        common = ["--data", "mnist", "--data-root", str(root), "--threat", "linf:0.1"]
+        common += ["--weights", "trained/model.safetensors", "--attack", "fgsm", "--json"]
+        for spec in ("pgd_at", "pgd_at(loss=comp_sum(tau=1/2))"):
+            found = run("evaluate", spec, *common)
+            assert found.exit_code == 0, found.stderr
+            (row,) = json.loads(found.stdout)["rows"]
+            assert row["defense"] == "pgd_at(loss='comp_sum(tau=0.5)', steps=1, width=2)"
+        other = run("evaluate", "pgd_at(loss=z_loss)", *common)
+        assert other.exit_code == 2
+        assert "these weights are not of pgd_at(loss=z_loss)" in other.stderr
+        again = self.train(root, "--batch-size", "64", "--out", "trained")
+        assert again.exit_code == 2
+        assert "loss was 'comp_sum(tau=0.5)', now 'ce'" in again.stderr
 
     def test_points_left_out_are_the_only_ones_measured(
         self, root: Path, monkeypatch: pytest.MonkeyPatch
