@@ -43,7 +43,7 @@ class PgdAt(OnSmallCnn):
         outer, threat = losses.build(self.loss), Threat("linf", ramp(self.eps, step.progress))
 
         def climbed(logits: Tensor) -> Tensor:
-            return cast(Tensor, outer.search(logits, y)).sum()
+            return cast(Tensor, outer.search(logits.float(), y)).sum()
 
         z = perturb(model, x, climbed, threat, steps=self.steps, generator=step.generator)
-        return cast(Tensor, outer(model(z), y, step)).mean()
+        return cast(Tensor, outer(model(z).float(), y, step)).mean()

@@ -50,15 +50,15 @@ class Trades(OnSmallCnn):
         outer, threat = losses.build(self.loss), Threat("linf", ramp(self.eps, step.progress))
         apart = outer.penalty if isinstance(outer, Penalized) else _divergence
         with torch.no_grad():
-            reference = model(x)
+            reference = model(x).float()
 
         def climbed(logits: Tensor) -> Tensor:
-            return apart(reference, logits, y).sum()
+            return apart(reference, logits.float(), y).sum()
 
         # At z = x the penalty and its gradient are 0: the random start of `perturb` is needed.
         z = perturb(model, x, climbed, threat, steps=self.steps, generator=step.generator)
-        logits = model(x)
-        penalty = apart(logits, model(z), y).mean()
+        logits = model(x).float()
+        penalty = apart(logits, model(z).float(), y).mean()
         return cast(Tensor, outer(logits, y, step)).mean() + self.beta * penalty
 
 

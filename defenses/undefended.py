@@ -36,5 +36,5 @@ class Undefended:
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Mean loss of x [b, c, h, w] and y [b]."""
-        loss: Tensor = losses.build(self.loss)(model(x), y, step).mean()
+        loss: Tensor = losses.build(self.loss)(model(x).float(), y, step).mean()
         return loss

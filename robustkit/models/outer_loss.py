@@ -22,7 +22,7 @@ class OuterLoss(Protocol):
     """What a registered loss has."""
 
     def __call__(self, logits: Logits, y: Labels, step: Step) -> Scalars:
-        """Return the loss of each point [b]; a training minimizes its mean.
+        """Return the loss of each point [b]; a training minimizes its mean. Logits are float32.
 
         Random draws come from `step.generator`, and what is kept from step to step lies in
         `step.memory`, so that a resumed training repeats an uninterrupted one.
