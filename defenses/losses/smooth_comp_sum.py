@@ -23,7 +23,9 @@ class SmoothCompSum:
     (nu in the paper) that of `trades`. From beta ≥ sqrt(k − 1) / rho on, it is an upper bound of
     the robust 0-1 loss times Phi_tau(1): exp(−t / rho) bounds the ramp 1 − t / rho, which is
     1 / rho-Lipschitz, Phi_tau' ≤ 1, and the Cauchy–Schwarz inequality does the rest.
-    Pairing logits under a weak search has masked gradients before: attack it by the margin.
+    A large beta pulls the clean margins to 0 with the penalty: the default of `trades` is meant for
+    its KL term, begin with 1 or less. Pairing logits under a weak search has masked gradients
+    before: attack it by the margin.
     Differs from the paper: constants and inner search are ours; the straight line of `comp_sum`.
 
     Attributes:

@@ -14,8 +14,10 @@ from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
 from robustkit.core.rng import generator
+from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.integrations.conformance.losses import checks
+from robustkit.models.adversarial_training import perturb, ramp
 from robustkit.models.load import name_of
 from robustkit.models.training import Step
 from robustkit.registry import defenses, losses
@@ -57,6 +59,19 @@ def test_gradients_are_those_of_finite_differences(spec: str) -> None:
     loss = losses.build(spec)
     for function in (lambda z: loss(z, Y, step()), lambda z: loss.search(z, Y)):
         assert torch.autograd.gradcheck(function, Z.clone().requires_grad_())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["comp_sum(tau=0)", "comp_sum(tau=0.5)", "comp_sum(tau=2)", "smooth_comp_sum(tau=0)",
+     "ldr(lam=0.1)", "ldr(lam=0.01, normalized=false)", "aldr_kl(lam0=0.01)", "z_loss(a=10, b=1)"],
+)  # fmt: skip
+def test_huge_logits_have_a_finite_loss_and_gradient(spec: str) -> None:
+    loss = losses.build(spec)
+    logits = (1e4 * Z.float() / Z.abs().max()).requires_grad_()
+    found = loss(logits, Y, step())
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert bool(found.isfinite().all() and gradient.isfinite().all())
 
 
 class TestCompSum:
@@ -296,6 +311,13 @@ class TestTheOption:
         assert name_of(entry, defenses.build(name)) == name
         assert name_of(entry, defenses.build(f"{name}(loss=ce)")) == name
 
+    @pytest.mark.parametrize("name", ["undefended", "pgd_at", "trades"])
+    def test_cross_entropy_trains_bit_by_bit_as_before_there_was_a_choice(self, name: str) -> None:
+        found = _gradient(
+            f"{name}(width=2)" if name == "undefended" else f"{name}(width=2, steps=2)"
+        )
+        assert torch.equal(found, _without_a_choice(name))
+
     @pytest.mark.parametrize(
         ("text", "name"),
         [
@@ -352,4 +374,35 @@ def _gradient(spec: str) -> Tensor:
         defense = defenses.build(spec)
         network, x = defense.network((1, 8, 8), 3), torch.rand(6, 1, 8, 8)
     total = defense.objective(network, x, torch.arange(6) % 3, step())
+    return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(network.parameters()))])
+
+
+def _without_a_choice(name: str) -> Tensor:
+    """Return the gradient of the objective as it was written before `loss=`."""
+    functional, y, now = torch.nn.functional, torch.arange(6) % 3, step()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = defenses.build(f"{name}(width=2)").network((1, 8, 8), 3)
+        x = torch.rand(6, 1, 8, 8)
+    threat = Threat("linf", ramp(0.1, now.progress))
+    with torch.no_grad():
+        reference = network(x).log_softmax(1)
+
+    def kl(logits: Tensor, to: Tensor, reduction: str) -> Tensor:
+        moved = logits.log_softmax(1)
+        return functional.kl_div(moved, to, log_target=True, reduction=reduction)
+
+    def climbed(logits: Tensor) -> Tensor:
+        if name == "trades":
+            return kl(logits, reference, "sum")
+        return functional.cross_entropy(logits, y, reduction="sum")
+
+    if name == "undefended":
+        total = functional.cross_entropy(network(x), y)
+    else:
+        z = perturb(network, x, climbed, threat, steps=2, generator=now.generator)
+        logits = network(x if name == "trades" else z)
+        total = functional.cross_entropy(logits, y)
+        if name == "trades":
+            total = total + 6.0 * kl(network(z), logits.log_softmax(1), "batchmean")
     return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(network.parameters()))])
