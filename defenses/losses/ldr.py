@@ -22,8 +22,8 @@ class Ldr:
 
     lam · log mean_j exp((c · 1[j ≠ y] + z_j − z_y) / lam), Zhu, Ying & Yang 2023: without `c` and
     normalization, cross-entropy − log k at lam = 1, the hinge of the largest margin as lam → 0, the
-    mean of z_j − z_y as lam → ∞. The normalization leaves the scale of logits free: attack a model
-    trained with it by losses that do not depend on it.
+    mean of z_j − z_y as lam → ∞. The normalization leaves the scale of large logits free: attack a
+    model trained with it by losses that do not depend on it.
 
     Attributes:
         lam: weight of the KL divergence; 1 is ours.
