@@ -7,8 +7,8 @@
 Every network is trained on Fashion-MNIST and evaluated by `fast`, and by PGD-20 on cross-entropy
 alone, at linf 0.1 on test points: what the latter misses is masking. It goes on where it was
 stopped, inside a training and inside an evaluation; several may run at once, each with seeds of its
-own. OUT/table.md compares every row with `trades` on the same points. About 25 minutes of one core
-that does nothing else.
+own. OUT/table.md compares every row with `trades` on the same points. About half an hour of a core
+that does nothing else, by the processor seconds of single networks.
 """
 
 from __future__ import annotations
