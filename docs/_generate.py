@@ -37,6 +37,7 @@ def pages() -> dict[str, str]:
         "reference/attacks.md": _attacks(),
         "reference/suites.md": _suites(),
         "reference/defenses.md": _defenses(),
+        "reference/losses.md": _losses(),
         "reference/datasets.md": _datasets(),
         "reference/flags.md": _flags(),
         "reference/columns.md": _columns(),
@@ -186,6 +187,23 @@ def _defenses() -> str:
         "name alone. Each checkpoint has a card (`defenses/checkpoints/*.json`) with the command "
         "that trained it, its seed and measured accuracies.\n",
         _table(["defense", "what it is", "bundled weights", "source"], rows),
+        *_sections(entries),
+    ])  # fmt: skip
+
+
+def _losses() -> str:
+    entries = _entries("losses")
+    rows = [
+        (f"[`{entry.name}`](#{entry.name})", entry.summary, _source(entry)) for entry in entries
+    ]
+    return "\n".join([
+        "# Losses\n",
+        "What `robustkit list losses` prints: losses to train with, `loss=` of `undefended`, "
+        "`pgd_at` and `trades`, such as `robustkit train \"pgd_at(loss=comp_sum(tau=0.5))\"`. In "
+        "tables the spec of a loss with options stands in quotes. Which of them help: "
+        "[losses explained](../explanation/losses.md). The losses that attacks climb are "
+        "[others](attacks.md).\n",
+        _table(["loss", "what it is", "source"], rows),
         *_sections(entries),
     ])  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What can be asked for by name: attacks, libraries of attacks, defenses, datasets and suites.
+"""What can be asked for by name: attacks, their libraries, defenses, losses, datasets and suites.
 
 A pack file registers a frozen dataclass with a decorator; its fields are the options. Packs are
 entry points of the group `robustkit.packs`, those of this distribution too, and load on first use.
@@ -161,6 +161,7 @@ class _Attacks(Registry[Any]):
 attacks: Registry[Any] = _Attacks("attack")
 libraries: Registry[Any] = Registry("attack library")
 defenses: Registry[Any] = Registry("defense")
+losses: Registry[Any] = Registry("loss")  # to train with; those of attacks: robustkit.core.losses
 datasets: Registry[Any] = Registry("dataset")
 suites: Registry[Any] = Registry("suite")
 

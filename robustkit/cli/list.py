@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robustkit.registry import Entry
 
 SCHEMA = "robustkit/list/1"
-_KINDS = ("attacks", "defenses", "datasets", "suites", "libraries")
+_KINDS = ("attacks", "defenses", "losses", "datasets", "suites", "libraries")
 
 
 @click.command("list", short_help="List what can be asked for by name.")
@@ -23,7 +23,7 @@ _KINDS = ("attacks", "defenses", "datasets", "suites", "libraries")
 @options.as_json
 @debug
 def command(kind: str, as_json: bool) -> None:
-    """List the attacks, libraries of attacks, defenses, datasets or suites that have a name."""
+    """List the attacks, their libraries, defenses, losses, datasets or suites that have a name."""
     from robustkit import registry
 
     entries = getattr(registry, kind).entries()
