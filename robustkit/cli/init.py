@@ -21,14 +21,13 @@ def command(model: str, data: str, threat: str | None, suite: str, pyproject: bo
     """Write robustkit.toml, or a table of pyproject.toml; never over an existing one."""
     from robustkit.cli.evaluate.threats import usual_threat
     from robustkit.core import files
-    from robustkit.core.threat import Threat
     from robustkit.errors import UsageError
     from robustkit.gate import config
-    from robustkit.registry import suites
+    from robustkit.registry import read_threat, suites
 
     suites.build(suite)
     threat = threat or usual_threat(data) or "linf:8/255"
-    Threat.parse(threat)
+    read_threat(threat)
     path = Path("pyproject.toml" if pyproject else "robustkit.toml")
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     if (before and not pyproject) or config.has_table(before):

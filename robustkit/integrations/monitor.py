@@ -16,10 +16,12 @@ from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.evaluation.evaluate import evaluate_settings
 from robustkit.evaluation.identity import RUNS
-from robustkit.evaluation.settings import DEFAULT_SUITE, GivenData, ask
+from robustkit.evaluation.settings import GivenData, ask
 from robustkit.integrations.loggers import log_record, scalars
 from robustkit.record.provenance import weights_digest
 from robustkit.record.record import Record
+from robustkit.registry import read_threat
+from robustkit.search.suites import default_suite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,8 +66,8 @@ class RobustnessMonitor:
         """
         if every < 1:
             raise UsageError(f"every: expected epochs, 1 or more, got {every}.")
-        if not others.get("attacks"):
-            others["suite"] = others.get("suite") or DEFAULT_SUITE
+        if not (others.get("attacks") or others.get("suite")):
+            others["suite"] = default_suite(read_threat(threat))
         settings = ask(None, data, threat, save_adversarial=False, **others)
         self.data, self.threat = settings.data, settings.threat
         self.every, self.writer, self.folder = every, writer, Path(folder)

@@ -45,4 +45,6 @@ def shown_eps(eps: float) -> str:
 
 def title(data: str, norm: str, eps: float) -> str:
     """Name the rows of one group."""
+    if ":" in norm:  # a finite threat model, whose name says it all
+        return f"{data}, {norm}"
     return f"{data}, {norm}, eps = {shown_eps(eps)}"

@@ -135,6 +135,8 @@ class Record(RecordDisplay, Part):
             raise ValueError(f"points were broken by {sorted(strangers)}, not among the attacks")
         if smaller := [eps for eps in points.carried or () if eps and eps <= self.threat.eps]:
             raise ValueError(f"points are carried from {smaller[0]}, which is not a larger eps")
+        if any(len(right) != len(self.threat.variants or ()) for right in points.variants or ()):
+            raise ValueError("every point has one sign for each variant of the threat model")
         pairs = zip(points.status, points.nearest or points.distance, strict=True)
         if near := [
             d for s, d in pairs if d is not None and d <= self.threat.eps and s != "broken"

@@ -9,7 +9,7 @@ from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluation.eps_grid import descending
-from robustkit.registry import datasets
+from robustkit.registry import datasets, read_threat
 
 
 def threats_of_grid(request: Request) -> tuple[Threat, ...]:
@@ -34,7 +34,7 @@ def threat_of(request: Request, data: Dataset) -> Threat:
     """Return the threat model; a norm alone is bounded by the box, where distances are sought."""
     text = request.threat or _usual_threat(request.data)
     if not request.minimum_norm or ":" in text:
-        return Threat.parse(text)
+        return read_threat(text)
     norm = Threat.parse(f"{text}:1").norm
     return Threat.whole(norm, prod(data.shape))
 
