@@ -134,7 +134,7 @@ def test_brightness_and_saturation_are_those_of_hsv(
 
 
 def test_glass_copies_pixels_from_within_reach_and_swaps_none() -> None:
-    blur = importlib.import_module("robustkit.attacks._corruptions.blur")
+    blur = importlib.import_module("robustkit.attacks._blur")
     x = np.arange(32 * 32).reshape(1, 32, 32) / 1024  # every pixel another value
     moved = blur.glass_blur(x, np.random.RandomState(0), 1e-6, 2, 1)
     levels = np.floor(x * 255) / 255

@@ -43,8 +43,7 @@ def run_attack(
             a point with a certificate.
     """
     if isinstance(stage.threat, FiniteThreat):
-        run_exhaustive(worker, stage, stage.threat, points, data, writer, report,
-                       entered=entered, last=last)  # fmt: skip
+        run_exhaustive(worker, stage, points, data, writer, report, entered=entered, last=last)
         return
     judge = StageJudge(stage, points, worker, data, writer, report)
     if isinstance(stage.attack, ExternalAttack):

@@ -50,7 +50,6 @@ def right_variants(ledger: Ledger, stage: int, count: int, points: Sequence[int]
 def run_exhaustive(
     worker: DeviceWorker,
     stage: AttackStage,
-    threat: FiniteThreat,
     points: PointsToAttack,
     data: PointSource,
     writer: VerdictWriter,
@@ -68,9 +67,9 @@ def run_exhaustive(
     Raises:
         RobustkitError: when the model answers with logits that are not finite.
     """
-    todo, variants = list(points.ranked), threat.variants
-    done = 0
-    robust = len(todo)
+    threat, todo = stage.threat, list(points.ranked)
+    assert isinstance(threat, FiniteThreat)  # nothing else is tried exhaustively
+    variants, done, robust = threat.variants, 0, len(todo)
     while todo:
         batch, clock = todo[: worker.slots], time.monotonic()
         x, y = data.fetch(batch)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from .blur import streaked, zoomed
-from .catalogue import Pixels, corruption
+from ._blur import streaked, zoomed
+from ._corruptions import Pixels, corruption
 
 _GRAY = np.array([0.299, 0.587, 0.114])[:, None, None]
 # Of each of the six photographs of the published code, cut as the small images have it: mean

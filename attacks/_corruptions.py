@@ -1,4 +1,13 @@
-"""The list of corruptions, and how one is applied to an image."""
+"""Common corruptions: eighteen functions of an image, constants by severity, and a generator.
+
+One decorated function per corruption, in the file of its group (_noise, _blur, _weather, _digital);
+nothing else names them. All is done on the CPU in float64 and truncated to 8 bits, as CIFAR-10-C
+and ImageNet-C are: the same key gives the same bytes on every device, in every batch and after
+every interruption.
+
+Hendrycks & Dietterich, "Benchmarking neural network robustness to common corruptions and
+perturbations", ICLR 2019 (arXiv:1903.12261).
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from numpy.random import RandomState
 from PIL import Image
 from scipy import ndimage
 
-from .catalogue import EXTRA, Pixels, corruption
+from ._corruptions import EXTRA, Pixels, corruption
 
 
 @corruption("weather", (0.05, 0.10, 0.15, 0.20, 0.30), (0.1, 0.2, 0.3, 0.4, 0.5))

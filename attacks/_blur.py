@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import RandomState
 from scipy import ndimage
 
-from .catalogue import EXTRA, Pixels, corruption
+from ._corruptions import EXTRA, Pixels, corruption
 
 
 def blurred(x: Pixels, sigma: float) -> Pixels:

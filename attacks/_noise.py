@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import RandomState
 
-from .catalogue import EXTRA, Pixels, corruption
+from ._corruptions import EXTRA, Pixels, corruption
 
 
 @corruption("noise", (0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38))
