@@ -20,7 +20,7 @@ from ._corruptions import SEVERITIES, corrupt, grouped
 _SMALLEST = 28  # pixels a side
 
 
-@threats.register("corruption", cites="arXiv:1903.12261")
+@threats.register("corruption", cites="arXiv:1903.12261", examples=("all", "fog@3", "extra"))
 @dataclass(frozen=True)
 class Corruption(FiniteThreat):
     """Noise, blur, weather and digital corruptions, each at severity 1 to 5.
@@ -33,6 +33,11 @@ class Corruption(FiniteThreat):
     Differs from the paper: frost is drawn, not cut from photographs, and motion blur is not
     ImageMagick's.
     """
+
+    @staticmethod
+    def groups() -> dict[str, list[str]]:
+        """Name the corruptions of each group."""
+        return grouped()
 
     @classmethod
     def read(cls, text: str) -> Corruption:

@@ -36,8 +36,8 @@ class Exhaustive:
         """
         if not isinstance(threat, FiniteThreat):
             raise UsageError(
-                f"exhaustive tries the inputs that a threat model such as corruption:all lists, "
-                f"got {threat.norm}, whose ball cannot be listed. Use --suite fast."
+                "exhaustive supports threat models that list their inputs, such as corruption:all, "
+                f"got {threat.norm}. Use --suite fast."
             )
         return [Job(restart=number) for number in range(len(threat.variants))]
 

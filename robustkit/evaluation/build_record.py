@@ -22,7 +22,7 @@ from robustkit.record.schema import AuditInfo, Commit, DataInfo, Stage, ThreatIn
 from robustkit.record.status import Finished
 from robustkit.search.audit import CONFIDENCE, missed
 from robustkit.search.external import strength
-from robustkit.search.protocol import surrogate_of
+from robustkit.search.protocol import enumerates, surrogate_of
 from robustkit.verify.flags import Flag, flag
 
 
@@ -163,6 +163,7 @@ def _stages(run: Run, found: Finished) -> list[Stage]:
         # Of the audit's sample and of a search that runs on after a success, the ledger knows.
         counted = run.line.scouts <= number < run.line.audited
         entered = len(left) if counted else max(cost.entered, len(by_this))
+        entered = len(status) if enumerates(attack) else entered  # misclassified ones too
         stages.append(
             Stage(
                 attack=str(spec),

@@ -36,24 +36,13 @@ from robustkit.record.schema import (
     ThreatInfo,
     WeightsInfo,
 )
+from robustkit.record.variants import VariantAccuracies
 from robustkit.verify.flags import Flag, Reliability, reliability
 
 __all__ = [
-    "AuditInfo",
-    "ClassAccuracy",
-    "Commit",
-    "DataInfo",
-    "Flag",
-    "LedgerDigests",
-    "Points",
-    "Record",
-    "Stage",
-    "Status",
-    "ThreatInfo",
-    "WeightsInfo",
-    "load",
-    "save",
-]
+    "AuditInfo", "ClassAccuracy", "Commit", "DataInfo", "Flag", "LedgerDigests", "Points", "Record",
+    "Stage", "Status", "ThreatInfo", "WeightsInfo", "load", "save",
+]  # fmt: skip
 
 SCHEMA: Literal["robustkit/record/1"] = "robustkit/record/1"
 REPLAY, COMPLETE = "replay", "complete"  # the stages of earlier runs' inputs, of branch and bound
@@ -199,6 +188,11 @@ class Record(RecordDisplay, Part):
         pairs = zip(self.points.index, self.points.status, strict=True)
         found = {index: status in ROBUST for index, status in pairs}
         return {index: found[index] for index in sorted(found)}
+
+    @property
+    def corruptions(self) -> VariantAccuracies | None:
+        """Accuracy under each variant of a finite threat model; None under a norm."""
+        return VariantAccuracies.of(self)
 
     @property
     def per_class(self) -> dict[int, float]:
