@@ -33,13 +33,13 @@ def defocus_blur(x: Pixels, draw: RandomState, radius: float, alias: float) -> P
     half = 8 if radius <= 8 else int(radius)
     line = np.arange(-half, half + 1)
     disk = (line[:, None] ** 2 + line**2 <= radius**2).astype(np.float64)
+    disk /= disk.sum()
     reach = np.arange(-1, 2) if radius <= 8 else np.arange(-2, 3)
     soft = np.exp(-(reach**2) / (2 * alias**2))
     soft /= soft.sum()
     for axis in (0, 1):
         disk = ndimage.correlate1d(disk, soft, axis=axis, mode="mirror")
-    kernel = (disk / disk.sum())[None]
-    done: Pixels = ndimage.correlate(x, kernel, mode="mirror")
+    done: Pixels = ndimage.correlate(x, disk[None], mode="mirror")
     return done
 
 

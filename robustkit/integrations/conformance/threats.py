@@ -24,7 +24,7 @@ def checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
 def _name(entry: Entry) -> None:
     need(entry.name not in NORMS, f"{entry.name} is a norm already: choose another name")
     need(
-        isinstance(entry.target, type) and issubclass(entry.target, FiniteThreat),
+        issubclass(entry.target, FiniteThreat),
         "expected a subclass of robustkit.core.finite.FiniteThreat",
     )
 
