@@ -130,7 +130,7 @@ def _accuracies(model: str, n: int, draws: int) -> Iterator[tuple[str, str]]:
     far = sum(abs(gap) > 2 * error and abs(gap) > 0.005 for gap, error in apart)
     mean = 100 * float(np.mean([gap for gap, _ in apart]))
     click.echo(
-        f"| all | mean difference {mean:+.2f}; {far} of {len(apart)} cells are more than 0.5 points "
+        f"| all | mean difference {mean:+.2f}; {far} of {len(apart)} cells are over 0.5 points "
         "and two errors apart |"
     )
 
