@@ -29,6 +29,8 @@ from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
 from robustkit.search.engine import out_of_memory
 from robustkit.verify.candidates import FRESH, judge, measure
 
+_MOST = 64  # points in a batch: what a run that is killed has to do again
+
 
 def untried(
     ledger: Ledger, stage: int, threat: FiniteThreat, points: Sequence[int]
@@ -71,13 +73,14 @@ def run_exhaustive(
     assert isinstance(threat, FiniteThreat)  # nothing else is tried exhaustively
     variants, done, robust = threat.variants, 0, len(todo)
     while todo:
-        batch, clock = todo[: worker.slots], time.monotonic()
+        batch, clock = todo[: min(worker.slots, _MOST)], time.monotonic()
         x, y = data.fetch(batch)
         ranked = torch.tensor([points.ranked[point][0] for point in batch])
         tried = _Batch(worker, stage, threat, batch, x, y, ranked == y.cpu())
         try:
             for number in range(len(variants)):
                 tried.look(number)
+                worker.pulse(done + (number + 1) * len(batch))
             refused = tried.refused()
         except RuntimeError as error:
             if not out_of_memory(error) or len(batch) == 1:
@@ -92,7 +95,6 @@ def run_exhaustive(
         todo = todo[len(batch) :]
         done += len(batch) * len(variants)
         robust -= len(tried.broken) + int((ranked != y.cpu()).sum())
-        worker.pulse(done)
         report(done, robust)
     writer.write(stage.number, [], [], Cost(entered=entered, finished=last))
 
