@@ -100,7 +100,7 @@ def build_certifier(
         raise UsageError(f"expected a certificate of {', '.join(METHODS)}, got {method!r}.")
     optional = method in ("auto", "quick")
     if isinstance(threat, FiniteThreat):
-        if share is not None:  # what a run tries where nobody asks
+        if share is not None or method == "quick":  # where there is one, and nobody insists
             return None
         raise threat.refusal(f"a certificate (--certify {method})")
     mixture = model if isinstance(model, Mixed) else None

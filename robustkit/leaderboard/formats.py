@@ -52,7 +52,8 @@ _READ = {  # heading in Markdown and LaTeX, and its alignment
 # What a narrow terminal does without, the first of them first: the verdict says what flags mean,
 # and rows stand in the order of their ranks.
 _LEAST = ("strongest attack", "worst class", "F/pt", "may miss", "rank", "flags", "certified")
-_WHOLE = ("rank", "clean", "robust [95%]", "may miss", "certified", "F/pt", "verdict")
+_WHOLE = ("rank", "clean", "robust [95%]", "mean [95%]", "severity 5", "may miss", "certified",
+          "F/pt", "verdict")  # fmt: skip
 _CONTRACT = (
     *("defense", "data", "norm", "eps", "n", "clean", "robust", "robust_low", "robust_high"),
     *("certified", "randomized", "flags", "strongest_attack", "suite", "forwards_per_point"),
