@@ -68,7 +68,7 @@ def read(text: str) -> FiniteThreat:
 
 
 def test_a_folder_of_arrays_is_what_the_generated_images_are(arrays: Path, tmp_path: Path) -> None:
-    data = tuple(map(torch.from_numpy, points()))
+    data = points()
     threat = read(f"stored:{arrays}::fog+contrast@2-5")
     assert [str(v) for v in threat.variants][:2] == ["fog@1", "fog@2"]
     model = load_model("undefended", data=open_dataset("bundled")).model
@@ -101,7 +101,8 @@ def test_a_folder_of_images_is_read_by_class_and_severity(files: tuple[Path, Pat
 
 def test_other_data_is_refused(arrays: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
     x, y = map(torch.from_numpy, points())
-    for data in ((x, y.flip(0)), (x[:-1], y[:-1])):
+    pairs: list[Any] = [(x, y.flip(0)), (x[:-1], y[:-1])]
+    for data in pairs:
         with pytest.raises(UsageError, match="or their labels differ"):
             robustkit.evaluate(torch.nn.Flatten(), data, f"stored:{arrays}::fog", folder=tmp_path)
     with pytest.raises(UsageError, match="got neither"):

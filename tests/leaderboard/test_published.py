@@ -133,8 +133,7 @@ def test_corruptions_are_read_as_published_and_stand_beside_own_means(
     assert (first.rank, first.clean, first.reported) == (1, 0.905, None)
     data = DataInfo(name="cifar10", digest="d", n=4, total=4, classes=3, shape=[3, 2, 2])
     record = make_record("mine", "rbbm", data=data)
-    variants = {"variants": ["fog@1", "fog@2"]}
-    threat = ThreatInfo(norm="corruption:all", eps=5, **variants)
+    threat = ThreatInfo(norm="corruption:all", eps=5, variants=["fog@1", "fog@2"])
     points = record.points.model_copy(update={"variants": ["11", "10", "01", "11"]})
     own = row(record.model_copy(update={"threat": threat, "points": points}), "x")
     (group,) = beside.tables([own], rows)
