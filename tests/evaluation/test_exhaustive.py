@@ -204,3 +204,5 @@ def test_the_command_runs_and_resumes(tmp_path: Path) -> None:
         assert "corruption:contrast@5" in ended.output
     refused = CliRunner().invoke(main, [*words, "--certify", "crown"])
     assert refused.exit_code == 2 and "--certify" in refused.output
+    refused = CliRunner().invoke(main, [*words, "--eps-grid", "1,2"])
+    assert refused.exit_code == 2 and "pick severities" in refused.output.replace("\n", " ")

@@ -92,11 +92,16 @@ class Table(NamedTuple):
             "undecided": not any(line.row.undecided is not None for line in lines),
             "bound": not any(run.row.audit_bound is not None for ln in lines for run in ln.runs),
             "flags": not any(line.flags for line in lines),
-            "mean": not (finite := any(":" in entry.beside.norm for entry in self.entries)),
-            "hardest": not finite or not lines,
+            "mean": not self.finite,
+            "hardest": not self.finite or not lines,
         }
         alone = {"rank", "model", "source", "clean", "robust", "mean", "verdict"}
         return [c for c in COLUMNS if not empty.get(c.name) and (lines or c.name in alone)]
+
+    @property
+    def finite(self) -> bool:
+        """Whether all inputs of the threat model were tried."""
+        return any(":" in entry.beside.norm for entry in self.entries)
 
     @property
     def published(self) -> list[Beside]:
