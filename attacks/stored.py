@@ -21,7 +21,7 @@ from robustkit.errors import UsageError
 from robustkit.registry import threats
 
 from ._corruptions import CORRUPTIONS, EXTRA, SEVERITIES
-from .corruption import selected
+from ._selection import selected
 
 _LEAST, _LABELS = 5, "labels"  # severities that every file holds, one after the other
 
