@@ -129,9 +129,12 @@ def _accuracies(model: str, n: int, draws: int) -> Iterator[tuple[str, str]]:
         yield name, f"{100 * mine:.1f} / {100 * other:.1f}{f' ({100 * error:.1f})' * (error > 0)}"
     far = sum(abs(gap) > 2 * error and abs(gap) > 0.005 for gap, error in apart)
     mean = 100 * float(np.mean([gap for gap, _ in apart]))
-    click.echo(
-        f"| all | mean difference {mean:+.2f}; {far} of {len(apart)} cells are over 0.5 points "
-        "and two errors apart |"
+    yield (
+        "all",
+        (
+            f"mean difference {mean:+.2f}; {far} of {len(apart)} cells are over 0.5 points and two "
+            "errors apart"
+        ),
     )
 
 
