@@ -89,12 +89,21 @@ class DataInfo(Part):
 
 
 class ThreatInfo(Part):
-    """The threat model: ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper, in input units."""
+    """The threat model: ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper, in input units; or a finite one."""
 
-    norm: Annotated[str, Field(pattern=r"^(linf|l2|l1|l0)$")]
+    norm: Annotated[str, Field(pattern=r"^(linf|l2|l1|l0|[a-z_]+:.+)$")]
+    """Of a finite one its whole name, such as `corruption:all`."""
     eps: Annotated[float, Field(gt=0)]
+    """Of a finite one the largest severity."""
     lower: float = 0.0
     upper: float = 1.0
+    variants: list[str] | None = None
+    """Of a finite one all its variants, such as `fog@3`."""
+
+    @property
+    def text(self) -> str:
+        """As people write it, with six digits."""
+        return self.norm if ":" in self.norm else f"{self.norm}:{self.eps:.6g}"
 
 
 class WeightsInfo(Part):

@@ -399,7 +399,9 @@ class TestBadInput:
 
 
 class TestList:
-    @pytest.mark.parametrize("kind", ["attacks", "defenses", "losses", "datasets", "suites"])
+    @pytest.mark.parametrize(
+        "kind", ["attacks", "defenses", "losses", "datasets", "suites", "threats"]
+    )
     def test_everything_registered_is_listed(self, kind: str) -> None:
         names = list(getattr(registry, kind))
         found = json.loads(run("list", kind, "--json").stdout)

@@ -48,12 +48,41 @@ class Lead:
 '''
 
 
+MIRROR = '''"""A threat model of one variant."""
+
+from dataclasses import dataclass
+
+from robustkit.core.finite import FiniteThreat, Variant
+from robustkit.registry import threats
+
+
+@threats.register("mirror", cites="", examples=("all",))
+@dataclass(frozen=True)
+class Mirror(FiniteThreat):
+    """Left and right change places."""
+
+    @classmethod
+    def read(cls, text):
+        return cls("mirror:all", 1.0)
+
+    @property
+    def variants(self):
+        return [Variant("mirrored", 1)]
+
+    def images(self, x, points, variant):
+        return x.flip(3)
+
+    def check(self, shape, labels):
+        pass
+'''
+
+
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is forgotten afterwards."""
     registry.load_packs()
-    for names in (registry.attacks, registry.defenses, registry.losses, registry.datasets,
-                  registry.suites):  # fmt: skip
+    kinds = registry.attacks, registry.defenses, registry.losses, registry.datasets
+    for names in (*kinds, registry.suites, registry.threats):
         monkeypatch.setattr(names, "_entries", dict(names._entries))
     yield
 
@@ -81,6 +110,12 @@ class TestFaults:
     def test_a_sound_file_passes(self, tmp_path: Path) -> None:
         assert check(tmp_path, DRIFT) == {}
         assert check(tmp_path, LINEAR) == {}
+
+    @pytest.mark.parametrize("axis, sound", [(3, True), (0, False)])
+    def test_a_threat_model_is_checked_too(self, axis: int, sound: bool, tmp_path: Path) -> None:
+        failed = check(tmp_path, MIRROR.replace("x.flip(3)", f"x.flip({axis})"))
+        assert sound == (not failed)
+        assert sound or "depends on the batch" in failed["makes the same images again"].detail
 
     @pytest.mark.parametrize(
         ("was", "now", "what", "told"),

@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 from robustkit import registry
 from robustkit.core.imports import USER, failure, load_file
 from robustkit.errors import UsageError
-from robustkit.integrations.conformance import attacks, datasets_and_suites, defenses, losses
+from robustkit.integrations.conformance import (
+    attacks,
+    datasets_and_suites,
+    defenses,
+    losses,
+    threats,
+)
 from robustkit.integrations.conformance.fixtures import Unmet, documented
 from robustkit.registry import Entry
 
@@ -27,6 +33,7 @@ _KINDS = {
     "loss": registry.losses,
     "dataset": registry.datasets,
     "suite": registry.suites,
+    "threat model": registry.threats,
 }
 _CHECKS: dict[str, Callable[[Entry], Iterator[tuple[str, Callable[[], None]]]]] = {
     "attack": attacks.checks,
@@ -35,6 +42,7 @@ _CHECKS: dict[str, Callable[[Entry], Iterator[tuple[str, Callable[[], None]]]]] 
     "loss": losses.checks,
     "dataset": datasets_and_suites.dataset_checks,
     "suite": datasets_and_suites.suite_checks,
+    "threat model": threats.checks,
 }
 
 
@@ -79,8 +87,8 @@ def find(what: str) -> list[tuple[str, Entry]]:
     if not found:
         raise UsageError(
             f"{what} registers nothing: expected a class decorated with @attacks.register(...), "
-            "@defenses.register(...), @losses.register(...), @datasets.register(...) or "
-            "@suites.register(...)."
+            "@defenses.register(...), @losses.register(...), @datasets.register(...), "
+            "@suites.register(...) or @threats.register(...)."
         )
     return found
 
