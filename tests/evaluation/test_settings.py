@@ -120,7 +120,8 @@ class TestTypes:
         assert same == plain  # the same run, read from its folder
         assert ask(nearest, arrays, "linf:0.1", points=mask.tolist()).points == (1, 4)
         assert ask(nearest, arrays, "linf:0.1", seed=2**63 - 1).seed == 2**63 - 1
-        one, many = (ask(nearest, arrays, "linf:0.1", mean=mean) for mean in (0.5, np.ones(1) / 2))
+        means: tuple[Any, ...] = (0.5, np.ones(1) / 2)
+        one, many = (ask(nearest, arrays, "linf:0.1", mean=mean) for mean in means)
         assert one.notes == many.notes == ("inputs are normalized: mean 0.5, std 1",)
 
     @pytest.mark.parametrize(

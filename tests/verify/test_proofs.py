@@ -366,7 +366,9 @@ def test_logits_are_compared_within_what_float32_may_lose() -> None:
     """A ReLU at zero is clipped on one side: the middle of its interval is no evaluation."""
     model = mlp(4, 3, 2).double().requires_grad_(False)
     x = torch.rand(2, 1, 2, 2, dtype=torch.float64)
-    model[1].bias[0] -= model[1](x[:1].flatten(1))[0, 0]
+    first = model[1]
+    assert isinstance(first, nn.Linear)
+    first.bias[0] -= first(x[:1].flatten(1))[0, 0]
     graph = trace(model, (1, 2, 2))
     network, logits = build(*plain(graph)), graph.values(x)[-1]
     assert apart(network, x, logits) <= 0
