@@ -34,7 +34,7 @@ from robustkit.certify.complete.root import Prover
 from robustkit.certify.complete.search import Budget, Options
 from robustkit.certify.graph import trace
 from robustkit.core.threat import Threat
-from robustkit.models.architectures import Normalize
+from robustkit.models.architectures import Normalize, cnn_a
 
 METHODS = {
     "beta-crown": Options(plan="", filtered=1),
@@ -48,11 +48,8 @@ _STATISTICS = [[125.3, 123.0, 113.9], [63.0, 62.1, 66.7]]  # of CIFAR-10, as the
 def load(folder: Path, name: str) -> tuple[nn.Module, Tensor, Tensor]:
     """Return a network of the paper, and the points x [200, c, h, w] in [0, 1] and labels."""
     mnist = name.startswith("mnist")
-    channels, features = (1, 1568) if mnist else (3, 2048)
-    net = nn.Sequential(
-        nn.Conv2d(channels, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(features, 100), nn.ReLU(), nn.Linear(100, 10),
-    )  # fmt: skip
+    layers = cnn_a((1, 28, 28) if mnist else (3, 32, 32), 10)[-8:]  # without normalization
+    net = nn.Sequential(*layers)  # numbered from 0, as the weights are
     net.load_state_dict(load_file(folder / f"{name.replace('-', '_')}.safetensors"))
     if not mnist:
         mean, std = torch.tensor(_STATISTICS) / 255

@@ -31,16 +31,13 @@ def compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
     try:
         answer, read = model(x.clone()), graph.values(x)[-1]
         again = model(x.clone())
-        size = 1 + float(answer.abs().max())
-        off = torch.finfo(answer.dtype).eps
         # An offset that all logits share says nothing of how far the margins may be apart.
         spread = 1 + float((answer - answer.mean(1, keepdim=True)).abs().max())
-        near = 1e-4 * spread if answer.dtype is torch.float32 else 1e-6 * spread
-        alike = torch.allclose(read, answer, rtol=0, atol=near + 1024 * off * size)
+        near = (1e-4 if answer.dtype is torch.float32 else 1e-6) * spread
+        alike = torch.allclose(read, answer, rtol=0, atol=near + 1024 * _unit(answer))
     except (RuntimeError, TypeError, ValueError, IndexError):
         alike, answer, again = False, x, x
-    fine = 64 * torch.finfo(answer.dtype).eps * (1 + float(answer.abs().max()))
-    if not torch.allclose(again, answer, rtol=0, atol=fine):
+    if not torch.allclose(again, answer, rtol=0, atol=64 * _unit(answer)):
         raise UsageError(
             f"no bounds for {type(model).__name__}: two passes over the same input differ. Bounds "
             "need a network without randomness and memory; attack it, or smooth it."
@@ -51,6 +48,11 @@ def compare(model: nn.Module, graph: Graph, shape: tuple[int, ...]) -> None:
             "returns other logits than when it is called. Avoid operations in place on values that "
             "are used again, and dependence on other points of the batch."
         )
+
+
+def _unit(answer: Tensor) -> float:
+    """What one rounding of the largest number may lose."""
+    return torch.finfo(answer.dtype).eps * (1 + float(answer.abs().max()))
 
 
 class _Mode(TorchDispatchMode):

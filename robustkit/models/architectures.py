@@ -58,17 +58,8 @@ def cnn3(shape: tuple[int, int, int], classes: int, width: int = 16) -> nn.Seque
 
     CNN3 of CTBench (Mao et al. 2025): convolutions of 5 × 5 and 4 × 4, stride 2.
     """
-    channels, height, size = shape
-    flat = 2 * width * (math.ceil(height / 2) // 2) * (math.ceil(size / 2) // 2)
-    return nn.Sequential(
-        *([normalize(channels)] if channels == 3 else []),
-        nn.Conv2d(channels, width, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(flat, classes),
-    )
+    layers, flat = _two_convolutions(shape, width, 5)
+    return nn.Sequential(*layers, nn.Linear(flat, classes))
 
 
 def cnn_a(shape: tuple[int, int, int], classes: int, width: int = 16) -> nn.Sequential:
@@ -77,19 +68,25 @@ def cnn_a(shape: tuple[int, int, int], classes: int, width: int = 16) -> nn.Sequ
     CNN-A of the verification literature (Dathathri et al. 2020, arXiv:2010.11645): convolutions of
     4 × 4, stride 2, then 100 hidden units; 4,804 ReLUs at 28 × 28.
     """
-    channels, height, size = shape
-    flat = 2 * width * (height // 2 // 2) * (size // 2 // 2)
-    return nn.Sequential(
+    layers, flat = _two_convolutions(shape, width, 4)
+    return nn.Sequential(*layers, nn.Linear(flat, 100), nn.ReLU(), nn.Linear(100, classes))
+
+
+def _two_convolutions(
+    shape: tuple[int, int, int], width: int, kernel: int
+) -> tuple[list[nn.Module], int]:
+    """Return convolutions of `kernel` and 4, stride 2, flattened, and the number of features."""
+    channels, *sizes = shape
+    pad = (kernel - 1) // 2
+    flat = 2 * width * math.prod(((n + 2 * pad - kernel) // 2 + 1) // 2 for n in sizes)
+    return [
         *([normalize(channels)] if channels == 3 else []),
-        nn.Conv2d(channels, width, 4, stride=2, padding=1),
+        nn.Conv2d(channels, width, kernel, stride=2, padding=pad),
         nn.ReLU(),
         nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(flat, 100),
-        nn.ReLU(),
-        nn.Linear(100, classes),
-    )
+    ], flat
 
 
 def cnn7(shape: tuple[int, int, int], classes: int, width: int = 64) -> nn.Sequential:

@@ -34,6 +34,10 @@ class Splits(NamedTuple):
         """Return those of some rows."""
         return Splits(self.unit[rows], self.sign[rows])
 
+    def double(self) -> Splits:
+        """Return them in float64."""
+        return Splits(self.unit, self.sign.double())
+
     def reduced(self, keep: Tensor) -> Splits:
         """Return those that `keep` [b, s] says; the others are filled up."""
         return Splits(self.unit, self.sign * keep)

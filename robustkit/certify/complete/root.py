@@ -179,7 +179,6 @@ class Root:
         if iterations:
             begin = optimize(self.prover.fast, fast, objective, none, begin, iterations).best
         bound = evaluate(
-            self.prover.exact, exact, objective.double(), Splits(none.unit, none.sign.double()),
-            begin.double(),
-        ).bound  # fmt: skip
+            self.prover.exact, exact, objective.double(), none.double(), begin.double()
+        ).bound
         return bound, begin

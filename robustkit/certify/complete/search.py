@@ -97,7 +97,7 @@ def sure(
     cuts: Cuts | None = None,
 ) -> tuple[Tensor, Pass]:  # fmt: skip
     """Return where the bound is above the target in float64 with rounding [b], and its pass."""
-    exact, domain = Splits(splits.unit, splits.sign.double()), root.exact()._replace(cuts=cuts)
+    exact, domain = splits.double(), root.exact()._replace(cuts=cuts)
     run = evaluate(prover.exact, exact.intersect(domain), objective.double(), exact, at.double())
     proved = run.bound > 0
     if root.record is not None:
@@ -273,9 +273,9 @@ class Tree:
         They are linear programs; in l2 they are not, and Adam needs time only. One that stays open
         all the same (a margin of zero, up to rounding) leaves the point undecided.
         """
-        objective, inside = self._objective(len(splits.unit)), self.root.exact()
-        exact = Splits(splits.unit, splits.sign.double()).intersect(inside)
-        solved = solve(self.prover.exact, exact, objective.double(), splits)
+        objective, inside = self._objective(len(splits.unit)), splits.double()
+        domain = inside.intersect(self.root.exact())
+        solved = solve(self.prover.exact, domain, objective.double(), splits)
         if solved is None:
             found, _, proved = self._bound(splits, begin, _LINEAR, -torch.inf)
             z = found.run.minimizer
