@@ -15,6 +15,7 @@ from robustkit.models.adversarial_training import perturb, ramp
 from robustkit.models.training import Step
 from robustkit.registry import defenses
 
+from ._kl import kl
 from ._reweighting import ascend, doubly_robust, gairat, mail, moving_log_mean, steps_to_break
 from ._small import OnSmallCnn
 
@@ -82,14 +83,14 @@ class DoublyRobust(OnSmallCnn):
         z = perturb(
             model,
             x,
-            lambda logits: _kl(logits, reference).sum(),
+            lambda logits: kl(logits, reference).sum(),
             threat,
             steps=self.steps,
             generator=step.generator,
         )
         logits = model(x)
         clean = nn.functional.cross_entropy(logits, y)
-        return clean, self.beta * _kl(model(z), logits.log_softmax(1))
+        return clean, self.beta * kl(model(z), logits.log_softmax(1))
 
 
 @defenses.register("reweighted", cites="arXiv:2010.01736")
@@ -126,9 +127,3 @@ class Reweighted(OnSmallCnn):
             return (mail(logits, y) * losses).mean()
         kappa = steps_to_break(model, path[:-1], y)
         return (gairat(kappa, self.steps) * losses).mean()
-
-
-def _kl(logits: Tensor, reference: Tensor) -> Scalars:
-    """KL(p ‖ q) per point [b], p by its logarithms, q by its logits."""
-    moved = logits.log_softmax(1)
-    return nn.functional.kl_div(moved, reference, log_target=True, reduction="none").sum(1)

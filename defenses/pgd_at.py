@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
 from robustkit.core.threat import Threat
 from robustkit.models.adversarial_training import perturb, ramp
+from robustkit.models.outer_loss import OneInputLossSpec
 from robustkit.models.training import Step
-from robustkit.registry import defenses
+from robustkit.registry import defenses, losses
 
 from ._small import OnSmallCnn
 
@@ -19,7 +21,7 @@ from ._small import OnSmallCnn
 class PgdAt(OnSmallCnn):
     """PGD adversarial training, linf.
 
-    Madry et al. 2018, equation (2.1): min E[max over the ball of CE(x', y)].
+    Madry et al. 2018, equation (2.1): min E[max over the ball of CE(x', y)], or of another loss.
     Differs from the paper: eps rises linearly over the first fifth of the training, and the
     optimizer is AdamW with a cosine schedule.
 
@@ -27,18 +29,21 @@ class PgdAt(OnSmallCnn):
         eps: radius of the attack in training, in input units.
         steps: PGD steps of the inner maximization, each of 2.5 eps / steps.
         width: channels of the first convolution.
+        loss: takes the place of cross-entropy; see `robustkit list losses`. PGD climbs what rises
+            with it.
     """
 
     eps: float = 0.1
     steps: int = 7
     width: int = 32
+    loss: OneInputLossSpec = "ce"
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Mean cross-entropy at the attacked inputs; x [b, c, h, w], y [b]."""
-        threat = Threat("linf", ramp(self.eps, step.progress))
+        """Mean loss at the attacked inputs; x [b, c, h, w], y [b]."""
+        outer, threat = losses.build(self.loss), Threat("linf", ramp(self.eps, step.progress))
 
-        def loss(logits: Tensor) -> Tensor:
-            return nn.functional.cross_entropy(logits, y, reduction="sum")
+        def climbed(logits: Tensor) -> Tensor:
+            return cast(Tensor, outer.search(logits.float(), y)).sum()
 
-        z = perturb(model, x, loss, threat, steps=self.steps, generator=step.generator)
-        return nn.functional.cross_entropy(model(z), y)
+        z = perturb(model, x, climbed, threat, steps=self.steps, generator=step.generator)
+        return cast(Tensor, outer(model(z).float(), y, step)).mean()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from robustkit.core.threat import Threat
+from robustkit.core.types import Labels, Logits, Scalars
 from robustkit.models.adversarial_training import perturb, ramp
+from robustkit.models.outer_loss import LossSpec, Penalized
 from robustkit.models.training import Step
-from robustkit.registry import defenses
+from robustkit.registry import defenses, losses
 
+from ._kl import kl
 from ._small import OnSmallCnn
 
 
@@ -20,40 +24,43 @@ from ._small import OnSmallCnn
 class Trades(OnSmallCnn):
     """TRADES, linf: CE(x) + beta · KL(p(x) ‖ p(x')), x' maximizing the KL term.
 
-    Zhang et al. 2019, equation (5).
+    Zhang et al. 2019, equation (5). A loss with a penalty of its own (`smooth_comp_sum`) brings it
+    in place of the KL divergence.
     Differs from the paper: eps rises linearly over the first fifth of the training, the inner
     maximization starts from a uniform point of the ball, and the optimizer is AdamW with a cosine
     schedule.
 
     Attributes:
         eps: radius of the attack in training, in input units.
-        beta: weight of the KL term (1 / lambda in the paper); larger is more robust and less
-            accurate.
+        beta: weight of the KL term (1 / lambda in the paper) or other penalty; larger is more
+            robust and less accurate.
         steps: PGD steps of the inner maximization.
         width: channels of the first convolution.
+        loss: takes the place of cross-entropy; see `robustkit list losses`.
     """
 
     eps: float = 0.1
     beta: float = 6.0
     steps: int = 7
     width: int = 32
+    loss: LossSpec = "ce"
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """CE on clean inputs plus beta times the mean KL divergence at the attacked ones."""
-        threat = Threat("linf", ramp(self.eps, step.progress))
+        """Mean loss on clean inputs plus beta times the mean penalty at the attacked ones."""
+        outer, threat = losses.build(self.loss), Threat("linf", ramp(self.eps, step.progress))
+        apart = outer.penalty if isinstance(outer, Penalized) else _divergence
         with torch.no_grad():
-            reference = model(x).log_softmax(1)
+            reference = model(x).float()
 
-        def divergence(logits: Tensor) -> Tensor:
-            moved = logits.log_softmax(1)
-            return nn.functional.kl_div(moved, reference, log_target=True, reduction="sum")
+        def climbed(logits: Tensor) -> Tensor:
+            return apart(reference, logits.float(), y).sum()
 
-        # At z = x the KL divergence and its gradient are 0: the random start of `perturb` is
-        # needed.
-        z = perturb(model, x, divergence, threat, steps=self.steps, generator=step.generator)
-        logits = model(x)
-        moved = model(z).log_softmax(1)
-        kl = nn.functional.kl_div(
-            moved, logits.log_softmax(1), log_target=True, reduction="batchmean"
-        )
-        return nn.functional.cross_entropy(logits, y) + self.beta * kl
+        # At z = x the penalty and its gradient are 0: the random start of `perturb` is needed.
+        z = perturb(model, x, climbed, threat, steps=self.steps, generator=step.generator)
+        logits = model(x).float()
+        penalty = apart(logits, model(z).float(), y).mean()
+        return cast(Tensor, outer(logits, y, step)).mean() + self.beta * penalty
+
+
+def _divergence(logits: Logits, moved: Logits, y: Labels) -> Scalars:
+    return kl(moved, logits.log_softmax(1))

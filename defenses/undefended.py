@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from robustkit.models.architectures import small_cnn
+from robustkit.models.outer_loss import OneInputLossSpec
 from robustkit.models.training import Recipe, Step
-from robustkit.registry import defenses
+from robustkit.registry import defenses, losses
 
 
 @defenses.register("undefended", cites="")
@@ -18,9 +19,11 @@ class Undefended:
 
     Attributes:
         width: channels of the first convolution.
+        loss: takes the place of cross-entropy; see `robustkit list losses`.
     """
 
     width: int = 32
+    loss: OneInputLossSpec = "ce"
 
     @property
     def recipe(self) -> Recipe:
@@ -32,5 +35,6 @@ class Undefended:
         return small_cnn(shape, classes, self.width)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Mean cross-entropy of x [b, c, h, w] and y [b]."""
-        return nn.functional.cross_entropy(model(x), y)
+        """Mean loss of x [b, c, h, w] and y [b]."""
+        loss: Tensor = losses.build(self.loss)(model(x).float(), y, step).mean()
+        return loss

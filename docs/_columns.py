@@ -7,9 +7,10 @@ COLUMNS = {
     "defense": "The model: a registered name with its options, an import path or a file.",
     "data": "The data set that the points were taken from; `(class-balanced)` marks `--sample "
     "balanced`, whose rows are ranked by themselves.",
-    "norm": "The norm that bounds the perturbation: `linf`, `l2`, `l1` or `l0`.",
+    "norm": "The norm that bounds the perturbation: `linf`, `l2`, `l1` or `l0`; or the name of a "
+    "finite [threat model](threats.md), such as `corruption:all`.",
     "eps": "The bound, in units of inputs in [0, 1] (8/255, not 8); in l0 the number of features "
-    "(channels of pixels) that may change.",
+    "(channels of pixels) that may change; of a finite threat model the largest severity.",
     "n": "The number of points evaluated.",
     "clean": "The fraction of points classified correctly without an attack.",
     "robust": "The fraction of points that are classified correctly and for which no attack of the "
@@ -49,4 +50,17 @@ COLUMNS = {
     "answered weighs a step less. A terminal shows no *verdict* where all rows are reliable.",
     "undecided": "The fraction of points neither proved nor broken: the width of the bracket, "
     "`robust` less `certified`. Empty where no certificate was asked for.",
+    "mean_corrupted": "Of a finite threat model: the mean over corruptions of the mean accuracy "
+    "over their severities (mCA), misclassified points included. This column and the following "
+    "ones are left out of a table in which no row has them "
+    "([how to read them](../howto/corruptions.md)).",
+    "mean_corrupted_low": "Lower end of Student's 95% interval of that mean, with the points as "
+    "the unit: the answers to the variants of one point depend on each other.",
+    "mean_corrupted_high": "Upper end of that interval.",
+    "severity_5": "The mean accuracy over the variants of severity 5; empty where there is none.",
+    "worst_corruption": "The mean accuracy over the severities of the corruption where it is "
+    "lowest.",
+    "worst_corruption_name": "That corruption.",
+    "corruptions": "The mean accuracy over the severities of each corruption; the record holds the "
+    "verdict under each variant (`points.variants`, `record.corruptions`).",
 }

@@ -146,7 +146,8 @@ def _forgetting() -> Iterator[None]:
     from robustkit import registry
 
     registry.load_packs()
-    kinds = [registry.attacks, registry.defenses, registry.datasets, registry.suites]
+    kinds = [registry.attacks, registry.defenses, registry.losses, registry.datasets,
+             registry.suites]  # fmt: skip
     before = [dict(kind._entries) for kind in kinds]
     yield
     for kind, entries in zip(kinds, before, strict=True):

@@ -24,6 +24,7 @@ from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.leaderboard.rows import Row
 from robustkit.models import checkpoints
+from robustkit.search.protocol import enumerates
 from robustkit.verify.flags import FLAGS
 
 HERE = Path(__file__).resolve().parent
@@ -37,7 +38,9 @@ def pages() -> dict[str, str]:
         "reference/attacks.md": _attacks(),
         "reference/suites.md": _suites(),
         "reference/defenses.md": _defenses(),
+        "reference/losses.md": _losses(),
         "reference/datasets.md": _datasets(),
+        "reference/threats.md": _threats(),
         "reference/flags.md": _flags(),
         "reference/columns.md": _columns(),
         "reference/commands.md": _commands(),
@@ -151,11 +154,12 @@ def _suites() -> str:
     ]
     parts = []
     for entry, section in zip(entries, _sections(entries), strict=True):
-        listed = registry.suites.build(entry.name).attacks(Threat.parse(NORMS[0]), ["NAME"])
-        specs = "\n".join(f"- `{spec}`" for spec in listed)
-        parts.append(
-            f"{section}\nAt linf, for a model that declares one surrogate NAME:\n\n{specs}\n"
-        )
+        built = registry.suites.build(entry.name)
+        finite = enumerates(built)
+        threat = registry.read_threat("corruption:all" if finite else NORMS[0])
+        specs = "\n".join(f"- `{spec}`" for spec in built.attacks(threat, ["NAME"]))
+        where = "linf, for a model that declares one surrogate NAME"
+        parts.append(f"{section}\nAt {'corruption:all' if finite else where}:\n\n{specs}\n")
     return "\n".join([
         "# Suites\n",
         "A suite is a list of attacks with their budgets. Each attack gets the points that the "
@@ -186,6 +190,23 @@ def _defenses() -> str:
         "name alone. Each checkpoint has a card (`defenses/checkpoints/*.json`) with the command "
         "that trained it, its seed and measured accuracies.\n",
         _table(["defense", "what it is", "bundled weights", "source"], rows),
+        *_sections(entries),
+    ])  # fmt: skip
+
+
+def _losses() -> str:
+    entries = _entries("losses")
+    rows = [
+        (f"[`{entry.name}`](#{entry.name})", entry.summary, _source(entry)) for entry in entries
+    ]
+    return "\n".join([
+        "# Losses\n",
+        "What `robustkit list losses` prints: losses to train with, `loss=` of `undefended`, "
+        "`pgd_at` and `trades`, such as `robustkit train \"pgd_at(loss=comp_sum(tau=0.5))\"`. In "
+        "tables the spec of a loss with options stands in quotes. Which of them help: "
+        "[losses explained](../explanation/losses.md). The losses that attacks climb are "
+        "[others](attacks.md).\n",
+        _table(["loss", "what it is", "source"], rows),
         *_sections(entries),
     ])  # fmt: skip
 
@@ -247,6 +268,36 @@ def _datasets() -> str:
         "more than the free space of `TMPDIR`, labels of more than 1 GiB, and an npy header that "
         "promises more than the file holds are refused. Files are read, not mapped into memory.\n",
     ])  # fmt: skip
+
+
+def _threats() -> str:
+    entries = _entries("threats")
+    rows = [(f"`{name}:EPS`", meaning, "[the norms](attacks.md)") for name, meaning in _BALLS]
+    rows += [(f"[`{entry.name}:...`](#{entry.name})", entry.summary, _source(entry))
+             for entry in entries]  # fmt: skip
+    groups = {
+        f"`{entry.name}:{group}`": ", ".join(f"`{name}`" for name in names)
+        for entry in entries
+        for group, names in getattr(entry.target, "groups", dict)().items()
+    }
+    sections = (text.rpartition("\n\nOptions:")[0] + "\n" for text in _sections(entries))
+    return "\n".join([
+        "# Threat models\n",
+        "What `--threat` takes. A norm bounds how far an input may move, and attacks search the "
+        "ball. The others list the inputs of a point: all of them are tried, and the verdict is "
+        "exact ([how to](../howto/corruptions.md)).\n",
+        _table(["threat model", "what it is", "source"], rows),
+        *sections,
+        _table(["names", "what they stand for"], groups.items()),
+    ])  # fmt: skip
+
+
+_BALLS = (
+    ("linf", "every number of the input moves by at most EPS"),
+    ("l2", "the Euclidean length of the change is at most EPS"),
+    ("l1", "all changes together come to at most EPS"),
+    ("l0", "at most EPS numbers change"),
+)
 
 
 def _flags() -> str:

@@ -1,4 +1,4 @@
-"""What can be asked for by name: attacks, libraries of attacks, defenses, datasets and suites.
+"""What can be asked for by name: attacks, their libraries, defenses, losses, data, suites, threats.
 
 A pack file registers a frozen dataclass with a decorator; its fields are the options. Packs are
 entry points of the group `robustkit.packs`, those of this distribution too, and load on first use.
@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,6 +23,9 @@ from robustkit.core.imports import failure, load_module
 from robustkit.core.packages import install_command
 from robustkit.core.spec import Spec
 from robustkit.errors import RobustkitError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from robustkit.core.threat import Threat
 
 T = TypeVar("T")
 GROUP = "robustkit.packs"
@@ -161,8 +164,10 @@ class _Attacks(Registry[Any]):
 attacks: Registry[Any] = _Attacks("attack")
 libraries: Registry[Any] = Registry("attack library")
 defenses: Registry[Any] = Registry("defense")
+losses: Registry[Any] = Registry("loss")  # to train with; those of attacks: robustkit.core.losses
 datasets: Registry[Any] = Registry("dataset")
 suites: Registry[Any] = Registry("suite")
+threats: Registry[Any] = Registry("threat model")  # those that are no norm, by what precedes ":"
 
 _loaded: list[str] = []
 
@@ -185,6 +190,31 @@ def load_packs() -> None:
     except BaseException:
         _loaded.clear()
         raise
+
+
+def read_threat(text: Threat | str) -> Threat:
+    """Read a threat model: a norm with its eps (`linf:8/255`), or one of a pack (`corruption:all`).
+
+    One that is read already comes back as it is.
+
+    Raises:
+        UsageError: for another form, or a name that is not known.
+    """
+    from robustkit.core.threat import NORMS, Threat
+
+    if isinstance(text, Threat):
+        return text
+    if not isinstance(text, str):
+        raise UsageError(
+            "threat: expected a robustkit.Threat or a text such as 'linf:8/255', "
+            f"got {type(text).__name__}."
+        )
+    kind, _, what = text.partition(":")
+    kind = kind.strip().lower()
+    if not what or kind in NORMS or kind not in threats:
+        return Threat.parse(text)
+    read: Threat = threats.entry(kind).target.read(what.strip())
+    return read
 
 
 def import_folder(package: str, path: Iterable[str]) -> None:

@@ -146,7 +146,7 @@ def test_a_nested_spec_reaches_the_option_as_text(toys: Registry[Any]) -> None:
 
 
 def test_every_registered_thing_has_a_summary_and_its_source() -> None:
-    for registry in (attacks, defenses, home.suites, home.datasets):
+    for registry in (attacks, defenses, home.losses, home.suites, home.datasets):
         assert list(registry)
         for entry in registry.entries():
             assert entry.summary.endswith(".") or entry.summary

@@ -17,6 +17,7 @@ from robustkit.certify.crown import crown_margins
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box, intervals, margins_of
 from robustkit.certify.smoothing import TIE_BREAK, Smoothed, certify_point, reach
+from robustkit.core.finite import FiniteThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
 from robustkit.errors import UsageError
@@ -98,6 +99,10 @@ def build_certifier(
     if method not in METHODS:
         raise UsageError(f"expected a certificate of {', '.join(METHODS)}, got {method!r}.")
     optional = method in ("auto", "quick")
+    if isinstance(threat, FiniteThreat):
+        if share is not None or method == "quick":  # where there is one, and nobody insists
+            return None
+        raise threat.refusal(f"a certificate (--certify {method})")
     mixture = model if isinstance(model, Mixed) else None
     base = mixture.certificate_parts()[0] if mixture else model
     if isinstance(base, Smoothed) and method in ("auto", "smoothing"):

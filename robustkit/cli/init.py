@@ -14,21 +14,21 @@ from robustkit.cli.program import debug
 @click.option("--model", default="pgd_at", show_default=True, metavar="MODEL")
 @click.option("--data", default="bundled", show_default=True, metavar="NAME|npz:PATH|...")
 @click.option("--threat", metavar="linf:8/255", help="By default the usual one of the data.")
-@click.option("--suite", default="quick", show_default=True, metavar="NAME")
+@click.option("--suite", metavar="NAME", help="By default quick; what the threat model needs.")
 @click.option("--pyproject", is_flag=True, help="Append [tool.robustkit] to pyproject.toml.")
 @debug
-def command(model: str, data: str, threat: str | None, suite: str, pyproject: bool) -> None:
+def command(model: str, data: str, threat: str | None, suite: str | None, pyproject: bool) -> None:
     """Write robustkit.toml, or a table of pyproject.toml; never over an existing one."""
     from robustkit.cli.evaluate.threats import usual_threat
     from robustkit.core import files
-    from robustkit.core.threat import Threat
     from robustkit.errors import UsageError
     from robustkit.gate import config
-    from robustkit.registry import suites
+    from robustkit.registry import read_threat, suites
+    from robustkit.search.suites import default_suite
 
-    suites.build(suite)
     threat = threat or usual_threat(data) or "linf:8/255"
-    Threat.parse(threat)
+    suite = suite or default_suite(read_threat(threat))
+    suites.build(suite)
     path = Path("pyproject.toml" if pyproject else "robustkit.toml")
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     if (before and not pyproject) or config.has_table(before):

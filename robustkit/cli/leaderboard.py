@@ -79,7 +79,7 @@ def _with_published(
 def say_left_out(names: Sequence[str]) -> None:
     """Name the published results that have no place in a table."""
     listed = clean(", ".join(names))
-    told = f"left out, as they tell no robust accuracy under a norm ({len(names)}): {listed}"
+    told = f"left out, as they tell no robust accuracy ({len(names)}): {listed}"
     say(stderr(), "note", told, "yellow")
 
 

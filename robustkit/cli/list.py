@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robustkit.registry import Entry
 
 SCHEMA = "robustkit/list/1"
-_KINDS = ("attacks", "defenses", "datasets", "suites", "libraries")
+_KINDS = ("attacks", "defenses", "losses", "datasets", "suites", "libraries", "threats")
 
 
 @click.command("list", short_help="List what can be asked for by name.")
@@ -23,7 +23,7 @@ _KINDS = ("attacks", "defenses", "datasets", "suites", "libraries")
 @options.as_json
 @debug
 def command(kind: str, as_json: bool) -> None:
-    """List the attacks, libraries of attacks, defenses, datasets or suites that have a name."""
+    """List attacks, libraries, defenses, losses, datasets, suites or threat models by name."""
     from robustkit import registry
 
     entries = getattr(registry, kind).entries()
@@ -39,7 +39,7 @@ def _row(entry: Entry, *, weights: bool) -> dict[str, Any]:
     row = {
         "name": entry.name,
         "summary": entry.summary,
-        "options": {key: _plain(value) for key, value in entry.options.items()},
+        "options": options_of(entry),
         "source": facts.pop("cites", None) or entry.origin,
         "origin": entry.origin,
         "facts": {key: _plain(value) for key, value in facts.items()},
@@ -49,6 +49,14 @@ def _row(entry: Entry, *, weights: bool) -> dict[str, Any]:
 
         row["weights"] = sorted({checkpoint.card.data for checkpoint in shipped(entry)})
     return row
+
+
+def options_of(entry: Entry) -> dict[str, Any]:
+    """Return option and default; a threat model that is no norm is chosen by its text alone."""
+    from robustkit import registry
+
+    known = {} if entry.name in registry.threats else entry.options
+    return {key: _plain(value) for key, value in known.items()}
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from robustkit.core.types import Images, Labels, Mask, Scalars, per_point
 from robustkit.errors import UsageError, unknown
 
 Norm: TypeAlias = Literal["linf", "l2", "l1", "l0"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
 _ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0, "l0": 0.0}
 # Points are float32: every coordinate is off by up to half a unit in the last place of 1.0.
 _RELATIVE, _ROUNDING = 1e-6, 2.0**-24
@@ -38,7 +39,7 @@ class Threat:
 
     def __post_init__(self) -> None:
         if str(self.norm) not in _ORDER:  # what is given may be of any type
-            raise unknown("norm", arguments.shown(self.norm).strip("'"), get_args(Norm))
+            raise unknown("norm", arguments.shown(self.norm).strip("'"), NORMS)
         if type(self.eps) not in (int, float):  # NumPy's; these two stay as ledgers hold them
             object.__setattr__(self, "eps", arguments.real("eps", self.eps))
         if not (self.eps > 0 and self.eps < math.inf):
@@ -114,8 +115,8 @@ class Threat:
         """One radius per point of `x`: `eps` if given, else the threat model's own."""
         return x.new_full((len(x),), self.eps) if eps is None else eps
 
-    def distance(self, z: Images, x: Images) -> Scalars:
-        """‖z − x‖ per point, in float64."""
+    def distance(self, z: Images, x: Images, points: Sequence[int] | None = None) -> Scalars:
+        """‖z − x‖ per point, in float64. No norm asks for their positions in the data, `points`."""
         delta = (z.double() - x.double()).flatten(1)
         length: Scalars = torch.linalg.vector_norm(delta, self._order, dim=1)
         return length
@@ -136,7 +137,13 @@ class Threat:
         """What rounding every coordinate to float32 can add to a distance."""
         return _ROUNDING * max(1, features) ** (1 / self._order) if self._order else 0.0
 
-    def contains(self, z: Images, x: Images, eps: Scalars | None = None) -> Mask:
+    def contains(
+        self,
+        z: Images,
+        x: Images,
+        eps: Scalars | None = None,
+        points: Sequence[int] | None = None,
+    ) -> Mask:
         """Which points of `z` lie in the box and in the ball around `x`; see `limit`."""
         slack = self._slack(x[0].numel() if len(x) else 1)
         limit = self.radius(x, eps).double() * (1 + self._relative) + slack

@@ -100,6 +100,24 @@ def rows(path: Path, key: str, *, most: int | None = None, bomb: Bomb | None = N
             return _opened(cast(BinaryIO, scratch), 0, member.file_size, where)
 
 
+def npy(path: Path) -> Stored:
+    """Return the array of a plain npy file, whose rows are read when they are used.
+
+    Raises:
+        UsageError: when there is no such file, or it is damaged or no npy.
+    """
+    try:
+        with path.open("rb") as file:
+            return _opened(file, 0, os.fstat(file.fileno()).st_size, str(path))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    except _DAMAGE as error:
+        raise UsageError(
+            f"{path}: expected an npy file, got something else or a damaged one ({error}). Write "
+            "it again with np.save."
+        ) from error
+
+
 @contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     if not path.is_file():

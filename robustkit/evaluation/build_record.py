@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import robustkit.registry as registry
+from robustkit.core.finite import FiniteThreat
 from robustkit.core.packages import own_version
+from robustkit.core.threat import Threat
 from robustkit.data.dataset import digest
 from robustkit.evaluation.review import majority, review
 from robustkit.evaluation.run import Run
 from robustkit.evaluation.stages.audit import broken_by_audit, drawn, unaudited
+from robustkit.evaluation.stages.exhaustive import right_variants
 from robustkit.record import provenance
 from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, BrokenPoint, Cost
 from robustkit.record.points import Points
@@ -19,7 +22,7 @@ from robustkit.record.schema import AuditInfo, Commit, DataInfo, Stage, ThreatIn
 from robustkit.record.status import Finished
 from robustkit.search.audit import CONFIDENCE, missed
 from robustkit.search.external import strength
-from robustkit.search.protocol import surrogate_of
+from robustkit.search.protocol import enumerates, surrogate_of
 from robustkit.verify.flags import Flag, flag
 
 
@@ -45,7 +48,7 @@ def make_record(
         robustkit=own_version(),
         defense=settings.name,
         data=_data(run, finished),
-        threat=ThreatInfo(**asdict(settings.threat)),
+        threat=_threat(settings.threat),
         suite=settings.suite,
         attacks=[*names, *sorted(set(_carried(run, found).values()) - set(names))],
         seed=settings.seed,
@@ -160,6 +163,7 @@ def _stages(run: Run, found: Finished) -> list[Stage]:
         # Of the audit's sample and of a search that runs on after a success, the ledger knows.
         counted = run.line.scouts <= number < run.line.audited
         entered = len(left) if counted else max(cost.entered, len(by_this))
+        entered = len(status) if enumerates(attack) else entered  # misclassified ones too
         stages.append(
             Stage(
                 attack=str(spec),
@@ -227,7 +231,21 @@ def _points(run: Run, found: Finished) -> Points:
         carried=_origins(run, index),
         errors=_errors(run, index, broken) if run.prepared.diagnosis.randomized else None,
         proof=_proofs(run, found),
+        variants=_variants(run, index),
     )
+
+
+def _variants(run: Run, index: list[int]) -> list[str] | None:
+    """Return which variants of each point are classified rightly, of a finite threat model."""
+    threat = run.settings.threat
+    if not isinstance(threat, FiniteThreat):
+        return None
+    return right_variants(run.ledger, 0, len(threat.variants), index)
+
+
+def _threat(threat: Threat) -> ThreatInfo:
+    listed = [str(v) for v in threat.variants] if isinstance(threat, FiniteThreat) else None
+    return ThreatInfo(**asdict(threat), variants=listed)
 
 
 def _proofs(run: Run, found: Finished) -> list[str | None] | None:

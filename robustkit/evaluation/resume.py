@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robustkit.core.finite import FiniteThreat
 from robustkit.core.rng import Keys, generator, task_key, uniform
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
@@ -15,6 +16,8 @@ from robustkit.models.agreement import INPUT_GRADIENTS, OTHER_DEVICE, logit_dist
 from robustkit.record.ledger import Ledger
 from robustkit.verify.diagnostics.counted_model import CountedModel
 from robustkit.verify.diagnostics.probe import Diagnosis
+
+_NEAR = Threat("linf", 0.1)  # where the threat model has no ball
 
 
 def same_answers(ledger: Ledger, settings: Settings, prepared: Prepared) -> Diagnosis:
@@ -63,6 +66,7 @@ def _around(counted: CountedModel, sample: Images, threat: Threat, seed: int) ->
     point = torch.arange(count, device=sample.device)
     keys = Keys(*(torch.full_like(point, seed), point,
                   torch.full_like(point, task_key("same answers"))))  # fmt: skip
+    threat = _NEAR if isinstance(threat, FiniteThreat) else threat
     edge = threat.sample(sample, keys, 0)
     inside = sample + (edge - sample) * uniform(keys, features, 1).view_as(sample)
     corner = sample + threat.eps * (uniform(keys, features, 2).view_as(sample) - 0.5).sign()

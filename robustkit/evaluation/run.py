@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from robustkit.certify.certifier import Certifier
+from robustkit.core.finite import FiniteThreat
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import shuffled
 from robustkit.evaluation.budget import BudgetExhausted, Interim, StoppingRule, nothing_done, parts
@@ -18,6 +19,7 @@ from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.stages.audit import perform
 from robustkit.evaluation.stages.clean_and_certify import certify_points
 from robustkit.evaluation.stages.complete import CompleteStage
+from robustkit.evaluation.stages.exhaustive import untried
 from robustkit.evaluation.stages.replay import Replay, none_fitted
 from robustkit.evaluation.stages.stage import AttackStage, PointsToAttack, Report
 from robustkit.evaluation.tally import Tally
@@ -256,6 +258,9 @@ class Run:
         stage = self._stage(number)
         robust, proved = self._robust(points, number)
         others = len(robust) + len(self._survived())
+        if isinstance(stage.threat, FiniteThreat):  # all points: each variant has an accuracy
+            robust, others = untried(self.ledger, number, stage.threat, points)
+            others += len(robust)
         if not (self.settings.attack_certified or self.settings.minimum_norm):
             robust = {p: order for p, order in robust.items() if p not in proved}
         others -= len(robust)

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import data as torch_data
 
+from robustkit.certify.certifier import share_of
 from robustkit.core import arguments as argument
+from robustkit.core.finite import FiniteThreat
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.core.types import Model
@@ -29,9 +31,8 @@ from robustkit.models.half import Precision
 from robustkit.models.load import load_model
 from robustkit.models.normalization import Numbers, normalized
 from robustkit.models.tuning import AUTOMATIC, Layout, Tuning
-from robustkit.search.suites import LineUp, line_up, refuse_fixed
-
-DEFAULT_SUITE, NEAREST_SUITE = "quick", "minimum_norm"  # where nobody names attacks
+from robustkit.registry import read_threat
+from robustkit.search.suites import LineUp, default_suite, line_up, refuse_fixed
 
 Pair: TypeAlias = "tuple[Tensor | NDArray[Any], Tensor | NDArray[Any]]"
 GivenModel: TypeAlias = "Model | nn.Module | str"
@@ -89,6 +90,15 @@ class Settings:
             if (value := getattr(self, name)) is not None:
                 argument.whole(name, value, 1)
         self.threat.refuse_beyond_box(self.data.shape)
+        if isinstance(self.threat, FiniteThreat):
+            self._refuse_without_ball(self.threat)
+
+    def _refuse_without_ball(self, threat: FiniteThreat) -> None:
+        threat.check(self.data.shape, self.data.labels)
+        if self.minimum_norm:
+            raise threat.refusal("minimum_norm (--minimum-norm)")
+        if self.certify and self.certify != "quick" and share_of(self.certify) is None:
+            raise threat.refusal(f"certify={self.certify} (--certify)")
 
     @property
     def balanced(self) -> bool:
@@ -150,7 +160,7 @@ def ask(
     """
     more = tuple(argument.text("notes", note) for note in argument.several("notes", notes))
     others = {key: _read(key, value) for key, value in others.items()}
-    radius = threat_model(threat)
+    radius = read_threat(threat)
     points = dataset(data, radius.box)
     if not isinstance(arguments, Mapping | None):
         raise argument.refused("arguments", "a dict of what the user typed", arguments)
@@ -162,7 +172,7 @@ def ask(
     called = None if name is None else argument.text("name", name)
     subject, usual, known = named_model(model, points, mean, std)
     if not (others.get("suite") or others.get("attacks")):
-        others["suite"] = NEAREST_SUITE if others.get("minimum_norm") else DEFAULT_SUITE
+        others["suite"] = default_suite(radius, minimum_norm=bool(others.get("minimum_norm")))
     return Settings(
         subject, called or usual, points, radius, arguments=given, notes=(*known, *more), **others
     )
@@ -276,18 +286,3 @@ def dataset(data: GivenData, box: Box = UNIT) -> Dataset:
     if isinstance(data, str):
         return open_dataset(data, box=box)
     return as_dataset("arrays", data, box=box)
-
-
-def threat_model(threat: Threat | str) -> Threat:
-    """Read a threat model such as "linf:8/255"; one comes back as it is.
-
-    Raises:
-        UsageError: for anything else.
-    """
-    radius = Threat.parse(threat) if isinstance(threat, str) else threat
-    if not isinstance(radius, Threat):
-        raise UsageError(
-            "threat: expected a robustkit.Threat or a text such as 'linf:8/255', "
-            f"got {type(radius).__name__}."
-        )
-    return radius

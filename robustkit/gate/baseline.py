@@ -18,6 +18,7 @@ from robustkit.evaluation.stages.replay import find_examples
 from robustkit.leaderboard.rows import load_records
 from robustkit.record.points import Status
 from robustkit.record.record import Record
+from robustkit.registry import read_threat
 from robustkit.search.suites import acts_on_findings, line_up
 
 _CHECK = "robustkit check"
@@ -33,7 +34,7 @@ class Baseline(NamedTuple):
     def threat(self) -> Threat:
         """The threat model that a candidate must face too."""
         info = self.record.threat
-        parsed = Threat.parse(f"{info.norm}:{info.eps!r}")
+        parsed = read_threat(info.norm if ":" in info.norm else f"{info.norm}:{info.eps!r}")
         return replace(parsed, lower=info.lower, upper=info.upper)
 
     def examples(self) -> Path | None:

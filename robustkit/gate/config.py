@@ -17,11 +17,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from robustkit.core.arguments import SEEDS
 from robustkit.core.text import seconds
-from robustkit.core.threat import Threat
 from robustkit.data.sampling import PROPORTIONAL, Sample
 from robustkit.errors import RobustkitError, UsageError, unknown
 from robustkit.gate.criteria import METRICS
-from robustkit.registry import suites
+from robustkit.registry import read_threat, suites
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -92,7 +91,7 @@ def _metric(text: str) -> str:
     return text
 
 
-ThreatText = Annotated[str, AfterValidator(_checked(Threat.parse))]
+ThreatText = Annotated[str, AfterValidator(_checked(read_threat))]
 SuiteText = Annotated[str, AfterValidator(_checked(_suite))]
 Time = Annotated[str, AfterValidator(_checked(seconds))]
 Metric = Annotated[str, AfterValidator(_metric)]

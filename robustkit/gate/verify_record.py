@@ -212,9 +212,9 @@ def _judge(
     # A minimum-norm run keeps inputs beyond eps: they have to fool all the same.
     nearest = record.points.nearest
     reach = threat if nearest is None else _whole(threat, prod(data.shape))
-    inside = reach.contains(z, x) & z.isfinite().flatten(1).all(1)
+    inside = reach.contains(z, x, points=points) & z.isfinite().flatten(1).all(1)
     # A vote of a randomized model on new noise says little about the one that was counted.
-    fooled, distance = inside.clone(), reach.distance(z, x)
+    fooled, distance = inside.clone(), reach.distance(z, x, points)
     if bool(inside.any()) and not record.randomized:
         rows = inside.nonzero().flatten()
         fooled[rows] = verify(

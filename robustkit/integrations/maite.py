@@ -21,6 +21,7 @@ from robustkit.data.dataset import Dataset, ImageSet
 from robustkit.data.torch_dataset import from_torch
 from robustkit.data.values import UNIT, Box
 from robustkit.errors import RobustkitError, UsageError
+from robustkit.registry import read_threat
 from robustkit.search.functional import Draws, attack_points
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class MaiteAttack:
         self, model: nn.Module, attack: str, threat: Threat | str, *, seed: int = 0
     ) -> None:
         self.model, self.attack, self.seed = model, attack, seed
-        self.threat = Threat.parse(threat) if isinstance(threat, str) else threat
+        self.threat = read_threat(threat)
         self.metadata: AugmentationMetadata = {"id": f"{attack}, {self.threat}"}
 
     def __call__(

@@ -23,7 +23,6 @@ from robustkit import gate
 from robustkit.core import stats
 from robustkit.core.stats.sequential import peak
 from robustkit.core.text import clean, seconds
-from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset, shuffled
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
@@ -34,6 +33,7 @@ from robustkit.gate.criteria import Claim, tolerances
 from robustkit.models.trust import trusting
 from robustkit.record.points import ROBUST
 from robustkit.record.record import Record
+from robustkit.registry import read_threat
 
 Given = nn.Module | Callable[[Any], Any] | str
 
@@ -82,7 +82,7 @@ def assert_robust(
             subject,
             name=called,
             data=points,
-            threat=Threat.parse(threat),
+            threat=read_threat(threat),
             folder=room,
             suite=suite,
             attacks=attacks,

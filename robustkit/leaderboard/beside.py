@@ -35,6 +35,9 @@ _WHOLE = ("source", "rank", "clean", "robust", "95% interval", "certified", "dif
 class Beside(NamedTuple):
     """One row of a table of own and published results; accuracies are fractions.
 
+    Under a finite threat model, such as common corruptions, `robust` is the mean accuracy over its
+    variants, as others publish it; own rows are ranked by another number and have no rank here.
+
     Attributes:
         source: "own", measured here, or "published".
         rank: among the rows of the same source in this table.
@@ -145,7 +148,8 @@ def _lines(groups: Iterable[Sequence[Beside]], layout: str) -> str:
 
 
 def _title(group: Sequence[Beside]) -> str:
-    return title(*group_of(group[0]))
+    mean = ": mean accuracy over corruptions and severities" if ":" in group[0].norm else ""
+    return title(*group_of(group[0])) + mean
 
 
 def _brief(name: str) -> str:
@@ -170,6 +174,16 @@ def _with_nearest(row: Beside, group: Sequence[Beside]) -> Beside:
 
 
 def _own(row: Row) -> Beside:
+    found = _measured(row)
+    if row.mean_corrupted is None:
+        return found
+    return found._replace(
+        rank="", robust=row.mean_corrupted, robust_low=row.mean_corrupted_low,
+        robust_high=row.mean_corrupted_high,
+    )  # fmt: skip
+
+
+def _measured(row: Row) -> Beside:
     return Beside(
         source="own",
         rank=row.rank,

@@ -25,7 +25,8 @@ _SOUND = " No flags were raised: every row is reliable."
 _DIGITS = {
     **dict.fromkeys(("clean", "robust", "robust_low", "robust_high"), ".4f"),
     **dict.fromkeys(("audit_bound", "certified", "undecided"), ".4f"),
-    **dict.fromkeys(("worst_class", "tail_30"), ".4f"),
+    **dict.fromkeys(("worst_class", "tail_30", "severity_5", "worst_corruption"), ".4f"),
+    **dict.fromkeys(("mean_corrupted", "mean_corrupted_low", "mean_corrupted_high"), ".4f"),
     **dict.fromkeys(("forwards_per_point", "backwards_per_point"), ".2f"),
     **dict.fromkeys(("eps", "mean", "q10", "q25", "median", "q75", "q90"), ".6g"),
     "seconds": ".1f",
@@ -51,7 +52,8 @@ _READ = {  # heading in Markdown and LaTeX, and its alignment
 # What a narrow terminal does without, the first of them first: the verdict says what flags mean,
 # and rows stand in the order of their ranks.
 _LEAST = ("strongest attack", "worst class", "F/pt", "may miss", "rank", "flags", "certified")
-_WHOLE = ("rank", "clean", "robust [95%]", "may miss", "certified", "F/pt", "verdict")
+_WHOLE = ("rank", "clean", "robust [95%]", "mean [95%]", "severity 5", "may miss", "certified",
+          "F/pt", "verdict")  # fmt: skip
 _CONTRACT = (
     *("defense", "data", "norm", "eps", "n", "clean", "robust", "robust_low", "robust_high"),
     *("certified", "randomized", "flags", "strongest_attack", "suite", "forwards_per_point"),
@@ -59,6 +61,8 @@ _CONTRACT = (
     *("rank", "worst_class", "worst_class_name", "tail_30", "audit_bound", "strength"),
     "reliability",
     "undecided",
+    *("mean_corrupted", "mean_corrupted_low", "mean_corrupted_high", "severity_5"),
+    *("worst_corruption", "worst_corruption_name", "corruptions"),  # of finite threat models alone
 )
 _Cells: TypeAlias = Mapping[str, Any]
 
@@ -95,7 +99,7 @@ def to_json(frame: pd.DataFrame, **more: pd.DataFrame) -> str:
 
     More tables follow `rows`, under the names given.
     """
-    rows = [{name: cells[name] for name in _CONTRACT} for cells in _rows(frame)]
+    rows = [{name: cells[name] for name in _CONTRACT if name in cells} for cells in _rows(frame)]
     for cells in rows:
         cells["flags"] = cells["flags"].split(";") if cells["flags"] else []
     beside = {name: _rows(table) for name, table in more.items()}
@@ -105,13 +109,15 @@ def to_json(frame: pd.DataFrame, **more: pd.DataFrame) -> str:
 def to_markdown(frame: pd.DataFrame) -> str:
     """Write one table per data set, norm and eps, with the columns that are read by people."""
     return "\n".join(
-        _markdown_table(title, _READ, map(_read, rows)) for title, rows in _tables(frame)
+        _markdown_table(title, _heads(rows), map(_read, rows)) for title, rows in _tables(frame)
     )
 
 
 def to_latex(frame: pd.DataFrame) -> str:
     r"""Write one `tabular` per data set, norm and eps; needs `\usepackage{booktabs}`."""
-    return "\n".join(_latex_table(title, _READ, map(_read, rows)) for title, rows in _tables(frame))
+    return "\n".join(
+        _latex_table(title, _heads(rows), map(_read, rows)) for title, rows in _tables(frame)
+    )
 
 
 def to_rich(frame: pd.DataFrame) -> Group:
@@ -156,8 +162,13 @@ def _tables(frame: pd.DataFrame) -> list[tuple[str, list[_Cells]]]:
     return [(text, list(rows)) for text, rows in groupby(_rows(frame), key=heading)]
 
 
+def _heads(rows: Sequence[_Cells]) -> Mapping[str, str]:
+    """The headings of one table, each with its alignment."""
+    return {**_READ, **dict.fromkeys(_corrupted(rows[0]), "r")}
+
+
 def _read(cells: _Cells) -> list[str]:
-    """The cells below the headings `_READ`, as text."""
+    """The cells below the headings `_heads`, as text."""
     return [
         cells["rank"],
         cells["defense"],
@@ -175,6 +186,7 @@ def _read(cells: _Cells) -> list[str]:
         f"{cells['backwards_per_point']:.1f}",
         cells["reliability"],
         ", ".join(_flags(cells)),
+        *_corrupted(cells).values(),
     ]
 
 
@@ -209,6 +221,7 @@ def _shown(cells: _Cells) -> dict[str, str]:
         "defense": clean(cells["defense"]),
         "clean": f"{cells['clean']:.3f}",
         "robust [95%]": with_interval(cells["robust"], low, high),
+        **_corrupted(cells),
         "may miss": "" if cells["audit_bound"] is None else f"{cells['audit_bound']:.3f}",
         "certified": "" if cells["certified"] is None else f"{cells['certified']:.3f}",
         "worst class": f"{cells['worst_class']:.3f} {clean(cells['worst_class_name'])}",
@@ -217,6 +230,19 @@ def _shown(cells: _Cells) -> dict[str, str]:
         "F/pt": f"{cells['forwards_per_point']:,.0f}",
         "verdict": cells["reliability"],
         "flags": "\n".join(map(clean, _flags(cells))),
+    }
+
+
+def _corrupted(cells: _Cells) -> dict[str, str]:
+    """The cells of a finite threat model; a table of others has none."""
+    if cells.get("mean_corrupted") is None:
+        return {}
+    low, high = cells["mean_corrupted_low"], cells["mean_corrupted_high"]
+    hardest = cells["severity_5"]
+    return {
+        "mean [95%]": with_interval(cells["mean_corrupted"], low, high),
+        "severity 5": "" if hardest is None else f"{hardest:.3f}",
+        "worst": f"{cells['worst_corruption']:.3f} {clean(cells['worst_corruption_name'])}",
     }
 
 

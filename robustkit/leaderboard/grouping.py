@@ -43,6 +43,11 @@ def shown_eps(eps: float) -> str:
     return f"{eps:.6g}"
 
 
+def shown_threat(norm: str, eps: float) -> str:
+    """Write a threat model as people do; the name of a finite one says it all."""
+    return norm if ":" in norm else f"{norm}, eps = {shown_eps(eps)}"
+
+
 def title(data: str, norm: str, eps: float) -> str:
     """Name the rows of one group."""
-    return f"{data}, {norm}, eps = {shown_eps(eps)}"
+    return f"{data}, {shown_threat(norm, eps)}"

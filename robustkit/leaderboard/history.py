@@ -117,7 +117,7 @@ def _entry(path: Path | str, record: Record) -> HistoryRow:
         commit=record.commit.hash[:12] + dirty if record.commit else "",
         defense=record.defense,
         data=record.data.name,
-        threat=f"{record.threat.norm}:{record.threat.eps:.6g}",
+        threat=record.threat.text,
         suite=record.suite or ", ".join(record.attacks),
         n=record.n,
         clean=record.clean,

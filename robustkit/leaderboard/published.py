@@ -6,7 +6,8 @@ them beside measured rows.
 
 A file is `DATASET/THREAT/NAME.json`; its fields are strings of percentages (`clean_acc`,
 `autoattack_acc`, `external`) and `eps` ("8/255"). `external` is a stronger, adaptive result, where
-one is known: the best known robust accuracy.
+one is known: the best known robust accuracy. In the folder `corruptions` a file tells
+`corruptions_acc`, the mean accuracy over the fifteen corruptions and five severities.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from robustkit.errors import UsageError
 from robustkit.leaderboard.grouping import group_of
 
 SCHEMA = "robustkit/published/1"
+CORRUPTIONS, _SEVEREST = "corruption:all", 5.0  # as records of the same threat model have them
 _NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
@@ -35,7 +37,9 @@ class Published(NamedTuple):
 
     Attributes:
         model: the name under which `robustkit evaluate robustbench:...` loads it.
-        best_known: the external result where there is one, else AutoAttack's.
+        autoattack: None under common corruptions, which are not attacked.
+        best_known: the external result where there is one, else AutoAttack's; under common
+            corruptions the mean accuracy over corruptions and severities.
         unreliable: its publisher says that AutoAttack is not to be trusted here.
         source: link of the paper.
         file: where the row was read.
@@ -48,7 +52,7 @@ class Published(NamedTuple):
     norm: str
     eps: float
     clean: float
-    autoattack: float
+    autoattack: float | None
     best_known: float
     reported: float | None
     unreliable: bool
@@ -66,8 +70,7 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Published], list[str]]:
 
     Returns:
         The rows, ranked within data, norm and eps by best known robust accuracy, and the names
-        (DATASET/THREAT/NAME) of what is left out because it tells no robust accuracy (common
-        corruptions).
+        (DATASET/THREAT/NAME) of what is left out because it tells no robust accuracy.
 
     Raises:
         UsageError: for a file that is not of this kind, and when there is no result at all.
@@ -124,29 +127,31 @@ def _read(path: Path) -> Published | None:
             f"{path}: expected a model_info file of RobustBench with dataset and clean_acc, got "
             "another kind of JSON."
         )
-    if "autoattack_acc" not in told:
-        return None
     threat = path.parent.name
-    if threat not in _NORMS:
+    corrupted = threat == "corruptions" and "corruptions_acc" in told
+    if "autoattack_acc" not in told and not corrupted:
+        return None
+    if threat not in _NORMS and not corrupted:
         raise UsageError(
             f"{path}: expected it in a folder named after its threat model "
             f"({', '.join(_NORMS)}), got {threat!r}: the file itself does not say it."
         )
-    attacked, external = _share(path, told, "autoattack_acc"), _share(path, told, "external")
+    key = "corruptions_acc" if corrupted else "autoattack_acc"
+    found, external = _share(path, told, key), _share(path, told, "external")
     clean = _share(path, told, "clean_acc")
-    if attacked is None or clean is None:
-        raise UsageError(f"{path}: expected numbers in clean_acc and autoattack_acc, got none.")
+    if found is None or clean is None:
+        raise UsageError(f"{path}: expected numbers in clean_acc and {key}, got none.")
     data = str(told["dataset"])
     return Published(
         rank=1,
         label="published",
         model=f"robustbench:{data}/{threat}/{path.stem}",
         data=data,
-        norm=_NORMS[threat],
-        eps=_eps(path, told.get("eps")),
+        norm=CORRUPTIONS if corrupted else _NORMS[threat],
+        eps=_SEVEREST if corrupted else _eps(path, told.get("eps")),
         clean=clean,
-        autoattack=attacked,
-        best_known=attacked if external is None else external,
+        autoattack=None if corrupted else found,
+        best_known=found if external is None else external,
         reported=_share(path, told, "reported"),
         unreliable=told.get("unreliable") is True,
         extra_data=told.get("additional_data") is True,

@@ -18,7 +18,7 @@ from robustkit.errors import UsageError
 from robustkit.leaderboard.formats import to_csv, to_json, to_latex, to_markdown, to_rich
 from robustkit.leaderboard.grouping import group_of
 from robustkit.record.evidence import refuse_altered
-from robustkit.record.interval import robust_interval
+from robustkit.record.interval import robust_interval, variants_interval
 from robustkit.record.record import Record, load
 from robustkit.record.schema import Stage
 
@@ -72,6 +72,18 @@ class Row(NamedTuple):
     """The verdict of the gravest flag: reliable, suspicious or unreliable."""
     undecided: float | None = None
     """Share of the points neither proved nor broken; None where no certificate was asked for."""
+    mean_corrupted: float | None = None
+    """Of a finite threat model the mean over corruptions of the mean over severities (mCA)."""
+    mean_corrupted_low: float | None = None
+    mean_corrupted_high: float | None = None
+    severity_5: float | None = None
+    worst_corruption: float | None = None
+    worst_corruption_name: str = ""
+    corruptions: str = ""
+    """The accuracy under each corruption, the mean over its severities."""
+
+
+OF_FINITE = Row._fields[Row._fields.index("mean_corrupted") :]
 
 
 def row(record: Record, path: Path | str, rank: str = "1") -> Row:
@@ -109,7 +121,26 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
         strength="; ".join(map(_strength, record.stages)),
         reliability=record.reliability,
         undecided=record.undecided,
+        **_corrupted(record),
     )
+
+
+def _corrupted(record: Record) -> dict[str, Any]:
+    """The columns of a finite threat model; the others leave them empty."""
+    found = record.corruptions
+    if found is None:
+        return {}
+    low, high = variants_interval(record, found)
+    name, worst = found.worst
+    return {
+        "mean_corrupted": found.mean,
+        "mean_corrupted_low": round(low, 6),
+        "mean_corrupted_high": round(high, 6),
+        "severity_5": found.hardest,
+        "worst_corruption": worst,
+        "worst_corruption_name": name,
+        "corruptions": "; ".join(f"{kind}={mean:.4f}" for kind, mean in found.kinds.items()),
+    }
 
 
 def table(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
@@ -123,8 +154,10 @@ def table(records: Iterable[tuple[Path | str, Record]]) -> pd.DataFrame:
 
 
 def frame(ranked: list[Row]) -> pd.DataFrame:
-    """Make the table of rows that are ranked already."""
-    return pd.DataFrame(ranked, columns=list(Row._fields))
+    """Make the table of rows; without the columns of finite threat models where no row has any."""
+    table = pd.DataFrame(ranked, columns=list(Row._fields))
+    finite = any(line.mean_corrupted is not None for line in ranked)
+    return table if finite else table.drop(columns=list(OF_FINITE))
 
 
 def ranked(records: Iterable[tuple[Path | str, Record]]) -> list[list[tuple[Row, Record]]]:

@@ -50,11 +50,13 @@ class Step:
         progress: from 0 to 1.
         generator: lives on the CPU and belongs to this step alone.
         memory: tensors that an objective keeps from step to step; saved with the state.
+        points: positions of the batch in the training data [b], where they are known.
     """
 
     progress: float
     generator: Generator
     memory: dict[str, Tensor] = field(default_factory=dict)
+    points: Tensor | None = None
 
 
 class Trainable(Protocol):
@@ -111,7 +113,7 @@ def fit(
     optimizer = torch.optim.AdamW(part.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     total, memory = recipe.epochs * per_epoch, dict[str, Tensor]()
     content = digest(data, range(len(data)))
-    done = _resume(folder, part, optimizer, memory, identity, content)
+    done = _resume(folder, defense, part, optimizer, memory, identity, content)
     saved, on_gpu = time.monotonic(), device.type == "cuda"
     order, flips = torch.empty(0, dtype=torch.long), data.augment
     model.train()
@@ -126,7 +128,9 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _rate(step / total)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.half and on_gpu):
-            loss = defense.objective(model, x, y.to(device), Step(step / total, draw, memory))
+            loss = defense.objective(
+                model, x, y.to(device), Step(step / total, draw, memory, chosen)
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(part.parameters(), recipe.clip)
@@ -228,6 +232,7 @@ def _unreadable(path: Path, why: str) -> RobustkitError:
 
 def _resume(
     folder: Path,
+    defense: Trainable,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     memory: dict[str, Tensor],
@@ -239,8 +244,10 @@ def _resume(
     if not path.exists():
         return 0
     state = _read(path)
-    for key in sorted(identity.keys() | state["identity"].keys()):
-        was, now = state["identity"].get(key), identity.get(key)
+    # An option that the state does not know was added to the defense since: it had its default.
+    held = {key: getattr(type(defense), key, None) for key in identity} | state["identity"]
+    for key in sorted(held):
+        was, now = held[key], identity.get(key)
         if was != now:
             raise UsageError(
                 f"{folder} holds another training: {key} was {was!r}, now {now!r}. "

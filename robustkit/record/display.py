@@ -136,4 +136,4 @@ def _stages(record: Any) -> list[list[str]]:
 
 
 def _threat(record: Any) -> str:
-    return f"{record.threat.norm}:{record.threat.eps:.6g}"
+    return str(record.threat.text)

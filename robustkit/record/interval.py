@@ -24,6 +24,7 @@ from robustkit.record.points import ROBUST
 if TYPE_CHECKING:
     from robustkit.record.points import Status
     from robustkit.record.record import Record
+    from robustkit.record.variants import VariantAccuracies
 
 
 def stopped_early(record: Record) -> bool:
@@ -53,6 +54,14 @@ def expected_interval(record: Record) -> Interval | None:
     if stopped_early(record):
         return _sequence(record, right)
     return Interval(*mean_interval(list(right.values()))[1])
+
+
+def variants_interval(record: Record, found: VariantAccuracies) -> Interval:
+    """Return the 95% interval of the mean accuracy over variants, with points as the unit."""
+    shares = found.per_point.tolist()
+    if stopped_early(record):
+        return _sequence(record, dict(zip(found.points, shares, strict=True)))
+    return Interval(*mean_interval(shares)[1])
 
 
 def _of_share(record: Record, wanted: Sequence[Status]) -> Interval:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operator import ne
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import pydantic
 
@@ -44,11 +44,18 @@ class Points(Part):
     proof: list[str | None] | None = None
     """By what a certified point was proved; None at the others, or: the record does not say."""
 
+    later: ClassVar[tuple[str, ...]] = ("variants",)
+    variants: list[str] | None = None
+    """Of a finite threat model, one sign per variant in the order of `threat.variants`.
+
+    1 where it is classified rightly, 0 where not; of misclassified points too.
+    """
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Points:
         columns = (self.index, self.label, self.predicted, self.status, self.attack, self.distance)
         lengths = [len(column) for column in columns]
-        optional = (self.nearest, self.carried, self.errors, self.proof)
+        optional = (self.nearest, self.carried, self.errors, self.proof, self.variants)
         lengths += [len(column) for column in optional if column is not None]
         if len(set(lengths)) > 1:
             raise ValueError(f"columns of equal length expected, got {lengths}")
@@ -69,7 +76,17 @@ class Points(Part):
         certified = [status == "certified" for status in self.status]
         if self.proof is not None and certified != [proof is not None for proof in self.proof]:
             raise ValueError("a proof is named exactly where a point is certified")
+        self._check_variants()
         return self
+
+    def _check_variants(self) -> None:
+        if self.variants is None:
+            return
+        for index, status, right in zip(self.index, self.status, self.variants, strict=True):
+            if set(right) - {"0", "1"}:
+                raise ValueError(f"point {index}: expected signs 0 and 1, got {right!r}")
+            if status != "misclassified" and (status == "broken") != ("0" in right):
+                raise ValueError(f"point {index} is {status}, yet its variants are {right}")
 
     def _name_contradiction(self) -> None:
         columns = (self.index, self.label, self.predicted, self.status, self.attack, self.distance)

@@ -36,24 +36,13 @@ from robustkit.record.schema import (
     ThreatInfo,
     WeightsInfo,
 )
+from robustkit.record.variants import VariantAccuracies
 from robustkit.verify.flags import Flag, Reliability, reliability
 
 __all__ = [
-    "AuditInfo",
-    "ClassAccuracy",
-    "Commit",
-    "DataInfo",
-    "Flag",
-    "LedgerDigests",
-    "Points",
-    "Record",
-    "Stage",
-    "Status",
-    "ThreatInfo",
-    "WeightsInfo",
-    "load",
-    "save",
-]
+    "AuditInfo", "ClassAccuracy", "Commit", "DataInfo", "Flag", "LedgerDigests", "Points", "Record",
+    "Stage", "Status", "ThreatInfo", "WeightsInfo", "load", "save",
+]  # fmt: skip
 
 SCHEMA: Literal["robustkit/record/1"] = "robustkit/record/1"
 REPLAY, COMPLETE = "replay", "complete"  # the stages of earlier runs' inputs, of branch and bound
@@ -135,6 +124,8 @@ class Record(RecordDisplay, Part):
             raise ValueError(f"points were broken by {sorted(strangers)}, not among the attacks")
         if smaller := [eps for eps in points.carried or () if eps and eps <= self.threat.eps]:
             raise ValueError(f"points are carried from {smaller[0]}, which is not a larger eps")
+        if any(len(right) != len(self.threat.variants or ()) for right in points.variants or ()):
+            raise ValueError("every point has one sign for each variant of the threat model")
         pairs = zip(points.status, points.nearest or points.distance, strict=True)
         if near := [
             d for s, d in pairs if d is not None and d <= self.threat.eps and s != "broken"
@@ -197,6 +188,11 @@ class Record(RecordDisplay, Part):
         pairs = zip(self.points.index, self.points.status, strict=True)
         found = {index: status in ROBUST for index, status in pairs}
         return {index: found[index] for index in sorted(found)}
+
+    @property
+    def corruptions(self) -> VariantAccuracies | None:
+        """Accuracy under each variant of a finite threat model; None under a norm."""
+        return VariantAccuracies.of(self)
 
     @property
     def per_class(self) -> dict[int, float]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0)]
@@ -14,6 +21,16 @@ class Part(BaseModel):
     """Frozen, and strict about its fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    later: ClassVar[tuple[str, ...]] = ()
+    """Fields younger than the digest of records: left out where they are None, so that older
+    records keep theirs."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        empty = [name for name in self.later if found.get(name, self) is None]
+        return {key: value for key, value in found.items() if key not in empty}
 
 
 class ClassAccuracy(NamedTuple):
@@ -89,12 +106,22 @@ class DataInfo(Part):
 
 
 class ThreatInfo(Part):
-    """The threat model: ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper, in input units."""
+    """The threat model: ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper, in input units; or a finite one."""
 
-    norm: Annotated[str, Field(pattern=r"^(linf|l2|l1|l0)$")]
+    norm: Annotated[str, Field(pattern=r"^(linf|l2|l1|l0|[a-z_]+:.+)$")]
+    """Of a finite one its whole name, such as `corruption:all`."""
     eps: Annotated[float, Field(gt=0)]
+    """Of a finite one the largest severity."""
     lower: float = 0.0
     upper: float = 1.0
+    later: ClassVar[tuple[str, ...]] = ("variants",)
+    variants: list[str] | None = None
+    """Of a finite one all its variants, such as `fog@3`."""
+
+    @property
+    def text(self) -> str:
+        """As people write it, with six digits."""
+        return self.norm if ":" in self.norm else f"{self.norm}:{self.eps:.6g}"
 
 
 class WeightsInfo(Part):

@@ -25,7 +25,7 @@ from robustkit.core.optional import library, quiet
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.search.protocol import Job
+from robustkit.search.protocol import Job, enumerates
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}
 
@@ -167,6 +167,8 @@ def strength(attack: Any, threat: Threat, classes: int) -> dict[str, Any]:
     if isinstance(attack, ExternalAttack):
         return attack.strength(threat, classes)
     jobs = attack.jobs(threat, classes)
+    if enumerates(attack):
+        return {"variants": len(jobs)}
     targets = len({job.rank for job in jobs if job.rank})
     restarts = len({job.restart for job in jobs})
     return {**power(attack), "targets": targets, "restarts": restarts}

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from robustkit.core import arguments
+from robustkit.core.finite import FiniteThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Model
 from robustkit.errors import RobustkitError, some
-from robustkit.registry import attacks
+from robustkit.registry import attacks, read_threat
 from robustkit.search.engine import Engine
 from robustkit.search.minimum_norm import MinimumNormEngine
 from robustkit.search.protocol import Job, Search, Tasks
@@ -77,7 +78,7 @@ def attack_points(
         RobustkitError, UsageError: as `attack`.
     """
     search = attacks.build(search) if isinstance(search, str) else search
-    threat = Threat.parse(threat) if isinstance(threat, str) else threat
+    threat = read_threat(threat) if isinstance(threat, str) else threat
     _refuse(model, x, y, search, threat)
     arguments.whole("seed", draws.seed, 0, arguments.SEEDS)
     slots = arguments.whole("slots", slots, 1)
@@ -107,6 +108,8 @@ def _refuse(model: Any, x: Any, y: Any, search: Any, threat: Any) -> None:
         raise arguments.refused("model", "an nn.Module, or a function of images", model)
     if not isinstance(threat, Threat):
         raise arguments.refused("threat", "a robustkit.Threat", threat)
+    if isinstance(threat, FiniteThreat):
+        raise threat.refusal("robustkit.attack")
     if isinstance(search, type) or not hasattr(search, "jobs"):
         raise arguments.refused("search", "an attack, as registry.attacks.build makes it", search)
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:

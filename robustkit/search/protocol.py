@@ -178,6 +178,11 @@ def minimizes(search: object) -> bool:
     return bool(getattr(search, "minimizes", False))
 
 
+def enumerates(search: object) -> bool:
+    """Tell whether an attack, or a suite, tries every input of a finite threat model."""
+    return bool(getattr(search, "enumerates", False))
+
+
 def select(rows: Rows, index: Int[Tensor, " r"]) -> Rows:
     """Return some rows of a NamedTuple of tensors."""
     fields = cast("tuple[Tensor, ...]", rows)

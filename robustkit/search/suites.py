@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from robustkit.core.finite import FiniteThreat
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
@@ -16,7 +17,7 @@ from robustkit.registry import attacks, suites
 from robustkit.search.audit import Audit
 from robustkit.search.external import ExternalAttack
 from robustkit.search.findings import Findings, Remedies
-from robustkit.search.protocol import aims, minimizes, surrogate_of
+from robustkit.search.protocol import aims, enumerates, minimizes, surrogate_of
 from robustkit.search.tasks import fresh_tasks
 
 
@@ -62,6 +63,13 @@ class LineUp(NamedTuple):
     scouts: int = 0
 
 
+def default_suite(threat: Threat, *, minimum_norm: bool = False) -> str:
+    """Name the suite of a request that names no attacks."""
+    if isinstance(threat, FiniteThreat):
+        return "exhaustive"
+    return "minimum_norm" if minimum_norm else "quick"
+
+
 def line_up(
     suite: str | None,
     chosen: Sequence[Spec | str],
@@ -82,6 +90,8 @@ def line_up(
     if bool(suite) == bool(chosen):
         raise UsageError("expected either a suite or a list of attacks, got both or neither")
     built = suites.build(suite) if suite else None
+    if isinstance(threat, FiniteThreat) and built and not enumerates(built):
+        raise threat.refusal(f"the suite {suite}")
     line = _specs(built.attacks(threat, known) if built else chosen)
     audit: Audit | None = built.audit(threat) if built and hasattr(built, "audit") else None
     audited, reserve = _specs(audit.attacks if audit else ()), list[Spec]()
@@ -94,7 +104,9 @@ def line_up(
         audit = audit and replace(audit, attacks=[str(spec) for spec in [*audited, *reserve]])
     specs = [*line, *audited, *reserve]
     searches = [attacks.build(spec) for spec in specs]
-    for search in searches:
+    for spec, search in zip(specs, searches, strict=True):
+        if isinstance(threat, FiniteThreat) and not enumerates(search):
+            raise threat.refusal(str(spec))
         search.jobs(threat, 10)
         if model is not None:
             source(model, surrogate_of(search))
@@ -110,6 +122,8 @@ def rehearse(line: LineUp, threat: Threat, shape: Sequence[int], classes: int) -
     Raises:
         UsageError: of an attack that does not take inputs of this shape.
     """
+    if isinstance(threat, FiniteThreat):  # an exact count has no start apart from its run
+        return
     x = torch.full((1, *shape), (threat.lower + threat.upper) / 2)
     y = point = torch.zeros(1, dtype=torch.long)
     for spec, search in zip(line.specs, line.searches, strict=True):

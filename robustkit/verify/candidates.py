@@ -122,8 +122,8 @@ def verify(
     """
     # A candidate outside is no near miss but an error of the search, whose other claims are not to
     # be trusted either: raise, where a model that is not fooled would merely refuse it.
-    distance = threat.distance(z, x)
-    outside = ~(threat.contains(z, x) & z.isfinite().flatten(1).all(1))
+    distance = threat.distance(z, x, points)
+    outside = ~(threat.contains(z, x, points=points) & z.isfinite().flatten(1).all(1))
     if bool(outside.any()):
         rows = outside.nonzero().flatten().tolist()
         worst = distance[outside].max().item()
@@ -132,6 +132,24 @@ def verify(
             f"on points {some([points[row] for row in rows])}: distance up to {worst:.6g}. "
             "The search has an error; its verdicts are not used."
         )
+    return judge(model, z, y, distance, attack=attack, points=points, randomized=randomized)
+
+
+def judge(
+    model: Model,
+    z: Images,
+    y: Labels,
+    distance: Scalars,
+    *,
+    attack: str,
+    points: Sequence[int],
+    randomized: bool = False,
+) -> CandidateVerdicts:
+    """Ask the model about inputs `z` [b, *f] that are known to lie in the threat model.
+
+    Raises:
+        RobustkitError: when an answer is not finite.
+    """
     told = _repeat(model, z, y) if randomized else _once(model, z, y)
     if bool(told.undefined.any()):
         rows = told.undefined.nonzero().flatten().tolist()

@@ -399,7 +399,9 @@ class TestBadInput:
 
 
 class TestList:
-    @pytest.mark.parametrize("kind", ["attacks", "defenses", "datasets", "suites"])
+    @pytest.mark.parametrize(
+        "kind", ["attacks", "defenses", "losses", "datasets", "suites", "threats"]
+    )
     def test_everything_registered_is_listed(self, kind: str) -> None:
         names = list(getattr(registry, kind))
         found = json.loads(run("list", kind, "--json").stdout)
@@ -412,7 +414,7 @@ class TestList:
     def test_options_have_their_defaults(self) -> None:
         found = json.loads(run("list", "defenses", "--json").stdout)["entries"]
         pgd_at = next(entry for entry in found if entry["name"] == "pgd_at")
-        assert pgd_at["options"] == {"eps": 0.1, "steps": 7, "width": 32}
+        assert pgd_at["options"] == {"eps": 0.1, "steps": 7, "width": 32, "loss": "ce"}
 
     def test_an_unknown_kind_is_refused(self) -> None:
         result = run("list", "atacks")
@@ -469,15 +471,15 @@ class TestTrain:
         np.savez(room / "mnist.npz", **arrays)
         return room
 
-    def train(self, root: Path, *arguments: str) -> Result:
+    def train(self, root: Path, *arguments: str, more: str = "") -> Result:
         common = ["--data", "mnist", "--data-root", str(root), "--device", "cpu"]
-        return run("train", "pgd_at(width=2, steps=1)", *common, "--epochs", "1", *arguments)
+        return run("train", f"pgd_at(width=2, steps=1{more})", *common, "--epochs", "1", *arguments)
 
     def test_weights_and_card_are_left_and_evaluate_takes_them(self, root: Path) -> None:
         result = self.train(root, "--batch-size", "32", "--out", "trained")
         assert result.exit_code == 0, result.stderr
         card = json.loads((root / "trained" / "card.json").read_text())
-        assert card["options"] == {"eps": 0.1, "steps": 1, "width": 2}
+        assert card["options"] == {"eps": 0.1, "steps": 1, "width": 2, "loss": "ce"}
         assert (card["defense"], card["data"], card["epochs"]) == ("pgd_at", "mnist", 1)
         assert card["measured"]["n"] == 40
         assert 0 <= card["measured"]["pgd20"] <= card["measured"]["clean"] <= 1
@@ -494,6 +496,26 @@ class TestTrain:
         (row,) = json.loads(found.stdout)["rows"]
         assert row["defense"] == "pgd_at(steps=1, width=2)"
         assert row["clean"] == card["measured"]["clean"]
+
+    def test_a_loss_is_named_by_the_card_and_its_weights_are_found_by_it(self, root: Path) -> None:
+        loss = ", loss=comp_sum(tau=0.50)"
+        result = self.train(root, "--batch-size", "64", "--out", "trained", more=loss)
+        assert result.exit_code == 0, result.stderr
+        card = json.loads((root / "trained" / "card.json").read_text())
+        assert card["options"]["loss"] == "comp_sum(tau=0.5)"
+        common = ["--data", "mnist", "--data-root", str(root), "--threat", "linf:0.1"]
+        common += ["--weights", "trained/model.safetensors", "--attack", "fgsm", "--json"]
+        for spec in ("pgd_at", "pgd_at(loss=comp_sum(tau=1/2))"):
+            found = run("evaluate", spec, *common)
+            assert found.exit_code == 0, found.stderr
+            (row,) = json.loads(found.stdout)["rows"]
+            assert row["defense"] == "pgd_at(loss='comp_sum(tau=0.5)', steps=1, width=2)"
+        other = run("evaluate", "pgd_at(loss=z_loss)", *common)
+        assert other.exit_code == 2
+        assert "these weights are not of pgd_at(loss=z_loss)" in other.stderr
+        again = self.train(root, "--batch-size", "64", "--out", "trained")
+        assert again.exit_code == 2
+        assert "loss was 'comp_sum(tau=0.5)', now 'ce'" in again.stderr
 
     def test_points_left_out_are_the_only_ones_measured(
         self, root: Path, monkeypatch: pytest.MonkeyPatch

@@ -47,6 +47,7 @@ CATALOGUE = {  # page of the site, heading of the table's first column
     ("reference/attacks.md", "library"): registry.libraries,
     ("reference/suites.md", "suite"): registry.suites,
     ("reference/defenses.md", "defense"): registry.defenses,
+    ("reference/losses.md", "loss"): registry.losses,
     ("reference/datasets.md", "name"): registry.datasets,
 }
 TOOLS = {"mkdocs", "mypy", "pytest", "ruff"}

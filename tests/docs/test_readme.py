@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SITE = ROOT / "docs"
-GENERATED = ("attacks", "columns", "commands", "datasets", "defenses", "flags", "suites")
+GENERATED = ("attacks", "columns", "commands", "datasets", "defenses", "flags", "losses", "suites")
 MOST_BYTES = 12_288
 
 

@@ -112,7 +112,9 @@ class TestReference:
         written = (SITE / name).read_text(encoding="utf-8")
         assert written == generate.pages()[name], "run `python docs/_generate.py`"
 
-    @pytest.mark.parametrize("kind", ["attacks", "suites", "defenses", "datasets", "libraries"])
+    @pytest.mark.parametrize(
+        "kind", ["attacks", "suites", "defenses", "losses", "datasets", "libraries", "threats"]
+    )
     def test_it_names_all_that_is_registered(self, kind: str) -> None:
         page = generate.pages()[f"reference/{'attacks' if kind == 'libraries' else kind}.md"]
         names = {

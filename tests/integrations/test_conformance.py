@@ -22,12 +22,67 @@ PACK = Path(__file__).parents[1] / "example_pack"
 DRIFT = (PACK / "robustkit_example" / "drift.py").read_text()
 LINEAR = (PACK / "robustkit_example" / "linear.py").read_text()
 
+HINGE = '''
+from dataclasses import dataclass
+
+import torch
+
+from robustkit.registry import losses
+
+
+def score(logits, y):
+    """The logit of y minus the mean of all."""
+    return logits.gather(1, y[:, None])[:, 0] - logits.mean(1)
+
+
+@losses.register("example_lead", cites="")
+@dataclass(frozen=True)
+class Lead:
+    """Minus the lead over the mean."""
+
+    def __call__(self, logits, y, step):
+        return -score(logits, y)
+
+    def search(self, logits, y):
+        return -score(logits, y)  # up
+'''
+
+
+MIRROR = '''"""A threat model of one variant."""
+
+from dataclasses import dataclass
+
+from robustkit.core.finite import FiniteThreat, Variant
+from robustkit.registry import threats
+
+
+@threats.register("mirror", cites="", examples=("all",))
+@dataclass(frozen=True)
+class Mirror(FiniteThreat):
+    """Left and right change places."""
+
+    @classmethod
+    def read(cls, text):
+        return cls("mirror:all", 1.0)
+
+    @property
+    def variants(self):
+        return [Variant("mirrored", 1)]
+
+    def images(self, x, points, variant):
+        return x.flip(3)
+
+    def check(self, shape, labels):
+        pass
+'''
+
 
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is forgotten afterwards."""
     registry.load_packs()
-    for names in (registry.attacks, registry.defenses, registry.datasets, registry.suites):
+    kinds = registry.attacks, registry.defenses, registry.losses, registry.datasets
+    for names in (*kinds, registry.suites, registry.threats):
         monkeypatch.setattr(names, "_entries", dict(names._entries))
     yield
 
@@ -55,6 +110,12 @@ class TestFaults:
     def test_a_sound_file_passes(self, tmp_path: Path) -> None:
         assert check(tmp_path, DRIFT) == {}
         assert check(tmp_path, LINEAR) == {}
+
+    @pytest.mark.parametrize("axis, sound", [(3, True), (0, False)])
+    def test_a_threat_model_is_checked_too(self, axis: int, sound: bool, tmp_path: Path) -> None:
+        failed = check(tmp_path, MIRROR.replace("x.flip(3)", f"x.flip({axis})"))
+        assert sound == (not failed)
+        assert sound or "depends on the batch" in failed["makes the same images again"].detail
 
     @pytest.mark.parametrize(
         ("was", "now", "what", "told"),
@@ -109,6 +170,31 @@ class TestFaults:
         assert was in LINEAR
         failed = check(tmp_path, LINEAR.replace(was, now))
         assert told in failed[what].detail
+
+    @pytest.mark.parametrize(
+        ("was", "now", "what", "told"),
+        [
+            ("", "", "", ""),
+            (", cites=\"\"", "", "is documented", "expected cites"),
+            ("return -score(logits, y)\n", "return -score(logits, y).mean()\n",
+             "judges each point", "expected a value a point, got []"),
+            ("return -score(logits, y)\n", "return -score(logits, y) * torch.rand(len(y))\n",
+             "judges each point", "draw from step.generator"),
+            ("return -score(logits, y)\n", "return (-score(logits, y)).exp()\n",
+             "stays finite", "not finite for logits up to"),
+            ("return -score(logits, y)\n", "return score(logits, y)\n",
+             "is lowered by learning the labels", "after 100 steps 0 of 6 points are right"),
+            ("return -score(logits, y)  # up", "return score(logits, y)",
+             "gives the inner search a way up", "0 of 6 points are wrong"),
+        ],
+    )  # fmt: skip
+    def test_what_a_loss_does_wrong_is_named(
+        self, was: str, now: str, what: str, told: str, tmp_path: Path
+    ) -> None:
+        assert was in HINGE
+        failed = check(tmp_path, HINGE.replace(was, now) if was else HINGE)
+        assert list(failed) == ([what] if what else [])
+        assert not what or told in failed[what].detail
 
     def test_a_file_without_a_pack_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="registers nothing"):

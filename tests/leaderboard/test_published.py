@@ -19,7 +19,7 @@ from robustkit.leaderboard import beside, published
 from robustkit.leaderboard.formats import Link, to_lines
 from robustkit.leaderboard.rows import row
 from robustkit.record.record import save
-from robustkit.record.schema import DataInfo
+from robustkit.record.schema import DataInfo, ThreatInfo
 
 MADE_UP = {
     "link": "https://example.org/made-up",
@@ -39,7 +39,7 @@ MADE_UP = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three linf models, one of them with a stronger attack known; one l2; one of corruptions."""
+    """Three linf models, one of them with a stronger attack known; one l2; one tells nothing."""
     files: dict[str, dict[str, Any]] = {
         "cifar10/Linf/MadeUp2026A": {},
         "cifar10/Linf/MadeUp2026B": {
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
         path.write_text(json.dumps(MADE_UP | changes))
     noise = {key: value for key, value in MADE_UP.items() if key != "autoattack_acc"}
     (tmp_path / "cifar10" / "corruptions").mkdir()
-    text = json.dumps(noise | {"eps": None, "corruptions_acc": "80"})
+    text = json.dumps(noise | {"eps": None})
     (tmp_path / "cifar10" / "corruptions" / "MadeUp2026E.json").write_text(text)
     return tmp_path
 
@@ -117,6 +117,34 @@ def test_other_files_are_refused(tmp_path: Path, folder: Path) -> None:
         published.load([tmp_path / "flat.json"])
 
 
+def test_corruptions_are_read_as_published_and_stand_beside_own_means(
+    tmp_path: Path, make_record: Callable[..., Record]
+) -> None:
+    told = {key: value for key, value in MADE_UP.items() if key != "autoattack_acc"}
+    place = tmp_path / "cifar10" / "corruptions"
+    place.mkdir(parents=True)
+    for name, share in (("MadeUp2026F", "73.46"), ("MadeUp2026G", "88.82")):
+        text = json.dumps(told | {"eps": None, "corruptions_acc": share, "reported": ""})
+        (place / f"{name}.json").write_text(text)
+    rows, left_out = published.load([tmp_path])
+    assert left_out == [] and [row.best_known for row in rows] == [0.8882, 0.7346]
+    first = rows[0]
+    assert (first.norm, first.eps, first.autoattack) == ("corruption:all", 5, None)
+    assert (first.rank, first.clean, first.reported) == (1, 0.905, None)
+    data = DataInfo(name="cifar10", digest="d", n=4, total=4, classes=3, shape=[3, 2, 2])
+    record = make_record("mine", "rbbm", data=data)
+    threat = ThreatInfo(norm="corruption:all", eps=5, variants=["fog@1", "fog@2"])
+    points = record.points.model_copy(update={"variants": ["11", "10", "01", "11"]})
+    own = row(record.model_copy(update={"threat": threat, "points": points}), "x")
+    (group,) = beside.tables([own], rows)
+    assert [(line.source, line.robust, line.rank) for line in group] == [
+        ("published", 0.8882, "1"), ("own", 0.75, ""), ("published", 0.7346, "2")
+    ]  # fmt: skip
+    assert group[1].difference == pytest.approx(0.0154)
+    assert "mean accuracy over corruptions and severities" in beside.to_markdown([group])
+    assert "MadeUp2026F" in published.to_csv(rows)
+
+
 def ask(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["leaderboard", *arguments])
 
@@ -130,7 +158,7 @@ class TestCommand:
         rows = list(csv.DictReader(result.stdout.splitlines()))
         assert {row["label"] for row in rows} == {"published"}
         assert rows[0]["footnote"] == "'=cmd()"
-        assert "under a norm (1): cifar10/corruptions/MadeUp2026E" in result.stderr.replace(
+        assert "robust accuracy (1): cifar10/corruptions/MadeUp2026E" in result.stderr.replace(
             "\n", " "
         )
 

@@ -102,6 +102,30 @@ def test_a_state_inside_an_epoch_is_good_too(
     assert same(train("cut"), whole)
 
 
+@pytest.mark.parametrize("loss", ["aldr_kl", "ensloss(period=0.2)"])
+def test_what_a_loss_keeps_is_restored(
+    train: Callable[..., dict[str, Tensor]], loss: str, tmp_path: Path
+) -> None:
+    spec = f"undefended(width=4, loss={loss})"
+    whole = train("whole", spec=spec)
+    train("cut", spec=spec, stop=11)
+    state = torch.load(tmp_path / "cut" / "state.pt", weights_only=True)
+    kept = state["memory"][loss.partition("(")[0]]
+    assert len(kept) == (80 if loss == "aldr_kl" else 2)
+    assert same(train("cut", spec=spec), whole)
+
+
+def test_an_option_that_a_state_does_not_know_has_its_default(
+    train: Callable[..., dict[str, Tensor]],
+) -> None:
+    whole = train("whole")
+    train("old", stop=6)
+    assert same(train("old", identity={"seed": 0, "loss": "ce"}), whole)
+    train("other", stop=6)
+    with pytest.raises(UsageError, match="loss was 'ce', now 'z_loss'"):
+        train("other", identity={"seed": 0, "loss": "z_loss"})
+
+
 def test_a_finished_training_is_left_as_it_is(train: Callable[..., dict[str, Tensor]]) -> None:
     whole = train("whole")
     assert same(train("whole"), whole)

@@ -19,7 +19,6 @@ from robustkit.cli.program import fail, told
 from robustkit.cli.screen import GateLane, Screen
 from robustkit.core import files, json_files
 from robustkit.core.text import seconds, shown_json, slug
-from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluation.budget import Budget
@@ -211,10 +210,12 @@ def _canonical(text: str) -> str:
 
 
 def _wanted(entry: ModelEntry, setup: Config) -> dict[str, Any]:
+    from robustkit.registry import read_threat
+
     threat = entry.threat or setup.threat
     return {
         "data": entry.data or setup.data,
-        "threat": Threat.parse(threat) if threat else None,
+        "threat": read_threat(threat) if threat else None,
         "suite": entry.suite or setup.suite,
     }
 

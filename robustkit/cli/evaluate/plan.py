@@ -27,11 +27,12 @@ from robustkit.evaluation.distributed.several import at_once
 from robustkit.evaluation.eps_grid import folder_of, refuse_audit
 from robustkit.evaluation.identity import default_folder, source_digest
 from robustkit.evaluation.prepare import chosen_points
-from robustkit.evaluation.settings import DEFAULT_SUITE, NEAREST_SUITE, Settings
+from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.stages.replay import find_examples
 from robustkit.models.load import Subject, bundled, load_model
 from robustkit.models.trust import trusted
 from robustkit.record.provenance import weights_digest
+from robustkit.search.suites import default_suite
 
 SCHEMA = "robustkit/run/1"
 
@@ -171,7 +172,7 @@ def claim(plan: Plan) -> None:
 def settings_for(request: Request, data: Dataset, grid: Sequence[Threat]) -> Settings:
     """Return what holds for every model; `Plan.settings_of` adds what is each one's own."""
     threat = grid[0] if grid else threat_of(request, data)
-    default = NEAREST_SUITE if request.minimum_norm else DEFAULT_SUITE
+    default = default_suite(threat, minimum_norm=request.minimum_norm)
     budget = Budget(request.max_time, request.max_forwards)
     return Settings(
         None, "", data, threat,

@@ -9,7 +9,7 @@ from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluation.eps_grid import descending
-from robustkit.registry import datasets
+from robustkit.registry import datasets, read_threat, threats
 
 
 def threats_of_grid(request: Request) -> tuple[Threat, ...]:
@@ -22,6 +22,11 @@ def threats_of_grid(request: Request) -> tuple[Threat, ...]:
             "every point, and with it the robust accuracy at every eps."
         )
     norm, colon, _ = (request.threat or _usual_threat(request.data)).partition(":")
+    if norm in threats:
+        raise UsageError(
+            f"--eps-grid varies the eps of a norm, and --threat {norm} lists its inputs: pick "
+            f"severities, such as --threat {norm}:all@1-3."
+        )
     if request.threat and colon:
         raise UsageError(
             f"--threat {request.threat} names an eps, and --eps-grid names others: give the norm "
@@ -34,7 +39,7 @@ def threat_of(request: Request, data: Dataset) -> Threat:
     """Return the threat model; a norm alone is bounded by the box, where distances are sought."""
     text = request.threat or _usual_threat(request.data)
     if not request.minimum_norm or ":" in text:
-        return Threat.parse(text)
+        return read_threat(text)
     norm = Threat.parse(f"{text}:1").norm
     return Threat.whole(norm, prod(data.shape))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from robustkit.core.device import stride
+from robustkit.core.finite import FiniteThreat
+from robustkit.evaluation.stages.exhaustive import run_exhaustive
 from robustkit.evaluation.stages.judge import StageJudge
 from robustkit.evaluation.stages.stage import (
     AttackStage,
@@ -40,6 +42,9 @@ def run_attack(
         RobustkitError: when the model answers with logits that are not finite, or an attack breaks
             a point with a certificate.
     """
+    if isinstance(stage.threat, FiniteThreat):
+        run_exhaustive(worker, stage, points, data, writer, report, entered=entered, last=last)
+        return
     judge = StageJudge(stage, points, worker, data, writer, report)
     if isinstance(stage.attack, ExternalAttack):
         classes = worker.diagnosis.classes

@@ -119,7 +119,7 @@ class Replay:
         clock = time.monotonic()
         z = z.to(self.worker.device)
         x, y = (part.to(self.worker.device) for part in self.data.fetch(batch))
-        inside = self.threat.contains(z, x) & z.isfinite().flatten(1).all(1)
+        inside = self.threat.contains(z, x, points=batch) & z.isfinite().flatten(1).all(1)
         rows = inside.nonzero().flatten()
         points = [batch[row] for row in rows.tolist()]
         broken: list[BrokenPoint] = []

@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 from robustkit import registry
 from robustkit.core.imports import USER, failure, load_file
 from robustkit.errors import UsageError
-from robustkit.integrations.conformance import attacks, datasets_and_suites, defenses
+from robustkit.integrations.conformance import (
+    attacks,
+    datasets_and_suites,
+    defenses,
+    losses,
+    threats,
+)
 from robustkit.integrations.conformance.fixtures import Unmet, documented
 from robustkit.registry import Entry
 
@@ -24,15 +30,19 @@ _KINDS = {
     "attack": registry.attacks,
     "attack library": registry.libraries,
     "defense": registry.defenses,
+    "loss": registry.losses,
     "dataset": registry.datasets,
     "suite": registry.suites,
+    "threat model": registry.threats,
 }
 _CHECKS: dict[str, Callable[[Entry], Iterator[tuple[str, Callable[[], None]]]]] = {
     "attack": attacks.checks,
     "attack library": datasets_and_suites.library_checks,
     "defense": defenses.checks,
+    "loss": losses.checks,
     "dataset": datasets_and_suites.dataset_checks,
     "suite": datasets_and_suites.suite_checks,
+    "threat model": threats.checks,
 }
 
 
@@ -77,7 +87,8 @@ def find(what: str) -> list[tuple[str, Entry]]:
     if not found:
         raise UsageError(
             f"{what} registers nothing: expected a class decorated with @attacks.register(...), "
-            "@defenses.register(...), @datasets.register(...) or @suites.register(...)."
+            "@defenses.register(...), @losses.register(...), @datasets.register(...), "
+            "@suites.register(...) or @threats.register(...)."
         )
     return found
 

@@ -12,7 +12,8 @@ from robustkit.core.threat import Threat
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
 from robustkit.integrations.conformance.fixtures import THREATS, need
-from robustkit.registry import Entry, attacks, suites
+from robustkit.registry import Entry, attacks, read_threat, suites
+from robustkit.search.protocol import enumerates
 
 
 def suite_checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -55,7 +56,7 @@ def _list(entry: Entry, threat: Threat) -> list[Spec] | None:
 
 def _supports(entry: Entry) -> None:
     norms = ", ".join(threat.norm for threat in THREATS)
-    supported = any(_list(entry, threat) for threat in THREATS)
+    supported = enumerates(entry.target) or any(_list(entry, threat) for threat in THREATS)
     need(supported, f"expected at least one of {norms} to be supported, got none")
 
 
@@ -73,7 +74,7 @@ def _line_up(entry: Entry, threat: Threat) -> None:
 def _threat(entry: Entry) -> None:
     text = entry.facts.get("threat")
     need(isinstance(text, str), 'expected threat="linf:8/255" or the like in its registration')
-    Threat.parse(str(text))
+    read_threat(str(text))
 
 
 def _opens(entry: Entry) -> None:

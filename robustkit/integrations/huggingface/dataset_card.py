@@ -126,7 +126,7 @@ def _body(record: Record, n: int, model: str, data: str, license: str | None) ->
 
 
 def _typed(record: Record) -> str:
-    return f"{record.threat.norm}:{record.threat.eps:.6g}"
+    return record.threat.text
 
 
 def chosen(

@@ -9,7 +9,7 @@ from typing import Any
 from robustkit.core.optional import library
 from robustkit.core.text import clean, slug, with_interval
 from robustkit.leaderboard.formats import markdown_text, piped
-from robustkit.leaderboard.grouping import shown_eps
+from robustkit.leaderboard.grouping import shown_threat
 from robustkit.record.interval import clean_interval, robust_interval
 from robustkit.record.record import Record
 
@@ -92,7 +92,7 @@ def threat(record: Record) -> str:
     Returns:
         Such as "linf, eps = 8/255".
     """
-    return f"{record.threat.norm}, eps = {shown_eps(record.threat.eps)}"
+    return shown_threat(record.threat.norm, record.threat.eps)
 
 
 def public(name: str) -> str:

@@ -184,11 +184,15 @@ def _item(line: Line, run: Line, gallery: Gallery) -> dict[str, Any]:
     row, record = run.row, run.record
     early = stopped_early(record)
     kind = "a confidence sequence, as the run ended early" if early else "Clopper–Pearson"
+    beyond = (
+        "It does not cover stronger attacks: those can only lower the number."
+        if record.corruptions is None
+        else "Every variant was tried: on these points the number is exact."
+    )
     interval = (
         f"{sum(record.outcomes.values())} of {row.n} points are robust. 95% interval "
         f"{row.robust_low:.3f} to {row.robust_high:.3f} ({kind}): what another sample of {row.n} "
-        "points could have shown. It does not cover stronger attacks: those can only lower the "
-        "number."
+        f"points could have shown. {beyond}"
     )
     if row.audit_bound is not None:
         bound = f"{row.audit_bound:.3f} (95%, by the audit)"

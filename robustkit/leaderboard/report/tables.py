@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from robustkit.leaderboard import beside
+from robustkit.leaderboard import beside, grouping
 from robustkit.leaderboard.beside import Beside
 from robustkit.leaderboard.formats import Link
-from robustkit.leaderboard.grouping import group_of, shown_eps
+from robustkit.leaderboard.grouping import group_of
 from robustkit.leaderboard.published import Published
 from robustkit.leaderboard.report import plots
 from robustkit.leaderboard.report.view import Group, Line
@@ -32,6 +32,9 @@ COLUMNS = (
     Column("clean", "clean", "Share of points classified correctly without an attack.", True),
     Column("robust", "robust [95% interval]", "Share of points that no run broke, an upper bound, "
            "with its 95% interval.", True),
+    Column("mean", "mean under corruption", "Mean accuracy over corruptions and severities, with "
+           "its 95% interval over points; published and own rows are compared by it.", True),
+    Column("hardest", "worst corruption", "The lowest mean over severities, and where.", True),
     Column("certified", "certified", "Share of points proved robust: a lower bound.", True),
     Column("undecided", "undecided", "Share of points neither proved nor broken.", True),
     Column("verdict", "verdict", "Whether the robust accuracy can be relied on, by the gravest "
@@ -89,9 +92,16 @@ class Table(NamedTuple):
             "undecided": not any(line.row.undecided is not None for line in lines),
             "bound": not any(run.row.audit_bound is not None for ln in lines for run in ln.runs),
             "flags": not any(line.flags for line in lines),
+            "mean": not self.finite,
+            "hardest": not self.finite or not lines,
         }
-        alone = {"rank", "model", "source", "clean", "robust", "verdict"}
+        alone = {"rank", "model", "source", "clean", "robust", "mean", "verdict"}
         return [c for c in COLUMNS if not empty.get(c.name) and (lines or c.name in alone)]
+
+    @property
+    def finite(self) -> bool:
+        """Whether all inputs of the threat model were tried."""
+        return any(":" in entry.beside.norm for entry in self.entries)
 
     @property
     def published(self) -> list[Beside]:
@@ -122,7 +132,7 @@ def tables(groups: Sequence[Group], published: Sequence[Published]) -> list[Tabl
         data, norm, eps = key = group_of(members[0])
         group = own.get(key)
         name = group.id if group else f"table-published-{len(found)}"
-        title = f"{data}, {norm}, eps = {shown_eps(eps)}"
+        title = grouping.title(data, norm, eps)
         entries = [Entry(lines.get(row.record) if row.source == "own" else None, row)
                    for row in members]  # fmt: skip
         found.append(Table(name, group.title if group else title, entries, group))

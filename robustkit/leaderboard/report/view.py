@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from robustkit.core.text import clean, posix, slug
 from robustkit.errors import UsageError
-from robustkit.leaderboard.grouping import group_of, shown_eps
+from robustkit.leaderboard.grouping import group_of, shown_eps, shown_threat
 from robustkit.leaderboard.models import Model, models
 from robustkit.leaderboard.rows import Row
 from robustkit.record.interval import clean_interval
@@ -198,7 +198,7 @@ def arrange(records: Iterable[tuple[Path | str, Record]]) -> list[Group]:
     groups = []
     for members in models(found.items()):
         data, norm, eps = group_of(members[0].row)
-        threat = f"{norm}, eps = {shown_eps(eps)}"
+        threat = shown_threat(norm, eps)
         labels = _labels(members)
         pairs = zip(members, labels, strict=True)
         lines = [_line(model, label, name, (data, norm, f"{eps:.6g}")) for model, label in pairs]
