@@ -51,7 +51,7 @@ class Cbc:
 
     @property
     def recipe(self) -> Recipe:
-        """Half of the paper's epochs, at ten times its rate: weights of reasoning have far to go."""
+        """Half of the paper's epochs at ten times its rate: the reasoning has far to go."""
         return Recipe(epochs=20, lr=0.05, weight_decay=0.0, half=False)
 
     def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:

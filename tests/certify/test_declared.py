@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustkit.certify.certifier import build_certifier
 from robustkit.certify.declared import Proof
+from robustkit.cli.train.measure import measure
 from robustkit.core.threat import Threat
 from robustkit.data.arrays import from_arrays
 from robustkit.data.dataset import Dataset
@@ -85,7 +86,11 @@ def test_the_formula_gets_the_radius_with_what_float32_points_may_exceed_it() ->
 
     class Spy(Side):
         def certificates(self) -> dict[str, Proof]:
-            return {"spy": lambda x, y, threat: seen.append(threat) or y >= 0}
+            def proof(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+                seen.append(threat)
+                return y >= 0
+
+            return {"spy": proof}
 
     found = build_certifier(Spy(), (4,), THREAT, "spy")
     assert found is not None
@@ -137,3 +142,9 @@ def test_bounds_of_a_network_of_distances_are_refused_in_words() -> None:
         for method in ("ibp", "crown", "alpha-crown", "complete"):
             with pytest.raises(UsageError, match=what):
                 build_certifier(net, (1, 4, 4), THREAT, method)
+
+
+def test_a_card_names_the_certificate_that_it_counts(data: Dataset) -> None:
+    found = measure(Side().eval(), data, THREAT, seed=0, device=torch.device("cpu"))
+    assert found["side"] == found["pgd20"] == 6 / 8
+    assert "ibp" not in found
