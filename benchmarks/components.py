@@ -42,7 +42,8 @@ ROWS = (
 )
 THREATS = ("l2:0.5", "l2:1", "l2:1.58", "linf:0.1")
 LINE_UP: dict[str, Any] = {"suite": "fast"}
-HEADS = ("data", "network", "threat", "clean", "published", "net", "certified", "robust", "gap")
+HEADS = ("data", "network", "threat", "clean", "published", "net", "bisect", "certified", "robust",
+         "gap")  # fmt: skip
 
 
 def cell(out: Path, data: str, row: str, components: int) -> Path:
@@ -101,7 +102,7 @@ def lines(out: Path, sizes: list[int]) -> Iterator[str]:
                 load(folder / "record.json"),
                 json_files.read(folder / "certificates.json"),
             )
-            found = [record.clean, *(proved.get(key) for key in HEADS[4:7]), record.robust,
+            found = [record.clean, *(proved.get(key) for key in HEADS[4:8]), record.robust,
                      record.robust - proved["certified"]]  # fmt: skip
             cells = ("–" if value is None else f"{value:.3f}" for value in found)
             yield f"| {' | '.join([data, f'`{spec_of(row, size)}`', threat, *cells])} |"

@@ -13,7 +13,8 @@ from robustkit.certify.declared import Proof
 from robustkit.core.types import Images, Logits, Model
 
 from . import _component_bounds as bounds
-from ._component_bounds import TINY, logmatmul
+from ._component_bounds import logmatmul
+from ._component_proofs import TINY
 
 Distance: TypeAlias = Literal["plain", "squared"]
 Detections: TypeAlias = Float[Tensor, "b n"]

@@ -28,8 +28,8 @@ class Cbc:
     Saralajew et al. 2025; `Components` has the equations. [b, c, h, w] in [0, 1] -> log p [b, k].
     Trained by relu(max wrong p − max right p + margin), or, with `robust`, by relu(robust − r), r
     the radius in l2 of their theorem 1 (negative where the point is misclassified). Certificates
-    for every norm: `--certify components`, which `auto` takes; "components-net" and
-    "components-published" are looser.
+    for every norm: `--certify components`, which `auto` takes; "components-bisect", "-net" and
+    "-published" are looser, in this order.
     Differs from the paper: AdamW with a cosine schedule, shorter and faster; the first σ comes from
     the number of features, not from data.
 
