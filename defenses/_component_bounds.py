@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustkit.certify.declared import Proof
@@ -29,7 +29,6 @@ from ._component_proofs import (
     TINY,
     Ball,
     Distances,
-    Pairs,
     around,
     ball_of,
     bisect,
@@ -66,16 +65,17 @@ def radius(net: Components, x: Images, y: Labels, kind: Kind = "curved") -> Scal
     if kind in ("bisect", "curved"):
         return _largest(net, x, y, bend=kind == "curved")
     delta, weights = net.distances(x), net.columns()
-    b = weights.offset[:, None] - weights.offset
-    log_p = _logs(net, delta, weights, kind)
-    log_n = log_p.mT
+    log_p, log_n = _logs(net, delta, weights, y, kind)
+    b = weights.offset[_own(net, y)][:, :, None] - weights.offset
     # N t² − b t − P = 0 in logarithms, as p may underflow: t = (b + root) / 2 N = 2 P / (root − b),
     # of which that is taken in which nothing cancels.
     log_b = b.abs().clamp_min(TINY).log().masked_fill(b == 0, -1e6)
     log_root = torch.logaddexp(2 * log_b, math.log(4) + log_n + log_p) / 2
     log_sum = torch.logaddexp(log_b, log_root) - math.log(2)
     log_t = torch.where(b > 0, log_sum - log_n, log_p - log_sum)
-    return _over_pairs(_length(net, delta, log_t, kind), y, net.classes)
+    best = _length(net, delta, log_t, kind).amax(1)
+    own = torch.zeros_like(best, dtype=torch.bool).scatter(1, _own(net, y), value=True)
+    return best.masked_fill(own, torch.inf).amin(1)
 
 
 def logmatmul(a: Float[Tensor, "b n"], weights: Float[Tensor, "n m"]) -> Float[Tensor, "b m"]:
@@ -84,18 +84,27 @@ def logmatmul(a: Float[Tensor, "b n"], weights: Float[Tensor, "n m"]) -> Float[T
     return top + ((a - top).exp() @ weights).clamp_min(TINY).log()
 
 
-def _logs(net: Components, delta: Distances, weights: Reasoning, kind: Kind) -> Pairs:
-    """Return log P for every pair of concepts."""
-    a, present, absent = net.exponents(delta), weights.present, weights.absent
+def _logs(
+    net: Components, delta: Distances, weights: Reasoning, y: Labels, kind: Kind
+) -> tuple[Tensor, Tensor]:
+    """Return log P and log N of the label's concepts beside all [b, c, i]."""
+    a, (present, absent), own = net.exponents(delta), weights, _own(net, y)
     if kind == "net":
         alpha = present if absent is None else present - absent
         gain = (alpha[:, :, None] - alpha[:, None]).clamp_min(0)
-        return logmatmul(a, gain.flatten(1)).view(-1, *gain.shape[1:])
-    own = logmatmul(a, present)[:, :, None].expand(-1, -1, present.shape[1])
-    return own if absent is None else torch.logaddexp(own, logmatmul(a, absent)[:, None])
+        pairs = logmatmul(a, gain.flatten(1)).view(-1, *gain.shape[1:])
+        rows = own[:, :, None].expand(-1, -1, pairs.shape[2])
+        return pairs.gather(1, rows), pairs.mT.gather(1, rows)
+    here = logmatmul(a, present)
+    log_p, log_n = here.gather(1, own)[:, :, None], here[:, None]
+    if absent is None:
+        return log_p, log_n
+    gone = logmatmul(a, absent)
+    log_p = torch.logaddexp(log_p, gone[:, None])
+    return log_p, torch.logaddexp(log_n, gone.gather(1, own)[:, :, None])
 
 
-def _length(net: Components, delta: Distances, log_t: Pairs, kind: Kind) -> Pairs:
+def _length(net: Components, delta: Distances, log_t: Tensor, kind: Kind) -> Tensor:
     """Turn the logarithm of a factor that every d_k may change by into a radius."""
     room = net.sigma.min() * log_t
     if not net.squared:
@@ -107,17 +116,10 @@ def _length(net: Components, delta: Distances, log_t: Pairs, kind: Kind) -> Pair
     return room.sign() * found / (largest + (largest.square() + found).sqrt()).clamp_min(TINY)
 
 
-def _over_pairs(values: Pairs, y: Labels, classes: int) -> Scalars:
-    """Least over wrong concepts of the greatest over right ones."""
-    own = _owner(values.shape[1], classes, y)
-    best = values.masked_fill(~own[:, :, None], -torch.inf).amax(1)
-    return best.masked_fill(own, torch.inf).amin(1)
-
-
-def _owner(concepts: int, classes: int, y: Labels) -> Bool[Tensor, "b i"]:
-    """Whether a concept is of the label's class."""
-    classes_of = torch.arange(concepts, device=y.device) // (concepts // classes)
-    return classes_of == y[:, None]
+def _own(net: Components, y: Labels) -> Int[Tensor, "b c"]:
+    """Return the concepts of the labels [b, c], which stand side by side."""
+    each = net.reasoning.shape[1] // net.classes
+    return y[:, None] * each + torch.arange(each, device=y.device)
 
 
 def _largest(net: Components, x: Images, y: Labels, *, bend: bool) -> Scalars:
@@ -137,7 +139,7 @@ def _proved(net: Components, x: Images, ball: Ball, y: Labels, *, bend: bool) ->
     better = bisect(net, ball, at)
     if bend:
         better = better | curved(net, x, ball, at)
-    own = _owner(better.shape[1], net.classes, y)
+    own = torch.zeros_like(better[:, 0]).scatter(1, _own(net, y), value=True)
     beaten = (better & own[:, :, None]).any(1)
     return (beaten | own).all(1)
 

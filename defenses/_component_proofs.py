@@ -179,4 +179,5 @@ def curved(net: Components, x: Images, ball: Ball, at: Scaled) -> PairMask:
     size = size + 1e-4 * reached * pulls.abs().sum(1)
     lost = at.lost * (size[:, :, None] + size[:, None] + fall + bend)
     smooth = net.squared or (ball.near > _SMOOTH).all(1)[:, None, None]
-    return (p[:, :, None] - p[:, None] - fall - bend > lost + at.needed) & smooth
+    holds: Tensor = p[:, :, None] - p[:, None] - fall - bend > lost + at.needed
+    return holds & smooth

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
 from robustkit.certify.certifier import build_certifier
 from robustkit.certify.declared import Proof
+from robustkit.cli.program import program
 from robustkit.cli.train.measure import measure
 from robustkit.core.threat import Threat
 from robustkit.data.arrays import from_arrays
@@ -19,6 +21,8 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation.eps_grid import evaluate_grid
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.models.surrogates.resolve import WithSurrogates
+from robustkit.models.training import save_weights
+from robustkit.record.record import load
 from robustkit.registry import defenses
 
 THREAT = Threat("linf", 0.1)
@@ -148,3 +152,21 @@ def test_a_card_names_the_certificate_that_it_counts(data: Dataset) -> None:
     found = measure(Side().eval(), data, THREAT, seed=0, device=torch.device("cpu"))
     assert found["side"] == found["pgd20"] == 6 / 8
     assert "ibp" not in found
+
+
+def test_the_command_line_takes_the_names_of_formulas(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    save_weights(defenses.build("glvq").network((1, 28, 28), 10), weights)
+
+    def run(method: str) -> Result:
+        how = f"evaluate glvq --threat l2:0.1 --certify {method} --n 5 --attack fgsm --quiet"
+        return CliRunner().invoke(
+            program, [*how.split(), "--weights", str(weights), "--out", str(tmp_path / "out")]
+        )
+
+    done = run("crwn")
+    assert done.exit_code == 2
+    assert "smoothing, prototypes, prototypes-published, got 'crwn'" in done.stderr
+    assert run("crown(x)").exit_code == 2
+    assert run("prototypes").exit_code == 0
+    assert load(next((tmp_path / "out").rglob("record.json"))).certify == "prototypes"
