@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from robustkit.certify.certifier import build_certifier
 from robustkit.core.threat import Threat
+from robustkit.data.open import open_dataset
+from robustkit.evaluation.evaluate import evaluate
+from robustkit.models.load import load_model
 from robustkit.models.training import Step
 from robustkit.registry import attacks, defenses
 from robustkit.search.functional import attack
@@ -320,3 +324,18 @@ def test_the_surrogate_starts_along_the_way_to_the_other_class() -> None:
         way = net.w[:, None] - x
         cosines = torch.cosine_similarity(way, gradient[None], dim=2)
         assert bool((cosines.amax(0) > 0.9999).all())
+
+
+@pytest.mark.parametrize("spec", ["cbc(robust=1.58)", "glvq"])
+@pytest.mark.parametrize("threat", ["l2:0.5", "linf:0.1"])
+def test_attacks_break_no_certified_point_of_the_shipped_weights(
+    spec: str, threat: str, tmp_path: Path
+) -> None:
+    data = open_dataset("bundled", download=False)
+    record = evaluate(
+        load_model(spec, data=data).model, data, threat, name=spec, folder=tmp_path, n=40,
+        suite="quick", certify="auto", attack_certified=True, progress=False,
+    )  # fmt: skip
+    assert record.stages[0].entered > record.points.status.count("robust")
+    assert record.certified is not None
+    assert 0 < record.certified <= record.robust
