@@ -34,6 +34,7 @@ from robustkit.models.training import Recipe, Step, Trainable, fit, save_weights
 from robustkit.registry import datasets, defenses
 
 _TESTED = 1000
+_OTHERS = {"clean", "pgd20", "n", "threat", "split"}  # than the share that is proved
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ def _report(plan: _TrainPlan, card: Card) -> None:
         console.out(
             f"{plan.name} on {found['n']} {found.get('split', 'test')} points: "
             f"clean {found['clean']:.4f}, PGD-20 ({found['threat']}) {found['pgd20']:.4f}"
-            + (f", certified (IBP) {found['ibp']:.4f}" if "ibp" in found else ""),
+            + "".join(f", certified ({name}) {found[name]:.4f}" for name in found.keys() - _OTHERS),
             highlight=False,
         )
     console.out(f"weights: {plan.weights}", highlight=False)
