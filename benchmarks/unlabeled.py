@@ -44,6 +44,8 @@ from robustkit.record.record import Record, load
 from robustkit.registry import defenses
 
 CPU = torch.device("cpu")
+LINE_UP: dict[str, Any] = {"suite": "fast"}
+PLAIN = 60_000  # images that the labels' own network sees
 METHODS = {
     "labels alone": "self_training(weight=0{})",
     "self-training": "self_training({})",
@@ -128,7 +130,7 @@ def guesses(pool: Dataset, train: Dataset, cell: Cell, setting: Setting, out: Pa
     """Return the pool under the labels of a network trained plainly on the labeled points."""
     few = subset(train, select(train, cell.labels, 0, "balanced"))
     folder = out / slug(f"{cell.data}-{cell.labels}-plain")
-    recipe = Recipe(epochs=max(10, 60_000 // cell.labels), batch_size=100)
+    recipe = Recipe(epochs=max(1, PLAIN // cell.labels), batch_size=min(100, cell.labels))
     spec = f"undefended(width={setting.width})"
     model = load_model(spec, data=train, weights=trained(spec, few, folder, recipe)).model
     with torch.no_grad():
@@ -155,7 +157,7 @@ def run(cell: Cell, setting: Setting, train: Dataset, test: Dataset, out: Path) 
     subject = load_model(spec, data=test, weights=weights)
     evaluate(
         subject.model, test, Threat("linf", setting.eps), name=cell.method, n=setting.n,
-        suite="fast", folder=folder / "evaluation", progress=False,
+        folder=folder / "evaluation", progress=False, **LINE_UP,
     )  # fmt: skip
 
 
