@@ -17,7 +17,7 @@ from ._augmix import augmented
 from ._small import OnSmallCnn
 
 
-@defenses.register("augmix", cites="arXiv:1912.02781")
+@defenses.register("augmix", cites="arXiv:1912.02781", against="corruption")
 @dataclass(frozen=True)
 class AugMix(OnSmallCnn):
     """AugMix, against common corruptions: CE(x) + weight · JS(p(x), p(x~1), p(x~2)).
