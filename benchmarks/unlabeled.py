@@ -35,6 +35,7 @@ from robustkit.data.arrays import from_arrays
 from robustkit.data.dataset import Dataset, select, subset
 from robustkit.data.open import open_dataset
 from robustkit.data.unlabeled import with_unlabeled
+from robustkit.errors import RobustkitError
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.models.architectures import Normalize
 from robustkit.models.load import load_model
@@ -45,6 +46,7 @@ from robustkit.registry import defenses
 
 CPU = torch.device("cpu")
 LINE_UP: dict[str, Any] = {"suite": "fast"}
+STOPPED = "stopped.txt"
 PLAIN = 60_000  # images that the labels' own network sees
 METHODS = {
     "labels alone": "self_training(weight=0{})",
@@ -142,7 +144,7 @@ def guesses(pool: Dataset, train: Dataset, cell: Cell, setting: Setting, out: Pa
 def run(cell: Cell, setting: Setting, train: Dataset, test: Dataset, out: Path) -> None:
     """Train and evaluate one network, or finish that."""
     folder = cell.folder(out)
-    if (folder / "evaluation" / "record.json").exists():
+    if any((folder / name).exists() for name in ("evaluation/record.json", STOPPED)):
         return
     shared = f"eps={setting.eps}, steps={setting.steps}, width={setting.width}"
     text = METHODS[cell.method]
@@ -153,7 +155,11 @@ def run(cell: Cell, setting: Setting, train: Dataset, test: Dataset, out: Path) 
     data = with_unlabeled(train, cell.labels, pool=pool, test=test)
     # As many steps for every pool: the smaller ones are passed over more often.
     epochs = round(setting.epochs * 2 * setting.size / len(data))
-    weights = trained(spec, data, folder, Recipe(epochs=epochs, batch_size=setting.batch_size))
+    try:
+        weights = trained(spec, data, folder, Recipe(epochs=epochs, batch_size=setting.batch_size))
+    except RobustkitError as error:  # the pseudo-labels have collapsed: that is a result
+        files.write(str(error).encode(), folder / STOPPED)
+        return
     subject = load_model(spec, data=test, weights=weights)
     evaluate(
         subject.model, test, Threat("linf", setting.eps), name=cell.method, n=setting.n,
@@ -170,18 +176,18 @@ def table(out: Path, names: list[str]) -> Iterator[str]:
         base: Record | None = None
         for cell in group:
             path = cell.folder(out) / "evaluation" / "record.json"
+            alone = cell.method == "labels alone"
+            pool = "–" if alone else cell.pool
+            size = "–" if alone else {"digits": "1,797"}.get(cell.pool, "20,000")
+            begin = f"| {name} | {labels} | {pool} | {size} | {cell.method} |"
+            if (cell.folder(out) / STOPPED).exists():
+                yield f"{begin} stopped: the pseudo-labels collapsed | | |"
             if not path.exists():
                 continue
             record = load(path)
             base = base or record
-            alone = cell.method == "labels alone"
-            pool = "–" if alone else cell.pool
             gain = "" if alone else _gain(record, base)
-            size = "–" if alone else {"digits": "1,797"}.get(cell.pool, "20,000")
-            yield (
-                f"| {name} | {labels} | {pool} | {size} | {cell.method} | {record.clean:.3f} "
-                f"| {record.robust:.3f} | {gain} |"
-            )
+            yield f"{begin} {record.clean:.3f} | {record.robust:.3f} | {gain} |"
 
 
 def _gain(record: Record, base: Record) -> str:

@@ -130,6 +130,7 @@ def test_a_collapse_stops_the_training_at_the_end_of_its_epoch() -> None:
     rules.count(Step(0.1, generator(0, 1, 0), memory), one, truth, 10)  # not its last batch
     with pytest.raises(RobustkitError, match=r"collapsed: in epoch 1 .* 26 of 80 .* class 0"):
         rules.count(Step(0.1, generator(0, 1, 0), memory, last=True), one, truth, 10)
+    rules.count(Step(0.1, generator(0, 1, 0), {}, last=True), one, truth, 10, stops=False)
     rules.count(Step(0.1, generator(0, 1, 0), {}, last=True), one[2:], truth[2:], 10)  # 11 of 38
 
 
