@@ -37,8 +37,8 @@ class SelfTraining(OnSmallCnn):
     and the gate.
 
     Stops with an error when, in an epoch, one of k classes has more than 3/k of the model's own
-    pseudo-labels (k > 3). log.json has a row an epoch: pseudo-labels, those whose truth is known, those right,
-    then how many of each class.
+    pseudo-labels (k > 3). log.json has a row an epoch: pseudo-labels, those whose truth is known,
+    those right, then how many of each class.
 
     Attributes:
         labels: points of the training data that keep their labels, as many of each class.
