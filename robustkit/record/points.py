@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operator import ne
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import pydantic
 
@@ -44,6 +44,7 @@ class Points(Part):
     proof: list[str | None] | None = None
     """By what a certified point was proved; None at the others, or: the record does not say."""
 
+    later: ClassVar[tuple[str, ...]] = ("variants",)
     variants: list[str] | None = None
     """Of a finite threat model, one sign per variant in the order of `threat.variants`.
 

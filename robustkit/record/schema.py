@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0)]
@@ -14,6 +21,16 @@ class Part(BaseModel):
     """Frozen, and strict about its fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    later: ClassVar[tuple[str, ...]] = ()
+    """Fields younger than the digest of records: left out where they are None, so that older
+    records keep theirs."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        empty = [name for name in self.later if found.get(name, self) is None]
+        return {key: value for key, value in found.items() if key not in empty}
 
 
 class ClassAccuracy(NamedTuple):
@@ -97,6 +114,7 @@ class ThreatInfo(Part):
     """Of a finite one the largest severity."""
     lower: float = 0.0
     upper: float = 1.0
+    later: ClassVar[tuple[str, ...]] = ("variants",)
     variants: list[str] | None = None
     """Of a finite one all its variants, such as `fog@3`."""
 
