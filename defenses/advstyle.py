@@ -46,8 +46,8 @@ class AdvStyle(OnSmallCnn):
 
     @property
     def recipe(self) -> Recipe:
-        """Five passes: each costs what several of clean images do."""
-        return Recipe(epochs=5)
+        """Three passes: each costs what several of clean images do."""
+        return Recipe(epochs=3)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Mean loss of x [b, c, h, w] and y [b]; S is kept from step to step."""
@@ -80,8 +80,8 @@ class AdvStyleImage(OnSmallCnn):
 
     @property
     def recipe(self) -> Recipe:
-        """Five passes: each costs what several of clean images do."""
-        return Recipe(epochs=5)
+        """Three passes: each costs what several of clean images do."""
+        return Recipe(epochs=3)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Mean loss of x [b, c, h, w] and y [b], half of it on the moved images."""

@@ -71,7 +71,7 @@ class Few(nn.Module):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_forward_bounds_hold_in_float32_and_beat_intervals(seed: int) -> None:
-    for inner in (Residual(seed), tiny(seed)):
+    for inner in (Residual(seed), tiny(seed)):  # the last is bent by ReLUs alone
         model = Few(inner, seed).eval()
         graph = trace(copy.deepcopy(model).double(), (2,))
         center = torch.rand(6, 2, generator=generator(seed, 1, 1), dtype=torch.float64)
@@ -91,8 +91,8 @@ def test_forward_bounds_hold_in_float32_and_beat_intervals(seed: int) -> None:
             seen = value.view(200, 6, *value.shape[1:])
             assert (seen >= known.low).all() and (seen <= known.high).all()
             assert (known.low >= wide.low).all() and (known.high <= wide.high).all()
-    # Of the network whose only bent operations are ReLUs.
-    assert (boxes[-1].high - boxes[-1].low < plain[-1].high - plain[-1].low)[3:5].all()
+        tighter = boxes[-1].high - boxes[-1].low < plain[-1].high - plain[-1].low
+        assert isinstance(inner, Residual) or tighter[3:5].all()
 
 
 def test_where_the_box_halves_the_error_falls_by_four() -> None:
@@ -120,8 +120,8 @@ def right_on_the_grid(model: nn.Module, x: Tensor, y: Tensor, threat: Parametric
 
 
 def test_certified_is_at_most_robust_and_little_is_left_open() -> None:
-    threat, x, open_ = style("style:mean=0.3,scale=3"), images(16), 0
-    for seed in (1, 3):
+    threat, x, open_ = style("style:mean=0.3,scale=3"), images(10), 0
+    for seed in (1,):
         model = tiny(seed)
         with torch.no_grad():
             y = model(x).argmax(1)
@@ -130,9 +130,9 @@ def test_certified_is_at_most_robust_and_little_is_left_open() -> None:
         assert certifier is not None and certifier.name == "auto"
         proved = certifier.prove(x, y)
         assert (robust | ~proved).all()
-        assert 0 < proved.sum() < 16
+        assert 0 < proved.sum() < 10
         open_ += int((robust & ~proved).sum())
-    assert open_ <= 1  # of 32
+    assert open_ == 0
 
 
 class Centered(nn.Module):
