@@ -115,7 +115,8 @@ def broken(model: nn.Module, x: Tensor, y: Tensor, spec: str, threat: Parametric
     z = attack(model, x, y, spec, threat)
     assert threat.contains(z, x).all()
     with torch.no_grad():
-        return model(z).argmax(1) != y
+        fooled: Tensor = model(z).argmax(1) != y
+    return fooled
 
 
 @pytest.mark.parametrize("text", ["style:mean,scale", "style:mean=0.3,scale=3"])
