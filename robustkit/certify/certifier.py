@@ -17,8 +17,10 @@ from robustkit.certify.crown import crown_margins
 from robustkit.certify.declared import declared, formula
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box, intervals, margins_of
+from robustkit.certify.parametric import parameter_bounds
 from robustkit.certify.smoothing import TIE_BREAK, Smoothed, certify_point, reach
 from robustkit.core.finite import FiniteThreat
+from robustkit.core.parametric import ParametricThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
 from robustkit.errors import UsageError
@@ -96,6 +98,9 @@ def build_certifier(
         UsageError: when the method does not apply to the model.
     """
     share = share_of(method)
+    if isinstance(threat, ParametricThreat):
+        asked = method if share is None else "quick"
+        return parameter_bounds(model, shape, threat, asked, randomized=randomized)
     effort = Effort.parse(method) if share is None else Effort("auto", SECONDS)
     method = effort.method if share is None else "quick"
     own = declared(model)
