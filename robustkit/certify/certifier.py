@@ -99,8 +99,8 @@ def build_certifier(
     """
     share = share_of(method)
     if isinstance(threat, ParametricThreat):
-        asked = method if share is None else "quick"
-        return parameter_bounds(model, shape, threat, asked, randomized=randomized)
+        method = method if share is None else "quick"
+        return parameter_bounds(model, shape, threat, method, randomized=randomized)
     effort = Effort.parse(method) if share is None else Effort("auto", SECONDS)
     method = effort.method if share is None else "quick"
     own = declared(model)
@@ -108,9 +108,7 @@ def build_certifier(
         raise UsageError(f"expected a certificate of {', '.join(known)}, got {method!r}.")
     optional = method in ("auto", "quick")
     if isinstance(threat, FiniteThreat):
-        if share is not None or method == "quick":  # where there is one, and nobody insists
-            return None
-        raise threat.refusal(f"a certificate (--certify {method})")
+        return _none_for(threat, method)
     mixture = model if isinstance(model, Mixed) else None
     base = mixture.certificate_parts()[0] if mixture else model
     if isinstance(base, Smoothed) and method in ("auto", "smoothing"):
@@ -120,10 +118,8 @@ def build_certifier(
     if own and not randomized and (optional or method in own):
         return formula(own, method, threat)
     if method == "smoothing":
-        raise UsageError(
-            "--certify smoothing certifies a smoothed classifier, not the base model: "
-            'evaluate "smoothed(base=..., sigma=0.25)".'
-        )
+        raise UsageError("--certify smoothing certifies a smoothed classifier, not the base model: "
+                         'evaluate "smoothed(base=..., sigma=0.25)".')  # fmt: skip
     if not isinstance(model, nn.Module):
         if optional:
             return None
@@ -152,6 +148,12 @@ def build_certifier(
     branching = effort if effort.complete and reads(graph) else None
     return Bounds(graph, _slack(threat, shape), bound, mixture, branching,
                   share if branching else None)  # fmt: skip
+
+
+def _none_for(threat: FiniteThreat, method: str) -> None:
+    """Refuse a certificate of variants that are tried one by one, unless nobody insists on it."""
+    if method != "quick":
+        raise threat.refusal(f"a certificate (--certify {method})")
 
 
 @dataclass(frozen=True)

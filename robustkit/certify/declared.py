@@ -5,8 +5,9 @@ and threat model that says for which points the label is proved, the tightest fi
 NAME` asks for one by name; "auto" and "quick" take the first, before any bound on the network.
 
 The function gets a threat model that is already enlarged by what `Threat.contains` tolerates, and
-must answer for logits in float32: a tie is no proof. Its word is taken, as that of the bounds is;
-`--attack-certified` lets attacks contradict it.
+must answer for logits in float32: a tie is no proof. A model could declare anything: points that
+it calls proved are attacked like all others, and one that breaks stops the run ("certificate
+refuted").
 """
 
 from __future__ import annotations

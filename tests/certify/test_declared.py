@@ -120,7 +120,7 @@ def test_an_attack_that_breaks_a_formula_stops_the_run(data: Dataset, tmp_path: 
     with pytest.raises(RobustkitError, match="certificate refuted"):
         evaluate(
             Side(claim=9.0), name="side", data=data, threat=THREAT, folder=tmp_path,
-            attacks=["apgd(steps=10)"], certify="auto", attack_certified=True,
+            attacks=["apgd(steps=10)"], certify="auto",
         )  # fmt: skip
 
 
