@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -54,7 +54,7 @@ class Prototypes(nn.Module):
             ),
         }
 
-    def owner(self, y: Labels) -> Float[Tensor, "b n"]:
+    def owner(self, y: Labels) -> Bool[Tensor, "b n"]:
         """Whether a prototype is of the label's class."""
         classes = torch.arange(len(self.w), device=y.device) // self.each
         return classes == y[:, None]
