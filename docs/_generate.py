@@ -288,8 +288,9 @@ def _threats() -> str:
     return "\n".join([
         "# Threat models\n",
         "What `--threat` takes. A norm bounds how far an input may move, and attacks search the "
-        "ball. The others list the inputs of a point: all of them are tried, and the verdict is "
-        "exact ([how to](../howto/corruptions.md)).\n",
+        "ball. Corruptions list the inputs of a point: all of them are tried, and the verdict is "
+        "exact ([how to](../howto/corruptions.md)). Style moves an image along a few parameters, "
+        "which are searched and certified ([explained](../explanation/style.md)).\n",
         _table(["threat model", "what it is", "source"], rows),
         *sections,
         _table(["names", "what they stand for"], groups.items()),

@@ -17,7 +17,7 @@ from torch import Tensor
 from robustkit.certify.activations import Activation
 from robustkit.certify.affine import UNIT, LinearOp, widening
 from robustkit.certify.graph import Graph, Node
-from robustkit.certify.ibp import Box, intervals, margins_of
+from robustkit.certify.ibp import Box, intervals, margins_of, node_box
 from robustkit.certify.nonlinear import Nonlinear
 from robustkit.certify.operations import Input, Join, MaxPool, Sum
 from robustkit.core.types import Labels
@@ -48,27 +48,35 @@ class _Value(NamedTuple):
 
 
 def forward_bounds(graph: Graph, box: Box, y: Labels) -> tuple[Tensor, list[Box]]:
-    """Return lower bounds of z_y − z_j over `box` [b, k], 0 at j = y, and a box for each node.
+    """Return lower bounds of z_y − z_j over `box` [b, p], 0 at j = y, and a box for each node.
 
-    Both hold for float32 evaluations; the boxes are never wider than those of `intervals` with
-    rounding. Give weights and box [b, p] in float64.
+    Both hold for float32 evaluations. Give weights and box [b, p] in float64.
     """
-    boxes = intervals(graph, box, rounding=True)
-    lower = margins_of(graph, boxes, y, rounding=True)
     center, radius = (box.low + box.high) / 2, (box.high - box.low) / 2
     ends = torch.diag_embed(radius).transpose(0, 1) + center
     values = [_Value(torch.cat([center[None], ends]), torch.zeros_like(center))]
-    for number, node in enumerate(graph.nodes[1:], 1):
-        value = _step(node, [values[k] for k in node.inputs], [boxes[k] for k in node.inputs])
-        value = _plain(boxes[number], len(ends)) if value is None else value
+    boxes = [box]
+    for node in graph.nodes[1:]:
+        sources = [boxes[k] for k in node.inputs]
+        value = _step(node, [values[k] for k in node.inputs], sources)
+        # A bent operation is bounded by its range, too: an affine function may leave it.
+        known = node_box(node, sources, True) if _bent(node) else None
+        value = _plain(known, len(ends)) if value is None and known is not None else value
+        assert value is not None
         if not bool(value.at.isfinite().all() and value.off.isfinite().all()):
-            return lower, boxes  # what overflows is known by its box alone
+            boxes = intervals(graph, box, rounding=True)  # which know what to do on overflow
+            return margins_of(graph, boxes, y, rounding=True), boxes
         values.append(value)
-        found, known = value.box, boxes[number]
-        boxes[number] = Box(
-            torch.maximum(found.low, known.low), torch.minimum(found.high, known.high)
-        )
-    return torch.maximum(lower, _margins(graph, values, boxes, y)), boxes
+        found = value.box
+        if known is not None:
+            found = Box(torch.maximum(found.low, known.low), torch.minimum(found.high, known.high))
+        boxes.append(found)
+    plain = margins_of(graph, boxes, y, rounding=True)
+    return torch.maximum(plain, _margins(graph, values, boxes, y)), boxes
+
+
+def _bent(node: Node) -> bool:
+    return isinstance(node.op, (Activation, MaxPool, Nonlinear))
 
 
 def _margins(graph: Graph, values: list[_Value], boxes: list[Box], y: Labels) -> Tensor:
@@ -116,7 +124,13 @@ def _step(node: Node, sources: list[_Value], boxes: list[Box]) -> _Value | None:
         return None
     value, size = sources[0], torch.maximum(boxes[0].low.abs(), boxes[0].high.abs())
     at = op.forward(value.at.flatten(0, 1)).unflatten(0, value.at.shape[:2])
-    return _Value(at, op.spread(value.off) * (1 + _WIDE) + widening(op, size))
+    if not op.terms:  # a reshape rounds nothing
+        return _Value(at, op.spread(value.off))
+    # |W| once for both: what was off before, and what `widening` says that float32 may round.
+    n = op.terms + 2
+    share = n * UNIT / (1 - n * UNIT)
+    off = op.spread(value.off * (1 + _WIDE) + share * size) + share * op.size()
+    return _Value(at, off)
 
 
 def _relu(value: _Value, box: Box) -> _Value:

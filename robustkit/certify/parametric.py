@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustkit.certify.affine import LinearOp
 from robustkit.certify.agreement import refuse_less_precision
 from robustkit.certify.complete.verifier import Effort
 from robustkit.certify.crown import crown_margins
 from robustkit.certify.forward import forward_bounds
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import Box
+from robustkit.certify.linear_bounds import bound_in_chunks
+from robustkit.certify.linearized import Problem
 from robustkit.certify.smoothing import Smoothed
 from robustkit.core.parametric import STEPS, ParametricThreat
 from robustkit.core.threat import Threat
@@ -125,12 +128,23 @@ class ParameterBounds:
         rows = (~holds).nonzero().flatten()
         if len(rows):
             known = [Box(low[rows], high[rows]) for low, high in boxes]
-            middle = (box.low + box.high)[rows] / 2
-            lower = crown_margins(
-                self.graph, middle, y[rows], _ANY, intermediate="ibp", rounding=True, boxes=known
-            )
-            holds[rows] = self._decide(lower, y[rows])
+            found = torch.maximum(self._crown(known, y[rows], lower[rows]), lower[rows])
+            holds[rows] = self._decide(found, y[rows])
         return holds
+
+    def _crown(self, boxes: list[Box], y: Labels, lower: Tensor) -> Tensor:
+        """Bound by a backward pass the margins to the classes that are open in any of the boxes."""
+        middle = (boxes[0].low + boxes[0].high) / 2
+        if not isinstance(self.graph.nodes[-1].op, LinearOp) or self.mixture is not None:
+            return crown_margins(self.graph, middle, y, _ANY, rounding=True, boxes=boxes)
+        others = torch.arange(lower.shape[1], device=y.device) != y[:, None]
+        open_ = ((lower <= 0) & others).any(0).nonzero().flatten()
+        eye = torch.eye(lower.shape[1], dtype=lower.dtype, device=y.device)
+        problem = Problem(self.graph, boxes, middle, _ANY, True, {})
+        # In float32, whose rounding the bound accounts for, at half the time.
+        wanted = (eye[y][:, None] - eye[open_][None]).float()
+        found = bound_in_chunks(problem, len(boxes) - 1, wanted)
+        return lower.index_copy(1, open_, found).where(others, 0.0)
 
     def _decide(self, lower: Tensor, y: Labels) -> Mask:
         if self.mixture is not None:
