@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,12 +62,13 @@ def test_digits_stand_above_photos_of_their_class(tmp_path: Path) -> None:
     y = np.array([0, 1, 2, 1, 0, 0, 9, 9])
     digits = draw.integers(0, 255, (8, 28, 28), dtype=np.uint8)
     things = draw.integers(0, 255, (8, 3, 32, 32), dtype=np.uint8)
-    for name, x in (("mnist", digits), ("cifar10", things)):
-        np.savez(tmp_path / f"{name}.npz", **{f"x_{s}": x for s in ("train", "test")},
-                 **{f"y_{s}": y for s in ("train", "test")})  # fmt: skip
+    for name, pixels in (("mnist", digits), ("cifar10", things)):
+        stored: dict[str, Any] = {f"x_{s}": pixels for s in ("train", "test")}
+        stored |= {f"y_{s}": y for s in ("train", "test")}
+        np.savez(tmp_path / f"{name}.npz", **stored)
     data = open_dataset("mnist_cifar", root=tmp_path)
     assert data.shape == (3, 64, 32) and data.labels.tolist() == [0, 0, 1, 1]
-    x, _ = data.fetch(range(4))
+    x = data.fetch(range(4))[0]
     for row, label in zip(x, data.labels, strict=True):
         frame = torch.nn.functional.pad(torch.from_numpy(digits[y == label]) / 255, (2, 2, 2, 2))
         assert any(torch.equal(row[:, :32], one.expand(3, -1, -1)) for one in frame.float())

@@ -53,9 +53,8 @@ def test_images_move_within_the_threat_model_and_to_a_larger_loss() -> None:
 def test_strengths_rise_along_the_loss_within_their_bound() -> None:
     model, x, y = batch()
     defense, memory = defenses.build("advstyle"), dict[str, Tensor]()
-    for _ in range(8):
-        loss = defense.objective(model, x, y, step(memory))
-    assert set(memory) == {"style2", "style4"} and loss.requires_grad
+    losses = [defense.objective(model, x, y, step(memory)) for _ in range(8)]
+    assert set(memory) == {"style2", "style4"} and losses[0].requires_grad
     first = nn.Sequential(*list(model.children())[:3])(x).detach()
     spread = module._spread(first)
     strength = memory["style2"]
