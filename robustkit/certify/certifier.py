@@ -108,7 +108,8 @@ def build_certifier(
         raise UsageError(f"expected a certificate of {', '.join(known)}, got {method!r}.")
     optional = method in ("auto", "quick")
     if isinstance(threat, FiniteThreat):
-        return _none_for(threat, method)
+        _refuse_unless_optional(threat, method)
+        return None
     mixture = model if isinstance(model, Mixed) else None
     base = mixture.certificate_parts()[0] if mixture else model
     if isinstance(base, Smoothed) and method in ("auto", "smoothing"):
@@ -150,7 +151,7 @@ def build_certifier(
                   share if branching else None)  # fmt: skip
 
 
-def _none_for(threat: FiniteThreat, method: str) -> None:
+def _refuse_unless_optional(threat: FiniteThreat, method: str) -> None:
     """Refuse a certificate of variants that are tried one by one, unless nobody insists on it."""
     if method != "quick":
         raise threat.refusal(f"a certificate (--certify {method})")
