@@ -167,7 +167,7 @@ def run(cell: Cell, setting: Setting, train: Dataset, test: Dataset, out: Path) 
     )  # fmt: skip
 
 
-def table(out: Path, names: list[str]) -> Iterator[str]:
+def table(out: Path, names: list[str], pooled: int) -> Iterator[str]:
     """Write what is done, in Markdown."""
     yield "| data | labels | pool | n | method | clean | robust | robust − labels alone (p) |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
@@ -178,7 +178,7 @@ def table(out: Path, names: list[str]) -> Iterator[str]:
             path = cell.folder(out) / "evaluation" / "record.json"
             alone = cell.method == "labels alone"
             pool = "–" if alone else cell.pool
-            size = "–" if alone else {"digits": "1,797"}.get(cell.pool, "20,000")
+            size = "–" if alone else f"{1797 if cell.pool == 'digits' else pooled:,}"
             begin = f"| {name} | {labels} | {pool} | {size} | {cell.method} |"
             if (cell.folder(out) / STOPPED).exists():
                 yield f"{begin} stopped: the pseudo-labels collapsed | | |"
@@ -279,7 +279,7 @@ def main(
         for cell in (cell for cell in cells(name) if only in cell.folder(out).name):
             run(cell, Setting(**setting), train, test, out)
             click.echo(f"{cell.folder(out).name}: done")
-    text = "\n".join(mixture(out, seeds) if gaussian else table(out, names))
+    text = "\n".join(mixture(out, seeds) if gaussian else table(out, names, setting["size"]))
     files.write(f"{text}\n".encode(), out / ("mixture.md" if gaussian else "table.md"))
     click.echo(text)
 
