@@ -26,7 +26,7 @@ _SMALL = 1e-6  # added to variances
 Move = Callable[[int, Tensor], Tensor]
 
 
-@defenses.register("advstyle", cites="arXiv:2301.12643")
+@defenses.register("advstyle", cites="arXiv:2301.12643", against="style")
 @dataclass(frozen=True)
 class AdvStyle(OnSmallCnn):
     """Feature maps with noise on the mean and deviation of each channel, of adversarial strength.
@@ -61,7 +61,7 @@ class AdvStyle(OnSmallCnn):
         return F.cross_entropy(_passed(model, x, strengths.mixed), y)
 
 
-@defenses.register("advstyle_image", cites="arXiv:2301.12643")
+@defenses.register("advstyle_image", cites="arXiv:2301.12643", against="style")
 @dataclass(frozen=True)
 class AdvStyleImage(OnSmallCnn):
     """Training on clean images and on the same in the style that hurts: CE(x) + CE(x').

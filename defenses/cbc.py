@@ -20,7 +20,7 @@ from ._components import Components, Distance
 Count = Annotated[int, Field(ge=1)]
 
 
-@defenses.register("cbc", cites="arXiv:2412.15499")
+@defenses.register("cbc", cites="arXiv:2412.15499", against="l2")
 @dataclass(frozen=True)
 class Cbc:
     """Classification by components (CBC) or by an RBF network, certified by formula.

@@ -102,7 +102,7 @@ def radius(net: Prototypes, x: Images, y: Labels, *, published: bool = False) ->
     return best.masked_fill(own, torch.inf).amin(1)
 
 
-@defenses.register("glvq", cites="Sato & Yamada 1995")
+@defenses.register("glvq", cites="Sato & Yamada 1995", against="l2")
 @dataclass(frozen=True)
 class Glvq:
     """Generalized learning vector quantization: nearest prototype, certified by formula.
