@@ -50,6 +50,7 @@ ROWS = (
     "undefended(loss=ensloss)",
     "undefended(loss=z_loss)",
 )
+MASKED = 0.06
 FIGURES = ("clean", "robust", "worst class", "PGD-20")
 LINE_UPS: dict[str, dict[str, Any]] = {
     "fast": {"suite": "fast"},
@@ -174,6 +175,7 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     yield f"| {' | '.join(['---'] * len(heads))} |"
     for row in rows:
         cells = [f"`{row.name}`", *(_spread(row.over(value)) for value in FIGURES)]
+        cells[-1] += " (masked)" * masked(row)
         if row is base:
             cells += ["", "", "", ""]
         else:
@@ -181,6 +183,11 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
             holds = all(gain.mean() >= 0 for gain in gains)
             cells += [*map(_difference, gains), _tests(gains[1]), "yes" if holds else "no"]
         yield f"| {' | '.join(cells)} |"
+
+
+def masked(row: Row) -> bool:
+    """Whether PGD-20 on cross-entropy leaves over 6 points more than `fast`: it is misled."""
+    return bool(np.mean(row.over("PGD-20")) - np.mean(row.over("robust")) > MASKED)
 
 
 def _spread(values: Sequence[float]) -> str:

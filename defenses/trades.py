@@ -8,8 +8,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from robustkit.core.losses import margin
 from robustkit.core.threat import Threat
 from robustkit.core.types import Labels, Logits, Scalars
+from robustkit.errors import RobustkitError
 from robustkit.models.adversarial_training import perturb, ramp
 from robustkit.models.outer_loss import LossSpec, Penalized
 from robustkit.models.training import Step
@@ -17,6 +19,8 @@ from robustkit.registry import defenses, losses
 
 from ._kl import kl
 from ._small import OnSmallCnn
+
+_LEAST = 0.1  # mean clean margin
 
 
 @defenses.register("trades", cites="arXiv:1901.08573")
@@ -46,7 +50,12 @@ class Trades(OnSmallCnn):
     loss: LossSpec = "ce"
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Mean loss on clean inputs plus beta times the mean penalty at the attacked ones."""
+        """Mean loss on clean inputs plus beta times the mean penalty at the attacked ones.
+
+        Raises:
+            RobustkitError: at the end of an epoch of the second half, when a penalty of the loss's
+                own has pressed the logits together.
+        """
         outer, threat = losses.build(self.loss), Threat("linf", ramp(self.eps, step.progress))
         apart = outer.penalty if isinstance(outer, Penalized) else _divergence
         with torch.no_grad():
@@ -58,9 +67,20 @@ class Trades(OnSmallCnn):
         # At z = x the penalty and its gradient are 0: the random start of `perturb` is needed.
         z = perturb(model, x, climbed, threat, steps=self.steps, generator=step.generator)
         logits = model(x).float()
+        if isinstance(outer, Penalized) and step.last and step.progress >= 0.5:
+            _refuse_collapse(-float(margin(logits.detach(), y, y).mean()))
         penalty = apart(logits, model(z).float(), y).mean()
         return cast(Tensor, outer(logits, y, step)).mean() + self.beta * penalty
 
 
 def _divergence(logits: Logits, moved: Logits, y: Labels) -> Scalars:
     return kl(moved, logits.log_softmax(1))
+
+
+def _refuse_collapse(lead: float) -> None:
+    """Stop where the true class no longer leads: the penalty is least for constant logits."""
+    if not lead >= _LEAST:
+        raise RobustkitError(
+            f"trades: the logits have collapsed under the penalty: expected a mean clean margin of "
+            f"at least {_LEAST:g}, got {lead:.3g}. Take a smaller beta, or train for longer."
+        )

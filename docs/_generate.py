@@ -24,10 +24,11 @@ from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.leaderboard.rows import Row
 from robustkit.models import checkpoints
-from robustkit.search.protocol import enumerates
+from robustkit.search.protocol import needs_no_norm, suits
 from robustkit.verify.flags import FLAGS
 
 HERE = Path(__file__).resolve().parent
+_SPECIAL = ("corruption:all", "style:mean,scale")
 NORMS = ("linf:0.1", "l2:1", "l1:8", "l0:10")
 MARK = "<!-- Written by docs/_generate.py: change the code, then run it. -->\n"
 
@@ -155,11 +156,14 @@ def _suites() -> str:
     parts = []
     for entry, section in zip(entries, _sections(entries), strict=True):
         built = registry.suites.build(entry.name)
-        finite = enumerates(built)
-        threat = registry.read_threat("corruption:all" if finite else NORMS[0])
+        special = next(
+            (text for text in _SPECIAL
+             if needs_no_norm(built) and suits(built, registry.read_threat(text))), ""
+        )  # fmt: skip
+        threat = registry.read_threat(special or NORMS[0])
         specs = "\n".join(f"- `{spec}`" for spec in built.attacks(threat, ["NAME"]))
         where = "linf, for a model that declares one surrogate NAME"
-        parts.append(f"{section}\nAt {'corruption:all' if finite else where}:\n\n{specs}\n")
+        parts.append(f"{section}\nAt {special or where}:\n\n{specs}\n")
     return "\n".join([
         "# Suites\n",
         "A suite is a list of attacks with their budgets. Each attack gets the points that the "
@@ -284,8 +288,9 @@ def _threats() -> str:
     return "\n".join([
         "# Threat models\n",
         "What `--threat` takes. A norm bounds how far an input may move, and attacks search the "
-        "ball. The others list the inputs of a point: all of them are tried, and the verdict is "
-        "exact ([how to](../howto/corruptions.md)).\n",
+        "ball. Corruptions list the inputs of a point: all of them are tried, and the verdict is "
+        "exact ([how to](../howto/corruptions.md)). Style moves an image along a few parameters, "
+        "which are searched and certified ([explained](../explanation/style.md)).\n",
         _table(["threat model", "what it is", "source"], rows),
         *sections,
         _table(["names", "what they stand for"], groups.items()),

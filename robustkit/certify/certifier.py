@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from robustkit.certify.agreement import refuse_less_precision
 from robustkit.certify.complete.verifier import SECONDS, Effort, obstacle, reads
 from robustkit.certify.crown import crown_margins
+from robustkit.certify.declared import declared, formula
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box, intervals, margins_of
+from robustkit.certify.parametric import parameter_bounds
 from robustkit.certify.smoothing import TIE_BREAK, Smoothed, certify_point, reach
 from robustkit.core.finite import FiniteThreat
+from robustkit.core.parametric import ParametricThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
 from robustkit.errors import UsageError
@@ -40,7 +43,7 @@ class Certifier(Protocol):
 
     @property
     def method(self) -> str:
-        """One of `METHODS`, with its options."""
+        """One of `METHODS`, with its options, or one that the model declares."""
         ...
 
     @property
@@ -79,8 +82,9 @@ def build_certifier(
 
     "ibp", "crown" and "alpha-crown" bound a network, or the robust part of a mixture, whose margin
     bounds that of the mixture; "smoothing" samples a smoothed classifier, or one that is the robust
-    part of a mixture; "auto" uses smoothing for smoothed classifiers and bounds for networks, the
-    cheapest first; "quick" is "ibp", the price of two passes a point, where it applies.
+    part of a mixture; "auto" uses what the model declares (`declared`), smoothing for smoothed
+    classifiers and bounds for networks, the cheapest first; "quick" is what it declares, or "ibp",
+    the price of two passes a point, where that applies.
 
     "complete" is the bounds of "auto"; both name a budget, `complete(seconds=60)`, for the branch
     and bound that a run goes on to once it has attacked (`Bounds.effort`). `auto(share=0.15)` is
@@ -94,26 +98,29 @@ def build_certifier(
         UsageError: when the method does not apply to the model.
     """
     share = share_of(method)
+    if isinstance(threat, ParametricThreat):
+        method = method if share is None else "quick"
+        return parameter_bounds(model, shape, threat, method, randomized=randomized)
     effort = Effort.parse(method) if share is None else Effort("auto", SECONDS)
     method = effort.method if share is None else "quick"
-    if method not in METHODS:
-        raise UsageError(f"expected a certificate of {', '.join(METHODS)}, got {method!r}.")
+    own = declared(model)
+    if method not in (known := (*METHODS, *own)):
+        raise UsageError(f"expected a certificate of {', '.join(known)}, got {method!r}.")
     optional = method in ("auto", "quick")
     if isinstance(threat, FiniteThreat):
-        if share is not None or method == "quick":  # where there is one, and nobody insists
-            return None
-        raise threat.refusal(f"a certificate (--certify {method})")
+        _refuse_unless_optional(threat, method)
+        return None
     mixture = model if isinstance(model, Mixed) else None
     base = mixture.certificate_parts()[0] if mixture else model
     if isinstance(base, Smoothed) and method in ("auto", "smoothing"):
         return Sampling(base, threat, seed, mixture=mixture)
     if isinstance(base, Smoothed) and method == "quick":  # a thousand passes a point
         return None
+    if own and not randomized and (optional or method in own):
+        return formula(own, method, threat)
     if method == "smoothing":
-        raise UsageError(
-            "--certify smoothing certifies a smoothed classifier, not the base model: "
-            'evaluate "smoothed(base=..., sigma=0.25)".'
-        )
+        raise UsageError("--certify smoothing certifies a smoothed classifier, not the base model: "
+                         'evaluate "smoothed(base=..., sigma=0.25)".')  # fmt: skip
     if not isinstance(model, nn.Module):
         if optional:
             return None
@@ -142,6 +149,12 @@ def build_certifier(
     branching = effort if effort.complete and reads(graph) else None
     return Bounds(graph, _slack(threat, shape), bound, mixture, branching,
                   share if branching else None)  # fmt: skip
+
+
+def _refuse_unless_optional(threat: FiniteThreat, method: str) -> None:
+    """Refuse a certificate of variants that are tried one by one, unless nobody insists on it."""
+    if method != "quick":
+        raise threat.refusal(f"a certificate (--certify {method})")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def intervals(
     boxes: list[Box] = list(known[:done]) if known is not None else []
     for node in graph.nodes[len(boxes) :]:
         sources = [boxes[index] for index in node.inputs]
-        found = box if isinstance(node.op, Input) else _step(node, sources, rounding)
+        found = box if isinstance(node.op, Input) else node_box(node, sources, rounding)
         boxes.append(_in_float32(found) if rounding else found)
         if ball is not None and ball[1].norm != "linf":
             _tighten(graph, boxes, ball, rounding)
@@ -113,7 +113,8 @@ def margins_of(graph: Graph, boxes: list[Box], y: Labels, *, rounding: bool = Fa
     return lower.masked_fill(same, 0.0)
 
 
-def _step(node: Node, sources: list[Box], rounding: bool) -> Box:
+def node_box(node: Node, sources: list[Box], rounding: bool) -> Box:
+    """Return the box of a node's values from those of its inputs."""
     op = node.op
     if isinstance(op, Activation):
         # Rounding is added after every operation, so that each box contains float32 values too.

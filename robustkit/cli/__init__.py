@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from robustkit.cli.baseline.command import command as _baseline
 from robustkit.cli.check.command import command as _check
+from robustkit.cli.diagnose import command as _diagnose
 from robustkit.cli.doctor import command as _doctor
 from robustkit.cli.evaluate.command import command as _evaluate
 from robustkit.cli.export_card import export as _export_card
@@ -45,6 +46,7 @@ for _command in (
     _leaderboard,
     _report,
     _train,
+    _diagnose,
     _doctor,
     _validate,
     _verify_record,

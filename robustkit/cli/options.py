@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,16 @@ def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> f
         return None if value is None else seconds(value)
     except UsageError as error:
         raise click.BadParameter(str(error), ctx, param) from None
+
+
+class Certificate(click.Choice[str]):
+    """One of the certificates for any model, or another name, that models may declare."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Take any name: whether a model knows it shows when it is loaded."""
+        if re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", str(value)):
+            return str(value)
+        return str(super().convert(value, param, ctx))
 
 
 class Written(click.Path):

@@ -24,6 +24,7 @@ RESUMES = {
     "evaluate": "nothing is lost, and the same command resumes.",
     "check": "nothing is lost, and the same command resumes.",
     "baseline": "nothing is lost, and the same command resumes.",
+    "diagnose": "with --out, the same command resumes.",
     "train": "the same command resumes from the last saved state, at most a minute ago.",
 }
 

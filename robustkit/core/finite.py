@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 
-from robustkit.core.rng import Keys
-from robustkit.core.threat import Threat
-from robustkit.core.types import Images, Integers, Labels, Mask, Scalars
+from robustkit.core.named import NamedThreat
+from robustkit.core.types import Images, Mask, Scalars
 from robustkit.errors import UsageError
 
 
@@ -26,28 +25,13 @@ class Variant(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FiniteThreat(Threat, ABC):
+class FiniteThreat(NamedThreat, ABC):
     """The point itself and its variants, which are made anew from (point, variant) alone.
 
     A point is robust exactly if all of them are classified rightly: the verdict comes from trying
-    each, not from a search. `norm` holds the whole name (`corruption:fog@3`), `eps` the largest
-    severity, and severity takes the place of distance. There is no ball: what moves points within
-    one is refused. A subclass is registered in `robustkit.registry.threats`, adds no fields, and
-    is built from what follows the colon by `read`.
+    each, not from a search. `eps` holds the largest severity, and severity takes the place of
+    distance.
     """
-
-    def __post_init__(self) -> None:
-        if self.box != (0.0, 1.0):
-            raise UsageError(f"{self} is defined for inputs in [0, 1], got {list(self.box)}.")
-
-    @classmethod
-    @abstractmethod
-    def read(cls, text: str) -> FiniteThreat:
-        """Return the threat model that `text`, the part behind the colon, stands for.
-
-        Raises:
-            UsageError: for a name that is not known.
-        """
 
     @property
     @abstractmethod
@@ -64,19 +48,13 @@ class FiniteThreat(Threat, ABC):
             points: positions in the data set, which key what is drawn at random.
         """
 
-    @abstractmethod
-    def check(self, shape: Sequence[int], labels: Any) -> None:
-        """Refuse (a UsageError) data that has no variants: inputs [*shape], labels of all rows."""
-
-    def __str__(self) -> str:
-        return self.norm
-
-    def refuse_beyond_box(self, shape: Sequence[int]) -> None:
-        """Variants lie in the box by definition."""
-
-    def limit(self, features: int) -> float:
-        """The largest severity."""
-        return self.eps
+    @property
+    def instead(self) -> str:
+        """A list of inputs."""
+        return (
+            "lists the inputs to try, one by one: leave out --attack, --suite and --certify, or "
+            "name --suite exhaustive."
+        )
 
     def distance(self, z: Images, x: Images, points: Sequence[int] | None = None) -> Scalars:
         """Least severity of a variant of each point that equals `z` bit by bit; infinite: none."""
@@ -104,28 +82,3 @@ class FiniteThreat(Threat, ABC):
         """Which of `z` equal a variant of their point, bit by bit."""
         inside: Mask = self.distance(z, x, points) <= self.eps
         return inside
-
-    def project(self, z: Images, x: Images, eps: Scalars | None = None) -> NoReturn:
-        """There is no ball to project onto."""
-        raise self.refusal("a projection")
-
-    def steepest(self, gradient: Images) -> NoReturn:
-        """There is no ball to move in."""
-        raise self.refusal("a direction of steepest ascent")
-
-    def sample(
-        self,
-        x: Images,
-        keys: Keys,
-        stream: int | Labels | Integers = 0,
-        eps: Scalars | None = None,
-    ) -> NoReturn:
-        """There is no ball to draw from."""
-        raise self.refusal("a random point")
-
-    def refusal(self, what: str) -> UsageError:
-        """Say that `what` needs a norm, and what to do."""
-        return UsageError(
-            f"{what} needs a norm (linf, l2, l1 or l0), and {self} lists the inputs to try, one by "
-            "one: leave out --attack, --suite and --certify, or name --suite exhaustive."
-        )

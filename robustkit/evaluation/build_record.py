@@ -10,6 +10,7 @@ from robustkit.core.finite import FiniteThreat
 from robustkit.core.packages import own_version
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import digest
+from robustkit.evaluation.found_parameters import found_parameters
 from robustkit.evaluation.review import majority, review
 from robustkit.evaluation.run import Run
 from robustkit.evaluation.stages.audit import broken_by_audit, drawn, unaudited
@@ -232,6 +233,7 @@ def _points(run: Run, found: Finished) -> Points:
         errors=_errors(run, index, broken) if run.prepared.diagnosis.randomized else None,
         proof=_proofs(run, found),
         variants=_variants(run, index),
+        parameters=found_parameters(run.settings, run.prepared.data, run.ledger, index),
     )
 
 

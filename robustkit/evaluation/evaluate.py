@@ -77,8 +77,8 @@ def evaluate(
         folder: by default one in robustkit-runs, always the same for the same evaluation.
         suite, attacks: a named line-up, or specs such as "apgd(steps=50)"; "quick" by default.
         trust_code: files that may run code when they are loaded; see `robustkit.load_model`.
-        certify: a certificate to try first: "quick", "ibp", "crown", "alpha-crown", "smoothing" or
-            "auto". Points that are proved get no attack, unless `attack_certified` is set.
+        certify: a certificate to try first: "quick", "ibp", "crown", "alpha-crown", "smoothing",
+            "auto", or the model's own. Proved points get no attack without `attack_certified`.
         n, points: a fixed, seeded sample of this size; or exactly these positions in the data.
         sample: "proportional": each class has its share of the data; "balanced": all the same.
         replay: folder of an earlier run on the same data, whose adversarial inputs come first.

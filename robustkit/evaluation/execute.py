@@ -12,6 +12,7 @@ from torch import nn
 
 from robustkit.certify.certifier import Bounds, Certifier, build_certifier, share_of
 from robustkit.certify.complete.verifier import Effort, build_verifier
+from robustkit.certify.declared import Formula
 from robustkit.core import files
 from robustkit.core.attribution import blaming
 from robustkit.errors import some
@@ -72,6 +73,8 @@ def execute(
     asked = settings.certify or ""  # a first look tries what there is, and says nothing
     if prover is None and share_of(asked) is None and Effort.parse(asked).method == "auto":
         watcher.note(f"{name}: no certificate is known for a model of this kind.")
+    if isinstance(prover, Formula):  # the model's own word, which attacks may contradict
+        settings = replace(settings, attack_certified=True)
     facts = identity(settings, prepared, line, prover, examples, carried)
     folder = settings.folder or folder_of(settings, prepared, str(threat), facts)
     path, commit = folder / "record.json", provenance.commit()

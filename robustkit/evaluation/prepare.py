@@ -10,7 +10,7 @@ from torch import nn
 
 from robustkit.core.arguments import refused
 from robustkit.core.device import pick_devices
-from robustkit.core.finite import FiniteThreat
+from robustkit.core.named import NamedThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
 from robustkit.data.dataset import Dataset, Indices, select
@@ -162,7 +162,7 @@ def first_sample(data: PinnedData, points: Indices, most: int = SAMPLE) -> Image
 
 def warn_of_eps(threat: Threat, data: Dataset, watcher: Watcher) -> None:
     """Say so when the ball reaches from black to gray: the usual slip is a lost /255."""
-    if isinstance(threat, FiniteThreat):
+    if isinstance(threat, NamedThreat):
         return
     half = (threat.upper - threat.lower) / 2
     gray = torch.full((1, *data.shape), half)

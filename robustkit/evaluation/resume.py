@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustkit.core.finite import FiniteThreat
+from robustkit.core.named import NamedThreat
 from robustkit.core.rng import Keys, generator, task_key, uniform
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
@@ -66,7 +66,7 @@ def _around(counted: CountedModel, sample: Images, threat: Threat, seed: int) ->
     point = torch.arange(count, device=sample.device)
     keys = Keys(*(torch.full_like(point, seed), point,
                   torch.full_like(point, task_key("same answers"))))  # fmt: skip
-    threat = _NEAR if isinstance(threat, FiniteThreat) else threat
+    threat = _NEAR if isinstance(threat, NamedThreat) else threat
     edge = threat.sample(sample, keys, 0)
     inside = sample + (edge - sample) * uniform(keys, features, 1).view_as(sample)
     corner = sample + threat.eps * (uniform(keys, features, 2).view_as(sample) - 0.5).sign()

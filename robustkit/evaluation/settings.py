@@ -16,6 +16,7 @@ from torch.utils import data as torch_data
 from robustkit.certify.certifier import share_of
 from robustkit.core import arguments as argument
 from robustkit.core.finite import FiniteThreat
+from robustkit.core.named import NamedThreat
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.core.types import Model
@@ -90,14 +91,15 @@ class Settings:
             if (value := getattr(self, name)) is not None:
                 argument.whole(name, value, 1)
         self.threat.refuse_beyond_box(self.data.shape)
-        if isinstance(self.threat, FiniteThreat):
+        if isinstance(self.threat, NamedThreat):
             self._refuse_without_ball(self.threat)
 
-    def _refuse_without_ball(self, threat: FiniteThreat) -> None:
+    def _refuse_without_ball(self, threat: NamedThreat) -> None:
         threat.check(self.data.shape, self.data.labels)
         if self.minimum_norm:
             raise threat.refusal("minimum_norm (--minimum-norm)")
-        if self.certify and self.certify != "quick" and share_of(self.certify) is None:
+        listed = isinstance(threat, FiniteThreat)
+        if listed and self.certify and self.certify != "quick" and share_of(self.certify) is None:
             raise threat.refusal(f"certify={self.certify} (--certify)")
 
     @property

@@ -140,7 +140,7 @@ class Config(_Table):
     data_root: str | None = None
     threat: ThreatText | None = None
     suite: SuiteText | None = None
-    certify: Literal["auto", "ibp", "crown", "alpha-crown", "complete", "smoothing"] | None = None
+    certify: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] | None = None
     n: Number | None = None
     sample: Sample = PROPORTIONAL
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0

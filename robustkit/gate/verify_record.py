@@ -17,6 +17,7 @@ from torch import nn
 
 from robustkit.core.attribution import blaming
 from robustkit.core.device import pick_device
+from robustkit.core.parametric import ParametricThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
 from robustkit.data.dataset import Dataset
@@ -176,7 +177,10 @@ def _stored(baseline: Baseline, model: Model, data: Dataset, device: torch.devic
     status = dict(zip(record.points.index, record.points.status, strict=True))
     missing = {point for point, state in status.items() if state == "broken"}
     outside, futile, untold = list[int](), list[int](), list[int]()
-    found = {p: z for p, z in _inputs(baseline, data).items() if p in status}
+    made = _made(baseline, data)
+    stored = {p: z for p, z in _inputs(baseline, data).items() if p in status}
+    unlike = [p for p, z in made.items() if not torch.equal(stored.get(p, z), z)]
+    found = made | stored
     for points in _batches(sorted(found)):
         z = torch.stack([found[point] for point in points]).to(device)
         judged = _judge(baseline, model, data, points, z)
@@ -186,13 +190,28 @@ def _stored(baseline: Baseline, model: Model, data: Dataset, device: torch.devic
             untold += [point] if inside and fooled and not holds else []
     missing -= found.keys()
     note = f"{len(missing)} broken points have no stored input" if missing else ""
+    parameters = [_of("parameters make the stored inputs", len(made), unlike)] if made else []
     return [
         _of("stored inputs lie in the threat model", len(found), outside, note),
         Finding("the model misclassifies them", 0, note="the model is randomized: it varies")
         if record.randomized
         else _of("the model misclassifies them", len(found), futile),
         _of("the record says so, at their distance", len(found), untold),
+        *parameters,
     ]
+
+
+def _made(baseline: Baseline, data: Dataset) -> dict[int, Images]:
+    """Make the adversarial inputs of recorded parameters: they need no ledger beside the record."""
+    threat, points = baseline.threat, baseline.record.points
+    if not isinstance(threat, ParametricThreat):
+        return {}
+    told = zip(points.index, points.parameters or (), strict=False)
+    return {
+        p: threat.made(data.fetch([p])[0], torch.tensor([parts]))[0]
+        for p, parts in told
+        if parts is not None
+    }
 
 
 def _inputs(baseline: Baseline, data: Dataset) -> dict[int, Images]:

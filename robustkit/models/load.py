@@ -104,13 +104,19 @@ def load_model(
         return _registered(spec, data, weights)
 
 
-def bundled(data: Dataset) -> list[str]:
-    """Name every defense that ships a checkpoint for the family of `data`."""
+def bundled(data: Dataset, kind: str = "") -> list[str]:
+    """Name every defense that ships a checkpoint for the family of `data`.
+
+    One registered as made `against` another kind of threat than norms is named for that kind alone.
+
+    Args:
+        kind: of the threat model, such as linf or corruption.
+    """
     found = {
         name_of(entry, defenses.build(_spec(checkpoint.card))): None
         for entry in defenses.entries()
         for checkpoint in checkpoints.shipped(entry)
-        if checkpoint.card.data == data.family
+        if checkpoint.card.data == data.family and entry.facts.get("against", kind) == kind
     }
     return list(found)
 

@@ -18,11 +18,13 @@ import torch
 from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
-from robustkit.core import files
+from robustkit.core import files, json_files
 from robustkit.core.rng import generator
 from robustkit.data.dataset import Dataset, digest
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.models.protocols import assemble, learned
+
+_LOG = "log."
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,19 @@ class Step:
     Attributes:
         progress: from 0 to 1.
         generator: lives on the CPU and belongs to this step alone.
-        memory: tensors that an objective keeps from step to step; saved with the state.
+        memory: tensors that an objective keeps from step to step; saved with the state. Those
+            named `log.NAME` are written to `log.json` after every epoch.
         points: positions of the batch in the training data [b], where they are known.
+        epoch: counted from 0.
+        last: whether this is the last batch of its epoch.
     """
 
     progress: float
     generator: Generator
     memory: dict[str, Tensor] = field(default_factory=dict)
     points: Tensor | None = None
+    epoch: int = 0
+    last: bool = False
 
 
 class Trainable(Protocol):
@@ -127,17 +134,19 @@ def fit(
         x = _augment(x, flips.flip, flips.crop, draw).to(device)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _rate(step / total)
+        last = position + 1 == per_epoch
+        state = Step(step / total, draw, memory, chosen, epoch, last)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.half and on_gpu):
-            loss = defense.objective(
-                model, x, y.to(device), Step(step / total, draw, memory, chosen)
-            )
+            loss = defense.objective(model, x, y.to(device), state)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(part.parameters(), recipe.clip)
         optimizer.step()
-        if step + 1 == total or position + 1 == per_epoch or time.monotonic() - saved > 60:
+        if step + 1 == total or last or time.monotonic() - saved > 60:
             _save(folder, part, optimizer, memory, identity, content, step + 1)
             saved = time.monotonic()
+        if last:
+            _log(folder, memory)
         yield Progress(step + 1, total, epoch + 1, float(loss.detach()))
     if done < total and (now := digest(data, range(len(data)))) != content:
         raise RobustkitError(
@@ -209,6 +218,17 @@ def _save(
     }
     torch.save(state, buffer)
     files.write(buffer.getvalue(), folder / "state.pt")
+
+
+def _log(folder: Path, memory: dict[str, Tensor]) -> None:
+    """Write what the objective logs; it comes from the state, so that a resumed run tells all."""
+    logs = {
+        name.removeprefix(_LOG): value.tolist()
+        for name, value in memory.items()
+        if name.startswith(_LOG)
+    }
+    if logs:
+        json_files.write(logs, folder / "log.json")
 
 
 def _read(path: Path) -> dict[str, Any]:

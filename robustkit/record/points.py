@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isclose
 from operator import ne
 from typing import ClassVar, Literal, TypeAlias
 
@@ -44,18 +45,26 @@ class Points(Part):
     proof: list[str | None] | None = None
     """By what a certified point was proved; None at the others, or: the record does not say."""
 
-    later: ClassVar[tuple[str, ...]] = ("variants",)
+    later: ClassVar[tuple[str, ...]] = ("variants", "parameters")
     variants: list[str] | None = None
     """Of a finite threat model, one sign per variant in the order of `threat.variants`.
 
     1 where it is classified rightly, 0 where not; of misclassified points too.
     """
 
+    parameters: list[list[int] | None] | None = None
+    """Of a threat model with parameters, what makes the adversarial input of the clean one.
+
+    In thousandths of each range, in the order of its parameters, channel after channel; None where
+    the point is not broken, or its input was not stored.
+    """
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Points:
         columns = (self.index, self.label, self.predicted, self.status, self.attack, self.distance)
         lengths = [len(column) for column in columns]
-        optional = (self.nearest, self.carried, self.errors, self.proof, self.variants)
+        optional = (self.nearest, self.carried, self.errors, self.proof, self.variants,
+                    self.parameters)  # fmt: skip
         lengths += [len(column) for column in optional if column is not None]
         if len(set(lengths)) > 1:
             raise ValueError(f"columns of equal length expected, got {lengths}")
@@ -77,7 +86,18 @@ class Points(Part):
         if self.proof is not None and certified != [proof is not None for proof in self.proof]:
             raise ValueError("a proof is named exactly where a point is certified")
         self._check_variants()
+        self._check_parameters()
         return self
+
+    def _check_parameters(self) -> None:
+        for index, distance, parts in zip(
+            self.index, self.distance, self.parameters or (), strict=False
+        ):
+            most = None if parts is None else max(map(abs, parts), default=0) / 1000
+            if most is not None and (distance is None or not isclose(most, distance)):
+                raise ValueError(
+                    f"point {index}: its distance is {distance}, yet its parameters are {parts}"
+                )
 
     def _check_variants(self) -> None:
         if self.variants is None:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from robustkit.core import arguments
-from robustkit.core.finite import FiniteThreat
+from robustkit.core.named import NamedThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Model
 from robustkit.errors import RobustkitError, some
 from robustkit.registry import attacks, read_threat
 from robustkit.search.engine import Engine
 from robustkit.search.minimum_norm import MinimumNormEngine
-from robustkit.search.protocol import Job, Search, Tasks
+from robustkit.search.protocol import Job, Search, Tasks, enumerates, suits
 from robustkit.search.tasks import Outcome, Work, fresh_tasks
 
 
@@ -108,10 +108,10 @@ def _refuse(model: Any, x: Any, y: Any, search: Any, threat: Any) -> None:
         raise arguments.refused("model", "an nn.Module, or a function of images", model)
     if not isinstance(threat, Threat):
         raise arguments.refused("threat", "a robustkit.Threat", threat)
-    if isinstance(threat, FiniteThreat):
-        raise threat.refusal("robustkit.attack")
     if isinstance(search, type) or not hasattr(search, "jobs"):
         raise arguments.refused("search", "an attack, as registry.attacks.build makes it", search)
+    if isinstance(threat, NamedThreat) and (enumerates(search) or not suits(search, threat)):
+        raise threat.refusal("robustkit.attack")
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         raise arguments.refused("x", "floating-point inputs [b, *f]", x)
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:

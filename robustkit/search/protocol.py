@@ -23,6 +23,8 @@ from typing import NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor
 
+from robustkit.core.finite import FiniteThreat
+from robustkit.core.parametric import ParametricThreat
 from robustkit.core.rng import Keys, task_key
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Logits, Mask, Scalars
@@ -181,6 +183,21 @@ def minimizes(search: object) -> bool:
 def enumerates(search: object) -> bool:
     """Tell whether an attack, or a suite, tries every input of a finite threat model."""
     return bool(getattr(search, "enumerates", False))
+
+
+def needs_no_norm(search: object) -> bool:
+    """Tell whether an attack, or a suite, is for threat models that are no ball of a norm."""
+    return enumerates(search) or bool(getattr(search, "parametric", False))
+
+
+def suits(search: object, threat: Threat) -> bool:
+    """Tell whether an attack, or a suite, is made for the kind of a threat model.
+
+    Which norms it supports is for the attack to say.
+    """
+    if isinstance(threat, FiniteThreat):
+        return enumerates(search)
+    return not isinstance(threat, ParametricThreat) or bool(getattr(search, "parametric", False))
 
 
 def select(rows: Rows, index: Int[Tensor, " r"]) -> Rows:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from robustkit.core.finite import FiniteThreat
+from robustkit.core.named import NamedThreat
+from robustkit.core.parametric import ParametricThreat
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
@@ -17,7 +19,7 @@ from robustkit.registry import attacks, suites
 from robustkit.search.audit import Audit
 from robustkit.search.external import ExternalAttack
 from robustkit.search.findings import Findings, Remedies
-from robustkit.search.protocol import aims, enumerates, minimizes, surrogate_of
+from robustkit.search.protocol import aims, minimizes, suits, surrogate_of
 from robustkit.search.tasks import fresh_tasks
 
 
@@ -67,6 +69,8 @@ def default_suite(threat: Threat, *, minimum_norm: bool = False) -> str:
     """Name the suite of a request that names no attacks."""
     if isinstance(threat, FiniteThreat):
         return "exhaustive"
+    if isinstance(threat, ParametricThreat) and not minimum_norm:
+        return "parametric"
     return "minimum_norm" if minimum_norm else "quick"
 
 
@@ -90,7 +94,7 @@ def line_up(
     if bool(suite) == bool(chosen):
         raise UsageError("expected either a suite or a list of attacks, got both or neither")
     built = suites.build(suite) if suite else None
-    if isinstance(threat, FiniteThreat) and built and not enumerates(built):
+    if isinstance(threat, NamedThreat) and built and not suits(built, threat):
         raise threat.refusal(f"the suite {suite}")
     line = _specs(built.attacks(threat, known) if built else chosen)
     audit: Audit | None = built.audit(threat) if built and hasattr(built, "audit") else None
@@ -105,7 +109,7 @@ def line_up(
     specs = [*line, *audited, *reserve]
     searches = [attacks.build(spec) for spec in specs]
     for spec, search in zip(specs, searches, strict=True):
-        if isinstance(threat, FiniteThreat) and not enumerates(search):
+        if isinstance(threat, NamedThreat) and not suits(search, threat):
             raise threat.refusal(str(spec))
         search.jobs(threat, 10)
         if model is not None:

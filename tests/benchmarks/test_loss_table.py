@@ -69,3 +69,10 @@ def test_a_row_that_is_at_least_as_good_in_both_is_told() -> None:
                              "<0.001, <0.001 | yes |")  # fmt: skip
     assert lines[4].endswith("| <0.001, <0.001 | no |")
     assert lines[2].startswith("| `trades` | 0.750 ± 0.000 | 0.500 ± 0.000 | 0.250 ± 0.000 |")
+
+
+@pytest.mark.parametrize(("pgd20", "told"), [(0.55, False), (0.57, True)])
+def test_a_row_whose_gradient_misleads_pgd_is_told(pgd20: float, told: bool) -> None:
+    records, weaker = ([SimpleNamespace(robust=robust)] * 3 for robust in (0.5, pgd20))
+    row = losses.Row("a", cast(list[Record], records), cast(list[Record], weaker))
+    assert losses.masked(row) == told

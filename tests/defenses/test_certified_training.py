@@ -136,7 +136,7 @@ def test_the_factors_of_taps_are_weighted_five_to_one() -> None:
 def test_training_lowers_each_loss(loss: str, bundled: Dataset, tmp_path: Path) -> None:
     spec = f"ibp(loss={loss}, eps=0.01, train_eps=0.01, ramp=0.1, width=4, steps=2)"
     defense: Any = defenses.build(spec)
-    x, y = bundled.fetch(range(200))
+    x, y = bundled.fetch(range(100))
 
     def value(model: nn.Module) -> float:
         step = Step(1.0, torch.Generator().manual_seed(0))
@@ -145,9 +145,9 @@ def test_training_lowers_each_loss(loss: str, bundled: Dataset, tmp_path: Path) 
     model = defense.network((1, 28, 28), 10)
     before = value(model)
     assert value(model) == before
-    recipe, device = Recipe(epochs=3, batch_size=50, lr=1e-2, half=False), torch.device("cpu")
+    recipe, device = Recipe(epochs=2, batch_size=50, lr=1e-2, half=False), torch.device("cpu")
     steps = fit(defense, bundled, tmp_path, recipe=recipe, seed=0, device=device, identity={})
-    assert len(list(steps)) == 60
+    assert len(list(steps)) == 40
     model.load_state_dict(load_file(tmp_path / "model.safetensors"))
     after = value(model)
     assert after < 0.85 * before, (before, after)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustkit.core.rng import generator
 from robustkit.core.threat import Threat
-from robustkit.errors import UsageError
+from robustkit.errors import RobustkitError, UsageError
 from robustkit.integrations.conformance.losses import checks
 from robustkit.models.adversarial_training import perturb, ramp
 from robustkit.models.load import name_of
@@ -406,3 +406,23 @@ def _without_a_choice(name: str) -> Tensor:
         if name == "trades":
             total = total + 6.0 * kl(network(z), logits.log_softmax(1), "batchmean")
     return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(network.parameters()))])
+
+
+@pytest.mark.parametrize("progress", [0.4, 0.5, 0.9])
+def test_logits_that_a_penalty_has_pressed_together_stop_the_training(progress: float) -> None:
+    """A network whose answer hardly depends on the input, in either half of the training."""
+    linear = torch.nn.Linear(16, 4)
+    network = torch.nn.Sequential(torch.nn.Flatten(), linear)
+    x, y = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)), Y
+    with torch.no_grad():
+        linear.weight.mul_(1e-3)
+        linear.bias.zero_()
+    for loss, last, stops in (("smooth_comp_sum", True, progress >= 0.5),
+                              ("smooth_comp_sum", False, False), ("ce", True, False)):  # fmt: skip
+        defense = defenses.build(f"trades(loss={loss}, steps=1)")
+        state = Step(progress, generator(0, 1, 0), last=last)
+        if stops:
+            with pytest.raises(RobustkitError, match="expected a mean clean margin of at least"):
+                defense.objective(network, x, y, state)
+        else:
+            assert bool(defense.objective(network, x, y, state).isfinite())

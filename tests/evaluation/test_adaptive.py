@@ -303,7 +303,7 @@ def test_a_fresh_run_has_a_student_of_its_own(
 
 @pytest.mark.slow
 def test_health_costs_little_and_changes_nothing(bundled: Dataset, tmp_path: Path) -> None:
-    model, data = load_model("pgd_at", data=bundled).model, subset(bundled, range(0, 1000, 60))
+    model, data = load_model("pgd_at", data=bundled).model, subset(bundled, range(0, 1000, 120))
     fast = run(model, data, tmp_path / "fast", suite="fast(audit_least=2)")
     record = run(model, data, tmp_path / "adaptive", suite="adaptive(audit_least=2)")
     assert not [flag for flag in record.flags if flag.name != "chance"]

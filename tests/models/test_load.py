@@ -376,6 +376,14 @@ class TestRegistered:
         assert mine == ["toy(eps=0.3)", "toy"]
         assert [load_model(name, data=data).name for name in mine] == mine
 
+    def test_what_is_made_against_another_threat_is_bundled_for_that_one_alone(
+        self, pack: dict[str, nn.Module], data: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(defenses.entry("toy").facts, "against", "corruption")
+        named = {kind: "toy" in bundled(data, kind) for kind in ("", "linf", "corruption")}
+        assert named == {"": False, "linf": False, "corruption": True}
+        assert load_model("toy", data=data).name == "toy"
+
     def test_without_a_checkpoint_the_error_says_how_to_make_one(
         self, pack: dict[str, nn.Module], data: Dataset
     ) -> None:

@@ -30,7 +30,7 @@ def command() -> None:
 @click.option("--suite", metavar="NAME", help="As for evaluate.")
 @click.option(
     "--certify",
-    type=click.Choice(["auto", "ibp", "crown", "alpha-crown", "complete", "smoothing"]),
+    type=options.Certificate(["auto", "ibp", "crown", "alpha-crown", "complete", "smoothing"]),
     help="As for evaluate.",
 )  # fmt: skip
 @click.option("--n", type=click.IntRange(min=1), metavar="N", help="As for evaluate.")

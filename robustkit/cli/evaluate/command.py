@@ -58,13 +58,14 @@ from robustkit.cli.supervisor import Supervised
 )
 @click.option(
     "--certify",
-    type=click.Choice(
+    type=options.Certificate(
         ["none", "quick", "auto", "ibp", "crown", "alpha-crown", "complete", "smoothing"]
     ),
     help="Prove points robust before the attacks; those are not attacked. quick: interval bounds "
     "(ibp), where they apply. complete: what bounds and attacks leave goes through branch and "
     "bound; auto does the same where it can. By default quick, then auto for 15% of the time that "
-    "the run has taken.",
+    "the run has taken. Formulas that a model brings with it go by their own names; auto and quick "
+    "take the first.",
 )
 @click.option(
     "--certify-time",

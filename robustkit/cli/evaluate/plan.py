@@ -146,7 +146,7 @@ def make(request: Request) -> Plan:
     chosen_points(settings)
     if request.replay:
         find_examples(request.replay, data.shape)
-    subjects = _subjects(request, data)
+    subjects = _subjects(request, data, settings.threat.norm.partition(":")[0])
     for subject in subjects:
         replace(settings, model=subject.model).line_up()
         if asked:
@@ -197,8 +197,8 @@ def settings_for(request: Request, data: Dataset, grid: Sequence[Threat]) -> Set
     )  # fmt: skip
 
 
-def _subjects(request: Request, data: Dataset) -> tuple[Subject, ...]:
-    names = list(request.models) or bundled(data)
+def _subjects(request: Request, data: Dataset, kind: str) -> tuple[Subject, ...]:
+    names = list(request.models) or bundled(data, kind)
     if not names:
         raise UsageError(
             f"no model is bundled for {data.family}: name a MODEL (`robustkit list defenses` shows "

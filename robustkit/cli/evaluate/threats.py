@@ -24,8 +24,8 @@ def threats_of_grid(request: Request) -> tuple[Threat, ...]:
     norm, colon, _ = (request.threat or _usual_threat(request.data)).partition(":")
     if norm in threats:
         raise UsageError(
-            f"--eps-grid varies the eps of a norm, and --threat {norm} lists its inputs: pick "
-            f"severities, such as --threat {norm}:all@1-3."
+            f"--eps-grid varies the eps of a norm, and --threat {norm} has none: pick severities, "
+            "such as --threat corruption:all@1-3, or bounds, such as --threat style:mean=0.05."
         )
     if request.threat and colon:
         raise UsageError(

@@ -19,9 +19,10 @@ _BATCH, _PGD = 250, "pgd(steps=20)"
 def measure(
     model: nn.Module, data: Dataset, threat: Threat, *, seed: int, device: torch.device
 ) -> dict[str, Any]:
-    """Return clean and PGD-20 accuracy on all points, as fractions, and the share proved by IBP.
+    """Return clean and PGD-20 accuracy on all points, as fractions, and the share that is proved.
 
-    The last is left out where no bounds are known for the network, or where they prove nothing.
+    The last bears the name of the certificate "quick", such as IBP. It is left out where none is
+    known for the network, or where it proves nothing.
     """
     search, bounds = attacks.build(_PGD), build_certifier(model, data.shape, threat, "quick")
     clean = robust = proved = 0
@@ -35,4 +36,4 @@ def measure(
         proved += int(bounds.prove(x, y).sum()) if bounds else 0
     n = len(data)
     found = {"clean": clean / n, "pgd20": robust / n, "n": n, "threat": str(threat)}
-    return {**found, "ibp": proved / n} if proved else found
+    return {**found, bounds.method: proved / n} if bounds and proved else found

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -17,6 +16,7 @@ from robustkit.cli.evaluate.threats import usual_threat
 from robustkit.cli.options import use_threads
 from robustkit.cli.progress import training_progress
 from robustkit.cli.train.measure import measure
+from robustkit.cli.train.points import TakesUnlabeled, joined, split
 from robustkit.core import json_files
 from robustkit.core.device import pick_device
 from robustkit.core.packages import own_version
@@ -34,6 +34,7 @@ from robustkit.models.training import Recipe, Step, Trainable, fit, save_weights
 from robustkit.registry import datasets, defenses
 
 _TESTED = 1000
+_OTHERS = {"clean", "pgd20", "n", "threat", "split"}  # than the share that is proved
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,12 @@ def run(asked: TrainRequest) -> None:
     use_threads(asked.threads)
     plan = _prepare(asked)
     if asked.fresh:
-        for file in ("state.pt", "model.safetensors", "card.json"):
+        for file in ("state.pt", "model.safetensors", "card.json", "log.json"):
             (plan.folder / file).unlink(missing_ok=True)
+    if isinstance(plan.defense, _Learns):
+        training_progress(_fit(plan), plan.name, quiet=asked.quiet)
     if isinstance(plan.defense, _Fits):
         _calibrate(plan, plan.defense)
-    else:
-        training_progress(_fit(plan), plan.name, quiet=asked.quiet)
     card = _card(plan, _measured(plan))
     json_files.write(card.plain(), plan.folder / "card.json")
     if not asked.quiet:
@@ -152,7 +153,9 @@ def _prepare(asked: TrainRequest) -> _TrainPlan:
         raise UsageError(f"{spec.name} is not trained: it is made of other models.")
     trainable, name = cast(Trainable, defense), name_of(entry, defense)
     whole = open_dataset(asked.data, root=asked.data_root, split="train")
-    data, held_out = _split(whole, asked.validation)
+    data, held_out = split(whole, asked.validation)
+    if isinstance(defense, TakesUnlabeled):
+        data = joined(defense, data, asked.data, asked.data_root)
     given: dict[str, Any] = {"epochs": asked.epochs, "batch_size": asked.batch_size}
     usual = trainable.recipe if isinstance(defense, _Learns) else Recipe(epochs=1)
     recipe = replace(usual, **{k: v for k, v in given.items() if v is not None})
@@ -171,11 +174,17 @@ def _prepare(asked: TrainRequest) -> _TrainPlan:
 def _calibrate(plan: _TrainPlan, defense: _Fits) -> None:
     """Fit a defense on a seeded subset of its training data; it takes a minute or less.
 
+    One that learns as well is fitted with its new weights.
+
     Raises:
         UsageError: when the folder holds another training.
     """
-    _refuse_another(plan)
-    model = assemble(cast(Any, defense), plan.data).to(plan.device).eval()
+    model = assemble(cast(Any, defense), plan.data)
+    if isinstance(plan.defense, _Learns):
+        put(read_weights(plan.weights), learned(plan.defense, model) or model, str(plan.weights))
+    else:
+        _refuse_another(plan)
+    model = model.to(plan.device).eval()
     points = select(plan.data, min(_TESTED, len(plan.data)), plan.asked.seed, "balanced")
     x, y = (part.to(plan.device) for part in plan.data.fetch(points))
     defense.calibrate(model, x, y, generator(plan.asked.seed, 4, 0))
@@ -221,19 +230,6 @@ def _fit(plan: _TrainPlan) -> Iterator[Any]:
         device=plan.device,
         identity=plan.identity,
     )
-
-
-def _split(data: Dataset, n: int | None) -> tuple[Dataset, Dataset | None]:
-    """Return the points to train on, and those that are left out: the same for every training."""
-    if n is None:
-        return data, None
-    if n >= len(data):
-        raise UsageError(
-            f"--validation: expected fewer than the {len(data)} points of {data.name}, got {n}."
-        )
-    chosen = select(data, n, 0, "balanced")
-    rest = np.setdiff1d(np.arange(len(data)), chosen)
-    return subset(data, rest), subset(data, chosen)
 
 
 def _measured(plan: _TrainPlan) -> dict[str, Any]:
@@ -283,7 +279,7 @@ def _report(plan: _TrainPlan, card: Card) -> None:
         console.out(
             f"{plan.name} on {found['n']} {found.get('split', 'test')} points: "
             f"clean {found['clean']:.4f}, PGD-20 ({found['threat']}) {found['pgd20']:.4f}"
-            + (f", certified (IBP) {found['ibp']:.4f}" if "ibp" in found else ""),
+            + "".join(f", certified ({name}) {found[name]:.4f}" for name in found.keys() - _OTHERS),
             highlight=False,
         )
     console.out(f"weights: {plan.weights}", highlight=False)

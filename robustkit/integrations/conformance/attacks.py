@@ -16,7 +16,7 @@ from robustkit.errors import UsageError
 from robustkit.integrations.conformance.fixtures import THREATS, Rows, need, points
 from robustkit.registry import Entry, attacks
 from robustkit.search.functional import attack
-from robustkit.search.protocol import Search, enumerates
+from robustkit.search.protocol import Search, needs_no_norm
 from robustkit.search.tasks import fresh_tasks
 
 _SMALL = {"steps": 8, "queries": 30, "targets": 2, "pairs": 4}
@@ -65,7 +65,7 @@ def _facts(entry: Entry) -> None:
 
 
 def _norms(entry: Entry) -> None:
-    supported = int(enumerates(entry.target))  # what tries a list needs no norm
+    supported = int(needs_no_norm(entry.target))
     for threat in THREATS:
         try:
             supported += bool(small(entry).jobs(threat, 4))

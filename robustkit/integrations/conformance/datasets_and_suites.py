@@ -13,7 +13,7 @@ from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
 from robustkit.integrations.conformance.fixtures import THREATS, need
 from robustkit.registry import Entry, attacks, read_threat, suites
-from robustkit.search.protocol import enumerates
+from robustkit.search.protocol import needs_no_norm
 
 
 def suite_checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -56,7 +56,7 @@ def _list(entry: Entry, threat: Threat) -> list[Spec] | None:
 
 def _supports(entry: Entry) -> None:
     norms = ", ".join(threat.norm for threat in THREATS)
-    supported = enumerates(entry.target) or any(_list(entry, threat) for threat in THREATS)
+    supported = needs_no_norm(entry.target) or any(_list(entry, threat) for threat in THREATS)
     need(supported, f"expected at least one of {norms} to be supported, got none")
 
 

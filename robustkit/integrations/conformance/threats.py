@@ -1,4 +1,4 @@
-"""What every finite threat model must do."""
+"""What every threat model of a pack must do: one that lists its inputs, or has parameters."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from robustkit.core.finite import FiniteThreat
+from robustkit.core.parametric import STEPS, ParametricThreat
 from robustkit.core.threat import NORMS
 from robustkit.integrations.conformance.fixtures import need
 from robustkit.registry import Entry, read_threat
@@ -17,6 +19,10 @@ def checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
     """List the checks of one threat model, by name."""
     yield "has a name that is no norm", partial(_name, entry)
     for text in entry.facts.get("examples", ()):
+        if issubclass(entry.target, ParametricThreat):
+            yield f"tells its own images ({text})", partial(_tells, f"{entry.name}:{text}")
+            yield f"moves points alone ({text})", partial(_alone, f"{entry.name}:{text}")
+            continue
         yield f"lists its variants ({text})", partial(_lists, f"{entry.name}:{text}")
         yield f"makes the same images again ({text})", partial(_repeats, f"{entry.name}:{text}")
 
@@ -24,8 +30,9 @@ def checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
 def _name(entry: Entry) -> None:
     need(entry.name not in NORMS, f"{entry.name} is a norm already: choose another name")
     need(
-        issubclass(entry.target, FiniteThreat),
-        "expected a subclass of robustkit.core.finite.FiniteThreat",
+        issubclass(entry.target, (FiniteThreat, ParametricThreat)),
+        "expected a subclass of robustkit.core.finite.FiniteThreat, or of "
+        "robustkit.core.parametric.ParametricThreat",
     )
 
 
@@ -56,6 +63,37 @@ def _repeats(text: str) -> None:
         alone = [threat.images(x[k : k + 1], points[k : k + 1], variant) for k in _BACKWARDS]
         again = torch.cat(alone).flip(0)
         need(torch.equal(made, again), f"{variant} depends on the batch, or on what came before")
+
+
+def _moved(text: str) -> tuple[ParametricThreat, Tensor, Tensor, Tensor]:
+    threat = read_threat(text)
+    assert isinstance(threat, ParametricThreat)
+    x = torch.linspace(0.1, 0.9, 3 * 28 * 28).view(3, 1, 28, 28)
+    size = len(x), threat.size(x.shape[1:])
+    draw = torch.Generator().manual_seed(0)
+    positions = torch.randint(-STEPS, STEPS + 1, size, generator=draw)
+    return threat, x, positions, threat.made(x, positions)
+
+
+def _tells(text: str) -> None:
+    threat, x, positions, made = _moved(text)
+    need(str(read_threat(str(threat))) == str(threat), f"{threat} is not read as it is written")
+    need(threat.eps == 1, f"expected eps = 1, the whole of every range: {threat.eps}")
+    need(torch.equal(threat.made(x, torch.zeros_like(positions)), x), "position 0 moves a point")
+    need(bool(threat.contains(made, x).all()), "expected its own images to be contained")
+    again = threat.made(x, threat.positions(made, x)[0])
+    need(torch.equal(again, made), "the positions of an image do not make it again")
+    other = made.clone()
+    other[:, 0, 14, 14] = 1 - other[:, 0, 14, 14]
+    need(not bool(threat.contains(other, x).any()), "a pixel of its own is taken for a move")
+
+
+def _alone(text: str) -> None:
+    threat, x, positions, made = _moved(text)
+    alone = [threat.made(x[k : k + 1], positions[k : k + 1]) for k in _BACKWARDS]
+    need(torch.equal(torch.cat(alone).flip(0), made), "an image depends on the batch")
+    need(bool(((made >= 0) & (made <= 1)).all()), "an image leaves [0, 1]")
+    need(made.shape == x.shape and made.dtype == x.dtype, "expected float32 images [b, c, h, w]")
 
 
 _BACKWARDS: Sequence[int] = (2, 1, 0)

@@ -287,11 +287,11 @@ def test_float64_decides_what_it_refused_at_first(mlp: Any) -> None:
     assert tree.enough > 7.0 - float(exact)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_fewer_units_than_candidates(seed: int, mlp: Any) -> None:
     """Two ReLUs in all: there is one unit to choose at last."""
     model, x = mlp(seed, (4, 2, 2)), torch.full((1, 1, 2, 2), 0.5)
-    radii = [0.4 * step / 30 for step in range(1, 31)]
+    radii = [0.4 * step / 10 for step in range(1, 11)]
     y = int(model(x).argmax())
     outcomes = [_verify(model, x, y, Threat("linf", eps)).outcome for eps in radii]
     assert outcomes == sorted(outcomes, key=["proved", "broken"].index)

@@ -1,0 +1,64 @@
+"""Certificates that a model declares: formulas that hold for networks of its kind.
+
+A module declares certificates by a method `certificates()`: name -> a function of points, labels
+and threat model that says for which points the label is proved, the tightest first. `--certify
+NAME` asks for one by name; "auto" and "quick" take the first, before any bound on the network.
+
+The function gets a threat model that is already enlarged by what `Threat.contains` tolerates, and
+must answer for logits in float32: a tie is no proof. A model could declare anything: points that
+it calls proved are attacked like all others, and one that breaks stops the run ("certificate
+refuted").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+
+from robustkit.core.threat import Threat
+from robustkit.core.types import Images, Labels, Mask
+from robustkit.models.surrogates.resolve import plain
+
+Proof: TypeAlias = Callable[[Images, Labels, Threat], Mask]
+
+
+def declared(model: Any) -> dict[str, Proof]:
+    """Return the certificates that `model` declares, by name; most models declare none."""
+    method = getattr(plain(model), "certificates", None)
+    return dict(method()) if callable(method) else {}
+
+
+@dataclass(frozen=True)
+class Formula:
+    """One of a model's own certificates, for one threat model."""
+
+    name: str
+    proof: Proof
+    threat: Threat
+
+    batch = 16
+
+    @property
+    def method(self) -> str:
+        """Its name: it has no options."""
+        return self.name
+
+    def at(self, threat: Threat) -> Formula:
+        """Return the same certificate for another eps."""
+        return replace(self, threat=threat)
+
+    def prove(self, x: Images, y: Labels) -> Mask:
+        """Return for which points the formula proves robustness [b]."""
+        with torch.no_grad():
+            threat = replace(self.threat, eps=self.threat.limit(prod(x.shape[1:])))
+            return self.proof(x, y, threat)
+
+
+def formula(own: Mapping[str, Proof], name: str, threat: Threat) -> Formula:
+    """Return the certificate `name` of those that a model declares; else the first of them."""
+    found = name if name in own else next(iter(own))
+    return Formula(found, own[found], threat)
