@@ -106,7 +106,8 @@ def _miscounted(net: Components, far: Distances) -> Distances:
     """Return what a squared distance of up to `far` may be off by; see `_widened`."""
     w = net.w.double()
     size = far + 2 * w.norm(dim=1)
-    return (w.shape[1] + 4) * 2.0**-50 * size.square()
+    lost: Distances = (w.shape[1] + 4) * 2.0**-50 * size.square()
+    return lost
 
 
 def _blurred(net: Components, ball: Ball) -> Distances:

@@ -76,7 +76,7 @@ class Formula:
         """Return for which points the formula proves robustness [b]."""
         with torch.no_grad():
             threat = replace(self.threat, eps=self.threat.limit(prod(x.shape[1:])))
-            holds = self.proof(x, y, threat)
+            holds: Any = self.proof(x, y, threat)
         if not (isinstance(holds, Tensor) and holds.dtype == torch.bool and len(holds) == len(x)
                 and holds.ndim == 1):  # fmt: skip
             raise UsageError(
