@@ -9,7 +9,7 @@ from robustkit.core.parametric import STEPS
 
 Values = NDArray[np.float64]
 _PAIRS, _TRIES = 512, 64  # pairs of pixels that rule positions out; positions that are tried
-_ROUNDED, _EXACT = 2.0**-24, 1e-12  # of a float32 below 1; of sums in float64
+_EXACT = 1e-12  # of sums in float64
 
 
 def nearest_positions(
@@ -32,9 +32,9 @@ def nearest_positions(
     most = np.maximum(np.abs(middle), np.abs(j[rows]))
     order = np.lexsort([np.abs(middle) + np.abs(j[rows]), most])[:_TRIES]
     for at in order:
-        # At an end of what the bounds allow, rounding may rule it out: the next one is tried.
-        inward = int(np.clip(middle[at] + np.sign(low[rows][at]), low[rows][at], high[rows][at]))
-        for i in dict.fromkeys((int(middle[at]), inward)):
+        # Where means lie close together, several fit all pairs up to their rounding.
+        fitting = range(int(low[rows][at]), int(high[rows][at]) + 1)
+        for i in sorted(fitting, key=abs)[:_TRIES]:
             chosen = int(j[rows][at])
             moved = _moved(pairs, means[i + STEPS], scales[chosen + STEPS])
             if np.array_equal(moved, pairs[2].astype(np.float32)):
@@ -56,8 +56,9 @@ def _allowed(
     """Return for each scale [s] the first and the last position of a mean that fits all pairs."""
     x, apart, z = pairs
     missing = z - (x + scales[:, None] * apart)
-    below = np.where(z > 0, missing - _ROUNDED, -np.inf).max(1)
-    above = np.where(z < 1, missing + np.where(z > 0, _ROUNDED, _EXACT), np.inf).min(1)
+    rounded = np.spacing(z.astype(np.float32)).astype(np.float64) / 2
+    below = np.where(z > 0, missing - rounded, -np.inf).max(1)
+    above = np.where(z < 1, missing + np.where(z > 0, rounded, _EXACT), np.inf).min(1)
     low = np.searchsorted(means, below - _EXACT, "left") - STEPS
     high = np.searchsorted(means, above + _EXACT, "right") - 1 - STEPS
     if not means.any():  # one value, wherever it is looked up

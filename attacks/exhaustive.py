@@ -1,4 +1,4 @@
-"""Every input of a finite threat model, one by one: no search, an exact verdict."""
+"""Every input of a finite threat model, one by one: no search, an exact verdict but for chance."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from robustkit.search.protocol import Job, Reply, Tasks
 class Exhaustive:
     """Try every variant that a finite threat model such as `corruption:all` lists.
 
-    The verdict is exact: a point is robust if all variants are classified rightly. Misclassified
-    points are tried too, and no point is left early, so that the accuracy under each variant is
-    known. One pass for each point and variant, without gradients.
+    A point is robust if all variants are classified rightly: exact, but for the votes of a
+    randomized model. Misclassified points are tried too, and no point is left early, so that the
+    accuracy under each variant is known. One pass for each point and variant, of a randomized model
+    several, without gradients.
     """
 
     uses_gradient = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from robustkit.registry import threats
 from ._corruptions import CORRUPTIONS, EXTRA, SEVERITIES
 from ._selection import selected
 
+_BLOCK = 1 << 24
 _LEAST, _LABELS = 5, "labels"  # severities that every file holds, one after the other
 
 
@@ -43,13 +45,29 @@ class StoredCorruptions(FiniteThreat):
         """Read what follows `stored:`."""
         folder, marked, selection = text.partition("::")
         chosen = _variants(folder, selection)
-        name = f"stored:{folder}{'::' * bool(marked)}{selection.lower()}"
+        name = f"stored:{folder}{'::' * bool(marked)}{selection}"
         return cls(cast(Any, name), float(max(v.severity for v in chosen)))
 
     @property
     def variants(self) -> Sequence[Variant]:
         """In the order of the selection."""
         return _variants(*self._parts)
+
+    def digest(self) -> str:
+        """Of the contents of NAME.npy and the labels; of folders of images, of names and sizes."""
+        folder, found = Path(self._parts[0]), hashlib.sha256()
+        for kind in dict.fromkeys(variant.kind for variant in self.variants):
+            file = folder / f"{kind}.npy"
+            if file.is_file():
+                for path in (file, folder / f"{_LABELS}.npy"):
+                    with path.open("rb") as opened:
+                        while block := opened.read(_BLOCK):
+                            found.update(block)
+                continue
+            for path in sorted(path for path in (folder / kind).rglob("*") if path.is_file()):
+                told = f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n"
+                found.update(told.encode())
+        return found.hexdigest()
 
     @property
     def _parts(self) -> tuple[str, str]:

@@ -154,11 +154,11 @@ def _budget(text: str) -> _Budget:
             told = number(value) if equals else {"mean": _MEAN, "scale": _SCALE}[name]
         except (ValueError, KeyError):
             told = math.nan
-        fits = {"mean": 0 < told <= 1, "scale": 1 < told <= 100}.get(name, False)
+        fits = {"mean": 0.001 <= told <= 1, "scale": 1.001 <= told <= 100}.get(name, False)
         if not fits or name in found:
             raise UsageError(
-                "expected style:mean,scale, with mean=0.1 (a shift, above 0 and up to 1), "
-                "scale=1.5 (a factor, above 1 and up to 100) or linked, each once, "
+                "expected style:mean,scale, with mean=0.1 (a shift, 0.001 to 1), "
+                "scale=1.5 (a factor, 1.001 to 100) or linked, each once, "
                 f"got style:{text}"
             )
         found[name] = told

@@ -97,11 +97,25 @@ def _widened(net: Components, near: Distances, far: Distances) -> tuple[Distance
     ‖z‖² + ‖w‖² − 2 z·w in float64 is off by at most (f + 4) 2⁻⁵³ (‖z‖ + ‖w‖)², and ‖z‖ + ‖w‖ is at
     most δ + 2 ‖w‖.
     """
-    w = net.w.double()
-    size = far + 2 * w.norm(dim=1)
-    lost = (w.shape[1] + 4) * 2.0**-50 * size.square()
+    lost = _miscounted(net, far)
     near = (near.clamp_min(0).square() - lost).clamp_min(0).sqrt()
     return near, (far.square() + lost).sqrt()
+
+
+def _miscounted(net: Components, far: Distances) -> Distances:
+    """Return what a squared distance of up to `far` may be off by; see `_widened`."""
+    w = net.w.double()
+    size = far + 2 * w.norm(dim=1)
+    lost: Distances = (w.shape[1] + 4) * 2.0**-50 * size.square()
+    return lost
+
+
+def _blurred(net: Components, ball: Ball) -> Distances:
+    """Return what the exponent of a detection may be off by in the model's own pass."""
+    lost = _miscounted(net, ball.far)
+    if not net.squared:
+        lost = torch.minimum(lost.sqrt(), lost / ball.near.clamp_min(TINY))
+    return lost / net.sigma
 
 
 class Scaled(NamedTuple):
@@ -172,6 +186,8 @@ def curved(net: Components, x: Images, ball: Ball, at: Scaled) -> PairMask:
     apart = alpha[:, :, None] - alpha[:, None]
     bend = across @ apart.clamp_min(0).flatten(1) + along @ (-apart).clamp_min(0).flatten(1)
     bend = ball.length.square()[:, None, None] / 2 * bend.view_as(fall)
+    # `p` is that of the true distances, and the model's pass computes them less exactly.
+    blur = (at.up * _blurred(net, ball).expm1()) @ apart.abs().flatten(1)
     p = d @ alpha + offset * at.back
     size = d @ (present if absent is None else present + absent) + offset * at.back
     # What cancels in the gradients, a relative 1e-13.
@@ -179,5 +195,6 @@ def curved(net: Components, x: Images, ball: Ball, at: Scaled) -> PairMask:
     size = size + 1e-4 * reached * pulls.abs().sum(1)
     lost = at.lost * (size[:, :, None] + size[:, None] + fall + bend)
     smooth = net.squared or (ball.near > _SMOOTH).all(1)[:, None, None]
-    holds: Tensor = p[:, :, None] - p[:, None] - fall - bend > lost + at.needed
+    least = p[:, :, None] - p[:, None] - fall - bend - blur.view_as(fall)
+    holds: Tensor = least > lost + at.needed
     return holds & smooth

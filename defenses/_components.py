@@ -85,7 +85,7 @@ class Components(nn.Module):
         return Reasoning(present, absent)
 
     def distances(self, x: Images) -> Detections:
-        """δ before it is squared, float64 [b, n]; see `_component_bounds.MISCOUNTED`."""
+        """δ before it is squared, float64 [b, n]; see `_component_proofs._widened`."""
         z, w = x.flatten(1).double(), self.w.double()
         square = z.square().sum(1, keepdim=True) + w.square().sum(1) - 2 * z @ w.T
         delta: Tensor = square.clamp_min(_NEAREST).sqrt()

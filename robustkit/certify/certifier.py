@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustkit.certify.agreement import refuse_less_precision
 from robustkit.certify.complete.verifier import SECONDS, Effort, obstacle, reads
 from robustkit.certify.crown import crown_margins
-from robustkit.certify.declared import declared, formula
+from robustkit.certify.declared import METHODS, declared, formula
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box, intervals, margins_of
 from robustkit.certify.parametric import parameter_bounds
@@ -28,7 +28,6 @@ from robustkit.models.guard import duplicate
 from robustkit.models.mixture import Mixed, certified_by_margins, smoothing_radius
 from robustkit.models.readiness import frozen
 
-METHODS = ("auto", "quick", "ibp", "crown", "alpha-crown", "complete", "smoothing")
 _ITERATIONS = 20  # of alpha-CROWN
 _SHARE = re.compile(r"auto\(share=(\d*\.?\d+)\)")
 

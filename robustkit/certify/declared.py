@@ -18,18 +18,39 @@ from math import prod
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
+from robustkit.core import arguments
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
+from robustkit.errors import UsageError
 from robustkit.models.surrogates.resolve import plain
 
 Proof: TypeAlias = Callable[[Images, Labels, Threat], Mask]
 
+CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
+METHODS = ("auto", "quick", "ibp", "crown", "alpha-crown", "complete", "smoothing")
+
 
 def declared(model: Any) -> dict[str, Proof]:
-    """Return the certificates that `model` declares, by name; most models declare none."""
+    """Return the certificates that `model` declares, by name; most models declare none.
+
+    Raises:
+        UsageError: when what it declares is no such mapping, or takes the name of another.
+    """
     method = getattr(plain(model), "certificates", None)
-    return dict(method()) if callable(method) else {}
+    found = method() if callable(method) else {}
+    if not isinstance(found, Mapping) or not all(callable(proof) for proof in found.values()):
+        raise UsageError(
+            "certificates(): expected a mapping from names to functions of (points, labels, threat "
+            f"model), got {arguments.shown(found)}."
+        )
+    if taken := set(METHODS) & found.keys():
+        raise UsageError(
+            f"certificates(): {sorted(taken)[0]!r} is the name of a certificate of robustkit's. "
+            "Choose another."
+        )
+    return dict(found)
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,14 @@ class Formula:
         """Return for which points the formula proves robustness [b]."""
         with torch.no_grad():
             threat = replace(self.threat, eps=self.threat.limit(prod(x.shape[1:])))
-            return self.proof(x, y, threat)
+            holds: Any = self.proof(x, y, threat)
+        if not (isinstance(holds, Tensor) and holds.dtype == torch.bool and len(holds) == len(x)
+                and holds.ndim == 1):  # fmt: skip
+            raise UsageError(
+                f"certificate {self.name!r}: expected a bool for each of {len(x)} points, got "
+                f"{arguments.shown(holds)}."
+            )
+        return holds
 
 
 def formula(own: Mapping[str, Proof], name: str, threat: Threat) -> Formula:

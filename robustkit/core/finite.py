@@ -33,6 +33,10 @@ class FiniteThreat(NamedThreat, ABC):
     distance.
     """
 
+    def digest(self) -> str | None:
+        """SHA-256 of what variants are read from; None: they are made of the point alone."""
+        return None
+
     @property
     @abstractmethod
     def variants(self) -> Sequence[Variant]:

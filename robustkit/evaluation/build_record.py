@@ -246,8 +246,10 @@ def _variants(run: Run, index: list[int]) -> list[str] | None:
 
 
 def _threat(threat: Threat) -> ThreatInfo:
-    listed = [str(v) for v in threat.variants] if isinstance(threat, FiniteThreat) else None
-    return ThreatInfo(**asdict(threat), variants=listed)
+    if not isinstance(threat, FiniteThreat):
+        return ThreatInfo(**asdict(threat))
+    listed = list(map(str, threat.variants))
+    return ThreatInfo(**asdict(threat), variants=listed, content=threat.digest())
 
 
 def _proofs(run: Run, found: Finished) -> list[str | None] | None:
@@ -267,8 +269,7 @@ def _proofs(run: Run, found: Finished) -> list[str | None] | None:
 def _errors(run: Run, index: list[int], broken: dict[int, BrokenPoint]) -> list[float | None]:
     """Return how often the model errs at the input that a point is judged by.
 
-    Of a robust point it is the one that fooled the model most often while it was judged, clean
-    or refused; how often it does was measured apart from that.
+    Of a robust point the clean or refused one that fooled it most often, measured apart from that.
     """
     known, refused = run.ledger.errors(), run.ledger.refused()
     clean = {p: known.get((p, CLEAN)) for p in index}

@@ -15,6 +15,7 @@ from robustkit.certify.complete.verifier import Effort, build_verifier
 from robustkit.certify.declared import Formula
 from robustkit.core import files
 from robustkit.core.attribution import blaming
+from robustkit.core.finite import FiniteThreat
 from robustkit.errors import some
 from robustkit.evaluation.build_record import make_record
 from robustkit.evaluation.carry_over import Carried, settled
@@ -69,12 +70,15 @@ def execute(
     rehearse(line, threat, data.shape, prepared.diagnosis.classes)
     prover = certifier_of(settings, prepared)
     examples = find_examples(settings.replay, data.shape) if settings.replay is not None else None
+    if isinstance(threat, FiniteThreat):
+        examples = None  # every variant is tried anyway; of a random model one vote decides
     watcher.model(name if carried is None else f"{name} at {threat}", len(prepared.points))
     asked = settings.certify or ""  # a first look tries what there is, and says nothing
     if prover is None and share_of(asked) is None and Effort.parse(asked).method == "auto":
         watcher.note(f"{name}: no certificate is known for a model of this kind.")
     if isinstance(prover, Formula):  # the model's own word, which attacks may contradict
-        settings = replace(settings, attack_certified=True)
+        told = f"certified by {prover.name}, a formula of the model's own, which nothing checks"
+        settings = replace(settings, attack_certified=True, notes=(*settings.notes, told))
     facts = identity(settings, prepared, line, prover, examples, carried)
     folder = settings.folder or folder_of(settings, prepared, str(threat), facts)
     path, commit = folder / "record.json", provenance.commit()

@@ -17,13 +17,16 @@ from torch import nn
 
 from robustkit.core.attribution import blaming
 from robustkit.core.device import pick_device
+from robustkit.core.finite import FiniteThreat
 from robustkit.core.parametric import ParametricThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
 from robustkit.data.dataset import Dataset
+from robustkit.errors import UsageError, some
 from robustkit.gate.baseline import Baseline
 from robustkit.gate.reattack import Reattack, reattack
 from robustkit.gate.verify_proofs import FOLDER, Checked, against_model, verify_proofs
+from robustkit.gate.verify_variants import differing_variants
 from robustkit.models.readiness import private_copy
 from robustkit.record.evidence import LEDGER, refuse_altered
 from robustkit.record.ledger_reader import open_readonly
@@ -110,7 +113,9 @@ def verify_record(
             _clean(baseline, private, data, where),
             *_stored(baseline, private, data, where),
         ]
-    spent = sum(found.checked for found in findings[1:3])
+    variants = _variants(baseline, private, data, where, seed)
+    spent = sum(found.checked for found in [*findings[1:3], *variants])
+    findings += variants
     again = reattack(baseline, private, data, device, points=sample, seed=seed, spent=spent)
     proofs = baseline.path.with_name(FOLDER)
     checked = verify_proofs(proofs) if (proofs / MANIFEST).is_file() else None
@@ -201,12 +206,30 @@ def _stored(baseline: Baseline, model: Model, data: Dataset, device: torch.devic
     ]
 
 
+def _variants(
+    baseline: Baseline, model: Model, data: Dataset, device: torch.device, seed: int
+) -> list[Finding]:
+    record, threat = baseline.record, baseline.threat
+    if not isinstance(threat, FiniteThreat):
+        return []
+    what = "a sample's answers to all variants"
+    if record.randomized:
+        return [Finding(what, 0, note="the model is randomized: they vary")]
+    found = differing_variants(record, threat, model, data, device, seed)
+    return [_of(what, found.asked, found.points)]
+
+
 def _made(baseline: Baseline, data: Dataset) -> dict[int, Images]:
     """Make the adversarial inputs of recorded parameters: they need no ledger beside the record."""
     threat, points = baseline.threat, baseline.record.points
     if not isinstance(threat, ParametricThreat):
         return {}
-    told = zip(points.index, points.parameters or (), strict=False)
+    told = list(zip(points.index, points.parameters or (), strict=False))
+    if wrong := [p for p, parts in told if parts and len(parts) != threat.size(data.shape)]:
+        raise UsageError(
+            f"{baseline.path}: expected {threat.size(data.shape)} parameters of each point, got "
+            f"another number at {some(wrong)}. Run the evaluation again."
+        )
     return {
         p: threat.made(data.fetch([p])[0], torch.tensor([parts]))[0]
         for p, parts in told

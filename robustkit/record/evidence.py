@@ -65,6 +65,8 @@ def without_digests(records: Iterable[tuple[Path, Record]]) -> str | None:
 
 def _differing(record: Record, ledger: LedgerReader) -> list[int]:
     clean, broken, found = ledger.predicted(), ledger.broken(), record.points
+    signs = dict(zip(found.index, found.variants or (), strict=False))
+    right = ledger.spent(0) if signs else set()  # variants that were classified rightly
     columns = zip(found.index, found.label, found.predicted, found.status, found.distance,
                   strict=True)  # fmt: skip
     return [
@@ -73,4 +75,8 @@ def _differing(record: Record, ledger: LedgerReader) -> list[int]:
         if clean.get(point) != (label, predicted)
         or (status == "broken" and (point not in broken or broken[point].distance != distance))
         or (status != "broken" and point in broken and found.nearest is None)
+        or any(
+            (sign == "1") != ((point, job) in right)
+            for job, sign in enumerate(signs.get(point, ""))
+        )
     ]

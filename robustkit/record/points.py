@@ -94,6 +94,8 @@ class Points(Part):
             self.index, self.distance, self.parameters or (), strict=False
         ):
             most = None if parts is None else max(map(abs, parts), default=0) / 1000
+            if most is not None and most > 1:
+                raise ValueError(f"point {index}: its parameters leave ±1000: {parts}")
             if most is not None and (distance is None or not isclose(most, distance)):
                 raise ValueError(
                     f"point {index}: its distance is {distance}, yet its parameters are {parts}"

@@ -114,9 +114,11 @@ class ThreatInfo(Part):
     """Of a finite one the largest severity."""
     lower: float = 0.0
     upper: float = 1.0
-    later: ClassVar[tuple[str, ...]] = ("variants",)
+    later: ClassVar[tuple[str, ...]] = ("variants", "content")
     variants: list[str] | None = None
     """Of a finite one all its variants, such as `fog@3`."""
+    content: str | None = None
+    """SHA-256 of the files that they are read from, where they are stored."""
 
     @property
     def text(self) -> str:

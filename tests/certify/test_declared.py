@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,40 @@ def test_an_attack_that_breaks_a_formula_stops_the_run(data: Dataset, tmp_path: 
             Side(claim=9.0), name="side", data=data, threat=THREAT, folder=tmp_path,
             attacks=["apgd(steps=10)"], certify="auto",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [lambda x: torch.full((len(x),), 0.3), lambda x: torch.ones(len(x) + 1, dtype=torch.bool),
+     lambda x: True],
+)  # fmt: skip
+def test_what_is_no_bool_for_each_point_is_refused(answer: Callable[[Tensor], Any]) -> None:
+    class Odd(Side):
+        def certificates(self) -> dict[str, Any]:
+            return {"odd": lambda x, y, threat: answer(x)}
+
+    found = build_certifier(Odd(), (4,), THREAT, "odd")
+    assert found is not None
+    with pytest.raises(UsageError, match="certificate 'odd': expected a bool for each of 2 points"):
+        found.prove(torch.rand(2, 4), torch.zeros(2, dtype=torch.long))
+
+
+def test_declarations_of_another_kind_and_taken_names_are_refused() -> None:
+    for declares, told in (({"crown": print}, "'crown' is the name"), ([print], "mapping"),
+                           ({"mine": 3}, "mapping")):  # fmt: skip
+
+        class Odd(Side):
+            def certificates(self) -> Any:
+                return declares  # noqa: B023
+
+        with pytest.raises(UsageError, match=told):
+            build_certifier(Odd(), (4,), THREAT, "auto")
+
+
+def test_a_record_says_that_the_proof_is_the_models_own(data: Dataset, tmp_path: Path) -> None:
+    record = evaluate(Side(), name="side", data=data, threat=THREAT, folder=tmp_path,
+                      attacks=["apgd(steps=10)"], certify="auto")  # fmt: skip
+    assert any("side, a formula of the model's own" in note for note in record.notes)
 
 
 def test_there_is_no_proof_to_store_of_a_formula(data: Dataset, tmp_path: Path) -> None:

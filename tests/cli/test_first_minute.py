@@ -105,7 +105,7 @@ def test_only_a_certificate_that_was_asked_for_is_attacked(room: Path) -> None:
 
 
 def test_the_last_lines_are_commands_that_work(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def two(_: object) -> list[str]:
+    def two(*_: object) -> list[str]:
         return ["models.py:net", "models.py:Branching"]
 
     monkeypatch.setattr("robustkit.cli.evaluate.plan.bundled", two)

@@ -201,7 +201,7 @@ def test_models_that_nobody_named_are_looked_at_by_their_workers(
 ) -> None:
     """And found the same as when this process looks at them."""
 
-    def two(_: object) -> list[str]:
+    def two(*_: object) -> list[str]:
         return ["models.py:net", "models.py:other"]
 
     monkeypatch.setattr("robustkit.cli.evaluate.plan.bundled", two)

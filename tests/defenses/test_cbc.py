@@ -339,3 +339,19 @@ def test_attacks_break_no_certified_point_of_the_shipped_weights(
     assert record.stages[0].entered > record.points.status.count("robust")
     assert record.certified is not None
     assert 0 < record.certified <= record.robust
+
+
+def test_points_that_distances_of_float64_cannot_tell_apart_are_not_proved() -> None:
+    """Components 3e-9 apart in a box up to 16: the model's own pass confuses them."""
+    threat = Threat("l2", 1e-7, 0.0, 16.0)
+    for seed in range(5):
+        net = Components(784, 2, 2, 1, positive=True)
+        center = 16 * torch.rand(784, generator=torch.Generator().manual_seed(seed))
+        center[-1] = 0
+        with torch.no_grad():
+            net.w[:] = center
+            net.w[0, -1], net.w[1, -1] = 4e-3 + 3e-9, 4e-3
+            net.raw[:] = 2e-3
+            net.reasoning[:] = torch.tensor([[12.0, -12.0], [-12.0, 12.0]])
+            proof = net.certificates()["components"]
+            assert not proof(center.view(1, 1, 28, 28), torch.tensor([1]), threat).any()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -18,11 +20,12 @@ import robustkit
 from robustkit.cli.program import program as main
 from robustkit.core.stats.intervals import mean_interval
 from robustkit.data.open import open_dataset
-from robustkit.errors import UsageError
+from robustkit.errors import EvidenceAltered, UsageError
 from robustkit.gate.baseline import load_baselines
 from robustkit.gate.verify_record import verify_record
 from robustkit.models.load import load_model
-from robustkit.record.record import Record
+from robustkit.record.evidence import refuse_altered
+from robustkit.record.record import Record, content_digest, load
 
 THREAT = "corruption:fog@3+shot_noise@1-2"
 NAMES = ["fog@3", "shot_noise@1", "shot_noise@2"]
@@ -142,11 +145,56 @@ def test_the_record_is_borne_out_by_the_model_and_an_altered_input_is_not(
     assert not bool(baseline.threat.contains(made + 0.001, x, points=list(z)).any())
 
 
-def test_stored_inputs_are_tried_again(record: tuple[Record, Path], tmp_path: Path) -> None:
+def test_stored_inputs_are_not_tried_first(record: tuple[Record, Path], tmp_path: Path) -> None:
+    """All variants are tried anyway, and of a randomized model a second vote may differ."""
     again = run(tmp_path, replay=record[1])
-    assert again.stages[0].attack == "replay"
-    assert again.stages[0].broken == record[0].points.status.count("broken")
-    assert again.outcomes == record[0].outcomes
+    assert [stage.attack for stage in again.stages] == ["exhaustive"]
+    assert again.points == record[0].points
+
+
+def test_a_randomized_model_is_tried_beside_its_own_stored_inputs(tmp_path: Path) -> None:
+    data = open_dataset("bundled")
+    bare = load_model("pgd_at", data=data).model.eval()
+
+    def noisy(x: Tensor) -> Tensor:
+        logits: Tensor = bare(x)
+        return logits + 2 * torch.randn_like(logits)
+
+    asked: dict[str, Any] = {"n": 10, "name": "noisy"}
+    robustkit.evaluate(noisy, data, THREAT, folder=tmp_path / "first", **asked)
+    again = robustkit.evaluate(
+        noisy, data, THREAT, folder=tmp_path / "again", replay=tmp_path / "first", **asked
+    )
+    assert again.randomized
+    assert again.points.variants is not None
+
+
+def forged(record: tuple[Record, Path], folder: Path) -> Path:
+    """Tell a point that is wrong under some variants to be wrong under others; digests made anew.
+
+    Of a misclassified point, so that nothing contradicts it.
+    """
+    raw = json.loads((record[1] / "record.json").read_text())
+    signs, status = raw["points"]["variants"], raw["points"]["status"]
+    for place, right in enumerate(signs):
+        if status[place] == "misclassified":
+            signs[place] = right.translate({48: 49, 49: 48})
+    raw["digest"] = content_digest({k: v for k, v in raw.items() if k != "digest"})
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps(raw))
+    return folder / "record.json"
+
+
+def test_forged_answers_to_variants_show(record: tuple[Record, Path], tmp_path: Path) -> None:
+    path = forged(record, tmp_path / "bare")
+    data = open_dataset("bundled")
+    model = load_model("pgd_at", data=data).model
+    assert "misclassified" in record[0].points.status
+    found = [verify_record(load_baselines(path)[0], model, data, seed=k) for k in range(6)]
+    assert not all(one.holds for one in found)
+    shutil.copy(record[1] / "ledger.sqlite", path.with_name("ledger.sqlite"))
+    with pytest.raises(EvidenceAltered, match="verdicts on points"):
+        refuse_altered(load(path), path)
 
 
 @pytest.mark.parametrize(
