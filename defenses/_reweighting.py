@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robustkit.core.losses import margin
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Logits, Scalars
+from robustkit.models.adversarial_training import frozen_weights
 
 
 def moving_log_mean(losses: Scalars, r: float, eta: float, before: Tensor | None) -> Tensor:
@@ -65,14 +66,11 @@ def ascend(
 ) -> list[Images]:
     """Return the iterates of PGD on the cross-entropy, the start `x` + `noise` first."""
     z, path = threat.project(x + noise, x), list[Tensor]()
-    flags = [p.requires_grad for p in model.parameters()]
-    model.requires_grad_(False)
-    for _ in range(steps):
-        path.append(z)
-        query = z.detach().requires_grad_(True)
-        value = nn.functional.cross_entropy(model(query), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(value, query)
-        z = threat.project(z + 2.5 * threat.eps / steps * threat.steepest(gradient), x)
-    for parameter, flag in zip(model.parameters(), flags, strict=True):
-        parameter.requires_grad_(flag)
+    with frozen_weights(model):
+        for _ in range(steps):
+            path.append(z)
+            query = z.detach().requires_grad_(True)
+            value = nn.functional.cross_entropy(model(query), y, reduction="sum")
+            (gradient,) = torch.autograd.grad(value, query)
+            z = threat.project(z + 2.5 * threat.eps / steps * threat.steepest(gradient), x)
     return [*path, z]

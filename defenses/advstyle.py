@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from robustkit.core.parametric import STEPS, ParametricThreat
 from robustkit.errors import UsageError
+from robustkit.models.adversarial_training import frozen_weights
 from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses, read_threat
 
@@ -52,12 +53,9 @@ class AdvStyle(OnSmallCnn):
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Mean loss of x [b, c, h, w] and y [b]; S is kept from step to step."""
         strengths = _Strengths(step)
-        flags = [p.requires_grad for p in model.parameters()]
-        model.requires_grad_(False)
-        for _ in range(_ASCENTS):
-            strengths.ascend(lambda move: F.cross_entropy(_passed(model, x, move), y))
-        for parameter, flag in zip(model.parameters(), flags, strict=True):
-            parameter.requires_grad_(flag)
+        with frozen_weights(model):
+            for _ in range(_ASCENTS):
+                strengths.ascend(lambda move: F.cross_entropy(_passed(model, x, move), y))
         return F.cross_entropy(_passed(model, x, strengths.mixed), y)
 
 
@@ -100,15 +98,12 @@ def _moved(
 ) -> Tensor:
     size = len(x), threat.size(x.shape[1:])
     place = torch.rand(size, generator=step.generator).to(x.device) * 2 - 1
-    flags = [p.requires_grad for p in model.parameters()]
-    model.requires_grad_(False)
-    for _ in range(steps):
-        theta = threat.values((place * STEPS).round().long()).requires_grad_()
-        loss = F.cross_entropy(model(threat.images(x, theta)), y)
-        (gradient,) = torch.autograd.grad(loss, theta)
-        place = (place + 0.5 * gradient.sign().to(place.dtype)).clamp(-1, 1)
-    for parameter, flag in zip(model.parameters(), flags, strict=True):
-        parameter.requires_grad_(flag)
+    with frozen_weights(model):
+        for _ in range(steps):
+            theta = threat.values((place * STEPS).round().long()).requires_grad_()
+            loss = F.cross_entropy(model(threat.images(x, theta)), y)
+            (gradient,) = torch.autograd.grad(loss, theta)
+            place = (place + 0.5 * gradient.sign().to(place.dtype)).clamp(-1, 1)
     return threat.made(x, (place * STEPS).round().long())
 
 

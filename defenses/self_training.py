@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustkit.core.spec import Spec
 from robustkit.core.types import Images, Labels, Mask, Scalars, per_point
 from robustkit.errors import RobustkitError
+from robustkit.models.adversarial_training import frozen_weights
 from robustkit.models.training import Step, Trainable
 from robustkit.registry import defenses
 
@@ -132,19 +133,16 @@ def penalized(model: nn.Module, x: Images, y: Labels, gamma: float, steps: int) 
         return entropy - gamma * (z - x).square().flatten(1).sum(1)
 
     z, best, most = x, x, torch.full((len(x),), -math.inf, device=x.device)
-    flags = [p.requires_grad for p in model.parameters()]
-    model.requires_grad_(False)
-    for number in range(steps + 1):
-        z = z.detach().requires_grad_(True)
-        value = values(z)
-        better = value.detach() > most
-        most = torch.where(better, value.detach(), most)
-        best = torch.where(per_point(better, x), z.detach(), best)
-        (gradient,) = torch.autograd.grad(value.sum(), z)
-        move = gradient / (2 * gamma * math.sqrt(number + 1))
-        z = (z.detach() + move).clamp(0, 1)
-    for parameter, flag in zip(model.parameters(), flags, strict=True):
-        parameter.requires_grad_(flag)
+    with frozen_weights(model):
+        for number in range(steps + 1):
+            z = z.detach().requires_grad_(True)
+            value = values(z)
+            better = value.detach() > most
+            most = torch.where(better, value.detach(), most)
+            best = torch.where(per_point(better, x), z.detach(), best)
+            (gradient,) = torch.autograd.grad(value.sum(), z)
+            move = gradient / (2 * gamma * math.sqrt(number + 1))
+            z = (z.detach() + move).clamp(0, 1)
     return values(best)
 
 

@@ -25,7 +25,7 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
 from robustkit.errors import UsageError
 from robustkit.models.guard import duplicate
-from robustkit.models.mixture import Mixed, certified_by_margins, smoothing_radius
+from robustkit.models.mixture import Mixed, proved_by_margins, smoothing_radius
 from robustkit.models.readiness import frozen
 
 _ITERATIONS = 20  # of alpha-CROWN
@@ -192,13 +192,15 @@ class Bounds:
             if not len(rows):
                 break
             lower = self._lower(x[rows].double(), y[rows], method)
-            holds[rows] = self._decide(lower, y[rows])
+            holds[rows] = proved_by_margins(lower, y[rows], self.mixture)
         return holds
 
     def crown(self, x: Images, y: Labels) -> tuple[Mask, Tensor]:
         """Return for which points CROWN proves robustness, and the least bound of a margin [b]."""
         lower = self._lower(x.double(), y, "crown-ibp")
-        return self._decide(lower, y), lower.scatter(1, y[:, None], torch.inf).amin(1)
+        return proved_by_margins(lower, y, self.mixture), lower.scatter(
+            1, y[:, None], torch.inf
+        ).amin(1)
 
     def _lower(self, x: Images, y: Labels, method: str) -> Tensor:
         """Return lower bounds of z_y − z_j [b, k]."""
@@ -216,13 +218,6 @@ class Bounds:
             rounding=True,
             iterations=_ITERATIONS if method == "alpha-crown" else 0,
         )
-
-    def _decide(self, lower: Tensor, y: Labels) -> Mask:
-        if self.mixture is not None:
-            _, alpha, scale = self.mixture.certificate_parts()
-            return certified_by_margins(lower, y, alpha, scale)
-        holds: Mask = lower.scatter(1, y[:, None], torch.inf).amin(1) > 0
-        return holds
 
 
 @dataclass(frozen=True)

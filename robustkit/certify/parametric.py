@@ -29,7 +29,7 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
 from robustkit.errors import UsageError
 from robustkit.models.guard import duplicate
-from robustkit.models.mixture import Mixed, certified_by_margins
+from robustkit.models.mixture import Mixed, proved_by_margins
 from robustkit.models.readiness import frozen
 
 _BOXES = 2**10  # at most so many leaves for a point
@@ -124,12 +124,12 @@ class ParameterBounds:
 
     def _hold(self, box: Box, y: Labels) -> Mask:
         lower, boxes = forward_bounds(self.graph, box, y)
-        holds = self._decide(lower, y)
+        holds = proved_by_margins(lower, y, self.mixture)
         rows = (~holds).nonzero().flatten()
         if len(rows):
             known = [Box(low[rows], high[rows]) for low, high in boxes]
             found = torch.maximum(self._crown(known, y[rows], lower[rows]), lower[rows])
-            holds[rows] = self._decide(found, y[rows])
+            holds[rows] = proved_by_margins(found, y[rows], self.mixture)
         return holds
 
     def _crown(self, boxes: list[Box], y: Labels, lower: Tensor) -> Tensor:
@@ -145,13 +145,6 @@ class ParameterBounds:
         wanted = (eye[y][:, None] - eye[open_][None]).float()
         found = bound_in_chunks(problem, len(boxes) - 1, wanted)
         return lower.index_copy(1, open_, found).where(others, 0.0)
-
-    def _decide(self, lower: Tensor, y: Labels) -> Mask:
-        if self.mixture is not None:
-            _, alpha, scale = self.mixture.certificate_parts()
-            return certified_by_margins(lower, y, alpha, scale)
-        holds: Mask = lower.scatter(1, y[:, None], torch.inf).amin(1) > 0
-        return holds
 
 
 def _lattice(box: Box) -> Tensor:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from robustkit.core.named import NamedThreat
-from robustkit.core.types import Images, Mask, Scalars
+from robustkit.core.types import Images, Scalars
 from robustkit.errors import UsageError
 
 
@@ -32,6 +32,8 @@ class FiniteThreat(NamedThreat, ABC):
     each, not from a search. `eps` holds the largest severity, and severity takes the place of
     distance.
     """
+
+    suite, searched_by = "exhaustive", "enumerates"
 
     def digest(self) -> str | None:
         """SHA-256 of what variants are read from; None: they are made of the point alone."""
@@ -75,14 +77,3 @@ class FiniteThreat(NamedThreat, ABC):
             found[hits] = float(variant.severity)
             left = [row for row, hit in zip(left, same, strict=True) if not hit]
         return found.to(z.device)
-
-    def contains(
-        self,
-        z: Images,
-        x: Images,
-        eps: Scalars | None = None,
-        points: Sequence[int] | None = None,
-    ) -> Mask:
-        """Which of `z` equal a variant of their point, bit by bit."""
-        inside: Mask = self.distance(z, x, points) <= self.eps
-        return inside

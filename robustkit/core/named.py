@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 from robustkit.core.rng import Keys
 from robustkit.core.threat import Threat
-from robustkit.core.types import Images, Integers, Labels, Scalars
+from robustkit.core.types import Images, Integers, Labels, Mask, Scalars
 from robustkit.errors import UsageError
 
 
@@ -39,6 +39,11 @@ class NamedThreat(Threat, ABC):
     def check(self, shape: Sequence[int], labels: Any) -> None:
         """Refuse (a UsageError) data that it does not apply to: inputs [*shape], all labels."""
 
+    suite: ClassVar[str]
+    """The suite where nobody names attacks."""
+    searched_by: ClassVar[str]
+    """The attribute that is true of attacks and suites for threat models of this kind."""
+
     @property
     @abstractmethod
     def instead(self) -> str:
@@ -53,6 +58,17 @@ class NamedThreat(Threat, ABC):
     def limit(self, features: int) -> float:
         """The largest distance: there is nothing to round."""
         return self.eps
+
+    def contains(
+        self,
+        z: Images,
+        x: Images,
+        eps: Scalars | None = None,
+        points: Sequence[int] | None = None,
+    ) -> Mask:
+        """Which of `z` the adversary can make of their point: those at a distance."""
+        inside: Mask = self.distance(z, x, points) <= self.eps
+        return inside
 
     def project(self, z: Images, x: Images, eps: Scalars | None = None) -> NoReturn:
         """There is no ball to project onto."""

@@ -27,6 +27,8 @@ class ParametricThreat(NamedThreat, ABC):
     between the ends. `eps` is 1: distance is the largest share of its range that a parameter takes.
     """
 
+    suite, searched_by = "parametric", "parametric"
+
     @property
     @abstractmethod
     def names(self) -> Sequence[str]:
@@ -71,17 +73,6 @@ class ParametricThreat(NamedThreat, ABC):
         found, there = self.positions(z, x)
         share: Scalars = found.abs().amax(1).double() / STEPS
         return share.masked_fill(~there, torch.inf)
-
-    def contains(
-        self,
-        z: Images,
-        x: Images,
-        eps: Scalars | None = None,
-        points: Sequence[int] | None = None,
-    ) -> Mask:
-        """Which of `z` some parameters make of their point, bit by bit."""
-        there: Mask = self.positions(z, x)[1]
-        return there
 
     @property
     def instead(self) -> str:

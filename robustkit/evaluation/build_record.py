@@ -49,7 +49,7 @@ def make_record(
         robustkit=own_version(),
         defense=settings.name,
         data=_data(run, finished),
-        threat=_threat(settings.threat),
+        threat=_threat(settings.threat, run.ledger.identity("variants")),
         suite=settings.suite,
         attacks=[*names, *sorted(set(_carried(run, found).values()) - set(names))],
         seed=settings.seed,
@@ -245,11 +245,11 @@ def _variants(run: Run, index: list[int]) -> list[str] | None:
     return right_variants(run.ledger, 0, len(threat.variants), index)
 
 
-def _threat(threat: Threat) -> ThreatInfo:
+def _threat(threat: Threat, content: str | None) -> ThreatInfo:
     if not isinstance(threat, FiniteThreat):
         return ThreatInfo(**asdict(threat))
     listed = list(map(str, threat.variants))
-    return ThreatInfo(**asdict(threat), variants=listed, content=threat.digest())
+    return ThreatInfo(**asdict(threat), variants=listed, content=content)
 
 
 def _proofs(run: Run, found: Finished) -> list[str | None] | None:

@@ -148,7 +148,11 @@ def _lines(groups: Iterable[Sequence[Beside]], layout: str) -> str:
 
 
 def _title(group: Sequence[Beside]) -> str:
-    mean = ": mean accuracy over corruptions and severities" if ":" in group[0].norm else ""
+    # Own rows of another number than their rank's have none: those of finite threat models.
+    finite = ":" in group[0].norm and any(
+        row.source == "published" or not row.rank for row in group
+    )
+    mean = ": mean accuracy over corruptions and severities" if finite else ""
     return title(*group_of(group[0])) + mean
 
 

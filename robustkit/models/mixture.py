@@ -96,6 +96,14 @@ def smoothing_radius(probs: Tensor, y: Labels, alpha: float, sigma: float) -> Sc
     return _least(radii, y)
 
 
+def proved_by_margins(lower: Tensor, y: Labels, mixture: Mixed | None) -> Mask:
+    """Return the points that are proved by bounds on z_y − z_j [b, k]: of h, in a mixture [b]."""
+    if mixture is not None:
+        _, alpha, scale = mixture.certificate_parts()
+        return certified_by_margins(lower, y, alpha, scale)
+    return _least(lower, y) > 0
+
+
 def certified_by_margins(
     lower_margins: Tensor, y: Labels, alpha: float, rob_scale: float = 1.0
 ) -> Mask:

@@ -23,8 +23,7 @@ from typing import NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor
 
-from robustkit.core.finite import FiniteThreat
-from robustkit.core.parametric import ParametricThreat
+from robustkit.core.named import NamedThreat
 from robustkit.core.rng import Keys, task_key
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Logits, Mask, Scalars
@@ -195,9 +194,7 @@ def suits(search: object, threat: Threat) -> bool:
 
     Which norms it supports is for the attack to say.
     """
-    if isinstance(threat, FiniteThreat):
-        return enumerates(search)
-    return not isinstance(threat, ParametricThreat) or bool(getattr(search, "parametric", False))
+    return not isinstance(threat, NamedThreat) or bool(getattr(search, threat.searched_by, False))
 
 
 def select(rows: Rows, index: Int[Tensor, " r"]) -> Rows:

@@ -10,7 +10,6 @@ import torch
 
 from robustkit.core.finite import FiniteThreat
 from robustkit.core.named import NamedThreat
-from robustkit.core.parametric import ParametricThreat
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
@@ -67,10 +66,8 @@ class LineUp(NamedTuple):
 
 def default_suite(threat: Threat, *, minimum_norm: bool = False) -> str:
     """Name the suite of a request that names no attacks."""
-    if isinstance(threat, FiniteThreat):
-        return "exhaustive"
-    if isinstance(threat, ParametricThreat) and not minimum_norm:
-        return "parametric"
+    if isinstance(threat, NamedThreat):
+        return threat.suite
     return "minimum_norm" if minimum_norm else "quick"
 
 

@@ -100,8 +100,12 @@ class Table(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether all inputs of the threat model were tried."""
-        return any(":" in entry.beside.norm for entry in self.entries)
+        """Whether all inputs of the threat model were tried; published rows are of norms, or so."""
+        return any(
+            ":" in entry.beside.norm if entry.line is None
+            else entry.line.row.mean_corrupted is not None
+            for entry in self.entries
+        )  # fmt: skip
 
     @property
     def published(self) -> list[Beside]:

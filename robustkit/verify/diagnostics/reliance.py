@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ class Reliance:
         """Of everyone that was asked."""
         return [float(mean) for mean in self.clean.mean(1)]
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
         """Every block of everyone that was asked."""
         return [self._row(k, block) for k in range(len(self.names)) for block in self.blocks]
@@ -89,7 +90,7 @@ class Reliance:
         drop = float((right - now).mean() / above)
         return Row(self.names[number], block, float(now.mean()), drop, *map(float, ends))
 
-    @property
+    @cached_property
     def similarity(self) -> dict[tuple[str, str], float]:
         """Cosine of the reliance vectors of every pair of members."""
         vectors = {m: np.array([r.reliance for r in self.rows if r.member == m])
@@ -99,7 +100,7 @@ class Reliance:
             for a, b in combinations(self.members, 2)
         }
 
-    @property
+    @cached_property
     def common_errors(self) -> dict[tuple[str, str], float]:
         """Of the points that either of two members gets wrong, the share that both do."""
         wrong = dict(zip(self.names, ~self.clean, strict=True))
