@@ -25,7 +25,7 @@ from robustkit.leaderboard.report import optional, plots, security
 from robustkit.leaderboard.report.html import MANY, write_page
 from robustkit.leaderboard.report.view import arrange, curves
 from robustkit.record.record import save
-from robustkit.record.schema import DataInfo, Stage, WeightsInfo
+from robustkit.record.schema import DataInfo, Stage, ThreatInfo, WeightsInfo
 from robustkit.verify.flags import Flag
 
 EVIL = (
@@ -255,6 +255,15 @@ class TestTheWholePage:
 
     def test_is_small_enough_to_mail(self, html: str) -> None:
         assert len(html.encode()) < 150_000
+
+    def test_calls_robust_accuracy_exact_only_where_all_inputs_were_tried(
+        self, make_record: Make, tmp_path: Path
+    ) -> None:
+        threat = ThreatInfo(norm="style:mean,scale", eps=1)
+        write_page([("style.json", make_record("a", "rb", threat=threat))], tmp_path / "s.html")
+        text = (tmp_path / "s.html").read_text(encoding="utf-8")
+        assert "all were tried" not in text
+        assert "robust accuracy is an upper bound" in text
 
     def test_of_many_records_stays_small_and_whole(self, make_record: Make, tmp_path: Path) -> None:
         def written(number: int) -> Page:
