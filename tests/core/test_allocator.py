@@ -13,8 +13,12 @@ import pytest
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
 
 _PROGRAM = """
-import resource, statistics, torch
+import ctypes, resource, statistics, torch
 from robustkit.models.tuning import AUTOMATIC, tune
+
+# Freed memory goes back to the system, as it does by default wherever it ends the heap: what
+# lies there is otherwise luck. -3: M_MMAP_THRESHOLD.
+assert ctypes.CDLL(None).mallopt(-3, 128 * 1024) == 1
 
 torch.set_num_threads(1)
 layers = [torch.nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)]
