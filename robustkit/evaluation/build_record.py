@@ -13,7 +13,7 @@ from robustkit.data.dataset import digest
 from robustkit.evaluation.found_parameters import found_parameters
 from robustkit.evaluation.review import majority, review
 from robustkit.evaluation.run import Run
-from robustkit.evaluation.stages.audit import broken_by_audit, drawn, unaudited
+from robustkit.evaluation.stages.audit import broken_by_audit, drawn, pursued, unaudited
 from robustkit.evaluation.stages.exhaustive import right_variants
 from robustkit.record import provenance
 from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, BrokenPoint, Cost
@@ -126,10 +126,8 @@ def _audit(run: Run) -> AuditInfo | None:
     sample = drawn(run.ledger)
     if sample is None or unaudited(run.line, run.ledger):
         return None
-    broken, escalated = (
-        broken_by_audit(run.ledger, sample, run.line),
-        bool(run.ledger.remembered("escalated")),
-    )
+    escalated, (beyond, fallen) = bool(run.ledger.remembered("escalated")), pursued(run.ledger)
+    broken = broken_by_audit(run.ledger, sample, run.line)
     return AuditInfo(
         near=len(sample.near),
         near_broken=len(broken & set(sample.near)),
@@ -137,9 +135,11 @@ def _audit(run: Run) -> AuditInfo | None:
         random_broken=len(broken & set(sample.random)),
         rest=sample.rest,
         escalated=escalated,
-        missed=0 if escalated else missed(sample, broken),
+        missed=0 if escalated else missed(sample, broken, len(fallen)),
         confidence=CONFIDENCE,
         attacks=[str(spec) for spec in run.line.specs[run.line.audited :]],
+        pursued=len(beyond) or None,
+        pursued_broken=len(fallen) if beyond else None,
     )
 
 

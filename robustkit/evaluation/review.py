@@ -97,7 +97,8 @@ def _unused(stage: Stage) -> str:
     """Say how much of its budget an attack left unused on the points it did not break, if so."""
     budget = stage.strength.get("steps", stage.strength.get("queries"))
     survivors = stage.entered - stage.broken
-    if not isinstance(budget, int) or not survivors or not stage.entered:
+    early = stage.strength.get("near") or stage.strength.get("outlook")  # as it is meant to
+    if not isinstance(budget, int) or not survivors or not stage.entered or early:
         return ""
     budgeted = survivors * (stage.jobs // stage.entered) * budget
     if 2 * stage.forwards >= budgeted:

@@ -62,6 +62,7 @@ class Stage(Part):
 class AuditInfo(Part):
     """What the full line-up did to a sample of the survivors of a faster one."""
 
+    later = ("pursued", "pursued_broken")
     near: Count
     """Audited points of those that came nearest to being broken."""
     near_broken: Count
@@ -70,12 +71,15 @@ class AuditInfo(Part):
     random_broken: Count
     rest: Count
     escalated: bool
-    """Too much of the sample was broken, so that the full line-up ran on every survivor."""
+    """Too much of the random part was broken, so that the full line-up ran on every survivor."""
     missed: Count
     """Upper bound, at `confidence`, on the points never audited that the line-up would break."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
     attacks: list[str] = []
     """Those of the record's attacks that are the audit's; empty: written before this was told."""
+    pursued: Count | None = None
+    """Points beyond the sample that came next in order of need, attacked because near ones fell."""
+    pursued_broken: Count | None = None
 
 
 class DataInfo(Part):
