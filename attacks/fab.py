@@ -29,7 +29,7 @@ class State(NamedTuple):
         pulled: the query is an adversarial iterate that was pulled back toward `x`.
         probing: the query is asked without its gradient, since it probably fools the model.
         projected: projections so far.
-        least: shortest distance of an iterate that fools the model, see `near`.
+        least: shortest distance of an iterate that fools the model, see `within`.
     """
 
     query: Images
@@ -71,7 +71,7 @@ class Fab:
         alpha_max: largest share of the clean point's projection in the next iterate.
         eta: overshoot of the projections.
         beta: how much of the displacement is left after pulling back.
-        near: distance beyond eps, as a fraction of it, within which an iterate must have fooled the
+        within: distance beyond eps, as a fraction of it, at which an iterate must have fooled the
             model after a fifth of the steps, else the run ends there; 0: never. Ours.
     """
 
@@ -80,7 +80,7 @@ class Fab:
     alpha_max: Annotated[float, Field(ge=0, le=1)] = 0.1
     eta: Annotated[float, Field(ge=1)] = 1.05
     beta: Annotated[float, Field(ge=0, le=1)] = 0.9
-    near: Annotated[float, Field(ge=0)] = 0
+    within: Annotated[float, Field(ge=0)] = 0
 
     uses_gradient = True
     stays_inside = False
@@ -137,8 +137,8 @@ class Fab:
 
     def _hopeless(self, projected: Integers, least: Scalars, threat: Threat) -> Mask:
         """Whether a fifth of the steps has found no success near the clean point."""
-        due = (projected == max(self.steps // 5, 1)) & (self.near > 0)
-        return due & (least > (1 + self.near) * threat.eps)
+        due = (projected == max(self.steps // 5, 1)) & (self.within > 0)
+        return due & (least > (1 + self.within) * threat.eps)
 
     def _project(self, state: State, reply: Reply, threat: Threat) -> Images:
         """Mix the overshot projections of iterate and clean point onto the linearized boundary.

@@ -128,10 +128,10 @@ class Fast:
     def audit(self, threat: Threat) -> Audit:
         """All of `parity`, with early ends, on the sample."""
         half, least = self.audit_share / 2, self.audit_least // 2
-        first = Parity().attacks(threat)[0], "apgd(loss=targeted_dlr, targets=9, near=0.5)"
+        first = Parity().attacks(threat)[0], "apgd(loss=targeted_dlr, targets=9, within=0.5)"
         if threat.norm == "l1":
             first = first[0], Parity().attacks(threat)[1]
-        line = [*first, "fab(targets=9, near=0.5)", "square(queries=5000, outlook=2)"]
+        line = [*first, "fab(targets=9, within=0.5)", "square(queries=5000, outlook=2)"]
         return Audit(line, near=half, random=half, least=least)
 
 

@@ -10,6 +10,7 @@ from robustkit.core.finite import FiniteThreat
 from robustkit.core.packages import own_version
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import digest
+from robustkit.evaluation.answers import answered
 from robustkit.evaluation.found_parameters import found_parameters
 from robustkit.evaluation.review import majority, review
 from robustkit.evaluation.run import Run
@@ -57,7 +58,7 @@ def make_record(
         weights=prepared.weights,
         certify=None if run.certifier is None else run.certifier.name,
         randomized=prepared.diagnosis.randomized,
-        flags=_answered(run, [*prepared.diagnosis.flags, *_outcome_flags(run, stages, points)]),
+        flags=answered(run, [*prepared.diagnosis.flags, *_outcome_flags(run, stages, points)]),
         notes=list(notes),
         audit=_audit(run),
         stages=[*replayed, *stages],
@@ -199,18 +200,6 @@ def _replayed(run: Run, found: Finished) -> list[Stage]:
             backwards=0,
             seconds=cost.seconds,
         )
-    ]
-
-
-def _answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
-    """Mark the flags that the line-up answers, if its audit came to its end and found little."""
-    line, ledger = run.line, run.ledger
-    quiet = not unaudited(line, ledger) and not ledger.remembered("escalated")
-    aside = [surrogate_of(search) for search in line.searches[: line.audited]]
-    answer = f"attacked through {', '.join(dict.fromkeys(filter(None, aside)))}; the audit is quiet"
-    return [
-        f.model_copy(update={"answered": answer}) if quiet and f.name in line.answers else f
-        for f in flags
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pydantic import (
@@ -12,6 +13,8 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     model_serializer,
 )
+
+from robustkit.core.stats.hypergeometric import drawn_to_halve
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0)]
@@ -80,6 +83,15 @@ class AuditInfo(Part):
     pursued: Count | None = None
     """Points beyond the sample that came next in order of need, attacked because near ones fell."""
     pursued_broken: Count | None = None
+
+    def halving(self, stages: Sequence[Stage]) -> int | None:
+        """Estimate the passes that would halve `missed`; None where there is nothing to halve."""
+        mine = [stage for stage in stages if stage.attack in self.attacks and stage.entered]
+        if not self.missed or not mine:
+            return None
+        per_point = sum((stage.forwards + stage.backwards) / stage.entered for stage in mine)
+        drawn = drawn_to_halve(self.rest, self.random, self.random_broken, self.missed)
+        return round((drawn - self.random) * per_point)
 
 
 class DataInfo(Part):

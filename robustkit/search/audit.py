@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from robustkit.core.rng import Keys, task_key, uniform
+from robustkit.core.stats.hypergeometric import most_bad
 from robustkit.errors import UsageError
 
 CONFIDENCE = 0.95
@@ -106,22 +107,13 @@ def missed(
 ) -> int:
     """Bound how many points that were not audited the audit's line-up would break.
 
-    The exact upper bound of the hypergeometric distribution: the largest number of bad points among
-    the `rest`, less those found, under which a random part with so few of them still has
-    probability above 1 − confidence. Right with that probability over the draw.
+    The exact upper bound of the hypergeometric distribution, less those found. Right with that
+    probability over the draw.
 
     Args:
         elsewhere: bad points of the `rest` that were found otherwise than in the random part.
     """
     if not 0 < confidence < 1:
         raise UsageError(f"expected 0 < confidence < 1, got {confidence}")
-    size, found = len(sample.random), len(broken & set(sample.random))
-    if size == sample.rest:
-        return 0
-    if not size:
-        return sample.rest
-    from scipy.stats import hypergeom  # takes a second to import
-
-    bad = np.arange(found, sample.rest - size + found + 1)
-    possible = bad[hypergeom.cdf(found, sample.rest, bad, size) > 1 - confidence]
-    return max(0, int(possible.max()) - found - elsewhere)
+    found = len(broken & set(sample.random))
+    return max(0, most_bad(sample.rest, len(sample.random), found, confidence) - found - elsewhere)

@@ -95,8 +95,8 @@ def test_flags_are_answered_through_what_has_the_models_own_values() -> None:
     bent, one_hot = "gradient_mismatch", "one_hot"
     through = lined(Findings((bent,), ("bpda",), true=("bpda",))).answers
     assert not lined(Findings((bent,), ("bpda",))).answers  # bent as well
-    assert {bent, "transfer"} <= set(through)
-    assert not {"black_box", "stateful", "randomized"} & set(through)
+    assert bent in through
+    assert not {"black_box", "stateful", "randomized", "transfer"} & set(through)
     assert not lined(Findings((one_hot,), ("smooth",))).answers
     assert not lined(Findings((), ("bpda",))).answers
 
