@@ -58,8 +58,8 @@ NETS = (
     Net("f", "trades(width=8, eps=0.05)", "fashion_mnist", 2, 0.05),
     Net("g", "trades(width=16, eps=0.2)", "mnist", 2, 0.2),
     Net("h", "doubly_robust(width=16, eps=0.1)", "fashion_mnist", 2, 0.1),
-    Net("i", "pgd_at(width=16, eps=0.015686)", "cifar10_jpeg", 3, 4 / 255),
-    Net("j", "trades(width=16, eps=0.0078431)", "cifar10_jpeg", 3, 2 / 255),
+    Net("i", "pgd_at(width=16, eps=0.015686)", "cifar10", 3, 4 / 255),
+    Net("j", "trades(width=16, eps=0.0078431)", "cifar10", 3, 2 / 255),
 )
 
 
