@@ -44,7 +44,12 @@ def parts(line: LineUp) -> tuple[list[str], list[str], list[str]]:
     return texts[: line.audited], texts[line.audited : end], texts[end:]
 
 
-PARITY = ["apgd", "apgd(loss=targeted_dlr, targets=9)", "fab(targets=9)", "square(queries=5000)"]
+PARITY = [
+    "apgd",
+    "apgd(loss=targeted_dlr, targets=9, within=0.5)",
+    "fab(targets=9, within=0.5)",
+    "square(outlook=2, queries=5000)",
+]
 
 
 def test_nothing_found_is_fast_with_transfer_in_its_audit() -> None:
