@@ -26,7 +26,7 @@ _MASKED = frozenset(
 # Of these, the flags under which it is of no use at all.
 _USELESS = frozenset(["no_gradient", "one_hot", "gradient_mismatch", "huge_eps"])
 # The flags that are dealt with by attacks through a surrogate with the model's decisions.
-_ANSWERED = (_MASKED | {"transfer"}) - {"stateful"}
+_ANSWERED = _MASKED - {"stateful"}
 # Surrogates with the model's logits and another gradient: one that passes is a finding in itself.
 _FAITHFUL = ("bypass", "bpda")
 

@@ -44,7 +44,12 @@ def parts(line: LineUp) -> tuple[list[str], list[str], list[str]]:
     return texts[: line.audited], texts[line.audited : end], texts[end:]
 
 
-PARITY = ["apgd", "apgd(loss=targeted_dlr, targets=9)", "fab(targets=9)", "square(queries=5000)"]
+PARITY = [
+    "apgd",
+    "apgd(loss=targeted_dlr, targets=9, within=0.5)",
+    "fab(targets=9, within=0.5)",
+    "square(outlook=2, queries=5000)",
+]
 
 
 def test_nothing_found_is_fast_with_transfer_in_its_audit() -> None:
@@ -95,8 +100,8 @@ def test_flags_are_answered_through_what_has_the_models_own_values() -> None:
     bent, one_hot = "gradient_mismatch", "one_hot"
     through = lined(Findings((bent,), ("bpda",), true=("bpda",))).answers
     assert not lined(Findings((bent,), ("bpda",))).answers  # bent as well
-    assert {bent, "transfer"} <= set(through)
-    assert not {"black_box", "stateful", "randomized"} & set(through)
+    assert bent in through
+    assert not {"black_box", "stateful", "randomized", "transfer"} & set(through)
     assert not lined(Findings((one_hot,), ("smooth",))).answers
     assert not lined(Findings((), ("bpda",))).answers
 
