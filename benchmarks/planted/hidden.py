@@ -112,5 +112,5 @@ def _points(net: nn.Module, generator: torch.Generator) -> tuple[Images, Labels,
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()

@@ -9,7 +9,8 @@ on a network f whose lead of t over y changes by at most G_i per unit of pixel i
 it at κ > 0 on the tip of cone 0, the plant, and at −κ on the others, the decoys. Hence t leads y at
 z only if Σ_i (s_i − G_i) |z_i − c_0i| < κ, and the other classes lead nowhere, as alpha-CROWN
 proves for f. Which cone a random start climbs is chance, about one in K; and a search that moves
-every pixel by α a step stays α / 2 away on average, where κ allows 3% of eps at most.
+every pixel by α a step stays α / 2 away on average, where κ allows 3% of eps at most. Outside of
+the threat model q falls so steeply that it is negative around the other points of the network.
 """
 
 from __future__ import annotations
@@ -40,14 +41,17 @@ HIDDEN, ROUNDS = 32, 2000
 _STEEP = 1.5  # s / G
 _NARROW = 0.03  # mean distance of a pixel from the tip within which t leads, as a fraction of eps
 _PIXELS = 49
+_KEPT = (0, 1, 7, 8, 9)  # labels of the points: robustness is proved most often there
+_WALL, _APART = 50.0, 1.0  # slope of all cones outside of the threat model; least way up there
 
 
 class Maze(nn.Module):
     """f(x) plus the cones of k points, each on the logit of a class of its own.
 
     Attributes:
-        spread: the parts of z − c above and below 0, of every pixel and cone.
-        height: h − s ‖z − c‖₁ [b, K k]: all points of cone 0, then of cone 1, …
+        spread: the parts of z − c above and below 0, of every pixel and cone; then what of z lies
+            above and below the threat model around each point, the walls.
+        height: h − Σ_i s_i |z_i − c_i| less the walls [b, K k]: all points of cone 0, of cone 1, …
         place: from the greatest of each point to its class.
     """
 
@@ -57,8 +61,8 @@ class Maze(nn.Module):
             nn.Flatten(), nn.Linear(_PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES)
         )
         rows = cones * points
-        self.spread = nn.Linear(_PIXELS, 2 * _PIXELS * rows)
-        self.height = nn.Linear(2 * _PIXELS * rows, rows)
+        units = 2 * _PIXELS * (rows + points)
+        self.spread, self.height = nn.Linear(_PIXELS, units), nn.Linear(units, rows)
         self.place = nn.Linear(points, CLASSES, bias=False)
         self.halves = [rows >> k for k in range(1, cones.bit_length())]
 
@@ -80,11 +84,11 @@ class Points(NamedTuple):
     tips: Tensor
 
 
-def make(cones: int, seed: int = 0, rounds: int = ROUNDS) -> Planted:
+def make(cones: int, seed: int, rounds: int = ROUNDS) -> Planted:
     """Train f adversarially, draw points where it is proved robust, and lay the maze.
 
-    Labels are of the classes 0 to 4, and each point turns to a class of its own, 5 to 9: there,
-    the cones of the others do not count. Tips are drawn uniformly inside the threat model.
+    Labels are among five classes, and each point turns to one of the others, which no other point
+    turns to. Tips are drawn uniformly inside the threat model.
 
     Raises:
         RobustkitError: when too few points are proved.
@@ -111,7 +115,7 @@ def _trained(rounds: int, seed: int, generator: torch.Generator) -> nn.Sequentia
         rows = torch.randint(len(x), (64,), generator=generator)
         z = ascend(net, x[rows], y[rows], Ascent(5, 0.4), generator)
         optimizer.zero_grad()
-        F.cross_entropy(net(z), y[rows]).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(net(z), y[rows]).backward()
         optimizer.step()
     return net
 
@@ -120,30 +124,37 @@ def _points(base: nn.Module, cones: int, generator: torch.Generator) -> Points:
     x, y = images()
     certifier = build_certifier(base.eval(), SHAPE, THREAT, "alpha-crown")
     assert certifier is not None
-    rows = (y < PLANTS).nonzero().flatten()
+    rows = torch.isin(y, torch.tensor(_KEPT)).nonzero().flatten()
     order = rows[torch.randperm(len(rows), generator=generator)]
     chosen = order[:0]
     for part in order.split(32):
-        chosen = torch.cat([chosen, part[certifier.prove(x[part], y[part])]])[:PLANTS]
-        if len(chosen) == PLANTS:
+        for row in part[certifier.prove(x[part], y[part])]:
+            beyond = ((x[chosen] - x[row]).abs() - 2 * THREAT.eps).clamp_min(0)  # of both balls
+            if bool((beyond.flatten(1).sum(1) > _APART).all()):
+                chosen = torch.cat([chosen, row[None]])
+        if len(chosen) >= PLANTS:
+            chosen = chosen[:PLANTS]
             break
     else:
         raise RobustkitError(f"expected {PLANTS} points proved robust, got {len(chosen)}.")
     low, high = (end.flatten(1) for end in ends(x[chosen]))
     part = torch.rand((cones, *low.shape), generator=generator)
-    target = PLANTS + torch.randperm(CLASSES - PLANTS, generator=generator)
+    turned = torch.tensor([c for c in range(CLASSES) if c not in _KEPT])
+    target = turned[torch.randperm(PLANTS, generator=generator)]
     return Points(x[chosen], y[chosen], target, low + part * (high - low))
 
 
 def _lay(net: Maze, points: Points, slopes: Tensor) -> None:
     """Write cones of slopes [k, 49] into the weights, all of height 0."""
-    eye = torch.eye(_PIXELS, dtype=torch.float64)
+    eye, ones = torch.eye(_PIXELS).double(), torch.ones(len(slopes), 1, 2 * _PIXELS).double()
     tips = points.tips.flatten(0, 1).double()
-    rows = len(tips)
-    net.spread.weight.data = torch.cat([eye, -eye]).repeat(rows, 1)
-    net.spread.bias.data = torch.cat([-tips, tips], 1).flatten()
+    low, high = (end.flatten(1).double() for end in ends(points.x))
+    net.spread.weight.data = torch.cat([eye, -eye]).repeat(len(tips) + len(low), 1)
+    above, below = torch.cat([tips, high]), torch.cat([tips, low])
+    net.spread.bias.data = torch.cat([-above, below], 1).flatten()
     both = slopes.repeat(len(points.tips), 2)  # above and below the tip
-    net.height.weight.data = torch.block_diag(*-both[:, None])
+    walls = torch.block_diag(*_WALL * ones).repeat(len(points.tips), 1)
+    net.height.weight.data = -torch.cat([torch.block_diag(*both[:, None]), walls], 1)
     net.height.bias.data.zero_()
     net.place.weight.data = F.one_hot(points.target, CLASSES).T.double()
 

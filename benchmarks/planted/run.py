@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 from benchmarks.planted import hidden, maze, verify
 from benchmarks.planted.setting import THREAT, Planted
 from robustkit.core import json_files
+from robustkit.core.text import slug
 from robustkit.evaluation.evaluate import evaluate
 from robustkit.record.record import load
 
-SECONDS = 10  # of complete verification, a point
+SECONDS = 5  # of complete verification, a point
 _DEEP = "steps=1000, step_size=0.01, restarts=10"
 COLUMNS: dict[str, dict[str, Any]] = {
     "PGD-20": {"attacks": ("pgd(loss=margin, steps=20)",)},
     "PGD-1000x10": {"attacks": (f"pgd(loss=margin, {_DEEP})",)},
-    "9 targets": {"attacks": (f"pgd(loss=targeted_margin, {_DEEP})",)},
+    "PGD-1000x10, 9 targets": {"attacks": (f"pgd(loss=targeted_margin, {_DEEP})",)},
+    "APGD-100x20, 9 targets": {"attacks": ("apgd(loss=targeted_margin, targets=9, restarts=20)",)},
     "fast": {"suite": "fast"},
     "parity": {"suite": "parity"},
     "adaptive": {"suite": "adaptive"},
@@ -46,7 +48,7 @@ def network(name: str, folder: Path) -> Planted:
     path = folder / "networks" / f"{name}.safetensors"
     kind, _, number = name.partition("-")
     if not path.exists():
-        made = hidden.make(int(number)) if kind == "hidden" else maze.make(int(number))
+        made = hidden.make(int(number)) if kind == "hidden" else maze.make(int(number), int(number))
         made.check(name)
         made.save(path)
     net = hidden.network() if kind == "hidden" else maze.Maze(int(number))
@@ -82,7 +84,7 @@ def findings(folder: Path) -> dict[tuple[str, str], Finding]:
 
 def _place(folder: Path, name: str, column: str) -> Path:
     last = verify.ANSWERS if column == VERIFY else "record.json"
-    return folder / name / column.replace(" ", "-") / last
+    return folder / name / slug(column) / last
 
 
 def _finding(path: Path) -> Finding:

@@ -55,7 +55,7 @@ def account(found: Found) -> list[str]:
         if whole.points:
             word = "reached" if whole.found >= TARGET else "missed"
             lines.append(f"{suite} finds {whole.found} of {whole.points}; target {TARGET}: {word}")
-    for name in ("PGD-1000x10", "9 targets"):
+    for name in (name for name in COLUMNS if "x" in name):
         each = survivor(name)
         lines.append(
             f"{name} costs {each:,} passes for a point that survives, {each / 1000:,.1f} million "
@@ -67,7 +67,7 @@ def account(found: Found) -> list[str]:
 
 
 def survivor(column: str) -> int:
-    """Return the forward and backward passes that PGD of a column spends on a point in vain."""
+    """Return forward and backward passes of a column's one attack on a point that survives."""
     (spec,) = COLUMNS[column]["attacks"]
     search = attacks.build(spec)
-    return 2 * (search.steps + 1) * len(search.jobs(THREAT, CLASSES))
+    return 2 * (int(search.steps) + 1) * len(search.jobs(THREAT, CLASSES))

@@ -24,7 +24,7 @@ from robustkit.errors import RobustkitError
 @pytest.fixture(scope="module")
 def laid() -> Planted:
     """A maze of two cones a point, around a network that is hardly trained."""
-    return maze.make(2, rounds=300)
+    return maze.make(2, seed=0, rounds=300)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def cones(planted: Planted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     net = planted.net
     assert isinstance(net, maze.Maze)
     k = len(planted.x)
-    tips = -net.spread.bias.double().view(-1, k, 2, 49)[:, :, 0]
-    slopes = -net.height.weight.double().view(-1, k, len(tips), k, 2, 49)
+    tips = -net.spread.bias.double().view(-1, k, 2, 49)[:-1, :, 0]
+    slopes = -net.height.weight.double().view(-1, k, len(tips) + 1, k, 2, 49)[:, :, :-1]
     own = slopes.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1)[0]  # [49, K, k]
     return tips, own[:, 0].T, net.height.bias.double().view(-1, k)
 
@@ -64,12 +64,13 @@ def test_a_plant_leads_at_its_tip_alone(laid: Planted) -> None:
     """At the tip by κ, at the decoys by −κ, and nowhere beyond the width that is claimed."""
     laid.check("maze")
     tips, slopes, _ = cones(laid)
-    target = laid.net.place.weight.argmax(0)  # type: ignore[union-attr]
+    assert isinstance(laid.net, maze.Maze)
+    target = laid.net.place.weight.argmax(0)
     bound = slopes / 1.5
     kappa = 0.03 * THREAT.eps * (0.5 * bound).sum(1)
 
     def led(z: torch.Tensor) -> torch.Tensor:
-        logits = laid.net(z.float().view(-1, *SHAPE)).double()
+        logits: torch.Tensor = laid.net(z.float().view(-1, *SHAPE)).double()
         rows = torch.arange(len(logits))
         return logits[rows, target] - logits[rows, laid.y]
 
@@ -82,6 +83,21 @@ def test_a_plant_leads_at_its_tip_alone(laid: Planted) -> None:
         z = tips[0] + part * (noise - tips[0])
         away = ((slopes - bound) * (z - tips[0]).abs()).sum(1)
         assert bool((led(z) <= kappa - away + 1e-4).all())
+
+
+def test_cones_of_other_points_do_not_count(laid: Planted) -> None:
+    """Inside the threat model around one point, all cones of another one are below zero."""
+    assert isinstance(laid.net, maze.Maze)
+    assert laid.net.spread.out_features == 98 * (2 + 1) * 5  # walls too
+    tips, slopes, heights = cones(laid)
+    low, high = (end.flatten(1).double()[:, None, None] for end in ends(laid.x))
+    gap = (low - tips).clamp_min(0) + (tips - high).clamp_min(0)  # [k, K, k, 49]
+    wall = 50 * (
+        (low - high.transpose(0, 2)).clamp_min(0) + (low.transpose(0, 2) - high).clamp_min(0)
+    )
+    most = (heights - (slopes * gap + wall).sum(3)).amax(1)
+    assert bool((most.diagonal() > 0).all())
+    assert bool((most[~torch.eye(len(most), dtype=torch.bool)] < 0).all())
 
 
 def test_slopes_of_the_base_are_bounded(laid: Planted) -> None:
@@ -134,7 +150,7 @@ def test_the_table_is_resumed(
 ) -> None:
     made: list[int] = []
 
-    def make(number: int) -> Planted:
+    def make(number: int, seed: int) -> Planted:
         made.append(number)
         return laid
 
@@ -152,7 +168,7 @@ def test_the_table_is_resumed(
 def test_the_account_names_a_false_proof_and_a_missed_target() -> None:
     found = {(name, "parity"): Finding(5, 4, 0, 50) for name in run.NETWORKS}
     assert "parity finds 40 of 50; target 45: missed" in table.account(found)
-    assert table.rows(found)[1 + table.ALL.index("parity")][-3:] == ["40", "0", "10"]
+    assert table.rows(found)[1 + run.ALL.index("parity")][-3:] == ["40", "0", "10"]
     found["maze-1", "complete"] = Finding(5, 4, 1)
     assert any("robust by anything: 1 " in line for line in table.account(found))
     assert table.survivor("PGD-1000x10") == 2 * 1001 * 10
