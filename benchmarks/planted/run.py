@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,9 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "PGD-1000x10": {"attacks": (f"pgd(loss=margin, {_DEEP})",)},
     "PGD-1000x10, 9 targets": {"attacks": (f"pgd(loss=targeted_margin, {_DEEP})",)},
     "APGD-100x20, 9 targets": {"attacks": ("apgd(loss=targeted_margin, targets=9, restarts=20)",)},
+    "APGD-100x100, 9 targets": {
+        "attacks": ("apgd(loss=targeted_margin, targets=9, restarts=100)",)
+    },
     "fast": {"suite": "fast"},
     "parity": {"suite": "parity"},
     "adaptive": {"suite": "adaptive"},
@@ -31,14 +34,15 @@ NETWORKS = [f"hidden-{seed}" for seed in range(5)] + [f"maze-{cones}" for cones 
 
 
 class Finding(NamedTuple):
-    """What one column says of one network: of so many points, those found or proved.
+    """What one column says of the points of one network, or of several.
 
     Attributes:
+        found: the points whose counterexample, ours or another, was found.
         passes: forward and backward, of all points; 0 where they are not counted.
     """
 
     points: int
-    found: int
+    found: frozenset[int]
     proved: int
     passes: int = 0
 
@@ -60,13 +64,13 @@ def network(name: str, folder: Path) -> Planted:
 def run(folder: Path, networks: list[str], columns: list[str], told: Callable[[str], None]) -> None:
     """Make the networks and run the evaluations that are not there yet, each in its folder."""
     for name in networks:
-        told(f"{name}: making it")
+        told(name)
         planted = network(name, folder)
         for column in columns:
-            told(f"{name}: {column}")
             place = _place(folder, name, column)
             if place.exists():
                 continue
+            told(f"{name}: {column}")
             if column == VERIFY:
                 verify.answer_all(planted, name, SECONDS, place)
                 continue
@@ -90,8 +94,12 @@ def _place(folder: Path, name: str, column: str) -> Path:
 def _finding(path: Path) -> Finding:
     if path.name == verify.ANSWERS:
         answers = json_files.read(path)
-        return Finding(len(answers), answers.count("sat"), answers.count("unsat"))
+        return Finding(len(answers), _places(answers, "sat"), answers.count("unsat"))
     record = load(path)
     status = record.points.status
     passes = record.forwards + record.backwards
-    return Finding(record.n, status.count("broken"), status.count("certified"), passes)
+    return Finding(record.n, _places(status, "broken"), status.count("certified"), passes)
+
+
+def _places(verdicts: Sequence[str], wanted: str) -> frozenset[int]:
+    return frozenset(i for i, verdict in enumerate(verdicts) if verdict == wanted)

@@ -27,18 +27,25 @@ def rows(found: Found) -> list[list[str]]:
 
 def _row(found: Found, column: str) -> list[str]:
     cells = [_sum(found, column, nets) for nets in groups().values()]
-    told = [str(cell.found) if cell.points else "–" for cell in cells]
-    whole = cells[-1]
+    told = [str(len(cell.found)) if cell else "–" for cell in cells]
+    if not (whole := cells[-1]):
+        return [column, *told, "–", "–"]
     passes = f"{whole.passes / whole.points:,.0f}" if whole.passes else "–"
-    return [column, *told, str(whole.proved) if whole.points else "–", passes]
+    return [column, *told, str(whole.proved), passes]
 
 
-def _sum(found: Found, column: str, nets: Sequence[str]) -> Finding:
-    """Add up, or return a finding of no points where a network is missing."""
+def _sum(found: Found, column: str, nets: Sequence[str]) -> Finding | None:
+    """Return a column's finding on several networks, whose points count on; None: not all there."""
     parts = [found[net, column] for net in nets if (net, column) in found]
-    return Finding(*map(sum, zip(*parts, strict=True))) if len(parts) == len(nets) else Finding(
-        0, 0, 0
-    )  # fmt: skip
+    if len(parts) < len(nets):
+        return None
+    points = frozenset(PLANTS * k + point for k, part in enumerate(parts) for point in part.found)
+    return Finding(
+        points=sum(part.points for part in parts),
+        found=points,
+        proved=sum(part.proved for part in parts),
+        passes=sum(part.passes for part in parts),
+    )
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
@@ -50,17 +57,22 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 def account(found: Found) -> list[str]:
     """Say what the rows come to: the target, the price of depth, the proofs."""
     lines = []
+    whole = {column: total for column in ALL if (total := _sum(found, column, NETWORKS))}
     for suite in ("parity", "adaptive"):
-        whole = _sum(found, suite, NETWORKS)
-        if whole.points:
-            word = "reached" if whole.found >= TARGET else "missed"
-            lines.append(f"{suite} finds {whole.found} of {whole.points}; target {TARGET}: {word}")
-    for name in (name for name in COLUMNS if "x" in name):
+        if suite in whole:
+            count = len(whole[suite].found)
+            word = "reached" if count >= TARGET else "missed"
+            lines.append(f"{suite} finds {count}; target {TARGET}: {word}")
+    for name in (column for column in whole if "x" in column):
         each = survivor(name)
         lines.append(
-            f"{name} costs {each:,} passes for a point that survives, {each / 1000:,.1f} million "
-            "for 1,000 of them"
+            f"{name} finds {len(whole[name].found)} and costs {each:,} passes for a point that "
+            f"survives, {each / 1000:,.1f} million for 1,000 of them"
         )
+    if whole:
+        one = next(iter(whole.values())).points
+        anything = frozenset().union(*(total.found for total in whole.values()))
+        lines.append(f"found by anything in the table: {len(anything)} of {one}")
     proved = sum(finding.proved for finding in found.values())
     lines.append(f"points proved robust by anything: {proved} (each is a false proof)")
     return lines
