@@ -20,7 +20,7 @@ import click
 import torch
 from rich.console import Console
 
-from benchmarks.planted.run import ALL, NETWORKS, findings, run
+from benchmarks.planted.run import ALL, NETWORKS, findings, run, shares
 from benchmarks.planted.table import account, markdown, rows
 from robustkit.errors import RobustkitError, UsageError
 
@@ -46,11 +46,11 @@ def main(out: Path, networks: str, columns: str, report: bool, threads: int) -> 
         if not report:
             asked = _listed(networks, NETWORKS), _listed(columns, list(ALL))
             run(out, *asked, lambda text: console.print(text, highlight=False))
-        found = findings(out)
+        found, starts = findings(out), shares(out)
     except RobustkitError as error:
         raise click.ClickException(str(error)) from None
     click.echo(markdown(rows(found)))
-    click.echo("\n" + "\n".join(f"- {line}" for line in account(found)))
+    click.echo("\n" + "\n".join(f"- {line}" for line in account(found, starts)))
     sys.exit(any(finding.proved for finding in found.values()))
 
 

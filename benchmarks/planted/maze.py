@@ -74,6 +74,15 @@ class Maze(nn.Module):
         logits: Tensor = self.base(x) + self.place(found)
         return logits
 
+    def share(self, planted: Planted, draws: int = 4000) -> Tensor:
+        """Return which share of random starts lies on the planted cone of each point [k]."""
+        low, high = ends(planted.x)
+        generator = torch.Generator().manual_seed(0)
+        z = low + (high - low) * torch.rand((draws, *low.shape), generator=generator)
+        height = self.height(self.spread(z.flatten(2)).relu())
+        first = height.unflatten(2, (-1, len(low))).argmax(2) == 0  # [draws, k, k]
+        return first.float().mean(0).diagonal()
+
 
 class Points(NamedTuple):
     """What a maze is laid around: images, labels, classes to turn to [k], tips [K, k, 49]."""

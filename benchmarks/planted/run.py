@@ -14,15 +14,16 @@ from robustkit.evaluation.evaluate import evaluate
 from robustkit.record.record import load
 
 SECONDS = 5  # of complete verification, a point
-_DEEP = "steps=1000, step_size=0.01, restarts=10"
+_LONG = "steps=1000, step_size=0.01, restarts=10"
+DEEP = {  # name: spec
+    "PGD-1000x10": f"pgd(loss=margin, {_LONG})",
+    "PGD-1000x10, 9 targets": f"pgd(loss=targeted_margin, {_LONG})",
+    "APGD-100x20, 9 targets": "apgd(loss=targeted_margin, targets=9, restarts=20)",
+    "APGD-100x100, 9 targets": "apgd(loss=targeted_margin, targets=9, restarts=100)",
+}
 COLUMNS: dict[str, dict[str, Any]] = {
     "PGD-20": {"attacks": ("pgd(loss=margin, steps=20)",)},
-    "PGD-1000x10": {"attacks": (f"pgd(loss=margin, {_DEEP})",)},
-    "PGD-1000x10, 9 targets": {"attacks": (f"pgd(loss=targeted_margin, {_DEEP})",)},
-    "APGD-100x20, 9 targets": {"attacks": ("apgd(loss=targeted_margin, targets=9, restarts=20)",)},
-    "APGD-100x100, 9 targets": {
-        "attacks": ("apgd(loss=targeted_margin, targets=9, restarts=100)",)
-    },
+    **{name: {"attacks": (spec,)} for name, spec in DEEP.items()},
     "fast": {"suite": "fast"},
     "parity": {"suite": "parity"},
     "adaptive": {"suite": "adaptive"},
@@ -49,7 +50,7 @@ class Finding(NamedTuple):
 
 def network(name: str, folder: Path) -> Planted:
     """Return a network by name, made and stored where it is not there yet."""
-    path = folder / "networks" / f"{name}.safetensors"
+    path = _stored(name, folder)
     kind, _, number = name.partition("-")
     if not path.exists():
         made = hidden.make(int(number)) if kind == "hidden" else maze.make(int(number), int(number))
@@ -84,6 +85,21 @@ def findings(folder: Path) -> dict[tuple[str, str], Finding]:
     """Return what has finished, by network and column."""
     places = {(n, c): _place(folder, n, c) for n in NETWORKS for c in ALL}
     return {key: _finding(path) for key, path in places.items() if path.exists()}
+
+
+def shares(folder: Path) -> dict[str, list[float]]:
+    """Return which share of random starts lies on the planted cone, by maze that is there."""
+    found = {}
+    for name in NETWORKS:
+        if _stored(name, folder).exists():
+            planted = network(name, folder)
+            if isinstance(planted.net, maze.Maze):
+                found[name] = planted.net.share(planted).tolist()
+    return found
+
+
+def _stored(name: str, folder: Path) -> Path:
+    return folder / "networks" / f"{name}.safetensors"
 
 
 def _place(folder: Path, name: str, column: str) -> Path:

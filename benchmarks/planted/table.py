@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.planted.run import ALL, COLUMNS, NETWORKS, Finding
+from benchmarks.planted.run import ALL, DEEP, NETWORKS, Finding
 from benchmarks.planted.setting import CLASSES, PLANTS, THREAT
 from robustkit.registry import attacks
 
@@ -54,8 +54,12 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def account(found: Found) -> list[str]:
-    """Say what the rows come to: the target, the price of depth, the proofs."""
+def account(found: Found, starts: Mapping[str, Sequence[float]]) -> list[str]:
+    """Say what the rows come to: the target, the price of depth, the proofs.
+
+    Args:
+        starts: by maze and point, the share of random starts on the planted cone.
+    """
     lines = []
     whole = {column: total for column in ALL if (total := _sum(found, column, NETWORKS))}
     for suite in ("parity", "adaptive"):
@@ -63,7 +67,7 @@ def account(found: Found) -> list[str]:
             count = len(whole[suite].found)
             word = "reached" if count >= TARGET else "missed"
             lines.append(f"{suite} finds {count}; target {TARGET}: {word}")
-    for name in (column for column in whole if "x" in column):
+    for name in (column for column in whole if column in DEEP):
         each = survivor(name)
         lines.append(
             f"{name} finds {len(whole[name].found)} and costs {each:,} passes for a point that "
@@ -73,13 +77,15 @@ def account(found: Found) -> list[str]:
         one = next(iter(whole.values())).points
         anything = frozenset().union(*(total.found for total in whole.values()))
         lines.append(f"found by anything in the table: {len(anything)} of {one}")
+    for name, parts in starts.items():
+        told = ", ".join(f"{100 * part:.1f}" for part in parts)
+        lines.append(f"{name}: of 100 random starts, so many lie on the planted cone: {told}")
     proved = sum(finding.proved for finding in found.values())
     lines.append(f"points proved robust by anything: {proved} (each is a false proof)")
     return lines
 
 
-def survivor(column: str) -> int:
-    """Return forward and backward passes of a column's one attack on a point that survives."""
-    (spec,) = COLUMNS[column]["attacks"]
-    search = attacks.build(spec)
+def survivor(name: str) -> int:
+    """Return the passes of a deep search, forward and backward, on a point that survives it."""
+    search = attacks.build(DEEP[name])
     return 2 * (int(search.steps) + 1) * len(search.jobs(THREAT, CLASSES))

@@ -58,6 +58,10 @@ def test_the_maze_is_the_function_that_its_text_says(laid: Planted) -> None:
     place = net.place.weight.argmax(0)
     assert torch.allclose(extra[torch.arange(len(z)), place], q, atol=1e-6)
     net.float()
+    z = low + (high - low) * torch.rand((2000, *low.shape), generator=generator).double()
+    each = heights[:, None] - (slopes * (z - tips[:, None]).abs()).sum(3)
+    share = (each.argmax(0) == 0).double().mean(0)
+    assert torch.allclose(net.share(laid).double(), share, atol=0.05)
 
 
 def test_a_plant_leads_at_its_tip_alone(laid: Planted) -> None:
@@ -168,10 +172,10 @@ def test_the_table_is_resumed(
 def test_the_account_names_a_false_proof_and_a_missed_target() -> None:
     some = frozenset([0, 2, 3, 4])
     found = {(name, "parity"): Finding(5, some, 0, 50) for name in run.NETWORKS}
-    assert "parity finds 40; target 45: missed" in table.account(found)
-    assert "found by anything in the table: 40 of 50" in table.account(found)
+    assert "parity finds 40; target 45: missed" in table.account(found, {})
+    assert "found by anything in the table: 40 of 50" in table.account(found, {})
     assert table.rows(found)[1 + run.ALL.index("parity")][-3:] == ["40", "0", "10"]
     found["maze-1", "complete"] = Finding(5, some, 1)
-    assert any("robust by anything: 1 " in line for line in table.account(found))
+    assert any("robust by anything: 1 " in line for line in table.account(found, {}))
     assert table.survivor("PGD-1000x10") == 2 * 1001 * 10
     assert isinstance(hidden.network(), nn.Sequential)
