@@ -79,9 +79,10 @@ class Maze(nn.Module):
         low, high = ends(planted.x)
         generator = torch.Generator().manual_seed(0)
         z = low + (high - low) * torch.rand((draws, *low.shape), generator=generator)
-        height = self.height(self.spread(z.flatten(2)).relu())
+        height: Tensor = self.height(self.spread(z.flatten(2)).relu())
         first = height.unflatten(2, (-1, len(low))).argmax(2) == 0  # [draws, k, k]
-        return first.float().mean(0).diagonal()
+        shares: Tensor = first.float().mean(0).diagonal()
+        return shares
 
 
 class Points(NamedTuple):

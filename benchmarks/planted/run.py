@@ -18,6 +18,7 @@ _LONG = "steps=1000, step_size=0.01, restarts=10"
 DEEP = {  # name: spec
     "PGD-1000x10": f"pgd(loss=margin, {_LONG})",
     "PGD-1000x10, 9 targets": f"pgd(loss=targeted_margin, {_LONG})",
+    "APGD-100x5, 9 targets": "apgd(loss=targeted_margin, targets=9, restarts=5)",
     "APGD-100x20, 9 targets": "apgd(loss=targeted_margin, targets=9, restarts=20)",
     "APGD-100x100, 9 targets": "apgd(loss=targeted_margin, targets=9, restarts=100)",
 }

@@ -131,6 +131,8 @@ def test_nothing_proves_a_plant_away(kind: str, request: pytest.FixtureRequest) 
         certifier = build_certifier(planted.net, SHAPE, THREAT, method)
         assert certifier is not None
         assert not bool(certifier.prove(planted.x[:2], planted.y[:2]).any())
+        near = certifier.at(Threat("linf", 1e-4))  # it could prove, where there is something to
+        assert bool(near.prove(planted.x[:2], planted.y[:2]).all())
         tried.append(method)
     assert len(tried) == 6
     wide = Threat("linf", THREAT.limit(49))
