@@ -1,6 +1,6 @@
 """Counterexamples that we planted: which searches find them, and is one ever proved away?
 
-    python -m benchmarks.planted --out planted               # 45 minutes on one core
+    python -m benchmarks.planted --out planted               # half an hour on a core
     python -m benchmarks.planted --out planted --report      # what is there, as a table
     python -m benchmarks.planted --out planted --networks maze-4 --columns fast,complete
 
