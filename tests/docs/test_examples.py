@@ -31,6 +31,7 @@ SITE = ROOT / "docs"
 DOCUMENTS = [
     *(README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"),
     *(ROOT / "leaderboards" / "README.md", ROOT / "benchmarks" / "gauntlet" / "README.md"),
+    ROOT / "benchmarks" / "planted" / "README.md",
     *sorted(SITE.rglob("*.md")),
 ]
 EXTRAS = set(

@@ -1,0 +1,1 @@
+"""Planted counterexamples: networks with an adversarial example that only deep searches reach."""

@@ -1,0 +1,58 @@
+"""Counterexamples that we planted: which searches find them, and is one ever proved away?
+
+    python -m benchmarks.planted --out planted               # half an hour on a core
+    python -m benchmarks.planted --out planted --report      # what is there, as a table
+    python -m benchmarks.planted --out planted --networks maze-4 --columns fast,complete
+
+Ten small networks on bundled images hold 50 points with an adversarial input that we put there.
+Networks are stored as they are made, and every evaluation is a folder under --out: what is there is
+not made again. README.md in this folder says how the plants are hidden.
+
+Exits with 1 when anything proves a point robust.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+
+from benchmarks.planted.run import ALL, NETWORKS, findings, run, shares
+from benchmarks.planted.table import account, markdown, rows
+from robustkit.errors import RobustkitError, UsageError
+
+
+def _listed(text: str, known: list[str]) -> list[str]:
+    asked = [part.strip() for part in text.split(",") if part.strip()] or known
+    if strangers := [part for part in asked if part not in known]:
+        raise UsageError(f"expected some of {', '.join(known)}, got {strangers[0]!r}.")
+    return asked
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Networks and runs.")
+@click.option("--networks", default="", help="Some of the ten; by default all.")
+@click.option("--columns", default="", help="Some of the searches; by default all.")
+@click.option("--report", is_flag=True, help="Make and run nothing; show what is there.")
+@click.option("--threads", type=int, default=1, show_default=True)
+def main(out: Path, networks: str, columns: str, report: bool, threads: int) -> None:
+    """Make networks with planted counterexamples, search for them, and try to prove them away."""
+    torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    try:
+        if not report:
+            asked = _listed(networks, NETWORKS), _listed(columns, list(ALL))
+            run(out, *asked, lambda text: console.print(text, highlight=False))
+        found, starts = findings(out), shares(out)
+    except RobustkitError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(markdown(rows(found)))
+    click.echo("\n" + "\n".join(f"- {line}" for line in account(found, starts)))
+    sys.exit(any(finding.proved for finding in found.values()))
+
+
+if __name__ == "__main__":
+    main()
