@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.registry import suites
 from robustkit.search.audit import Audit
@@ -27,22 +28,25 @@ _MASKED = frozenset(
 _USELESS = frozenset(["no_gradient", "one_hot", "gradient_mismatch", "huge_eps"])
 # The flags that are dealt with by attacks through a surrogate with the model's decisions.
 _ANSWERED = (_MASKED | {"transfer"}) - {"stateful"}
-# Surrogates with the model's logits and another gradient: one that passes is a finding in itself.
-_FAITHFUL = ("bypass", "bpda")
+# Queries after which a run without hope ends: a first phase says little, such as the random leg
+# and the probes of `relay`, or the first steps of `spsa`.
+_PATIENCE = {"relay": 64, "apgd": 32, "square": 64, "spsa": 512, "rays": 512, "hopskipjump": 512}
 
 
 @suites.register("adaptive", cites="arXiv:1802.00420")
 @dataclass(frozen=True)
 class Adaptive:
-    """Adaptive attacks against gradient masking: `fast`, and what the flags and the audit call for.
+    """Adaptive attacks against gradient masking: `relay`, and all that the flags call for.
 
-    On a model without flags it is `fast` and its audit. Flags raised before the attacks add, on all
-    points: attacks through the built-in surrogates (automatic BPDA, logits before the squashing, a
-    bypass of preprocessing, smooth forms of hard selection, submodules, a distilled student),
-    gradients averaged over as many draws as the noise needs (EOT), transfer from other models, and
-    attacks without gradients where gradients are of no use. Those that no flag calls for are in the
-    audit, and run on every survivor if they break a point of its sample; where attacks without
-    gradients break points, longer ones run on every survivor.
+    After `relay` on the model itself come attacks through the surrogates that the model declares
+    and the built-in ones (automatic BPDA, logits before the squashing, a bypass of preprocessing,
+    smooth forms of hard selection, submodules, a distilled student where a flag calls for it),
+    gradients averaged over as many draws as the noise needs (EOT), transfer from other models and,
+    under flags of masked gradients, attacks without gradients. Each is given a sample of the
+    survivors first, and others, the nearest ahead, as long as it breaks any; on all points run
+    those that the flags make the main attack. Runs whose progress will not reach a success end
+    early. Where attacks without gradients break points, longer ones follow. The audit is that of
+    `fast`.
 
     The practice is that of Athalye et al. 2018 and Tramèr et al. 2020 (arXiv:2002.08347); that it
     is chosen automatically is ours.
@@ -59,9 +63,9 @@ class Adaptive:
     queries: Annotated[int, Field(ge=100)] = 5000
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
-        """Those of `fast`."""
+        """Those of `fast` on the model itself."""
         refuse_l0("adaptive", threat)
-        listed: Sequence[str] = suites.build("fast").attacks(threat, surrogates)
+        listed: Sequence[str] = suites.build("fast").attacks(threat)
         return listed
 
     def audit(self, threat: Threat) -> Audit:
@@ -75,36 +79,32 @@ class Adaptive:
         return [self.transfer] if self.transfer else []
 
     def remedies(self, threat: Threat, surrogates: Sequence[str], findings: Findings) -> Remedies:
-        """Return the attacks that the findings call for, and those that the audit tries anyway."""
+        """Return the attacks that the findings call for, and those that are screened anyway."""
         flags = set(findings.flags)
         masked = bool(_MASKED & flags)
-        line: list[str] = []
-        audit: list[str] = []
-        for name in ["", *surrogates] if findings.eot > 1 else []:
-            line += _gradient_attacks(threat, findings, name)
-        # `bpda` and `bypass` are accepted only if their gradient differs at equal logits: something
-        # in the model hides its gradient, with or without a flag.
-        for name in findings.surrogates:
-            called = masked or name in _FAITHFUL
-            (line if called else audit).extend(_gradient_attacks(threat, findings, name))
-        for name in findings.transfer:
-            (line if masked else audit).extend(_gradient_attacks(threat, findings, name))
-        line += _gradient_attacks(threat, findings, "student") if masked else []
         guide = _guide(surrogates, findings) if masked else ""
-        black_box = self._without_gradients(threat, findings, guide)
-        # Where gradients are of no use and no surrogate passed the probes, attacks without
-        # gradients are the main attack; else they belong to the audit.
-        if _USELESS & flags and not findings.true:
-            line += black_box
-        elif masked:
-            audit += black_box
+        student = ["student"] if masked else []
+        screened = _climbs(threat, findings, surrogates, [*findings.transfer, *student])
         if guide:
-            audit += [_with(s, _through(findings, guide)) for s in _first_of("parity", threat)]
+            most = findings.eot if guide in findings.noisy else 1
+            screened += [_with(s, _through(guide, most)) for s in _first_of("parity", threat)]
         if findings.eot > 1:
-            audit += _first_of(f"rand(eot={findings.eot})", threat)
+            screened += _first_of(f"rand(eot={findings.eot})", threat)
+        black_box = self._without_gradients(threat, findings, guide)
         reserve = [*black_box, f"square(queries={2 * self.queries}, restarts=2)"]
-        reserve = [spec for spec in reserve if spec not in [*line, *audit]]
-        return Remedies(line, audit, reserve, sorted(_ANSWERED) if findings.true else ())
+        line: list[str] = []
+        if masked:
+            # What has the model's decisions and a sound gradient is the main attack; where nothing
+            # has and gradients are of no use, all surrogates and attacks without gradients are.
+            line = [s for name in findings.true for s in _climb(threat, name)]
+            screened += black_box
+            if _USELESS & flags and not findings.true:
+                line, screened = screened, []
+        return Remedies(
+            *(tuple(_patient(spec, findings) for spec in part) for part in (line, screened)),
+            reserve=tuple(_patient(spec, findings) for spec in reserve),
+            answers=sorted(_ANSWERED) if findings.true else (),
+        )
 
     def _without_gradients(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
         """List attacks without gradients; by decisions too where logits hardly vary.
@@ -115,9 +115,10 @@ class Adaptive:
         if threat.norm == "l1":
             return [f"square(queries={self.queries}, restarts=2)"]
         pairs, ahead = 40, f", surrogate={guide!r})"
-        specs = [f"spsa(pairs={pairs}, steps={max(1, self.queries // (2 * pairs + 1) - 1)})"]
-        if guide and "one_hot" not in findings.flags:
-            specs.append(f"square(queries={self.queries}{ahead}")
+        specs = []
+        if "one_hot" not in findings.flags:  # differences of labels are none, nearly everywhere
+            specs = [f"spsa(pairs={pairs}, steps={max(1, self.queries // (2 * pairs + 1) - 1)})"]
+            specs += [f"square(queries={self.queries}{ahead}"] if guide else []
         if {"one_hot", "piecewise_constant"} & set(findings.flags):
             name, most = ("rays", 2) if threat.norm == "linf" else ("hopskipjump", 1)
             specs.append(f"{name}(queries={most * self.queries})")
@@ -145,15 +146,32 @@ def _first_of(suite: str, threat: Threat) -> list[str]:
     return list(listed[:2])
 
 
-def _gradient_attacks(threat: Threat, findings: Findings, surrogate: str) -> list[str]:
-    """List the attacks of `fast` through a surrogate ("": the model); EOT where it is random."""
-    return [_with(spec, _through(findings, surrogate)) for spec in _FIRST[threat.norm]]
+def _climbs(
+    threat: Threat, findings: Findings, surrogates: Sequence[str], others: Sequence[str]
+) -> list[str]:
+    """List the attacks of `fast` through all surrogates; where they are random, by rising EOT.
+
+    One draw finds most, and what few draws leave is less to try with many: those that the noise
+    needs are for the model and the surrogates that it declares.
+    """
+    specs: list[str] = []
+    for draws in sorted({1, max(1, findings.eot // 4), findings.eot}):
+        for name in ["", *surrogates, *findings.surrogates, *others]:
+            random = not name or name in findings.noisy
+            kept = draws < findings.eot or name in ["", *surrogates]
+            if (draws == 1 and name) or (draws > 1 and random and kept):
+                specs += _climb(threat, name, draws)
+    return specs
 
 
-def _through(findings: Findings, surrogate: str) -> list[str]:
+def _climb(threat: Threat, surrogate: str, draws: int = 1) -> list[str]:
+    """List the attacks of `fast` through a surrogate ("": the model)."""
+    return [_with(spec, _through(surrogate, draws)) for spec in _FIRST[threat.norm]]
+
+
+def _through(surrogate: str, draws: int) -> list[str]:
     """List the options of an attack through a surrogate."""
-    random = not surrogate or surrogate in findings.noisy
-    options = [f"eot={findings.eot}"] if findings.eot > 1 and random else []
+    options = [f"eot={draws}"] if draws > 1 else []
     return [*options, f"surrogate={surrogate!r}"] if surrogate else options
 
 
@@ -161,3 +179,14 @@ def _with(spec: str, options: Sequence[str]) -> str:
     head, _, given = spec.rstrip(")").partition("(")
     listed = [given] if given else []
     return f"{head}({', '.join([*listed, *options])})" if listed or options else head
+
+
+def _patient(spec: str, findings: Findings) -> str:
+    """Let a run without hope end early, where the attack can tell.
+
+    Labels alone do not tell of progress along a surrogate.
+    """
+    attack = Spec.parse(spec)
+    along = attack.name in ("relay", "apgd") and "surrogate" in dict(attack.options)
+    queries = 0 if along and "one_hot" in findings.flags else _PATIENCE.get(attack.name, 0)
+    return _with(spec, [f"patience={queries}"]) if queries else spec

@@ -69,6 +69,8 @@ class Apgd:
         targets: how many classes to aim at, by falling clean logit.
         surrogate: name of the surrogate to take gradients from; "" takes them from the model.
         eot: passes averaged at every query, for randomized models.
+        patience: queries after which a run without hope may end (`robustkit.search.patience`); 0:
+            none does.
     """
 
     loss: LossName = "ce"
@@ -77,6 +79,7 @@ class Apgd:
     targets: Annotated[int, Field(ge=1)] = 9
     surrogate: str = ""
     eot: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=0)] = 0
 
     uses_gradient = True
     stays_inside = True

@@ -86,6 +86,8 @@ class Relay:
         decay: of that bound from leg to leg.
         surrogate: name of the surrogate to take gradients from; "" takes them from the model.
         eot: passes averaged at every query, for randomized models.
+        patience: queries after which a run without hope may end (`robustkit.search.patience`); 0:
+            none does.
     """
 
     first: Annotated[int, Field(ge=1)] = 20
@@ -98,6 +100,7 @@ class Relay:
     decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     surrogate: str = ""
     eot: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=0)] = 0
 
     uses_gradient = True
     stays_inside = True

@@ -79,6 +79,8 @@ class Square:
         share: part of the image that the first windows cover (p in the paper).
         surrogate: name of the surrogate that the warm start follows (linf and l2); "" for none.
         ahead: steps of the warm start.
+        patience: queries after which a run without hope may end (`robustkit.search.patience`); 0:
+            none does.
     """
 
     queries: Annotated[int, Field(ge=1)] = 5000
@@ -86,6 +88,7 @@ class Square:
     share: Annotated[float, Field(gt=0, le=1)] = 0.8
     surrogate: str = ""
     ahead: Annotated[int, Field(ge=1)] = 40
+    patience: Annotated[int, Field(ge=0)] = 0
 
     stays_inside = True
 

@@ -9,6 +9,7 @@ from scipy.special import betainc
 
 from robustkit.record.schema import Stage
 from robustkit.search.audit import many
+from robustkit.search.external import EARLY
 from robustkit.verify.flags import Flag, flag
 
 
@@ -97,7 +98,8 @@ def _unused(stage: Stage) -> str:
     """Say how much of its budget an attack left unused on the points it did not break, if so."""
     budget = stage.strength.get("steps", stage.strength.get("queries"))
     survivors = stage.entered - stage.broken
-    if not isinstance(budget, int) or not survivors or not stage.entered:
+    early = any(name in stage.strength for name in EARLY)  # as it is meant to
+    if not isinstance(budget, int) or not survivors or not stage.entered or early:
         return ""
     budgeted = survivors * (stage.jobs // stage.entered) * budget
     if 2 * stage.forwards >= budgeted:

@@ -152,9 +152,13 @@ _POWER = {
 }
 
 
+# What ends runs of ours before their budget; where it is 0, nothing does.
+EARLY = ("patience",)
+
+
 def power(thing: object) -> dict[str, Any]:
     """Read the attributes of an attack, ours or another's, that its power depends on."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {name: end for name in EARLY if (end := getattr(thing, name, 0))}
     for attribute, name in _POWER.items():
         value = getattr(thing, attribute, None)
         if isinstance(value, int | float | str) and value != "":
