@@ -206,7 +206,9 @@ def _answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
     """Mark the flags that the line-up answers, if its audit came to its end and found little."""
     line, ledger = run.line, run.ledger
     quiet = not unaudited(line, ledger) and not ledger.remembered("escalated")
-    aside = [surrogate_of(search) for search in line.searches[: line.audited]]
+    # Of those that were tried on a sample first, not every point has seen all.
+    on_all = line.searches[: line.audited - line.screened]
+    aside = [surrogate_of(search) for search in on_all]
     answer = f"attacked through {', '.join(dict.fromkeys(filter(None, aside)))}; the audit is quiet"
     return [
         f.model_copy(update={"answered": answer}) if quiet and f.name in line.answers else f
