@@ -100,11 +100,10 @@ class Adaptive:
             screened += black_box
             if _USELESS & flags and not findings.true:
                 line, screened = screened, []
-        return Remedies(
-            *(tuple(_patient(spec, findings) for spec in part) for part in (line, screened)),
-            reserve=tuple(_patient(spec, findings) for spec in reserve),
-            answers=sorted(_ANSWERED) if findings.true else (),
+        line, screened, reserve = (
+            [_patient(spec, findings) for spec in part] for part in (line, screened, reserve)
         )
+        return Remedies(line, screened, reserve, sorted(_ANSWERED) if findings.true else ())
 
     def _without_gradients(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
         """List attacks without gradients; by decisions too where logits hardly vary.

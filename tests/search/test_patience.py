@@ -28,7 +28,8 @@ def ends(near: Any, count: int, *, patience: int = 16, inside: bool = True) -> l
     x = torch.full((len(first), 2), 0.5)
     slots, y = SlotState.open(x), torch.zeros(len(first), dtype=torch.long)
     search = SimpleNamespace(patience=patience, stays_inside=inside)
-    tasks, running, found = SimpleNamespace(x=x, y=y), y == 0, [[] for _ in first]
+    tasks, running = SimpleNamespace(x=x, y=y), y == 0
+    found: list[list[int]] = [[] for _ in first]
     for query in range(1, count + 1):
         value = near(query)
         margin = value if inside else torch.where(value.isfinite(), 1.0, -1.0)
