@@ -27,10 +27,10 @@ _MASKED = frozenset(
 # Of these, the flags under which it is of no use at all.
 _USELESS = frozenset(["no_gradient", "one_hot", "gradient_mismatch", "huge_eps"])
 # The flags that are dealt with by attacks through a surrogate with the model's decisions.
-_ANSWERED = (_MASKED | {"transfer"}) - {"stateful"}
-# Queries after which a run without hope ends: a first phase says little, such as the random leg
-# and the probes of `relay`, or the first steps of `spsa`.
-_PATIENCE = {"relay": 64, "apgd": 32, "square": 64, "spsa": 512, "rays": 512, "hopskipjump": 512}
+_ANSWERED = _MASKED - {"stateful"}
+# Queries before the first look at a run's progress: past the random leg of `relay`, some steps of
+# `spsa`, the first radii of the others.
+_PATIENCE = {"relay": 32, "spsa": 256, "rays": 256, "hopskipjump": 256}
 
 
 @suites.register("adaptive", cites="arXiv:1802.00420")
@@ -87,11 +87,12 @@ class Adaptive:
         screened = _climbs(threat, findings, surrogates, [*findings.transfer, *student])
         if guide:
             most = findings.eot if guide in findings.noisy else 1
-            screened += [_with(s, _through(guide, most)) for s in _first_of("parity", threat)]
+            first = self.audit(threat).attacks[:2]  # those of `parity` that follow gradients
+            screened += [_with(spec, _through(guide, most)) for spec in first]
         if findings.eot > 1:
-            screened += _first_of(f"rand(eot={findings.eot})", threat)
+            screened += suites.build(f"rand(eot={findings.eot})").attacks(threat)
         black_box = self._without_gradients(threat, findings, guide)
-        reserve = [*black_box, f"square(queries={2 * self.queries}, restarts=2)"]
+        reserve = [*black_box, f"square(queries={2 * self.queries}, restarts=2, outlook=2)"]
         line: list[str] = []
         if masked:
             # What has the model's decisions and a sound gradient is the main attack; where nothing
@@ -112,12 +113,12 @@ class Adaptive:
             guide: a surrogate for the warm start of some of them; "" for none.
         """
         if threat.norm == "l1":
-            return [f"square(queries={self.queries}, restarts=2)"]
+            return [f"square(queries={self.queries}, restarts=2, outlook=2)"]
         pairs, ahead = 40, f", surrogate={guide!r})"
         specs = []
         if "one_hot" not in findings.flags:  # differences of labels are none, nearly everywhere
             specs = [f"spsa(pairs={pairs}, steps={max(1, self.queries // (2 * pairs + 1) - 1)})"]
-            specs += [f"square(queries={self.queries}{ahead}"] if guide else []
+            specs += [f"square(queries={self.queries}, outlook=2{ahead}"] if guide else []
         if {"one_hot", "piecewise_constant"} & set(findings.flags):
             name, most = ("rays", 2) if threat.norm == "linf" else ("hopskipjump", 1)
             specs.append(f"{name}(queries={most * self.queries})")
@@ -137,12 +138,6 @@ def _guide(surrogates: Sequence[str], findings: Findings) -> str:
     """Return the surrogate for warm starts: a declared one, logits, one that passed, or any."""
     logits = [name for name in findings.true if name == "logits"]
     return [*surrogates, *logits, *findings.true, *findings.surrogates, "student"][0]
-
-
-def _first_of(suite: str, threat: Threat) -> list[str]:
-    """List the first two attacks of a suite: those of AutoAttack that follow gradients."""
-    listed: Sequence[str] = suites.build(suite).attacks(threat)
-    return list(listed[:2])
 
 
 def _climbs(

@@ -20,6 +20,7 @@ from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from ._draws import any_row
 from ._momentum import momentum
+from ._need import need
 
 
 class State(NamedTuple):
@@ -33,6 +34,7 @@ class State(NamedTuple):
         reduced: the step size was halved at the last checkpoint.
         rises: steps since the last checkpoint that raised the loss.
         answered: queries so far.
+        needs: the smallest extra radius met, see `within`.
     """
 
     query: Images
@@ -50,6 +52,7 @@ class State(NamedTuple):
     rises: Integers
     step_size: Scalars
     answered: Integers
+    needs: Scalars
 
 
 @attacks.register("apgd", white_box=True, cites="arXiv:2003.01690")
@@ -69,8 +72,9 @@ class Apgd:
         targets: how many classes to aim at, by falling clean logit.
         surrogate: name of the surrogate to take gradients from; "" takes them from the model.
         eot: passes averaged at every query, for randomized models.
-        patience: queries after which a run without hope may end (`robustkit.search.patience`); 0:
-            none does.
+        within: extra radius, as a fraction of eps, at which a linear model of the loss must reach
+            success by the first checkpoint, else the run ends there; 0: never. Ours; for losses
+            that are positive on success alone (margin, dlr and the targeted ones).
     """
 
     loss: LossName = "ce"
@@ -79,7 +83,7 @@ class Apgd:
     targets: Annotated[int, Field(ge=1)] = 9
     surrogate: str = ""
     eot: Annotated[int, Field(ge=1)] = 1
-    patience: Annotated[int, Field(ge=0)] = 0
+    within: Annotated[float, Field(ge=0)] = 0
 
     uses_gradient = True
     stays_inside = True
@@ -93,6 +97,11 @@ class Apgd:
         if threat.norm not in ("linf", "l2"):
             other = "apgd_l1" if threat.norm == "l1" else "sigma_zero or fmn"
             raise UsageError(f"apgd supports linf and l2, got {threat.norm}. Use {other}.")
+        if self.within and self.loss in ("ce", "probability"):
+            raise UsageError(
+                f"apgd's option within needs a loss that is positive on success alone, "
+                f"got {self.loss}. Use loss=margin or loss=targeted_dlr, or leave within out."
+            )
         return list_jobs(self.targets if self.loss in TARGETED else 0, self.restarts, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
@@ -119,6 +128,7 @@ class Apgd:
             # 2 eps, the diameter of the ball: the first steps explore all of it.
             step_size=query.new_full((size,), 2 * threat.eps),
             answered=zero,
+            needs=-low,
         )
 
     def objective(self, logits: Logits, state: State) -> Scalars:
@@ -128,7 +138,15 @@ class Apgd:
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Record the loss at the query, adapt the step size at a checkpoint, take the next step."""
         state, gradient = self._adapt(_record(state, reply), reply.gradient)
+        if self.within:
+            state = self._give_up(state, reply, threat)
         return self._move(state, gradient, threat)
+
+    def _give_up(self, state: State, reply: Reply, threat: Threat) -> State:
+        """End the run at the first checkpoint where success was far at every query."""
+        needs = torch.minimum(state.needs, need(reply.value, reply.gradient, threat))
+        first = state.answered == max(int(0.22 * self.steps), 1)
+        return state._replace(needs=needs, done=state.done | (first & (needs > self.within)))
 
     def _adapt(self, state: State, gradient: Images) -> tuple[State, Images]:
         """At a checkpoint, halve the step and return to the best point where progress stalled.
@@ -171,7 +189,7 @@ class Apgd:
             query=project(mixed),
             previous=here,
             answered=state.answered + 1,
-            done=state.answered >= self.steps,
+            done=state.done | (state.answered >= self.steps),
         )
 
 

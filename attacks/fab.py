@@ -29,6 +29,7 @@ class State(NamedTuple):
         pulled: the query is an adversarial iterate that was pulled back toward `x`.
         probing: the query is asked without its gradient, since it probably fools the model.
         projected: projections so far.
+        least: shortest distance of an iterate that fools the model, see `within`.
     """
 
     query: Images
@@ -39,6 +40,7 @@ class State(NamedTuple):
     pulled: Mask
     probing: Mask
     projected: Integers
+    least: Scalars
 
     @property
     def climbing(self) -> Mask:
@@ -69,6 +71,8 @@ class Fab:
         alpha_max: largest share of the clean point's projection in the next iterate.
         eta: overshoot of the projections.
         beta: how much of the displacement is left after pulling back.
+        within: distance beyond eps, as a fraction of it, at which an iterate must have fooled the
+            model after a fifth of the steps, else the run ends there; 0: never. Ours.
     """
 
     steps: Annotated[int, Field(ge=1)] = 100
@@ -76,6 +80,7 @@ class Fab:
     alpha_max: Annotated[float, Field(ge=0, le=1)] = 0.1
     eta: Annotated[float, Field(ge=1)] = 1.05
     beta: Annotated[float, Field(ge=0, le=1)] = 0.9
+    within: Annotated[float, Field(ge=0)] = 0
 
     uses_gradient = True
     stays_inside = False
@@ -95,7 +100,8 @@ class Fab:
         """Start at the clean point."""
         projected = torch.zeros_like(tasks.y)
         no = torch.zeros_like(tasks.y, dtype=torch.bool)
-        return State(tasks.x, no, tasks.x, tasks.y, tasks.target, no, no, projected)
+        far = tasks.x.new_full((len(tasks.x),), torch.inf, dtype=torch.float32)
+        return State(tasks.x, no, tasks.x, tasks.y, tasks.target, no, no, projected, far)
 
     def objective(self, logits: Logits, state: State) -> Scalars:
         """z_target − z_y: positive beyond the decision boundary of the target."""
@@ -118,13 +124,21 @@ class Fab:
         projected, last = state.projected + ahead, state.projected >= self.steps
         # Off the CPU every pass has its gradient: telling slots apart would wait for the device.
         probes = ahead & (state.pulled | (projected >= self.steps))
+        least = torch.where(fools, threat.distance(state.query, state.x).float(), torch.inf)
+        least = torch.minimum(state.least, least)
         return state._replace(
             query=query,
             pulled=pull,
             probing=probes & (query.device.type == "cpu"),
             projected=projected,
-            done=state.done | (~state.pulled & last),
+            least=least,
+            done=state.done | (~state.pulled & last) | self._hopeless(projected, least, threat),
         )
+
+    def _hopeless(self, projected: Integers, least: Scalars, threat: Threat) -> Mask:
+        """Whether a fifth of the steps has found no success near the clean point."""
+        due = (projected == max(self.steps // 5, 1)) & (self.within > 0)
+        return due & (least > (1 + self.within) * threat.eps)
 
     def _project(self, state: State, reply: Reply, threat: Threat) -> Images:
         """Mix the overshot projections of iterate and clean point onto the linearized boundary.

@@ -80,8 +80,8 @@ class HopSkipJump:
         halvings: bisections per boundary point.
         starts: inputs that compete; more random ones follow while none fools the model.
         restarts: independent runs per point.
-        patience: queries after which a run without hope may end (`robustkit.search.patience`); 0:
-            none does.
+        patience: queries before the first of the looks at which a run without hope may end
+            (`robustkit.search.patience`); 0: none does.
     """
 
     queries: Annotated[int, Field(ge=20)] = 5000

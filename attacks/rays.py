@@ -84,8 +84,8 @@ class RayS:
         resolution: of radii, relative.
         surrogate: name of the surrogate that the warm start follows; "" for none.
         ahead: steps of the warm start.
-        patience: queries after which a run without hope may end (`robustkit.search.patience`); 0:
-            none does.
+        patience: queries before the first of the looks at which a run without hope may end
+            (`robustkit.search.patience`); 0: none does.
     """
 
     queries: Annotated[int, Field(ge=20)] = 10000

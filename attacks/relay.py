@@ -23,6 +23,7 @@ from robustkit.search.protocol import Job, Reply, Tasks
 
 from ._draws import any_row
 from ._momentum import momentum
+from ._need import need
 
 
 class State(NamedTuple):
@@ -86,8 +87,8 @@ class Relay:
         decay: of that bound from leg to leg.
         surrogate: name of the surrogate to take gradients from; "" takes them from the model.
         eot: passes averaged at every query, for randomized models.
-        patience: queries after which a run without hope may end (`robustkit.search.patience`); 0:
-            none does.
+        patience: queries before the first of the looks at which a run without hope may end
+            (`robustkit.search.patience`); 0: none does.
     """
 
     first: Annotated[int, Field(ge=1)] = 20
@@ -213,11 +214,9 @@ def _record(state: State, reply: Reply, threat: Threat) -> State:
     """Update the gaps of all classes at the query, and the need of the target."""
     own = reply.logits.gather(1, state.y[:, None])
     found = reply.logits.gather(1, state.others)
-    # ⟨g, steepest(g)⟩ is the dual norm of g: the most that the objective gains per unit of radius.
-    slope = (reply.gradient * threat.steepest(reply.gradient)).flatten(1).sum(1)
-    need = -reply.value / (threat.eps * slope).clamp_min(torch.finfo(slope.dtype).tiny)
+    extra = need(reply.value, reply.gradient, threat)
     place = torch.where(state.aim < 0, found.argmax(1), state.aim)[:, None]
-    least = torch.minimum(state.needs.gather(1, place), need[:, None])
+    least = torch.minimum(state.needs.gather(1, place), extra[:, None])
     return state._replace(
         gaps=torch.minimum(state.gaps, own - found), needs=state.needs.scatter(1, place, least)
     )

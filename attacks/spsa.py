@@ -65,8 +65,8 @@ class Spsa:
         first: the first step, as a share of eps.
         momentum: share of the last direction that is kept.
         restarts: independent runs per point, each from a random point.
-        patience: queries after which a run without hope may end (`robustkit.search.patience`); 0:
-            none does.
+        patience: queries before the first of the looks at which a run without hope may end
+            (`robustkit.search.patience`); 0: none does.
     """
 
     steps: Annotated[int, Field(ge=1)] = 60

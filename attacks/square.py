@@ -34,7 +34,8 @@ class State(NamedTuple):
     """Per slot three images and a few numbers.
 
     answered: queries so far; left: steps of the warm start to come; draws: of a block of proposals
-    [s, n, m] the windows and displacements (linf), or random numbers.
+    [s, n, m] the windows and displacements (linf), or random numbers. marks: the best values at the
+    last two times that the queries had doubled [s, 2], see `outlook`.
     """
 
     query: Images
@@ -49,6 +50,7 @@ class State(NamedTuple):
     task: Integers
     left: Integers
     draws: Float[Tensor, "s n m"]
+    marks: Float[Tensor, "s 2"]
 
     @property
     def climbing(self) -> Mask:
@@ -79,8 +81,9 @@ class Square:
         share: part of the image that the first windows cover (p in the paper).
         surrogate: name of the surrogate that the warm start follows (linf and l2); "" for none.
         ahead: steps of the warm start.
-        patience: queries after which a run without hope may end (`robustkit.search.patience`); 0:
-            none does.
+        outlook: whenever the queries have doubled (from an eighth of them on), a run ends unless it
+            would reach success by so many times the progress of the last doubling in each one to
+            come; 0: never. Ours: the progress of random search falls from doubling to doubling.
     """
 
     queries: Annotated[int, Field(ge=1)] = 5000
@@ -88,7 +91,7 @@ class Square:
     share: Annotated[float, Field(gt=0, le=1)] = 0.8
     surrogate: str = ""
     ahead: Annotated[int, Field(ge=1)] = 40
-    patience: Annotated[int, Field(ge=0)] = 0
+    outlook: Annotated[float, Field(ge=0)] = 0
 
     stays_inside = True
 
@@ -130,6 +133,7 @@ class Square:
             task=tasks.task,
             left=torch.full_like(tasks.y, self.ahead if self.surrogate else 0),
             draws=tasks.x.new_zeros(len(tasks.x), _BLOCK, numbers),
+            marks=tasks.x.new_full((len(tasks.x), 2), -torch.inf),
         )
 
     def objective(self, logits: Logits, state: State) -> Scalars:
@@ -153,13 +157,30 @@ class Square:
             walked = ascend(state.query, state.x, reply.gradient, self.ahead - state.left,
                             self.ahead, threat)  # fmt: skip
             query = torch.where(per_point(state.left > 1, query), walked, query)
-        return state._replace(
+        following = state._replace(
             query=query,
             best=best,
             best_value=torch.where(better, value, state.best_value),
             answered=state.answered + (state.left <= 1),
             left=(state.left - 1).clamp_min(0),
             done=state.done | (state.answered >= self.queries),
+        )
+        return self._look_ahead(following) if self.outlook else following
+
+    def _look_ahead(self, state: State) -> State:
+        """End the runs that will not come through, where the queries have doubled."""
+        due, to_come = torch.zeros_like(state.done), torch.zeros_like(state.best_value)
+        for doublings in range(5):  # 1/16, where progress is first noted, to all of the queries
+            now = state.answered == max(self.queries >> doublings, 1)
+            due, to_come = due | now, torch.where(now, float(doublings), to_come)
+        if not any_row(due):
+            return state
+        marks = torch.stack([state.marks[:, 1], state.best_value], 1)
+        gain = (marks[:, 1] - marks[:, 0]) * self.outlook * to_come
+        known = marks[:, 0].isfinite()
+        return state._replace(
+            marks=torch.where(due[:, None], marks, state.marks),
+            done=state.done | (due & known & (state.best_value + gain < 0)),
         )
 
     def _propose(self, state: State, best: Images, threat: Threat) -> Float[Tensor, "s c h w"]:

@@ -102,7 +102,10 @@ class Fast:
 
     `relay`, through every surrogate that the model declares too; then an audit: all attacks of
     `parity` on the survivors that came closest to a misclassification and on a random part of the
-    rest, and on every survivor when more than 0.2% of the points are broken in the sample.
+    rest. Their runs end early where they will not come through, by a linear model (APGD), by the
+    distance reached (FAB) or by the progress so far (Square). When more than 0.2% of the points are
+    broken in the sample, the same runs on every survivor, or, if only near points fell, what broke
+    them on the survivors that come next, until a block of them holds.
 
     Attributes:
         audit_share: survivors that are audited, as a share of all, half of them the nearest.
@@ -123,9 +126,13 @@ class Fast:
         )
 
     def audit(self, threat: Threat) -> Audit:
-        """All of `parity`, on the sample."""
+        """All of `parity`, with early ends, on the sample."""
         half, least = self.audit_share / 2, self.audit_least // 2
-        return Audit(Parity().attacks(threat), near=half, random=half, least=least)
+        first = Parity().attacks(threat)[0], "apgd(loss=targeted_dlr, targets=9, within=0.5)"
+        if threat.norm == "l1":
+            first = first[0], Parity().attacks(threat)[1]
+        line = [*first, "fab(targets=9, within=0.5)", "square(queries=5000, outlook=2)"]
+        return Audit(line, near=half, random=half, least=least)
 
 
 @suites.register("rand", cites="arXiv:2003.01690")

@@ -19,9 +19,10 @@ COLUMNS = {
     "robust_low": "Lower end of the Clopper–Pearson 95% interval of `robust`, for the population "
     "that the points are a sample of.",
     "robust_high": "Upper end of that interval.",
-    "audit_bound": "For suites with an audit: how much lower `parity` would put `robust` at most, "
-    "with 95% confidence over the draw of the audited points (exact hypergeometric bound). 0 where "
-    "the full attacks ran on every survivor, empty where there was no audit. *May miss* in tables.",
+    "audit_bound": "For suites with an audit: how much lower the attacks of the audit would put "
+    "`robust` at most, with 95% confidence over the draw of the audited points (exact "
+    "hypergeometric bound). 0 where they ran on every survivor, empty where there was no audit. "
+    "*May miss* in tables.",
     "certified": "The fraction of points proved robust, a lower bound on the robust accuracy; "
     "empty where no certificate was asked for.",
     "worst_class": "The robust accuracy of the class where it is lowest; of equal classes the one "
@@ -50,6 +51,9 @@ COLUMNS = {
     "answered weighs a step less. A terminal shows no *verdict* where all rows are reliable.",
     "undecided": "The fraction of points neither proved nor broken: the width of the bracket, "
     "`robust` less `certified`. Empty where no certificate was asked for.",
+    "audit_halving": "How many passes more, forward and backward, a random part of the audit "
+    "that halves `audit_bound` would take, at what the audited points cost here "
+    "(`fast(audit_share=...)` sets the size). Empty where there is nothing to halve.",
     "mean_corrupted": "Of a finite threat model: the mean over corruptions of the mean accuracy "
     "over their severities (mCA), misclassified points included. This column and the following "
     "ones are left out of a table in which no row has them "

@@ -10,10 +10,11 @@ from robustkit.core.finite import FiniteThreat
 from robustkit.core.packages import own_version
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import digest
+from robustkit.evaluation.answers import answered
 from robustkit.evaluation.found_parameters import found_parameters
 from robustkit.evaluation.review import majority, review
 from robustkit.evaluation.run import Run
-from robustkit.evaluation.stages.audit import broken_by_audit, drawn, unaudited
+from robustkit.evaluation.stages.audit import broken_by_audit, drawn, pursued, unaudited
 from robustkit.evaluation.stages.exhaustive import right_variants
 from robustkit.record import provenance
 from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, BrokenPoint, Cost
@@ -57,7 +58,7 @@ def make_record(
         weights=prepared.weights,
         certify=None if run.certifier is None else run.certifier.name,
         randomized=prepared.diagnosis.randomized,
-        flags=_answered(run, [*prepared.diagnosis.flags, *_outcome_flags(run, stages, points)]),
+        flags=answered(run, [*prepared.diagnosis.flags, *_outcome_flags(run, stages, points)]),
         notes=list(notes),
         audit=_audit(run),
         stages=[*replayed, *stages],
@@ -126,10 +127,8 @@ def _audit(run: Run) -> AuditInfo | None:
     sample = drawn(run.ledger)
     if sample is None or unaudited(run.line, run.ledger):
         return None
-    broken, escalated = (
-        broken_by_audit(run.ledger, sample, run.line),
-        bool(run.ledger.remembered("escalated")),
-    )
+    escalated, (beyond, fallen) = bool(run.ledger.remembered("escalated")), pursued(run.ledger)
+    broken = broken_by_audit(run.ledger, sample, run.line)
     return AuditInfo(
         near=len(sample.near),
         near_broken=len(broken & set(sample.near)),
@@ -137,9 +136,11 @@ def _audit(run: Run) -> AuditInfo | None:
         random_broken=len(broken & set(sample.random)),
         rest=sample.rest,
         escalated=escalated,
-        missed=0 if escalated else missed(sample, broken),
+        missed=0 if escalated else missed(sample, broken, len(fallen)),
         confidence=CONFIDENCE,
         attacks=[str(spec) for spec in run.line.specs[run.line.audited :]],
+        pursued=len(beyond) or None,
+        pursued_broken=len(fallen) if beyond else None,
     )
 
 
@@ -199,20 +200,6 @@ def _replayed(run: Run, found: Finished) -> list[Stage]:
             backwards=0,
             seconds=cost.seconds,
         )
-    ]
-
-
-def _answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
-    """Mark the flags that the line-up answers, if its audit came to its end and found little."""
-    line, ledger = run.line, run.ledger
-    quiet = not unaudited(line, ledger) and not ledger.remembered("escalated")
-    # Of those that were tried on a sample first, not every point has seen all.
-    on_all = line.searches[: line.audited - line.screened]
-    aside = [surrogate_of(search) for search in on_all]
-    answer = f"attacked through {', '.join(dict.fromkeys(filter(None, aside)))}; the audit is quiet"
-    return [
-        f.model_copy(update={"answered": answer}) if quiet and f.name in line.answers else f
-        for f in flags
     ]
 
 

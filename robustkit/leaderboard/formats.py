@@ -61,6 +61,7 @@ _CONTRACT = (
     *("rank", "worst_class", "worst_class_name", "tail_30", "audit_bound", "strength"),
     "reliability",
     "undecided",
+    "audit_halving",
     *("mean_corrupted", "mean_corrupted_low", "mean_corrupted_high", "severity_5"),
     *("worst_corruption", "worst_corruption_name", "corruptions"),  # of finite threat models alone
 )

@@ -72,6 +72,8 @@ class Row(NamedTuple):
     """The verdict of the gravest flag: reliable, suspicious or unreliable."""
     undecided: float | None = None
     """Share of the points neither proved nor broken; None where no certificate was asked for."""
+    audit_halving: int | None = None
+    """Passes that would halve `audit_bound`, by a larger random part of the audit."""
     mean_corrupted: float | None = None
     """Of a finite threat model the mean over corruptions of the mean over severities (mCA)."""
     mean_corrupted_low: float | None = None
@@ -121,6 +123,7 @@ def row(record: Record, path: Path | str, rank: str = "1") -> Row:
         strength="; ".join(map(_strength, record.stages)),
         reliability=record.reliability,
         undecided=record.undecided,
+        audit_halving=record.audit_halving,
         **_corrupted(record),
     )
 

@@ -183,6 +183,11 @@ class Record(RecordDisplay, Part):
         return None if self.audit is None else self.audit.missed / self.n
 
     @property
+    def audit_halving(self) -> int | None:
+        """Passes, forward and backward, of a larger random part that would halve `audit_bound`."""
+        return None if self.audit is None else self.audit.halving(self.stages)
+
+    @property
     def outcomes(self) -> dict[int, bool]:
         """Whether each point is robust, by its position in the data set, in ascending order."""
         pairs = zip(self.points.index, self.points.status, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pydantic import (
@@ -12,6 +13,8 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     model_serializer,
 )
+
+from robustkit.core.stats.hypergeometric import drawn_to_halve
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0)]
@@ -62,6 +65,7 @@ class Stage(Part):
 class AuditInfo(Part):
     """What the full line-up did to a sample of the survivors of a faster one."""
 
+    later = ("pursued", "pursued_broken")
     near: Count
     """Audited points of those that came nearest to being broken."""
     near_broken: Count
@@ -70,12 +74,24 @@ class AuditInfo(Part):
     random_broken: Count
     rest: Count
     escalated: bool
-    """Too much of the sample was broken, so that the full line-up ran on every survivor."""
+    """Too much of the random part was broken, so that the full line-up ran on every survivor."""
     missed: Count
     """Upper bound, at `confidence`, on the points never audited that the line-up would break."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
     attacks: list[str] = []
     """Those of the record's attacks that are the audit's; empty: written before this was told."""
+    pursued: Count | None = None
+    """Points beyond the sample that came next in order of need, attacked because near ones fell."""
+    pursued_broken: Count | None = None
+
+    def halving(self, stages: Sequence[Stage]) -> int | None:
+        """Estimate the passes that would halve `missed`; None where there is nothing to halve."""
+        mine = [stage for stage in stages if stage.attack in self.attacks and stage.entered]
+        if not self.missed or not mine:
+            return None
+        per_point = sum((stage.forwards + stage.backwards) / stage.entered for stage in mine)
+        drawn = drawn_to_halve(self.rest, self.random, self.random_broken, self.missed)
+        return round((drawn - self.random) * per_point)
 
 
 class DataInfo(Part):

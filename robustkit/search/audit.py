@@ -1,9 +1,11 @@
 """What a cheap search may have missed: the full line-up on a sample of its survivors.
 
 The sample has two strata: the survivors that came nearest to being broken, all of them up to a
-number, and a random part of the rest. When more of it is broken than the threshold allows,
-everything is attacked. Else the random part bounds how many of the points that nobody audited the
-same line-up would break.
+number, and a random part of the rest. When more of it is broken than the threshold allows, there
+are two cases. Where the random part lost points, being near tells too little, and everything is
+attacked. Where only near points fell, the attacks that broke them go on to the next nearest, block
+by block, until a block holds. The random part then bounds how many of the points that nobody
+audited the same line-up would break.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 
 from robustkit.core.rng import Keys, task_key, uniform
+from robustkit.core.stats.hypergeometric import most_bad
 from robustkit.errors import UsageError
 
 CONFIDENCE = 0.95
@@ -29,8 +32,8 @@ class Audit:
         near: how many of the nearest survivors, as a share of all survivors.
         random: how many of the others, likewise.
         least: the least size of both strata.
-        threshold: share of all n points from which on the whole line-up runs on every survivor; of
-            the others, what is broken in the random part is scaled up. 0.2%: AutoAttack's own flag.
+        threshold: share of all n points from which on more than the sample is attacked; what is
+            broken in the random part is scaled up. 0.2%: AutoAttack's own flag.
     """
 
     attacks: Sequence[str]
@@ -62,7 +65,7 @@ def draw(audit: Audit, closest: Mapping[int, float], robust: Sequence[int], seed
             count as far.
         seed: the random part is a function of it and of the points alone.
     """
-    by_need = sorted(robust, key=lambda point: (-closest.get(point, -np.inf), point))
+    by_need = nearest_first(closest, robust)
     size = max(audit.least, round(audit.near * len(robust)))
     near, rest = by_need[:size], by_need[size:]
     points = torch.tensor(rest, dtype=torch.long)
@@ -72,6 +75,11 @@ def draw(audit: Audit, closest: Mapping[int, float], robust: Sequence[int], seed
         : max(audit.least, round(audit.random * len(robust)))
     ]
     return Sample(tuple(sorted(near)), tuple(sorted(p for _, p in drawn)), len(rest))
+
+
+def nearest_first(closest: Mapping[int, float], points: Sequence[int]) -> list[int]:
+    """Order points by how near they came to being broken; those without a number come last."""
+    return sorted(points, key=lambda point: (-closest.get(point, -np.inf), point))
 
 
 def alarming(audit: Audit, sample: Sample, broken: set[int], n: int) -> bool:
@@ -94,22 +102,18 @@ def _estimate(sample: Sample, broken: set[int]) -> float:
     return len(broken & set(sample.near)) + scaled
 
 
-def missed(sample: Sample, broken: set[int], confidence: float = CONFIDENCE) -> int:
+def missed(
+    sample: Sample, broken: set[int], elsewhere: int = 0, confidence: float = CONFIDENCE
+) -> int:
     """Bound how many points that were not audited the audit's line-up would break.
 
-    The exact upper bound of the hypergeometric distribution: the largest number of bad points among
-    the `rest`, less those found, under which a random part with so few of them still has
-    probability above 1 − confidence. Right with that probability over the draw.
+    The exact upper bound of the hypergeometric distribution, less those found. Right with that
+    probability over the draw.
+
+    Args:
+        elsewhere: bad points of the `rest` that were found otherwise than in the random part.
     """
     if not 0 < confidence < 1:
         raise UsageError(f"expected 0 < confidence < 1, got {confidence}")
-    size, found = len(sample.random), len(broken & set(sample.random))
-    if size == sample.rest:
-        return 0
-    if not size:
-        return sample.rest
-    from scipy.stats import hypergeom  # takes a second to import
-
-    bad = np.arange(found, sample.rest - size + found + 1)
-    possible = bad[hypergeom.cdf(found, sample.rest, bad, size) > 1 - confidence]
-    return int(possible.max()) - found
+    found = len(broken & set(sample.random))
+    return max(0, most_bad(sample.rest, len(sample.random), found, confidence) - found - elsewhere)

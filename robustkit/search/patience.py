@@ -1,7 +1,7 @@
 """When a search gives up: its progress so far, extrapolated, does not reach a success.
 
 What a search gains falls off: about as much with every doubling of its queries, or less. So the
-gain per doubling so far bounds that of the next ones, and a search that would need too many of them
+gain per doubling so far bounds that of those to come, and a search that would need too many of them
 is over. A slot is judged by its own queries alone.
 """
 
@@ -23,7 +23,7 @@ GRANTED = 4
 
 
 def patience_of(search: object) -> int:
-    """Return after how many queries a search may give up; 0: it never does."""
+    """Return the queries that a search has before it is looked at; 0: it never gives up."""
     return int(getattr(search, "patience", 0))
 
 
@@ -38,19 +38,20 @@ def hopeless(
 ) -> Mask:
     """Note in `slots` how near to a success the queries came; tell which slots give up [s].
 
-    A slot is looked at when its queries reach a power of two, from `patience` on. It gives up if
-    what is missing exceeds `GRANTED` times the gain per doubling since its first query.
+    A slot is looked at when its queries reach a power of two, from `patience` on: what comes before
+    is the way from where it began. It gives up if what is missing exceeds `GRANTED` times what a
+    doubling has gained since the first look.
     """
     near = _nearness(search, state, reply, tasks, threat)
     slots.best.copy_(torch.where(running & (near > slots.best), near, slots.best))
-    begins = running & slots.start.isinf()
-    slots.start.copy_(torch.where(begins, slots.best, slots.start))
     slots.answered.add_(running)
-    count = slots.answered
-    due = running & (count >= patience_of(search)) & (count & (count - 1) == 0)
-    # Where no query has fooled the model yet, both are infinite: no number, and no end.
-    gain = (slots.best - slots.start) / count.clamp_min(2).log2()
-    return due & (-slots.best > GRANTED * gain)
+    count, patience = slots.answered, patience_of(search)
+    due = running & (count >= patience) & (count & (count - 1) == 0)
+    begins = due & slots.start.isinf()  # −∞ as long as no query has fooled the model
+    slots.start.copy_(torch.where(begins, slots.best, slots.start))
+    first = 1 << (patience - 1).bit_length()
+    gain = (slots.best - slots.start) / (count / first).log2().clamp_min(1)
+    return due & ~begins & (-slots.best > GRANTED * gain)
 
 
 def _nearness(

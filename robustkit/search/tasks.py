@@ -81,8 +81,8 @@ class SlotState(NamedTuple):
         forwards, backwards: passes spent on the task.
         distance, confirmed_distance: of `candidate`, and of the closest one that the judge
             confirmed; kept where the nearest success is sought.
-        answered, start, best: of a search with `patience`, queries so far, how near to a success
-            the first one came, and the nearest.
+        answered, start, best: of a search with `patience`, queries so far, and how near to a
+            success they had come at the first look, and by now.
     """
 
     candidate: Images

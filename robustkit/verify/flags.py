@@ -19,7 +19,7 @@ class Flag(BaseModel):
     name: str
     message: str
     answered: str | None = None
-    """How the attacks answered it, so that it weighs a step less in the verdict; else None."""
+    """How the attacks answered it, so that it weighs less in the verdict; else None."""
 
 
 class FlagKind(NamedTuple):
@@ -207,12 +207,16 @@ def reliability(names: Iterable[str], answered: Collection[str] = ()) -> Reliabi
     A flag that the catalog does not hold, of another version, makes it suspicious.
 
     Args:
-        answered: those of them that the attacks answered, which weigh a step less.
+        answered: those of them that the attacks answered, which weigh a step less; of those that
+            speak of the outcome, nothing is left, since further attacks settled it.
     """
     less: dict[str, str] = {"unreliable": "suspicious"}
     weights = {name: FLAGS[name].severity if name in FLAGS else "suspicious" for name in names}
-    found = [less.get(weight, "note") if name in answered else weight
-             for name, weight in weights.items()]  # fmt: skip
+    found = [
+        weight if name not in answered
+        else "note" if name in OUTCOME else less.get(weight, "note")
+        for name, weight in weights.items()
+    ]  # fmt: skip
     if "unreliable" in found:
         return "unreliable"
     return "suspicious" if "suspicious" in found else "reliable"

@@ -403,6 +403,37 @@ def test_budgets(points: Points) -> None:
     assert len(attacks.build("square(restarts=3)").jobs(threat, 10)) == 3
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(
+    ("spec", "early"),
+    [("apgd(steps=50, loss=targeted_margin, within=0.5)", 12), ("fab(steps=50, within=0.5)", 11)],
+)
+def test_runs_that_will_not_come_through_end_early(norm: Norm, spec: str, early: int) -> None:
+    """A linear model is as far from success as it says: at 0.6 of the distance, 0.67 eps."""
+    model, x, y, margins, weight = linear(0, (1, 6, 6))
+    distance = margins[:, 0] / torch.linalg.vector_norm(weight[0], DUAL[norm])
+    rank = int((model(x)[0].argsort(descending=True) == 1).nonzero())
+    search = attacks.build(spec)
+    far, near = (Threat(norm, float(distance[0]) * factor) for factor in (0.6, 0.98))
+    assert early <= budget(search, model, x[:1], y[:1], far, 120, rank=rank) <= 2 * early
+    assert budget(search, model, x[:1], y[:1], near, 120, rank=rank) > 50
+
+
+def test_random_search_ends_where_its_progress_will_not_do() -> None:
+    model, x, y, margins, weight = linear(0, (1, 6, 6))
+    distance = (margins / torch.linalg.vector_norm(weight, 1, dim=1)).amin(1)
+    search = attacks.build("square(queries=160, outlook=2)")
+    far, near = (Threat("linf", float(distance[0]) * factor) for factor in (0.1, 3.0))
+    assert 20 <= budget(search, model, x[:1], y[:1], far, 200) <= 80
+    z = attack(model, x[:1], y[:1], search, near)
+    assert model(z).argmax(1) != y[:1]  # what the whole budget breaks
+
+
+def test_apgd_cannot_tell_how_far_a_loss_without_a_sign_is() -> None:
+    with pytest.raises(UsageError, match="positive on success alone, got ce"):
+        attacks.build("apgd(within=0.5)").jobs(Threat("linf", 0.1), 10)
+
+
 class _Shift(nn.Module):
     """Lifts class 0 out of reach."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import robustkit.registry as registry
+from robustkit.core.spec import Spec
 from robustkit.core.threat import Norm, Threat
 from robustkit.data.dataset import Dataset, subset
 from robustkit.errors import UsageError
@@ -55,14 +56,14 @@ def through(texts: Sequence[str]) -> list[tuple[str, int]]:
     return [(surrogate_of(search), draws(search)) for search in built]
 
 
-PARITY = ["apgd", "apgd(loss=targeted_dlr, targets=9)", "fab(targets=9)", "square(queries=5000)"]
+FAST = [str(Spec.parse(text)) for text in suites.build("fast").audit(THREAT).attacks]
 
 
 def test_nothing_found_is_fast_with_transfer_on_a_sample() -> None:
     line, screened, audit, reserve = parts(lined(Findings(transfer=("undefended",))))
     assert line == ["relay"]
     assert through(screened) == [("undefended", 1)]
-    assert audit == list(suites.build("fast").audit(THREAT).attacks)
+    assert audit == FAST
     assert names(reserve) == ["spsa", "square"]
 
 
@@ -88,8 +89,8 @@ def test_gradients_that_lead_nowhere_are_replaced_by_queries() -> None:
     assert not screened
     # Labels tell of no progress along a surrogate.
     assert "relay(surrogate=student)" in line
-    assert line[-1] == "rays(patience=512, queries=10000, surrogate=student)"
-    assert audit == list(suites.build("fast").audit(THREAT).attacks)
+    assert line[-1] == "rays(patience=256, queries=10000, surrogate=student)"
+    assert audit == FAST
     line, _, _, _ = parts(lined(Findings(("one_hot", "no_gradient")), Threat("l2", 0.5)))
     assert names(line)[-1] == "hopskipjump"
     line, _, _, _ = parts(lined(Findings(("no_gradient",))))
@@ -100,8 +101,8 @@ def test_flags_are_answered_through_what_has_the_models_own_values() -> None:
     bent, one_hot = "gradient_mismatch", "one_hot"
     answers = lined(Findings((bent,), ("bpda",), true=("bpda",))).answers
     assert not lined(Findings((bent,), ("bpda",))).answers  # bent as well
-    assert {bent, "transfer"} <= set(answers)
-    assert not {"black_box", "stateful", "randomized"} & set(answers)
+    assert bent in answers
+    assert not {"black_box", "stateful", "randomized", "transfer"} & set(answers)
     assert not lined(Findings((one_hot,), ("smooth",))).answers
     assert not lined(Findings((), ("bpda",))).answers
 
@@ -143,7 +144,7 @@ def test_noise_is_averaged_over_more_and_more_draws() -> None:
         ("still", 1), ("bpda", 1), ("smooth", 1), ("", 7), ("still", 7), ("bpda", 7), ("", 28),
         ("still", 28),
     ]  # fmt: skip
-    assert {"apgd(eot=28, patience=32)", "apgd(eot=28, loss=dlr, patience=32)"} <= set(screened)
+    assert {"apgd(eot=28)", "apgd(eot=28, loss=dlr)"} <= set(screened)
 
 
 @pytest.mark.slow
@@ -202,7 +203,7 @@ def test_a_mask_is_attacked_through(hardened: nn.Module, few: Dataset, tmp_path:
     answers = {flag.name: flag.answered for flag in record.flags}
     assert "bpda" in (answers["no_gradient"] or "")
     assert (fooled.reliability, record.reliability) == ("unreliable", "suspicious")
-    assert record.strongest_attack == "relay(patience=64, surrogate=bpda)"
+    assert record.strongest_attack == "relay(patience=32, surrogate=bpda)"
     assert record.strongest_attack in record.points.attack
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from robustkit.core.spec import Spec
+from robustkit.core.stats.hypergeometric import drawn_to_halve, most_bad
 from robustkit.errors import UsageError
+from robustkit.evaluation.stages.audit import perform, pursued
+from robustkit.record.ledger_schema import BrokenPoint
 from robustkit.search.audit import Audit, Sample, alarming, draw, missed
+from robustkit.search.suites import LineUp
 
 AUDIT = Audit(["square"], near=0.1, random=0.1, least=5)
 
@@ -63,4 +70,91 @@ def test_the_bound_holds_as_often_as_it_says(bad: int) -> None:
         broken = {point for point in drawn.tolist() if point < bad}
         hits += missed(sample, broken) >= bad - len(broken)
     # 95% of 600 rounds, less three standard deviations of a binomial.
+    assert hits / rounds >= 0.95 - 3 * (0.95 * 0.05 / rounds) ** 0.5
+
+
+def test_the_draw_that_halves_the_bound() -> None:
+    assert most_bad(20, 10, 0) == 3
+    drawn = drawn_to_halve(20, 10, 0, 3)
+    assert most_bad(20, drawn, 0) <= 1 < most_bad(20, drawn - 1, 0)
+    assert drawn_to_halve(20, 10, 0, 0) == 19  # a single bad one escapes with 1/20
+
+
+class Book:
+    """What the audit asks of a ledger, without a file."""
+
+    def __init__(self, closest: dict[int, float]) -> None:
+        self.memo: dict[str, Any] = {}
+        self.found: dict[int, BrokenPoint] = {}
+        self.near = closest
+
+    def remembered(self, key: str) -> Any:
+        return self.memo.get(key)
+
+    def remember(self, key: str, value: Any) -> None:
+        self.memo[key] = value
+
+    def closest(self) -> dict[int, float]:
+        return self.near
+
+    def broken(self, points: Any = None) -> dict[int, BrokenPoint]:
+        wanted = self.found if points is None else points
+        return {p: self.found[p] for p in wanted if p in self.found}
+
+    def write(self, *_: Any) -> None: ...
+
+
+LINE = LineUp([Spec("a"), Spec("b"), Spec("c")], [object()] * 3, 1, Audit([], least=16))
+
+
+def audited(bad: dict[int, int], closest: dict[int, float], seed: int) -> tuple[Book, list[int]]:
+    """Audit 200 survivors of which `bad` fall, each to a stage; return how often each attacked."""
+    book, given = Book(closest), [0, 0, 0]
+
+    def attack(stage: int, points: Any, last: bool) -> None:
+        todo = [p for p in points if p not in book.found]
+        given[stage] += len(todo)
+        for p in todo:
+            if bad.get(p) == stage:
+                book.found[p] = BrokenPoint(p, stage, 0, 0.0)
+
+    perform(LINE, book, lambda: [p for p in range(200) if p not in book.found],  # type: ignore[arg-type]
+            range(300), seed, attack)  # fmt: skip
+    return book, given
+
+
+def test_near_points_that_fall_are_followed_by_what_broke_them_until_a_block_holds() -> None:
+    closest = {p: -float(p) for p in range(200)}
+    book, given = audited({3: 2, 5: 2, 20: 2, 150: 2, 35: 1}, closest, seed=4)
+    sample = Sample(**book.memo["audit"])
+    assert not {20, 150, 35} & set(sample.random)  # else another seed
+    assert book.memo["escalated"] is False
+    # Points 16–31 (20 falls) and 32–47 (none does, since 35 falls to another attack) were given.
+    beyond = [p for p in range(16, 200) if p not in sample.random][:32]
+    assert pursued(book) == (beyond, {20})  # type: ignore[arg-type]
+    assert set(book.found) == {3, 5, 20}
+    assert given == [0, 32, 32 + 32]
+
+
+def test_a_random_point_that_falls_sends_everything_to_everyone() -> None:
+    closest = {p: -float(p) for p in range(200)}
+    bad = dict.fromkeys(range(0, 200, 4), 1)
+    book, _ = audited(bad, closest, seed=0)
+    assert book.memo["escalated"] is True
+    assert set(book.found) == set(bad)
+
+
+@pytest.mark.parametrize("scattered", [False, True])
+@pytest.mark.parametrize("bad", [2, 12, 60])
+def test_the_bound_holds_however_far_the_audit_went(bad: int, scattered: bool) -> None:
+    draws, hits, rounds = np.random.default_rng(bad), 0, 300
+    closest = {p: -float(p) for p in range(200)}
+    for turn in range(rounds):
+        chance = np.ones(200) if scattered else np.exp(-np.arange(200) / 25)
+        picked = draws.choice(200, bad, replace=False, p=chance / chance.sum())
+        book, _ = audited({int(p): 1 + int(p) % 2 for p in picked}, closest, seed=turn)
+        sample, fallen = Sample(**book.memo["audit"]), pursued(book)[1]  # type: ignore[arg-type]
+        audited_ones = {p for p in book.found if p in sample.points}
+        bound = 0 if book.memo["escalated"] else missed(sample, audited_ones, len(fallen))
+        hits += bound >= bad - len(book.found)
     assert hits / rounds >= 0.95 - 3 * (0.95 * 0.05 / rounds) ** 0.5

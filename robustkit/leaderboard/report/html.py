@@ -196,7 +196,9 @@ def _item(line: Line, run: Line, gallery: Gallery) -> dict[str, Any]:
     )
     if row.audit_bound is not None:
         bound = f"{row.audit_bound:.3f} (95%, by the audit)"
-        interval += f" The full line-up would lower it by at most {bound}."
+        interval += f" The attacks of the audit would lower it by at most {bound}."
+    if row.audit_halving:
+        interval += f" To halve that bound would take about {row.audit_halving:,} passes more."
     found = gallery.pictures
     return {
         "model": line,

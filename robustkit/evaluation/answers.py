@@ -1,0 +1,76 @@
+"""When the attacks of a run have answered a flag, so that it weighs less in the verdict.
+
+A flag says why robust accuracy may be too high. It is answered when attacks that were meant for
+its cause ran on every point, or on samples as far as they broke any, and what ran after them found
+nothing more:
+
+- flags of masked gradients, and `transfer`: attacks through a surrogate with the decisions of the
+  model, whose own gradient passes the probes (`Findings.true`) or, for `transfer`, through the
+  surrogates that broke points;
+- `randomized`: gradients averaged over as many draws as the noise needs;
+- `black_box`: the longer attacks without gradients, without a success.
+
+"Nothing more" is a quiet audit: no more of its sample broken than the threshold allows, or the
+next nearest attacked until a block of them held. Where the audit went on to every survivor, its
+last attacks, with gradients and without, must have broken none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from robustkit.evaluation.run import Run
+from robustkit.evaluation.stages.audit import unaudited
+from robustkit.record.ledger_schema import Cost
+from robustkit.search.protocol import draws, surrogate_of
+from robustkit.verify.flags import Flag
+
+
+def answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
+    """Mark the flags that the attacks of `run` have answered, with how."""
+    if run.line.findings is None or not _quiet(run):
+        return list(flags)
+    answers = _answers(run)
+    return [flag.model_copy(update={"answered": answers.get(flag.name)}) for flag in flags]
+
+
+def _answers(run: Run) -> dict[str, str]:
+    """Return how each flag was answered that was, given that the audit is quiet."""
+    line, found, on_all = run.line, run.line.findings, run.line.searches[: run.line.audited]
+    assert found is not None
+    aside = ", ".join(dict.fromkeys(filter(None, map(surrogate_of, on_all))))
+    answers = {}
+    if aside:
+        through = f"attacked through {aside}; the audit is quiet"
+        answers = dict.fromkeys([*line.answers, "transfer"], through)
+    if found.eot > 1 and any(draws(search) >= found.eot for search in on_all):
+        answers["randomized"] = f"gradients averaged over {found.eot} draws; the audit is quiet"
+    reserve = range(len(line.specs) - line.reserve, len(line.specs))
+    held = not any(found.stage in reserve for found in run.ledger.broken().values())
+    if held and _ran(run, reserve):
+        answers["black_box"] = "longer attacks without gradients broke no survivor"
+    return answers
+
+
+def _quiet(run: Run) -> bool:
+    """Tell whether the audit came to its end and its last attacks found nothing."""
+    line, ledger = run.line, run.ledger
+    if unaudited(line, ledger):
+        return False
+    if not ledger.remembered("escalated"):
+        return True
+    last = max((found.stage for found in ledger.broken().values()), default=-1)
+    after = [line.searches[s] for s in range(line.audited, len(line.specs))
+             if s > last and _ran(run, [s])]  # fmt: skip
+    return any(map(_follows_gradients, after)) and not all(map(_follows_gradients, after))
+
+
+def _ran(run: Run, stages: Sequence[int]) -> bool:
+    """Tell whether each of these attacks was given points."""
+    costs = run.ledger.costs()
+    return bool(stages) and all(costs.get(stage, Cost()).entered for stage in stages)
+
+
+def _follows_gradients(search: Any) -> bool:
+    return bool(getattr(search, "uses_gradient", True))
