@@ -52,7 +52,7 @@ class Adaptive:
     is chosen automatically is ours.
 
     Attributes:
-        audit_share, audit_least: as in `fast`.
+        audit_share, audit_least: as in `fast`; samples of other attacks have half of these sizes.
         transfer: a model of the same data from which adversarial inputs are tried; "" for none.
         queries: of one attack without gradients, where it is added.
     """

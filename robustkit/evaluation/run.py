@@ -30,6 +30,7 @@ from robustkit.record.ledger_schema import CLEAN, REPLAYED, VERIFIED, Cost
 from robustkit.record.points import Status
 from robustkit.record.record import COMPLETE, REPLAY
 from robustkit.record.status import Finished, read_finished
+from robustkit.search.audit import Audit
 from robustkit.search.suites import LineUp
 
 _OTHERS = {REPLAYED: REPLAY, VERIFIED: COMPLETE}  # stages that are no attack of the line-up
@@ -152,8 +153,8 @@ class Run:
         if not self.line.screens(number):
             self.attack(number, points, last)
         elif not self.ledger.costs().get(number, Cost()).finished:
-            seed = self.settings.seed
-            screen(number, points, self.ledger, self._left, seed, self.attack, last=last)
+            audit, seed = self.line.audit or Audit(()), self.settings.seed
+            screen(number, points, self.ledger, audit, self._left, seed, self.attack, last=last)
 
     def forwards(self) -> int:
         """Return the passes that all stages have taken so far."""

@@ -10,6 +10,7 @@ import pytest
 from robustkit.evaluation.stages.screen import screen
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import BrokenPoint, Cost
+from robustkit.search.audit import Audit
 
 STAGE, POINTS = 3, range(100)
 
@@ -42,7 +43,7 @@ class Attack:
         self.ledger.write(stage, [], broken, Cost(finished=last))
 
     def run(self, points: Sequence[int] = POINTS) -> None:
-        screen(STAGE, points, self.ledger, self.left, 0, self, last=True)
+        screen(STAGE, points, self.ledger, Audit(()), self.left, 0, self, last=True)
 
     @property
     def finished(self) -> bool:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import Cost
-from robustkit.search.audit import Audit, draw
-
-# What the first block is: points near a misclassification, and as many of the others at random.
-# Where nearness says little, it is the random ones that tell.
-_FIRST = Audit(attacks=(), near=0.025, random=0.025, least=8)
+from robustkit.search.audit import Audit, draw, nearest_first
 
 
 def screen(
     stage: int,
     points: Sequence[int],
     ledger: Ledger,
+    audit: Audit,
     left: Callable[[Sequence[int]], Sequence[int]],
     seed: int,
     attack: Callable[[int, Sequence[int], bool], None],
@@ -25,11 +24,14 @@ def screen(
 ) -> None:
     """Run a stage on a sample of the survivors among `points`, and on others if it breaks any.
 
-    After the sample come blocks of its size, by falling nearness; the first one without a success
-    is the last. Where a random point of the sample is broken, all others are attacked. The order is
-    settled once and kept in the ledger: a run that was killed goes on with it.
+    The sample is drawn as for the audit, at half its size: the nearest points, and others at random
+    for where being near says little. After it come blocks of its size, by falling nearness; the
+    first one without a success is the last. Where a random point of the sample is broken, all
+    others are attacked. The order is settled once and kept in the ledger: a run that was killed
+    goes on with it.
 
     Args:
+        audit: how the suite audits.
         left: tells which of some points are robust.
         attack: runs a stage on those of some points that are still robust; True: they are the last.
         last: no points are to come after these.
@@ -37,7 +39,7 @@ def screen(
     key, whose = f"screen {stage}", [points[0], len(points)] if points else []
     kept = ledger.remembered(key)
     if kept is None or kept["points"] != whose:  # of an earlier part of the run
-        kept = {"points": whose} | _order(ledger, left(points), seed)
+        kept = {"points": whose} | _order(ledger, audit, left(points), seed)
         ledger.remember(key, kept)
     for block in kept["blocks"]:
         attack(stage, block, False)
@@ -50,15 +52,13 @@ def screen(
     ledger.write(stage, [], [], Cost(finished=last))
 
 
-def _order(
-    ledger: Ledger, robust: Sequence[int], seed: int
-) -> dict[str, list[list[int]] | list[int]]:
+def _order(ledger: Ledger, audit: Audit, robust: Sequence[int], seed: int) -> dict[str, Any]:
     """Draw the sample, and cut the others into blocks."""
     closest = ledger.closest()
-    sample = draw(_FIRST, closest, robust, seed)
+    half = replace(audit, near=audit.near / 2, random=audit.random / 2, least=-(-audit.least // 2))
+    sample = draw(half, closest, robust, seed)
     first = sorted(sample.points)
-    rest = [p for p in robust if p not in sample.points]
-    rest.sort(key=lambda point: (-closest.get(point, float("-inf")), point))
+    rest = nearest_first(closest, [point for point in robust if point not in sample.points])
     cuts = range(0, len(rest), max(1, len(first)))
     blocks = [first, *(rest[start : start + len(first)] for start in cuts)]
     return {"blocks": blocks, "random": list(sample.random)}
