@@ -211,8 +211,12 @@ def read_threat(text: Threat | str) -> Threat:
         )
     kind, _, what = text.partition(":")
     kind = kind.strip().lower()
-    if not what or kind in NORMS or kind not in threats:
+    if kind in NORMS or kind not in threats:
         return Threat.parse(text)
+    if not what.strip():
+        known = threats.entry(kind).facts.get("examples", ())
+        forms = " or ".join(f"{kind}:{example}" for example in known) or f"{kind}:WHAT"
+        raise UsageError(f"expected a threat model such as {forms}, got {text!r}.")
     read: Threat = threats.entry(kind).target.read(what.strip())
     return read
 

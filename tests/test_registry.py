@@ -217,3 +217,9 @@ def test_a_checkout_that_is_not_installed_says_so(
     monkeypatch.setattr(home, "entry_points", lambda group: found)
     with pytest.raises(RobustkitError, match=r"not installed.*Run `pip install -e \.` in it"):
         attacks.entries()
+
+
+@pytest.mark.parametrize("text", ["corruption", " Corruption: "])
+def test_a_kind_of_threat_alone_is_answered_with_its_forms(text: str) -> None:
+    with pytest.raises(UsageError, match="such as corruption:all or corruption:fog@3 or"):
+        home.read_threat(text)

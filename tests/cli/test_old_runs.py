@@ -88,7 +88,19 @@ def test_an_old_record_passes_against_itself(name: str, old: Path) -> None:
     assert {found["drop"] for found in check["findings"] if found["metric"] == "robust"} == {0}
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_run_of_a_suite_that_has_changed_since_is_refused(old: Path) -> None:
+    """Its record is read, ranked and gated above; more passes would mix two line-ups."""
+    folder = old / "fast/pgd_at"
+    before = (folder / "record.json").read_bytes()
+    told = CliRunner().invoke(
+        main, ["evaluate", *ARGUMENTS["fast/pgd_at"], "--out", str(folder.parent), "--n", "24"]
+    )
+    assert told.exit_code == 2
+    assert "attacks was" in told.stderr and "square(outlook=2, queries=5000)" in told.stderr
+    assert (folder / "record.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["whole/pgd_at", "certified/ibp"])
 def test_a_finished_ledger_answers_without_an_attack(name: str, old: Path) -> None:
     """The record written anew from the ledger says what the old one said, at the old cost."""
     folder = old / name

@@ -73,7 +73,7 @@ def _pursue(ledger: Ledger, size: int, attack: Callable[[int, Sequence[int], boo
     such points would (95%, by 16 of them), and those behind them are farther.
     """
     ahead, finders = ledger.remembered("next") or [], ledger.remembered("finders") or []
-    for start in range(0, len(ahead), size):
+    for start in range(0, len(ahead), max(size, 1)):  # with no near points, none is ahead
         block = ahead[start : start + size]
         for stage in finders:
             attack(stage, block, False)
