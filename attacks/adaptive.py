@@ -83,8 +83,11 @@ class Adaptive:
         flags = set(findings.flags)
         masked = bool(_MASKED & flags)
         guide = _guide(surrogates, findings) if masked else ""
-        student = ["student"] if masked else []
-        screened = _climbs(threat, findings, surrogates, [*findings.transfer, *student])
+        # What has the model's decisions and a sound gradient is the main attack.
+        main = findings.true if masked else ()
+        named = [*surrogates, *findings.surrogates, *findings.transfer]
+        named += ["student"] if masked else []
+        screened = _climbs(threat, findings, named, ["", *surrogates, *main])
         if guide:
             most = findings.eot if guide in findings.noisy else 1
             first = self.audit(threat).attacks[:2]  # those of `parity` that follow gradients
@@ -95,11 +98,10 @@ class Adaptive:
         reserve = [*black_box, f"square(queries={2 * self.queries}, restarts=2, outlook=2)"]
         line: list[str] = []
         if masked:
-            # What has the model's decisions and a sound gradient is the main attack; where nothing
-            # has and gradients are of no use, all surrogates and attacks without gradients are.
-            line = [s for name in findings.true for s in _climb(threat, name)]
+            line = [spec for name in main for spec in _climb(threat, name)]
             screened += black_box
-            if _USELESS & flags and not findings.true:
+            # Where there is none and gradients are of no use, all others are.
+            if _USELESS & flags and not main:
                 line, screened = screened, []
         line, screened, reserve = (
             [_patient(spec, findings) for spec in part] for part in (line, screened, reserve)
@@ -141,19 +143,16 @@ def _guide(surrogates: Sequence[str], findings: Findings) -> str:
 
 
 def _climbs(
-    threat: Threat, findings: Findings, surrogates: Sequence[str], others: Sequence[str]
+    threat: Threat, findings: Findings, surrogates: Sequence[str], averaged: Sequence[str]
 ) -> list[str]:
-    """List the attacks of `fast` through all surrogates; where they are random, by rising EOT.
+    """List the attacks of `fast` through surrogates; where `averaged` are random, by rising EOT.
 
-    One draw finds most, and what few draws leave is less to try with many: those that the noise
-    needs are for the model and the surrogates that it declares.
+    One draw finds most, and what few draws leave is less to try with many.
     """
-    specs: list[str] = []
-    for draws in sorted({1, max(1, findings.eot // 4), findings.eot}):
-        for name in ["", *surrogates, *findings.surrogates, *others]:
-            random = not name or name in findings.noisy
-            kept = draws < findings.eot or name in ["", *surrogates]
-            if (draws == 1 and name) or (draws > 1 and random and kept):
+    specs = [spec for name in surrogates for spec in _climb(threat, name)]
+    for draws in sorted({max(1, findings.eot // 4), findings.eot} - {1}):
+        for name in averaged:
+            if not name or name in findings.noisy:
                 specs += _climb(threat, name, draws)
     return specs
 
