@@ -25,13 +25,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+import tomllib
 from rich.console import Console
 from rich.table import Table
 
+from robustkit.core.packages import DISTRIBUTION
 from robustkit.errors import RobustkitError
 from robustkit.record.record import Record, load
 
-_ROOT = Path(__file__).parents[1]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_ROOT, _RUNNER = Path(__file__).parents[1], "adaptive_overhead_runner.py"
 MODELS = ("crossmax", "adaptive_smoothing", "mixednuts")
 WRAPPERS = (
     "early_exit", "served_labels", "rounded_noise", "thermometer", "jpeg", "staircase",
@@ -98,20 +105,40 @@ def checkout(against: str, out: Path) -> tuple[str, Path]:
 
 
 def importable(name: str, build: Path, out: Path) -> Path:
-    """Return a folder to import a build from, whatever is installed; its packs lie beside it.
+    """Return a folder to import a build from, whatever is installed.
 
-    An installation maps `robustkit.attacks` and `robustkit.defenses` to this build's; links inside
-    the package come first. The gauntlet is this build's for both.
+    An installation maps `robustkit.attacks` and `robustkit.defenses` to its own packs: links inside
+    the package come first. What a build asks of its distribution, name and entry points, is written
+    beside it.
     """
     path = out / "imports" / name
-    links = {entry.name: entry for entry in (build / "robustkit").iterdir()}
-    links |= {pack: build / pack for pack in ("attacks", "defenses")}
-    (path / "robustkit").mkdir(parents=True, exist_ok=True)
-    wanted = {path / "robustkit" / key: target for key, target in links.items()}
-    for link, target in {**wanted, path / "benchmarks": _ROOT / "benchmarks"}.items():
+    links = {f"robustkit/{entry.name}": entry for entry in (build / "robustkit").iterdir()}
+    links |= {f"robustkit/{pack}": build / pack for pack in ("attacks", "defenses")}
+    links |= {"benchmarks": build / "benchmarks", _RUNNER: _ROOT / "benchmarks" / _RUNNER}
+    for place, target in links.items():
+        link = path / place
+        link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
             link.symlink_to(target.resolve(), target_is_directory=target.is_dir())
+    project = tomllib.loads((build / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    # One without entry points hides what is installed, which may have another name.
+    _describe(path, DISTRIBUTION, "0", {})
+    _describe(path, project["name"], project["version"], project.get("entry-points", {}))
     return path
+
+
+def _describe(path: Path, name: str, version: str, entry_points: dict[str, dict[str, str]]) -> None:
+    """Write the metadata of a distribution into a folder to import from."""
+    info = path / f"{name.replace('-', '_')}.dist-info"
+    info.mkdir(exist_ok=True)
+    head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    (info / "METADATA").write_text(head, encoding="utf-8")
+    lines = [
+        line
+        for group, entries in entry_points.items()
+        for line in (f"[{group}]", *(f"{key} = {value}" for key, value in entries.items()))
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def evaluated(
@@ -122,8 +149,8 @@ def evaluated(
     if not record.exists():
         if not go:
             return None
-        command = [sys.executable, "-m", "benchmarks.adaptive_overhead_runner", name]
-        subprocess.run([*command, str(folder.resolve()), json.dumps(asked)], check=True,
+        command = [sys.executable, _RUNNER, name, str(folder.resolve()), json.dumps(asked)]
+        subprocess.run(command, check=True,
                        cwd=path, env={**os.environ, "PYTHONPATH": str(path.resolve())})  # fmt: skip
     return load(record)
 

@@ -1,7 +1,8 @@
 """One evaluation by the suite `adaptive`, as a program that an older build can run as well.
 
-    python -m benchmarks.adaptive_overhead_runner NAME FOLDER OPTIONS
+    python adaptive_overhead_runner.py NAME FOLDER OPTIONS
 
+It imports nothing but the package's public face and the gauntlet, both of the build that runs it.
 NAME is a bundled model, or a wrapper of the gauntlet around `pgd_at`; OPTIONS a JSON object with
 data, root, threat, n, seed and threads. What the folder holds goes on; its record is the result.
 """
@@ -16,20 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 
+import robustkit
 from benchmarks.gauntlet.families import ENTRIES
-from robustkit.core.threat import Threat
-from robustkit.data.dataset import Dataset
-from robustkit.data.open import open_dataset
-from robustkit.evaluation.evaluate import evaluate
-from robustkit.models.load import load_model
 
 BARE = "pgd_at"
 
 
-def build(name: str, data: Dataset) -> nn.Module:
-    """Return a model by name: a wrapper, or a bundled one."""
+def build(name: str, data: Any) -> nn.Module:
+    """Return a model by name: a wrapper of the gauntlet, or a bundled one."""
     entry = ENTRIES.get(name)
-    model: nn.Module = load_model(BARE if entry else name, data=data).model
+    model: nn.Module = robustkit.load_model(BARE if entry else name, data=data).model
     return entry.build(model.requires_grad_(False)).eval() if entry else model
 
 
@@ -37,10 +34,10 @@ def run(name: str, folder: Path, asked: dict[str, Any]) -> None:
     """Evaluate one model, or finish its evaluation, in `folder`."""
     torch.set_num_threads(asked["threads"])
     root = asked["root"]
-    data = open_dataset(asked["data"], root=None if root is None else Path(root))
-    evaluate(
-        build(name, data), name=name, data=data, threat=Threat.parse(asked["threat"]),
-        n=asked["n"], seed=asked["seed"], suite="adaptive", device="cpu", folder=folder,
+    data = robustkit.open_dataset(asked["data"], root=None if root is None else Path(root))
+    robustkit.evaluate(
+        build(name, data), name=name, data=data, threat=asked["threat"], n=asked["n"],
+        seed=asked["seed"], suite="adaptive", device="cpu", folder=folder,
     )  # fmt: skip
 
 

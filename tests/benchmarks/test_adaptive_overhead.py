@@ -13,7 +13,17 @@ import pytest
 from benchmarks.adaptive_overhead import checkout, compare, importable
 from robustkit.record.record import Record
 
-ASKED = "import robustkit.attacks as a, robustkit.defenses as d; print(a.HERE, d.HERE)"
+PROJECT = """[project]
+name = "robustkit-other"
+version = "9.9"
+[project.entry-points."robustkit.packs"]
+attacks = "robustkit.attacks"
+"""
+ASKED = """import robustkit.attacks as a, robustkit.defenses as d
+from importlib.metadata import entry_points, version
+packs = [p.value for p in entry_points(group="robustkit.packs") if p.dist.version == "9.9"]
+print(a.HERE, d.HERE, version("robustkit-other"), *packs)
+"""
 
 
 def test_a_build_is_imported_with_its_own_packs(tmp_path: Path) -> None:
@@ -21,13 +31,14 @@ def test_a_build_is_imported_with_its_own_packs(tmp_path: Path) -> None:
     for folder in ("robustkit", "attacks", "defenses"):
         (build / folder).mkdir(parents=True)
         (build / folder / "__init__.py").write_text(f"HERE = {folder!r}\n", encoding="utf-8")
+    (build / "pyproject.toml").write_text(PROJECT, encoding="utf-8")
     name, files = checkout(str(build), tmp_path)
     path = importable(name, files, tmp_path)
     assert importable(name, files, tmp_path) == path  # a second run finds the links in place
     done = subprocess.run([sys.executable, "-c", ASKED], env={"PYTHONPATH": str(path)}, cwd=path,
                           capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.stdout.split() == ["attacks", "defenses"], done.stderr
-    assert (path / "benchmarks" / "gauntlet").is_dir()
+    assert done.stdout.split() == ["attacks", "defenses", "9.9", "robustkit.attacks"], done.stderr
+    assert (path / "adaptive_overhead_runner.py").is_file()
 
 
 def test_what_is_no_build_is_refused(tmp_path: Path) -> None:
