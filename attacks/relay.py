@@ -87,6 +87,8 @@ class Relay:
         decay: of that bound from leg to leg.
         surrogate: name of the surrogate to take gradients from; "" takes them from the model.
         eot: passes averaged at every query, for randomized models.
+        patience: queries before the first of the looks at which a run without hope may end
+            (`robustkit.search.patience`); 0: none does.
     """
 
     first: Annotated[int, Field(ge=1)] = 20
@@ -99,6 +101,7 @@ class Relay:
     decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     surrogate: str = ""
     eot: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=0)] = 0
 
     uses_gradient = True
     stays_inside = True
