@@ -152,6 +152,8 @@ def _gather(asked: Asked, console: Console) -> tuple[list[Row], list[str]]:
             report(f"{mask.name}: {column}")
             try:
                 attack(setting, mask, masked, column, asked.controls)
+            except UsageError:
+                raise
             except RobustkitError as error:
                 failed.append(f"{mask.name}, {column}: {error}")
         if (line := row(setting, mask, masked)) is not None:

@@ -155,7 +155,7 @@ class KWinnersNet(Masked):
     def _smoothed(self, x: Tensor) -> Tensor:
         near = x + self.noise[:, None].to(x)
         logits: Tensor = self.net(near.flatten(0, 1))
-        return logits.unflatten(0, near.shape[:2]).mean(0)
+        return logits.reshape(*near.shape[:2], -1).mean(0)
 
 
 @mask("k_winners", "Xiao et al. 2020, arXiv:1905.10510")

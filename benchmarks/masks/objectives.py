@@ -50,7 +50,7 @@ class DummyNet(Plain):
     def pairs(self, x: Tensor) -> Tensor:
         """[b, c, h, w] -> the class's own output and its dummy [b, 2, k]."""
         outputs: Tensor = self.net(x)
-        return outputs.unflatten(1, (2, -1))
+        return outputs.reshape(len(x), 2, -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, c, h, w] -> [b, k]."""
@@ -86,7 +86,8 @@ class DummyClasses(Objective):
         own, dummy = one_hot(y, wide), one_hot(y + wide // 2, wide)
         soft = self.share * own + (1 - self.share) * dummy
         turned = self.share * dummy + (1 - self.share) * own
-        return -((soft * clean).sum(1) + (turned * attacked).sum(1)).mean() / 2
+        loss: Tensor = (soft * clean).sum(1) + (turned * attacked).sum(1)
+        return -loss.mean() / 2
 
     def wrap(self, bare: nn.Module, learned: nn.Module | None, data: Dataset) -> DummyNet:
         """Answer with the larger output of every class."""
@@ -117,7 +118,8 @@ class LogitPairing(Objective):
         clean, attacked = model(torch.cat([x, z])).chunk(2)
         loss = (cross_entropy(clean, y) + cross_entropy(attacked, y)) / 2
         squeezed = self.squeezing * (clean.square().mean() + attacked.square().mean()) / 2
-        return loss + self.pairing * mse_loss(clean, attacked) + squeezed
+        total: Tensor = loss + self.pairing * mse_loss(clean, attacked) + squeezed
+        return total
 
 
 @mask("feature_scattering", "Zhang & Wang 2019, arXiv:1907.10764")

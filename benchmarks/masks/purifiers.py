@@ -134,7 +134,7 @@ class DiffusionNet(Masked):
             else:
                 z = self._reverse(z, step)
         logits: Tensor = self.bare(z.clamp(0, 1))
-        return logits.unflatten(0, (v, b))
+        return logits.reshape(v, b, logits.shape[1])
 
     def _reverse(self, z: Tensor, step: int) -> Tensor:
         """One ancestral step from the noise of one size to that of the next."""

@@ -78,8 +78,10 @@ class MovingNet(Masked):
         for drawn in self.offsets:
             hidden = x
             for layer in self.net.children():
-                moves = isinstance(layer, MovedConv)
-                hidden = layer.moved(hidden, drawn) if moves else layer(hidden)
+                if isinstance(layer, MovedConv):
+                    hidden = layer.moved(hidden, drawn)
+                else:
+                    hidden = layer(hidden)
             logits.append(hidden)
         return mean_probability(torch.stack(logits))
 
@@ -122,18 +124,23 @@ class VotingNet(Masked):
         super().__init__()
         self.bare, self.levels = bare, levels
 
-    def variants(self, x: Tensor) -> list[Tensor]:
-        """Return the image coarsened, blurred, shifted, turned and enlarged [b, c, h, w] each."""
-        coarse = straight((x * self.levels).round() / self.levels, x)
+    def variants(self, x: Tensor, *, smooth: bool = False) -> list[Tensor]:
+        """Return the image coarsened, blurred, shifted, turned and enlarged [b, c, h, w] each.
+
+        Args:
+            smooth: coarsening has the gradient of the identity.
+        """
+        coarse = (x * self.levels).round() / self.levels
+        coarse = straight(coarse, x) if smooth else coarse
         blurred = avg_pool2d(pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
         shifted = [pad(x, (1, -1, 1, -1)), pad(x, (-1, 1, -1, 1))]
         turned = [_turn(x, angle, 1.0) for angle in (0.1, -0.1)]
         return [coarse, (x + blurred) / 2, *shifted, *turned, _turn(x, 0.0, 0.95)]
 
-    def ballots(self, x: Tensor) -> Tensor:
+    def ballots(self, x: Tensor, *, smooth: bool = False) -> Tensor:
         """[b, c, h, w] -> the logits of every variant [v, b, k]."""
-        logits: Tensor = self.bare(torch.cat(self.variants(x)))
-        return logits.unflatten(0, (-1, len(x)))
+        logits: Tensor = self.bare(torch.cat(self.variants(x, smooth=smooth)))
+        return logits.reshape(-1, len(x), logits.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, c, h, w] -> shares of votes [b, k]."""
@@ -141,7 +148,7 @@ class VotingNet(Masked):
 
     def experts(self) -> dict[str, Model]:
         """The mean probability over the variants; the bare model."""
-        return {"mean": lambda x: mean_probability(self.ballots(x)), "bare": self.bare}
+        return {"mean": lambda x: mean_probability(self.ballots(x, smooth=True)), "bare": self.bare}
 
 
 def _turn(x: Tensor, angle: float, scale: float) -> Tensor:
