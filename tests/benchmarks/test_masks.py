@@ -63,7 +63,7 @@ def test_objectives_depend_on_the_step_alone(name: str, data: Dataset) -> None:
         losses.append(mask.objective(net, x, y, Step(0.5, drawn)))
     assert losses[0].isfinite()
     assert torch.equal(losses[0], losses[1])
-    losses[0].backward()  # type: ignore[no-untyped-call]
+    losses[0].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
