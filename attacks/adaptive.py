@@ -20,7 +20,7 @@ _MASKED = frozenset(
     [
         *("no_gradient", "probabilities", "one_hot", "saturated", "scaled_logits"),
         *("exploding_gradient", "gradient_mismatch", "piecewise_constant", "inner_autograd"),
-        *("stateful", "huge_eps", "not_monotone"),
+        *("stateful", "huge_eps", "not_monotone", "absorbing_outputs"),
     ]
 )
 # Of these, the flags under which it is of no use at all.
@@ -28,7 +28,7 @@ _USELESS = frozenset(["no_gradient", "one_hot", "gradient_mismatch", "huge_eps"]
 # The flags that are dealt with by attacks through a surrogate with the model's decisions.
 _ANSWERED = (_MASKED | {"transfer"}) - {"stateful"}
 # Surrogates with the model's logits and another gradient: one that passes is a finding in itself.
-_FAITHFUL = ("bypass", "bpda")
+_FAITHFUL = ("bypass", "bpda", "pooled")
 
 
 @suites.register("adaptive", cites="arXiv:1802.00420")
@@ -82,8 +82,9 @@ class Adaptive:
         audit: list[str] = []
         for name in ["", *surrogates] if findings.eot > 1 else []:
             line += _gradient_attacks(threat, findings, name)
-        # `bpda` and `bypass` are accepted only if their gradient differs at equal logits: something
-        # in the model hides its gradient, with or without a flag.
+        # `bpda` and `bypass` are accepted only if their gradient differs at equal logits, `pooled`
+        # if classes have several outputs: something in the model hides its gradient, with or
+        # without a flag.
         for name in findings.surrogates:
             called = masked or name in _FAITHFUL
             (line if called else audit).extend(_gradient_attacks(threat, findings, name))

@@ -22,10 +22,10 @@ SUITES = ("parity", "adaptive")
 COLUMNS = (EXPERT, *SUITES)
 # Of the reference: per form that an expert differentiates, {through} names it.
 _REFERENCE = (
-    "relay(first=100, probes=9, probe=20, legs=20, steps=100, near=2, decay=0.9{through})",
-    "apgd(loss=margin, restarts=5{through})",
-    "apgd(restarts=5{through})",
-    "apgd(loss=targeted_dlr, targets=9{through})",
+    "relay(first=100, probes=9, probe=20, legs=12, steps=100, near=1, decay=0.8{through})",
+    "apgd(loss=margin, restarts=3{through})",
+    "apgd(restarts=2{through})",
+    "apgd(loss=targeted_dlr, targets=9, steps=50{through})",
 )
 _DRAWS = 8  # passes averaged at every query of a randomized form
 

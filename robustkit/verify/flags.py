@@ -149,6 +149,13 @@ _KINDS = (
         "The gradient misleads. Use more restarts and other losses, or attack a surrogate.",
     ),
     FlagKind(
+        "absorbing_outputs",
+        "suspicious",
+        "a class has several outputs, of which the largest counts, and when an attack lowers one "
+        "of a quarter of the inputs or more, another of the same class takes over",
+        "Attack all outputs of a class together (surrogate=pooled).",
+    ),
+    FlagKind(
         "black_box",
         "unreliable",
         "attacks without gradients broke points that those with gradients had not: gradients are "
