@@ -77,18 +77,24 @@ class MeanSparse(Mask):
     def wrap(self, bare: nn.Module, learned: nn.Module | None, data: Dataset) -> MeanSparseNet:
         """Measure the features of `bare` on the first training points, and choose the width."""
         x, y = data.fetch(np.arange(min(self.sample, len(data))))
-        found = MeanSparseNet(_banded(bare, x, self.widths[0]))
+        found = MeanSparseNet(banded(bare, x, self.widths[0]))
         with torch.no_grad():
             allowed = _accuracy(bare, x, y) - 0.005
             for width in self.widths[1:]:
-                wider = MeanSparseNet(_banded(bare, x, width))
+                wider = MeanSparseNet(banded(bare, x, width))
                 if _accuracy(wider, x, y) < allowed:
                     break
                 found = wider
         return found
 
 
-def _banded(bare: nn.Module, x: Tensor, width: float) -> list[nn.Module]:
+def banded(bare: nn.Module, x: Tensor, width: float) -> list[nn.Module]:
+    """Return the layers of a sequential model with a band before every ReLU.
+
+    Args:
+        x: inputs [b, *f] whose features are measured.
+        width: of the bands, in standard deviations.
+    """
     layers = list[nn.Module]()
     with torch.no_grad():
         for layer in bare.children():

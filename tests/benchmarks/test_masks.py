@@ -14,14 +14,17 @@ from torch.nn.functional import conv2d, pad
 from benchmarks.masks import run
 from benchmarks.masks.__main__ import main
 from benchmarks.masks.families import MASKS
-from benchmarks.masks.hidden import Band, MeanSparseNet, Winners
+from benchmarks.masks.hidden import Band, MeanSparseNet, Winners, banded
 from benchmarks.masks.mask import Masked, mean_probability, one_hot_vote, straight
 from benchmarks.masks.objectives import DummyNet, transport
 from benchmarks.masks.purifiers import Denoiser, DiffusionNet
 from benchmarks.masks.transformations import MovedConv
 from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
+from robustkit.models.load import load_model
+from robustkit.models.surrogates.resolve import screened
 from robustkit.models.training import Step
+from robustkit.verify.diagnostics.probe import examine
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,15 @@ def test_mean_sparse_hides_the_gradient_of_flat_features_alone() -> None:
         slopes = [torch.autograd.grad(f(x).sum(), x)[0].item()
                   for f in (net, experts["straight"])]  # fmt: skip
         assert slopes == [0.0 if masked == 0 else 3.0, 3.0]
+
+
+def test_narrow_bands_are_flagged_and_seen_through(data: Dataset) -> None:
+    """The gradient is zero on a tenth of the units although the output moves."""
+    bare, (x, _) = load_model("pgd_at", data=data).model, data.fetch(np.arange(200))
+    net = MeanSparseNet(banded(bare, x, 0.1)).eval().requires_grad_(False)
+    flags = {flag.name for flag in examine(net, x[:16], 10, "mean_sparse").flags}
+    assert "gradient_mismatch" in flags
+    assert "bpda" in screened(net, x[:16]).models
 
 
 def test_winners_are_the_largest_share() -> None:
