@@ -20,7 +20,7 @@ _MASKED = frozenset(
     [
         *("no_gradient", "probabilities", "one_hot", "saturated", "scaled_logits"),
         *("exploding_gradient", "gradient_mismatch", "piecewise_constant", "inner_autograd"),
-        *("stateful", "huge_eps", "not_monotone", "absorbing_outputs"),
+        *("stateful", "huge_eps", "not_monotone", "absorbing_outputs", "jumping_units"),
     ]
 )
 # Of these, the flags under which it is of no use at all.

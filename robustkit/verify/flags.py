@@ -129,6 +129,14 @@ _KINDS = (
         "if they were the identity (BPDA).",
     ),
     FlagKind(
+        "jumping_units",
+        "suspicious",
+        "at a quarter of the inputs or more, hidden units whose gradient is zero jump when the "
+        "pixels move by 0.01: one in a thousand or more",
+        "The gradient leaves out what these units add: attack through them as if they were the "
+        "identity (BPDA).",
+    ),
+    FlagKind(
         "inner_autograd",
         "suspicious",
         "the forward pass differentiates or optimizes by itself",

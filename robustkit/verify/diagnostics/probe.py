@@ -16,6 +16,7 @@ from robustkit.verify.diagnostics.gradients import of_gradients
 from robustkit.verify.diagnostics.logits import of_answers
 from robustkit.verify.diagnostics.side_effects import Buffers, differentiates
 from robustkit.verify.diagnostics.unbounded import of_reach
+from robustkit.verify.diagnostics.units import of_units
 from robustkit.verify.flags import Flag, flag
 
 _SEED = 20_000  # of the draws that are repeated
@@ -194,7 +195,8 @@ def _probe(
     flags += of_gradients(counted, x, first, box, randomized=randomized)
     if differentiates(counted, x[:2]):
         flags.append(flag("inner_autograd", "the forward pass computes gradients of its own"))
-    return flags + of_reach(counted, x, first, box) + of_outputs(counted, x, first, box)
+    flags += of_reach(counted, x, first, box) + of_outputs(counted, x, first, box)
+    return flags if randomized else flags + of_units(counted, x, box)
 
 
 def _moved(
