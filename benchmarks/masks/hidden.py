@@ -122,7 +122,7 @@ class Winners(nn.Module):
         """Return the smallest feature that passes, by input."""
         flat = f.flatten(1)
         k = max(1, round(self.share * flat.shape[1]))
-        least: Tensor = flat.topk(k, dim=1).values[:, -1]
+        least: Tensor = flat.topk(k, dim=1, sorted=False).values.amin(1)
         return least.view(-1, *[1] * (f.ndim - 1))
 
     def forward(self, f: Tensor) -> Tensor:
