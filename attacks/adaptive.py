@@ -99,6 +99,8 @@ class Adaptive:
             line += black_box
         elif masked:
             audit += black_box
+        if masked and threat.norm != "l1":
+            line += ["basin", _with("basin", [f"surrogate={guide!r}"])]
         if guide:
             audit += [_with(s, _through(findings, guide)) for s in _first_of("parity", threat)]
         if findings.eot > 1:
