@@ -39,8 +39,9 @@ class Adaptive:
     On a model without flags it is `fast` and its audit. Flags raised before the attacks add, on all
     points: attacks through the built-in surrogates (automatic BPDA, logits before the squashing, a
     bypass of preprocessing, smooth forms of hard selection, submodules, a distilled student),
-    gradients averaged over as many draws as the noise needs (EOT), transfer from other models, and
-    attacks without gradients where gradients are of no use. Those that no flag calls for are in the
+    gradients averaged over as many draws as the noise needs (EOT), transfer from other models,
+    ascents from where a search without gradients came nearest, and attacks without gradients where
+    gradients are of no use. Those that no flag calls for are in the
     audit, and run on every survivor if they break a point of its sample; where attacks without
     gradients break points, longer ones run on every survivor.
 
@@ -99,6 +100,9 @@ class Adaptive:
             line += black_box
         elif masked:
             audit += black_box
+        # An ascent may not come into a basin of adversarial inputs that a search without gradients
+        # reaches: of 15 points of a model with flattened features (benchmarks/masks) `basin` leaves
+        # none, `relay` four, a search without gradients of the same length two.
         if masked and threat.norm != "l1":
             line += ["basin", _with("basin", [f"surrogate={guide!r}"])]
         if guide:
