@@ -100,11 +100,7 @@ class Adaptive:
             line += black_box
         elif masked:
             audit += black_box
-        # An ascent may not come into a basin of adversarial inputs that a search without gradients
-        # reaches: of 15 points of a model with flattened features (benchmarks/masks) `basin` leaves
-        # none, `relay` four, a search without gradients of the same length two.
-        if masked and threat.norm != "l1":
-            line += ["basin", _with("basin", [f"surrogate={guide!r}"])]
+        line += self._basins(threat, findings, guide) if masked else []
         if guide:
             audit += [_with(s, _through(findings, guide)) for s in _first_of("parity", threat)]
         if findings.eot > 1:
@@ -112,6 +108,17 @@ class Adaptive:
         reserve = [*black_box, f"square(queries={2 * self.queries}, restarts=2)"]
         reserve = [spec for spec in reserve if spec not in [*line, *audit]]
         return Remedies(line, audit, reserve, sorted(_ANSWERED) if findings.true else ())
+
+    def _basins(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
+        """List ascents from where a search without gradients came, by scores that tell something.
+
+        Of 15 points of a model with flattened features (`benchmarks/masks`) `basin` leaves none,
+        `relay` four and a search without gradients of the same length two.
+        """
+        if threat.norm == "l1" or findings.eot > 1 or "one_hot" in findings.flags:
+            return []
+        options = [f"queries={max(1, self.queries // 5)}"]
+        return [_with("basin", more) for more in (options, [*options, f"surrogate={guide!r}"])]
 
     def _without_gradients(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
         """List attacks without gradients; by decisions too where logits hardly vary.

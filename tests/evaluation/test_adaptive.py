@@ -65,7 +65,10 @@ def test_a_flag_promotes_stand_ins_transfer_and_a_student() -> None:
         lined(Findings((FLAG,), ("logits", "bpda"), ("undefended",), true=("bpda", "logits")))
     )
     through = ("logits", "bpda", "undefended", "student")
-    assert line == ["relay", *(f"relay(surrogate={name})" for name in through)]
+    assert line == [
+        "relay", *(f"relay(surrogate={name})" for name in through),
+        "basin(queries=1000)", "basin(queries=1000, surrogate=logits)",
+    ]  # fmt: skip
     assert [text.partition("(")[0] for text in audit] == [
         "spsa", "square", "apgd", "apgd", "apgd", "apgd", "fab", "square"
     ]  # fmt: skip
