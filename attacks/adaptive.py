@@ -21,7 +21,7 @@ _MASKED = frozenset(
     [
         *("no_gradient", "probabilities", "one_hot", "saturated", "scaled_logits"),
         *("exploding_gradient", "gradient_mismatch", "piecewise_constant", "inner_autograd"),
-        *("stateful", "huge_eps", "not_monotone"),
+        *("stateful", "huge_eps", "not_monotone", "absorbing_outputs", "jumping_units"),
     ]
 )
 # Of these, the flags under which it is of no use at all.
@@ -42,7 +42,8 @@ class Adaptive:
     and the built-in ones (automatic BPDA, logits before the squashing, a bypass of preprocessing,
     smooth forms of hard selection, submodules, a distilled student where a flag calls for it),
     gradients averaged over as many draws as the noise needs (EOT), transfer from other models and,
-    under flags of masked gradients, attacks without gradients. Each is given a sample of the
+    under flags of masked gradients, ascents from where a search without gradients came nearest and
+    attacks without gradients. Each is given a sample of the
     survivors first, and others, the nearest ahead, as long as it breaks any; on all points run
     those that the flags make the main attack. Runs whose progress will not reach a success end
     early. Where attacks without gradients break points, longer ones follow. The audit is that of
@@ -99,7 +100,7 @@ class Adaptive:
         line: list[str] = []
         if masked:
             line = [spec for name in main for spec in _climb(threat, name)]
-            screened += black_box
+            screened += [*self._basins(threat, findings, guide), *black_box]
             # Where there is none and gradients are of no use, all others are.
             if _USELESS & flags and not main:
                 line, screened = screened, []
@@ -107,6 +108,17 @@ class Adaptive:
             [_patient(spec, findings) for spec in part] for part in (line, screened, reserve)
         )
         return Remedies(line, screened, reserve, sorted(_ANSWERED) if findings.true else ())
+
+    def _basins(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
+        """List ascents from where a search without gradients came, by scores that tell something.
+
+        Of 15 points of a model with flattened features (`benchmarks/masks`) `basin` leaves none,
+        `relay` four and a search without gradients of the same length two.
+        """
+        if threat.norm == "l1" or findings.eot > 1 or "one_hot" in findings.flags:
+            return []
+        options = [f"queries={max(1, self.queries // 5)}"]
+        return [_with("basin", more) for more in (options, [*options, f"surrogate={guide!r}"])]
 
     def _without_gradients(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
         """List attacks without gradients; by decisions too where logits hardly vary.

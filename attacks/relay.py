@@ -56,8 +56,11 @@ class State(NamedTuple):
 
     @property
     def closest(self) -> Scalars:
-        """Minus the extra radius needed [s], as a fraction of eps: higher is closer to success."""
-        return -self.needs.amin(1)
+        """Minus the extra radius needed [s], as a fraction of eps: higher is closer to success.
+
+        Where there is no gradient it overflows: ledgers hold finite numbers.
+        """
+        return -self.needs.amin(1).clamp_max(torch.finfo(self.needs.dtype).max)
 
 
 @attacks.register("relay", white_box=True, cites="")
