@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.registry import suites
 from robustkit.search.audit import Audit
@@ -20,35 +21,39 @@ _MASKED = frozenset(
     [
         *("no_gradient", "probabilities", "one_hot", "saturated", "scaled_logits"),
         *("exploding_gradient", "gradient_mismatch", "piecewise_constant", "inner_autograd"),
-        *("stateful", "huge_eps", "not_monotone"),
+        *("stateful", "huge_eps", "not_monotone", "absorbing_outputs", "jumping_units"),
     ]
 )
 # Of these, the flags under which it is of no use at all.
 _USELESS = frozenset(["no_gradient", "one_hot", "gradient_mismatch", "huge_eps"])
 # The flags that are dealt with by attacks through a surrogate with the model's decisions.
 _ANSWERED = _MASKED - {"stateful"}
-# Surrogates with the model's logits and another gradient: one that passes is a finding in itself.
-_FAITHFUL = ("bypass", "bpda")
+# Queries before the first look at a run's progress: past the random leg of `relay`, some steps of
+# `spsa`, the first radii of the others.
+_PATIENCE = {"relay": 32, "spsa": 256, "rays": 256, "hopskipjump": 256}
 
 
 @suites.register("adaptive", cites="arXiv:1802.00420")
 @dataclass(frozen=True)
 class Adaptive:
-    """Adaptive attacks against gradient masking: `fast`, and what the flags and the audit call for.
+    """Adaptive attacks against gradient masking: `relay`, and all that the flags call for.
 
-    On a model without flags it is `fast` and its audit. Flags raised before the attacks add, on all
-    points: attacks through the built-in surrogates (automatic BPDA, logits before the squashing, a
-    bypass of preprocessing, smooth forms of hard selection, submodules, a distilled student),
-    gradients averaged over as many draws as the noise needs (EOT), transfer from other models, and
-    attacks without gradients where gradients are of no use. Those that no flag calls for are in the
-    audit, and run on every survivor if they break a point of its sample; where attacks without
-    gradients break points, longer ones run on every survivor.
+    After `relay` on the model itself come attacks through the surrogates that the model declares
+    and the built-in ones (automatic BPDA, logits before the squashing, a bypass of preprocessing,
+    smooth forms of hard selection, submodules, a distilled student where a flag calls for it),
+    gradients averaged over as many draws as the noise needs (EOT), transfer from other models and,
+    under flags of masked gradients, ascents from where a search without gradients came nearest and
+    attacks without gradients. Each is given a sample of the
+    survivors first, and others, the nearest ahead, as long as it breaks any; on all points run
+    those that the flags make the main attack. Runs whose progress will not reach a success end
+    early. Where attacks without gradients break points, longer ones follow. The audit is that of
+    `fast`.
 
     The practice is that of Athalye et al. 2018 and Tramèr et al. 2020 (arXiv:2002.08347); that it
     is chosen automatically is ours.
 
     Attributes:
-        audit_share, audit_least: as in `fast`.
+        audit_share, audit_least: as in `fast`; samples of other attacks have half of these sizes.
         transfer: a model of the same data from which adversarial inputs are tried; "" for none.
         queries: of one attack without gradients, where it is added.
     """
@@ -59,9 +64,9 @@ class Adaptive:
     queries: Annotated[int, Field(ge=100)] = 5000
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
-        """Those of `fast`."""
+        """Those of `fast` on the model itself."""
         refuse_l0("adaptive", threat)
-        listed: Sequence[str] = suites.build("fast").attacks(threat, surrogates)
+        listed: Sequence[str] = suites.build("fast").attacks(threat)
         return listed
 
     def audit(self, threat: Threat) -> Audit:
@@ -75,36 +80,45 @@ class Adaptive:
         return [self.transfer] if self.transfer else []
 
     def remedies(self, threat: Threat, surrogates: Sequence[str], findings: Findings) -> Remedies:
-        """Return the attacks that the findings call for, and those that the audit tries anyway."""
+        """Return the attacks that the findings call for, and those that are screened anyway."""
         flags = set(findings.flags)
         masked = bool(_MASKED & flags)
-        line: list[str] = []
-        audit: list[str] = []
-        for name in ["", *surrogates] if findings.eot > 1 else []:
-            line += _gradient_attacks(threat, findings, name)
-        # `bpda` and `bypass` are accepted only if their gradient differs at equal logits: something
-        # in the model hides its gradient, with or without a flag.
-        for name in findings.surrogates:
-            called = masked or name in _FAITHFUL
-            (line if called else audit).extend(_gradient_attacks(threat, findings, name))
-        for name in findings.transfer:
-            (line if masked else audit).extend(_gradient_attacks(threat, findings, name))
-        line += _gradient_attacks(threat, findings, "student") if masked else []
         guide = _guide(surrogates, findings) if masked else ""
-        black_box = self._without_gradients(threat, findings, guide)
-        # Where gradients are of no use and no surrogate passed the probes, attacks without
-        # gradients are the main attack; else they belong to the audit.
-        if _USELESS & flags and not findings.true:
-            line += black_box
-        elif masked:
-            audit += black_box
+        # What has the model's decisions and a sound gradient is the main attack.
+        main = findings.true if masked else ()
+        named = [*surrogates, *findings.surrogates, *findings.transfer]
+        named += ["student"] if masked else []
+        screened = _climbs(threat, findings, named, ["", *surrogates, *main])
         if guide:
-            audit += [_with(s, _through(findings, guide)) for s in _first_of("parity", threat)]
+            most = findings.eot if guide in findings.noisy else 1
+            first = self.audit(threat).attacks[:2]  # those of `parity` that follow gradients
+            screened += [_with(spec, _through(guide, most)) for spec in first]
         if findings.eot > 1:
-            audit += _first_of(f"rand(eot={findings.eot})", threat)
-        reserve = [*black_box, f"square(queries={2 * self.queries}, restarts=2)"]
-        reserve = [spec for spec in reserve if spec not in [*line, *audit]]
-        return Remedies(line, audit, reserve, sorted(_ANSWERED) if findings.true else ())
+            screened += suites.build(f"rand(eot={findings.eot})").attacks(threat)
+        black_box = self._without_gradients(threat, findings, guide)
+        reserve = [*black_box, f"square(queries={2 * self.queries}, restarts=2, outlook=2)"]
+        line: list[str] = []
+        if masked:
+            line = [spec for name in main for spec in _climb(threat, name)]
+            screened += [*self._basins(threat, findings, guide), *black_box]
+            # Where there is none and gradients are of no use, all others are.
+            if _USELESS & flags and not main:
+                line, screened = screened, []
+        line, screened, reserve = (
+            [_patient(spec, findings) for spec in part] for part in (line, screened, reserve)
+        )
+        return Remedies(line, screened, reserve, sorted(_ANSWERED) if findings.true else ())
+
+    def _basins(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
+        """List ascents from where a search without gradients came, by scores that tell something.
+
+        Of 15 points of a model with flattened features (`benchmarks/masks`) `basin` leaves none,
+        `relay` four and a search without gradients of the same length two.
+        """
+        if threat.norm == "l1" or findings.eot > 1 or "one_hot" in findings.flags:
+            return []
+        options = [f"queries={max(1, self.queries // 5)}"]
+        return [_with("basin", more) for more in (options, [*options, f"surrogate={guide!r}"])]
 
     def _without_gradients(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
         """List attacks without gradients; by decisions too where logits hardly vary.
@@ -113,11 +127,12 @@ class Adaptive:
             guide: a surrogate for the warm start of some of them; "" for none.
         """
         if threat.norm == "l1":
-            return [f"square(queries={self.queries}, restarts=2)"]
+            return [f"square(queries={self.queries}, restarts=2, outlook=2)"]
         pairs, ahead = 40, f", surrogate={guide!r})"
-        specs = [f"spsa(pairs={pairs}, steps={max(1, self.queries // (2 * pairs + 1) - 1)})"]
-        if guide and "one_hot" not in findings.flags:
-            specs.append(f"square(queries={self.queries}{ahead}")
+        specs = []
+        if "one_hot" not in findings.flags:  # differences of labels are none, nearly everywhere
+            specs = [f"spsa(pairs={pairs}, steps={max(1, self.queries // (2 * pairs + 1) - 1)})"]
+            specs += [f"square(queries={self.queries}, outlook=2{ahead}"] if guide else []
         if {"one_hot", "piecewise_constant"} & set(findings.flags):
             name, most = ("rays", 2) if threat.norm == "linf" else ("hopskipjump", 1)
             specs.append(f"{name}(queries={most * self.queries})")
@@ -139,21 +154,29 @@ def _guide(surrogates: Sequence[str], findings: Findings) -> str:
     return [*surrogates, *logits, *findings.true, *findings.surrogates, "student"][0]
 
 
-def _first_of(suite: str, threat: Threat) -> list[str]:
-    """List the first two attacks of a suite: those of AutoAttack that follow gradients."""
-    listed: Sequence[str] = suites.build(suite).attacks(threat)
-    return list(listed[:2])
+def _climbs(
+    threat: Threat, findings: Findings, surrogates: Sequence[str], averaged: Sequence[str]
+) -> list[str]:
+    """List the attacks of `fast` through surrogates; where `averaged` are random, by rising EOT.
+
+    One draw finds most, and what few draws leave is less to try with many.
+    """
+    specs = [spec for name in surrogates for spec in _climb(threat, name)]
+    for draws in sorted({max(1, findings.eot // 4), findings.eot} - {1}):
+        for name in averaged:
+            if not name or name in findings.noisy:
+                specs += _climb(threat, name, draws)
+    return specs
 
 
-def _gradient_attacks(threat: Threat, findings: Findings, surrogate: str) -> list[str]:
-    """List the attacks of `fast` through a surrogate ("": the model); EOT where it is random."""
-    return [_with(spec, _through(findings, surrogate)) for spec in _FIRST[threat.norm]]
+def _climb(threat: Threat, surrogate: str, draws: int = 1) -> list[str]:
+    """List the attacks of `fast` through a surrogate ("": the model)."""
+    return [_with(spec, _through(surrogate, draws)) for spec in _FIRST[threat.norm]]
 
 
-def _through(findings: Findings, surrogate: str) -> list[str]:
+def _through(surrogate: str, draws: int) -> list[str]:
     """List the options of an attack through a surrogate."""
-    random = not surrogate or surrogate in findings.noisy
-    options = [f"eot={findings.eot}"] if findings.eot > 1 and random else []
+    options = [f"eot={draws}"] if draws > 1 else []
     return [*options, f"surrogate={surrogate!r}"] if surrogate else options
 
 
@@ -161,3 +184,14 @@ def _with(spec: str, options: Sequence[str]) -> str:
     head, _, given = spec.rstrip(")").partition("(")
     listed = [given] if given else []
     return f"{head}({', '.join([*listed, *options])})" if listed or options else head
+
+
+def _patient(spec: str, findings: Findings) -> str:
+    """Let a run without hope end early, where the attack can tell.
+
+    Labels alone do not tell of progress along a surrogate.
+    """
+    attack = Spec.parse(spec)
+    along = attack.name in ("relay", "apgd") and "surrogate" in dict(attack.options)
+    queries = 0 if along and "one_hot" in findings.flags else _PATIENCE.get(attack.name, 0)
+    return _with(spec, [f"patience={queries}"]) if queries else spec

@@ -80,6 +80,8 @@ class HopSkipJump:
         halvings: bisections per boundary point.
         starts: inputs that compete; more random ones follow while none fools the model.
         restarts: independent runs per point.
+        patience: queries before the first of the looks at which a run without hope may end
+            (`robustkit.search.patience`); 0: none does.
     """
 
     queries: Annotated[int, Field(ge=20)] = 5000
@@ -88,6 +90,7 @@ class HopSkipJump:
     halvings: Annotated[int, Field(ge=1)] = 10
     starts: Annotated[int, Field(ge=1)] = 10
     restarts: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=0)] = 0
 
     uses_gradient = False
     stays_inside = False

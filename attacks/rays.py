@@ -84,12 +84,15 @@ class RayS:
         resolution: of radii, relative.
         surrogate: name of the surrogate that the warm start follows; "" for none.
         ahead: steps of the warm start.
+        patience: queries before the first of the looks at which a run without hope may end
+            (`robustkit.search.patience`); 0: none does.
     """
 
     queries: Annotated[int, Field(ge=20)] = 10000
     resolution: Annotated[float, Field(gt=0, lt=0.1)] = 0.004
     surrogate: str = ""
     ahead: Annotated[int, Field(ge=1)] = 40
+    patience: Annotated[int, Field(ge=0)] = 0
 
     stays_inside = False
     minimizes = True

@@ -56,8 +56,11 @@ class State(NamedTuple):
 
     @property
     def closest(self) -> Scalars:
-        """Minus the extra radius needed [s], as a fraction of eps: higher is closer to success."""
-        return -self.needs.amin(1)
+        """Minus the extra radius needed [s], as a fraction of eps: higher is closer to success.
+
+        Where there is no gradient it overflows: ledgers hold finite numbers.
+        """
+        return -self.needs.amin(1).clamp_max(torch.finfo(self.needs.dtype).max)
 
 
 @attacks.register("relay", white_box=True, cites="")
@@ -87,6 +90,8 @@ class Relay:
         decay: of that bound from leg to leg.
         surrogate: name of the surrogate to take gradients from; "" takes them from the model.
         eot: passes averaged at every query, for randomized models.
+        patience: queries before the first of the looks at which a run without hope may end
+            (`robustkit.search.patience`); 0: none does.
     """
 
     first: Annotated[int, Field(ge=1)] = 20
@@ -99,6 +104,7 @@ class Relay:
     decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     surrogate: str = ""
     eot: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=0)] = 0
 
     uses_gradient = True
     stays_inside = True

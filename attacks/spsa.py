@@ -65,6 +65,8 @@ class Spsa:
         first: the first step, as a share of eps.
         momentum: share of the last direction that is kept.
         restarts: independent runs per point, each from a random point.
+        patience: queries before the first of the looks at which a run without hope may end
+            (`robustkit.search.patience`); 0: none does.
     """
 
     steps: Annotated[int, Field(ge=1)] = 60
@@ -73,6 +75,7 @@ class Spsa:
     first: Annotated[float, Field(gt=0, le=2)] = 0.5
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.8
     restarts: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=0)] = 0
 
     uses_gradient = False
     stays_inside = True

@@ -62,16 +62,18 @@ class Summary:
     """Wrappers that fool `parity` and raise no flag there."""
     reached: bool | None
     """Whether `adaptive` reaches its targets and none is unflagged; None: not all have run."""
+    limit: float = FOOLED
+    """Points by which a verdict must be too high to count as fooled."""
 
 
-def summarize(rows: Sequence[Row]) -> Summary:
-    """Add up the rows."""
+def summarize(rows: Sequence[Row], limit: float = FOOLED) -> Summary:
+    """Add up the rows; a verdict is fooled where it is too high by more than `limit` points."""
     over: dict[str, dict[str, float]] = {}
     for row in rows:
         for column, found in row.cells.items():
             if found.over is not None:
                 over.setdefault(column, {})[row.wrapper] = found.over
-    fooled = {c: [w for w, by in found.items() if by > FOOLED] for c, found in over.items()}
+    fooled = {c: [w for w, by in found.items() if by > limit] for c, found in over.items()}
     flags = {row.wrapper: row.cells["parity"].flags for row in rows if "parity" in row.cells}
     unflagged = [w for w in fooled.get("parity", []) if not flags[w]]
     largest = {c: max(found.values()) for c, found in over.items()}
@@ -80,4 +82,4 @@ def summarize(rows: Sequence[Row]) -> Summary:
     if len(over.get("adaptive", {})) == len(over.get("parity", {})) == len(rows) > 0:
         reached = largest["adaptive"] <= LARGEST and mean["adaptive"] <= MEAN and not unflagged
     counted = {c: len(found) for c, found in over.items()}
-    return Summary(counted, largest, mean, fooled, unflagged, reached)
+    return Summary(counted, largest, mean, fooled, unflagged, reached, limit)

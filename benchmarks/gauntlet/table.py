@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from benchmarks.gauntlet.rows import FOOLED, LARGEST, MEAN, Cell, Row, Summary
+from benchmarks.gauntlet.rows import LARGEST, MEAN, Cell, Row, Summary
 
 TITLES = {"standard": "AutoAttack standard", "rand": "AutoAttack rand"}
 
 
-def headings(columns: Sequence[str]) -> list[str]:
-    """Return the column titles."""
+def headings(columns: Sequence[str], noun: str = "wrapper") -> list[str]:
+    """Return the column titles; `noun` is what a row is."""
     shown = [TITLES.get(column, column) for column in columns]
-    return ["wrapper", "truth", *shown, "flags"]
+    return [noun, "truth", *shown, "flags"]
 
 
 def cells(row: Row, columns: Sequence[str]) -> list[str]:
@@ -43,10 +43,10 @@ def _flags(row: Row) -> list[str]:
     return list(named)
 
 
-def table(rows: Sequence[Row], columns: Sequence[str], title: str) -> Table:
+def table(rows: Sequence[Row], columns: Sequence[str], title: str, noun: str = "wrapper") -> Table:
     """Lay the rows out for the terminal."""
     found = Table(title=title)
-    for number, heading in enumerate(headings(columns)):
+    for number, heading in enumerate(headings(columns, noun)):
         found.add_column(heading, justify="right" if 0 < number <= 1 + len(columns) else "left")
     family = ""
     for row in rows:
@@ -57,15 +57,15 @@ def table(rows: Sequence[Row], columns: Sequence[str], title: str) -> Table:
     return found
 
 
-def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def markdown(rows: Sequence[Row], columns: Sequence[str], noun: str = "wrapper") -> str:
     """Lay the rows out in Markdown."""
-    heads = headings(columns)
+    heads = headings(columns, noun)
     lines = [heads, ["---", *["---:"] * (1 + len(columns)), "---"]]
     lines += [[f"`{row.wrapper}`", *cells(row, columns)[1:]] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def account(summary: Summary, columns: Sequence[str]) -> list[str]:
+def account(summary: Summary, columns: Sequence[str], noun: str = "wrapper") -> list[str]:
     """Say in lines what the rows add up to."""
     lines = []
     for column in columns:
@@ -73,17 +73,17 @@ def account(summary: Summary, columns: Sequence[str]) -> list[str]:
             fooled = summary.fooled[column]
             lines.append(
                 f"{TITLES.get(column, column)}: too high by {summary.mean[column]:.2f} points on "
-                f"average, by {summary.largest[column]:.1f} at most; by more than {FOOLED:g} on "
-                f"{len(fooled)} of {summary.wrappers[column]} wrappers"
+                f"average, by {summary.largest[column]:.1f} at most; by more than "
+                f"{summary.limit:g} on {len(fooled)} of {summary.wrappers[column]} {noun}s"
             )
     if "parity" in summary.mean:
         silent = ", ".join(summary.unflagged) or "none"
-        lines.append(f"fool parity by more than {FOOLED:g} points without a flag: {silent}")
+        lines.append(f"fool parity by more than {summary.limit:g} points without a flag: {silent}")
     if summary.reached is None:
-        lines.append("targets: not judged, as parity and adaptive have not run on every wrapper")
+        lines.append(f"targets: not judged, as parity and adaptive have not run on every {noun}")
     else:
         lines.append(
             f"targets (adaptive: at most {LARGEST:g} points anywhere, {MEAN:g} on average; every "
-            f"wrapper that fools parity is flagged): {'reached' if summary.reached else 'missed'}"
+            f"{noun} that fools parity is flagged): {'reached' if summary.reached else 'missed'}"
         )
     return lines

@@ -1,13 +1,14 @@
 """When the attacks of a run have answered a flag, so that it weighs less in the verdict.
 
 A flag says why robust accuracy may be too high. It is answered when attacks that were meant for
-its cause ran on every point, and what ran after them found nothing more:
+its cause ran on every point, or on samples as far as they broke any, and what ran after them found
+nothing more:
 
 - flags of masked gradients, and `transfer`: attacks through a surrogate with the decisions of the
   model, whose own gradient passes the probes (`Findings.true`) or, for `transfer`, through the
   surrogates that broke points;
 - `randomized`: gradients averaged over as many draws as the noise needs;
-- `black_box`: the longer attacks without gradients on every survivor, without a success.
+- `black_box`: the longer attacks without gradients, without a success.
 
 "Nothing more" is a quiet audit: no more of its sample broken than the threshold allows, or the
 next nearest attacked until a block of them held. Where the audit went on to every survivor, its

@@ -1,7 +1,8 @@
 """How far a run goes: all points in one go, or part by part in a random order with stops between.
 
-Parts do not change verdicts: a verdict depends on (seed, point, attack) alone. What is finished
-when a run stops is a random sample of the points, fixed by the seed.
+Parts do not change verdicts: a verdict depends on (seed, point, attack) alone. Where a suite tries
+attacks on a sample first, every part has its own. What is finished when a run stops is a random
+sample of the points, fixed by the seed.
 """
 
 from __future__ import annotations

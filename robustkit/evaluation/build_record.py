@@ -162,8 +162,8 @@ def _stages(run: Run, found: Finished) -> list[Stage]:
         by_this = {point for point in left if point in broken and broken[point].stage == number}
         attack = run.line.searches[number]
         jobs = attack.jobs(run.settings.threat, run.prepared.diagnosis.classes)
-        # Of the audit's sample and of a search that runs on after a success, the ledger knows.
-        counted = run.line.scouts <= number < run.line.audited
+        # Of samples and of a search that runs on after a success, the ledger knows.
+        counted = run.line.scouts <= number < run.line.audited and not run.line.screens(number)
         entered = len(left) if counted else max(cost.entered, len(by_this))
         entered = len(status) if enumerates(attack) else entered  # misclassified ones too
         stages.append(

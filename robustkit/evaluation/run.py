@@ -21,6 +21,7 @@ from robustkit.evaluation.stages.clean_and_certify import certify_points
 from robustkit.evaluation.stages.complete import CompleteStage
 from robustkit.evaluation.stages.exhaustive import untried
 from robustkit.evaluation.stages.replay import Replay, none_fitted
+from robustkit.evaluation.stages.screen import screen
 from robustkit.evaluation.stages.stage import AttackStage, PointsToAttack, Report
 from robustkit.evaluation.tally import Tally
 from robustkit.evaluation.watcher import Watcher
@@ -29,7 +30,7 @@ from robustkit.record.ledger_schema import CLEAN, REPLAYED, VERIFIED, Cost
 from robustkit.record.points import Status
 from robustkit.record.record import COMPLETE, REPLAY
 from robustkit.record.status import Finished, read_finished
-from robustkit.search.protocol import aims
+from robustkit.search.audit import Audit
 from robustkit.search.suites import LineUp
 
 _OTHERS = {REPLAYED: REPLAY, VERIFIED: COMPLETE}  # stages that are no attack of the line-up
@@ -123,7 +124,7 @@ class Run:
         self.certify(points)
         self.try_replay(points, last=last)
         for number in range(self.line.audited):
-            self.attack(number, points, last=last)
+            self._give(number, points, last)
         self.verify(points, last=last)
 
     def _audit(self) -> None:
@@ -134,16 +135,26 @@ class Run:
         """
         everything: list[int] = self.prepared.points.tolist()
 
-        def left() -> list[int]:
-            robust, proved = self._robust(everything)
-            return [p for p in robust if self.settings.attack_certified or p not in proved]
-
         def attack(number: int, points: Sequence[int], last: bool) -> None:
             if self.settings.budget is not None:
                 self.settings.budget.check(self.forwards())
-            self.attack(number, points, last=last)
+            self._give(number, points, last)
 
-        perform(self.line, self.ledger, left, everything, self.settings.seed, attack)
+        perform(self.line, self.ledger, lambda: self._left(everything), everything,
+                self.settings.seed, attack)  # fmt: skip
+
+    def _left(self, points: Sequence[int]) -> list[int]:
+        """List the points that are to be attacked still."""
+        robust, proved = self._robust(points)
+        return [p for p in robust if self.settings.attack_certified or p not in proved]
+
+    def _give(self, number: int, points: Sequence[int], last: bool) -> None:
+        """Give an attack those of `points` that are still robust, or a sample of them first."""
+        if not self.line.screens(number):
+            self.attack(number, points, last)
+        elif not self.ledger.costs().get(number, Cost()).finished:
+            audit, seed = self.line.audit or Audit(()), self.settings.seed
+            screen(number, points, self.ledger, audit, self._left, seed, self.attack, last=last)
 
     def forwards(self) -> int:
         """Return the passes that all stages have taken so far."""
@@ -173,14 +184,9 @@ class Run:
             done, correct = done + classified, correct + right
             self.watcher.advance(done, correct, len(points))
 
-        self.executor.classify(todo, self._ranked(), report)
+        ranked = self.line.ranked(self.settings.threat, self.prepared.diagnosis.classes)
+        self.executor.classify(todo, ranked, report)
         self._tally.tell()
-
-    def _ranked(self) -> int:
-        """How many classes per point to remember: the predicted one, and those aimed at."""
-        classes, threat = self.prepared.diagnosis.classes, self.settings.threat
-        wanted = [aims(search, search.jobs(threat, classes)) for search in self.line.searches]
-        return min(classes, 1 + max(wanted, default=0))
 
     def certify(self, points: Sequence[int]) -> None:
         """Try the certificate on every one of `points` that is classified correctly."""
@@ -251,7 +257,7 @@ class Run:
         if self.settings.budget is not None:
             self.settings.budget.check_time()
 
-    def attack(self, number: int, points: Sequence[int], *, last: bool) -> None:
+    def attack(self, number: int, points: Sequence[int], last: bool) -> None:
         """Run one attack of the line-up on those of `points` that are still robust."""
         if self.ledger.costs().get(number, Cost()).finished:
             return
@@ -264,8 +270,9 @@ class Run:
         if not (self.settings.attack_certified or self.settings.minimum_norm):
             robust = {p: order for p, order in robust.items() if p not in proved}
         others -= len(robust)
-        given = self._given(number)
-        given.update(robust)
+        if number not in self.given:
+            self.given[number] = self.ledger.given(number)
+        self.given[number].update(robust)
 
         def report(done: int, left: int) -> None:
             self.watcher.advance(done, others + left, len(points))
@@ -275,19 +282,8 @@ class Run:
         spent = self.ledger.spent(number, robust)
         self.watcher.stage(str(stage.spec), len(robust) * len(jobs) - len(spent))
         self.executor.attack(stage, PointsToAttack(robust, spent, proved), report,
-                             entered=len(given), last=last)  # fmt: skip
+                             entered=len(self.given[number]), last=last)  # fmt: skip
         self._tally.tell(now=last)
-
-    def _given(self, number: int) -> set[int]:
-        """Points that an attack was given before, in this life of the run or an earlier one.
-
-        Broken by it, or by a later attack of an audit's sample.
-        """
-        if number not in self.given:
-            broken = self.ledger.broken().items()
-            self.given[number] = {p for p, found in broken if found.stage == number}
-            self.given[number] |= {p for p, _ in self.ledger.spent(number)}
-        return self.given[number]
 
     def _stage(self, number: int) -> AttackStage:
         settings, within = self.settings, self.settings.threat

@@ -161,6 +161,11 @@ class LedgerReader:
         query = "SELECT point, job FROM spent WHERE stage = ?"
         return {(point, job) for point, job in self._of_points(query, points, stage)}
 
+    def given(self, stage: int) -> set[int]:
+        """Return the points that a stage has broken, or has used up a budget on."""
+        broken = {p for p, found in self.broken().items() if found.stage == stage}
+        return broken | {point for point, _ in self.spent(stage)}
+
     def closest(self) -> dict[int, float]:
         """Return how near points came to being broken, as far as searches could tell."""
         with self._errors():

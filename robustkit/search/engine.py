@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
+from robustkit.core.device import out_of_memory
 from robustkit.core.threat import Threat
 from robustkit.core.types import Mask, Model, per_point
 from robustkit.errors import RobustkitError, some
+from robustkit.search.patience import hopeless, patience_of
 from robustkit.search.protocol import Reply, Search, Tasks, place, select, surrogate_of
 from robustkit.search.query import ask, passes
 from robustkit.search.tasks import FREE, CandidateJudge, Outcome, SlotState, Work
@@ -106,13 +108,13 @@ class SlotPool:
         """Evaluate the model at every slot's query and let the search step."""
         if not self.work:
             return
-        slots, state = self.slot_state, self.state
+        slots, state, threat = self.slot_state, self.state, self.engine.threat
         # A candidate that waits for its verdict is not overwritten: the first one is judged, as
         # with a stride of 1.
         running = slots.live & ~state.done & ~slots.has_candidate
         try:
             reply = self.engine.ask(self.search, state)
-            following = self.search.step(state, reply, self.engine.threat)
+            following = self.search.step(state, reply, threat)
         except RuntimeError as error:
             self._back_off(error)
             return
@@ -123,6 +125,9 @@ class SlotPool:
             slots.backwards.add_(running * backwards)
         defined = reply.logits.isfinite().all(1)
         self._keep_candidates(running & defined & (reply.logits.argmax(1) != self.tasks.y))
+        if patience_of(self.search):
+            over = hopeless(self.search, state, reply, self.tasks, slots, threat, running)
+            following = following._replace(done=following.done | over)
         self.state = self._drop_undefined(running & ~defined, following)
 
     def harvest(self) -> None:
@@ -293,8 +298,3 @@ class SlotPool:
         self.queue_empty = False
         self._keep_rows(occupied[: self.slots])
         torch.cuda.empty_cache()  # does nothing where there is none
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Tell an allocation that failed, on any device, from other errors."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)

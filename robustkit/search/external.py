@@ -153,7 +153,7 @@ _POWER = {
 
 
 # What ends runs of ours before their budget; where it is 0, nothing does.
-EARLY = ("within", "outlook")
+EARLY = ("within", "outlook", "patience")
 
 
 def power(thing: object) -> dict[str, Any]:

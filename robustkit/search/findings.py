@@ -54,12 +54,12 @@ class Remedies:
 
     Attributes:
         line: on all points, after the suite's own attacks.
-        audit: on the audited sample, before the audit's own attacks.
-        reserve: on every survivor, if attacks without gradients broke points.
+        screened: on a sample of the survivors, and on others as long as they break any.
+        reserve: likewise, if attacks without gradients broke points.
         answers: flags that the line answers, if its audit finds nothing more.
     """
 
     line: Sequence[str] = ()
-    audit: Sequence[str] = ()
+    screened: Sequence[str] = ()
     reserve: Sequence[str] = ()
     answers: Sequence[str] = ()

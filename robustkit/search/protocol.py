@@ -116,13 +116,14 @@ Rows = TypeVar("Rows")
 class Search(Protocol[S]):
     """One attack. Implementations are frozen dataclasses whose fields are the options.
 
-    Two options mean something to the engine: `surrogate` (str) names a surrogate that the model
-    declares, `eot` (int) the passes that are averaged at every query. A search that chooses its
-    targets itself says by `aims` (int) how many classes it may choose from; a state that knows how
-    near it came to a success says so by `closest` (one number per slot, higher is nearer); one with
-    slots that need a gradient at times says which do now by `climbing` (a mask; on a GPU all get
-    one, unless it is a surrogate's). A search that goes on toward the clean point after a success
-    says so by `minimizes = True`.
+    Three options mean something to the engine: `surrogate` (str) names a surrogate that the model
+    declares, `eot` (int) the passes that are averaged at every query, `patience` (int) the queries
+    after which a slot without hope may give up (`robustkit.search.patience`). A search that chooses
+    its targets itself says by `aims` (int) how many classes it may choose from; a state that knows
+    how near it came to a success says so by `closest` (one number per slot, higher is nearer); one
+    with slots that need a gradient at times says which do now by `climbing` (a mask; on a GPU all
+    get one, unless it is a surrogate's). A search that goes on toward the clean point after a
+    success says so by `minimizes = True`.
     """
 
     @property

@@ -45,7 +45,9 @@ class Suite(Protocol):
 class LineUp(NamedTuple):
     """The attacks of a run in order; those from `audited` on are the audit's.
 
-    The last `reserve` of them run where attacks without gradients broke points.
+    The last `screened` before the audit's run on a sample of the survivors, and on others as long
+    as they break any; so do the last `reserve` of all, where attacks without gradients broke
+    points.
 
     Attributes:
         searches: built from `specs`, in the same order; a spec is built here and nowhere else.
@@ -62,6 +64,17 @@ class LineUp(NamedTuple):
     findings: Findings | None = None
     answers: Sequence[str] = ()
     scouts: int = 0
+    screened: int = 0
+
+    def ranked(self, threat: Threat, classes: int) -> int:
+        """Return how many classes of a point to know: the predicted one, and those aimed at."""
+        wanted = [aims(search, search.jobs(threat, classes)) for search in self.searches]
+        return min(classes, 1 + max(wanted, default=0))
+
+    def screens(self, number: int) -> bool:
+        """Tell whether an attack runs on a sample first, and on others if it breaks any there."""
+        first, end = self.audited - self.screened, len(self.specs) - self.reserve
+        return first <= number < self.audited or number >= end
 
 
 def default_suite(threat: Threat, *, minimum_norm: bool = False) -> str:
@@ -96,12 +109,14 @@ def line_up(
     line = _specs(built.attacks(threat, known) if built else chosen)
     audit: Audit | None = built.audit(threat) if built and hasattr(built, "audit") else None
     audited, reserve = _specs(audit.attacks if audit else ()), list[Spec]()
-    answers: Sequence[str] = ()
+    answers, screened = list[str](), list[Spec]()
     if findings is not None and built is not None:
         more: Remedies = built.remedies(threat, known, findings)
-        line = _once([*line, *_specs(more.line)])
-        audited = _once([*_specs(more.audit), *audited], line)
-        reserve, answers = _once(_specs(more.reserve), [*line, *audited]), more.answers
+        line, answers = _once([*line, *_specs(more.line)]), list(more.answers)
+        screened = _once(_specs(more.screened), line)
+        line += screened
+        audited = _once(audited, line)
+        reserve = _once(_specs(more.reserve), [*line, *audited])
         audit = audit and replace(audit, attacks=[str(spec) for spec in [*audited, *reserve]])
     specs = [*line, *audited, *reserve]
     searches = [attacks.build(spec) for spec in specs]
@@ -114,7 +129,8 @@ def line_up(
     repeated = {str(spec) for spec in specs if specs.count(spec) > 1}
     if repeated:
         raise UsageError(f"attack {sorted(repeated)[0]!r} is listed twice")
-    return LineUp(specs, searches, len(line), audit, len(reserve), findings, tuple(answers))
+    return LineUp(specs, searches, len(line), audit, len(reserve), findings, tuple(answers),
+                  screened=len(screened))  # fmt: skip
 
 
 def rehearse(line: LineUp, threat: Threat, shape: Sequence[int], classes: int) -> None:

@@ -81,6 +81,8 @@ class SlotState(NamedTuple):
         forwards, backwards: passes spent on the task.
         distance, confirmed_distance: of `candidate`, and of the closest one that the judge
             confirmed; kept where the nearest success is sought.
+        answered, start, best: of a search with `patience`, queries so far, and how near to a
+            success they had come at the first look, and by now.
     """
 
     candidate: Images
@@ -91,6 +93,9 @@ class SlotState(NamedTuple):
     backwards: Integers
     distance: Scalars
     confirmed_distance: Scalars
+    answered: Integers
+    start: Scalars
+    best: Scalars
 
     @classmethod
     def open(cls, x: Images) -> SlotState:
@@ -98,7 +103,8 @@ class SlotState(NamedTuple):
         no = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         zero = torch.zeros(len(x), dtype=torch.long, device=x.device)
         far = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-        return cls(x.clone(), ~no, no, no.clone(), zero, zero.clone(), far, far.clone())
+        return cls(x.clone(), ~no, no, no.clone(), zero, zero.clone(), far, far.clone(),
+                   zero.clone(), -far, -far)  # fmt: skip
 
 
 def fresh_tasks(

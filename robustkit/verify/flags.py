@@ -129,6 +129,14 @@ _KINDS = (
         "if they were the identity (BPDA).",
     ),
     FlagKind(
+        "jumping_units",
+        "suspicious",
+        "at a quarter of the inputs or more, hidden units whose gradient is zero jump when the "
+        "pixels move by 0.01: one in a thousand or more",
+        "The gradient leaves out what these units add: attack through them as if they were the "
+        "identity (BPDA).",
+    ),
+    FlagKind(
         "inner_autograd",
         "suspicious",
         "the forward pass differentiates or optimizes by itself",
@@ -147,6 +155,13 @@ _KINDS = (
         "suspicious",
         "a longer search, or one in a larger ball, changes the class of fewer inputs",
         "The gradient misleads. Use more restarts and other losses, or attack a surrogate.",
+    ),
+    FlagKind(
+        "absorbing_outputs",
+        "suspicious",
+        "a class has several outputs, of which the largest counts, and when an attack lowers one "
+        "of a quarter of the inputs or more, another of the same class takes over",
+        "Attack all outputs of a class together (surrogate=pooled).",
     ),
     FlagKind(
         "black_box",

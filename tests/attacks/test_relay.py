@@ -137,3 +137,13 @@ def test_it_misses_nothing_that_ten_times_the_passes_find(
 def test_other_norms_are_sent_elsewhere() -> None:
     with pytest.raises(UsageError, match=r"supports linf and l2, got l1. Use apgd_l1"):
         attacks.build("relay").jobs(Threat("l1", 5.0), 10)
+
+
+def test_without_a_gradient_it_is_as_far_as_a_number_can_say(ramp: nn.Module) -> None:
+    """The need overflows at a margin above 4, and a ledger holds finite numbers."""
+    linear = ramp[1]  # type: ignore[index]
+    linear.weight.zero_()
+    linear.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    (outcome,) = spend(ramp, pixel(0.5), SMALL, 0.1)
+    assert outcome.closest is not None
+    assert -torch.inf < outcome.closest < -1e30

@@ -30,8 +30,8 @@ README = ROOT / "README.md"
 SITE = ROOT / "docs"
 DOCUMENTS = [
     *(README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"),
-    *(ROOT / "leaderboards" / "README.md", ROOT / "benchmarks" / "gauntlet" / "README.md"),
-    ROOT / "benchmarks" / "planted" / "README.md",
+    ROOT / "leaderboards" / "README.md",
+    *(ROOT / "benchmarks" / name / "README.md" for name in ("gauntlet", "masks", "planted")),
     *sorted(SITE.rglob("*.md")),
 ]
 EXTRAS = set(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import robustkit.registry as registry
+from robustkit.core.spec import Spec
 from robustkit.core.threat import Norm, Threat
 from robustkit.data.dataset import Dataset, subset
 from robustkit.errors import UsageError
@@ -38,89 +39,72 @@ def lined(findings: Findings, threat: Threat = THREAT) -> LineUp:
     return line_up("adaptive", (), threat, None, findings)
 
 
-def parts(line: LineUp) -> tuple[list[str], list[str], list[str]]:
-    """Return what runs on all points, in the audit, and in reserve."""
+def parts(line: LineUp) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Return what runs on all points, on a sample first, in the audit, and in reserve."""
     texts, end = [str(spec) for spec in line.specs], len(line.specs) - line.reserve
-    return texts[: line.audited], texts[line.audited : end], texts[end:]
+    first = line.audited - line.screened
+    return texts[:first], texts[first : line.audited], texts[line.audited : end], texts[end:]
 
 
-PARITY = [
-    "apgd",
-    "apgd(loss=targeted_dlr, targets=9, within=0.5)",
-    "fab(targets=9, within=0.5)",
-    "square(outlook=2, queries=5000)",
-]
+def names(texts: Sequence[str]) -> list[str]:
+    return [text.partition("(")[0] for text in texts]
 
 
-def test_nothing_found_is_fast_with_transfer_in_its_audit() -> None:
-    line, audit, reserve = parts(lined(Findings(transfer=("undefended",))))
+def through(texts: Sequence[str]) -> list[tuple[str, int]]:
+    """Return surrogate and draws of every climb."""
+    built = [attacks.build(text) for text in texts if text.startswith("relay")]
+    return [(surrogate_of(search), draws(search)) for search in built]
+
+
+FAST = [str(Spec.parse(text)) for text in suites.build("fast").audit(THREAT).attacks]
+
+
+def test_nothing_found_is_fast_with_transfer_on_a_sample() -> None:
+    line, screened, audit, reserve = parts(lined(Findings(transfer=("undefended",))))
     assert line == ["relay"]
-    assert audit == ["relay(surrogate=undefended)", *PARITY]
-    assert [text.partition("(")[0] for text in reserve] == ["spsa", "square"]
+    assert through(screened) == [("undefended", 1)]
+    assert audit == FAST
+    assert names(reserve) == ["spsa", "square"]
 
 
-def test_stand_ins_that_nothing_calls_for_are_audited() -> None:
-    line, audit, _ = parts(lined(Findings(surrogates=("smooth", "part.net.0"))))
+def test_what_nothing_calls_for_is_tried_on_a_sample() -> None:
+    line, screened, _, _ = parts(lined(Findings(surrogates=("bpda", "smooth", "part.net.0"))))
     assert line == ["relay"]
-    assert audit[:2] == ["relay(surrogate=smooth)", "relay(surrogate='part.net.0')"]
+    assert through(screened) == [("bpda", 1), ("smooth", 1), ("part.net.0", 1)]
 
 
-def test_a_flag_promotes_stand_ins_transfer_and_a_student() -> None:
-    line, audit, _ = parts(
-        lined(Findings((FLAG,), ("logits", "bpda"), ("undefended",), true=("bpda", "logits")))
+def test_a_flag_promotes_what_has_the_models_decisions_and_a_sound_gradient() -> None:
+    line, screened, _, _ = parts(
+        lined(Findings((FLAG,), ("smooth", "bpda"), ("undefended",), true=("bpda",)))
     )
-    through = ("logits", "bpda", "undefended", "student")
-    assert line == ["relay", *(f"relay(surrogate={name})" for name in through)]
-    assert [text.partition("(")[0] for text in audit] == [
-        "spsa", "square", "apgd", "apgd", "apgd", "apgd", "fab", "square"
-    ]  # fmt: skip
-    assert "square(queries=5000, surrogate=logits)" in audit
-    assert "apgd(loss=targeted_dlr, surrogate=logits, targets=9)" in audit
-
-
-def test_that_bpda_leads_elsewhere_is_a_finding_itself() -> None:
-    line, _, _ = parts(lined(Findings(surrogates=("bpda", "smooth"))))
-    assert line == ["relay", "relay(surrogate=bpda)"]
+    assert through(line) == [("", 1), ("bpda", 1)]
+    assert through(screened) == [("smooth", 1), ("undefended", 1), ("student", 1)]
+    assert names(screened)[3:] == ["apgd", "apgd", "spsa", "square"]
+    assert all("surrogate=bpda" in text for text in screened[3:] if "spsa" not in text)
 
 
 def test_gradients_that_lead_nowhere_are_replaced_by_queries() -> None:
-    line, audit, _ = parts(lined(Findings(("one_hot", "no_gradient"))))
-    assert [text.partition("(")[0] for text in line] == [
-        "relay", "relay", "spsa", "rays", "rays"
-    ]  # fmt: skip
-    assert line[1] == "relay(surrogate=student)"
-    assert line[-1] == "rays(queries=10000, surrogate=student)"
-    assert audit[2:] == PARITY
-    assert all("surrogate=student" in text for text in audit[:2])
-    line, _, _ = parts(lined(Findings(("one_hot", "no_gradient")), Threat("l2", 0.5)))
-    assert [text.partition("(")[0] for text in line] == ["relay", "relay", "spsa", "hopskipjump"]
+    line, screened, audit, _ = parts(lined(Findings(("one_hot", "no_gradient"))))
+    assert names(line) == ["relay", "relay", "apgd", "apgd", "rays", "rays"]
+    assert not screened
+    # Labels tell of no progress along a surrogate.
+    assert "relay(surrogate=student)" in line
+    assert line[-1] == "rays(patience=256, queries=10000, surrogate=student)"
+    assert audit == FAST
+    line, _, _, _ = parts(lined(Findings(("one_hot", "no_gradient")), Threat("l2", 0.5)))
+    assert names(line)[-1] == "hopskipjump"
+    line, _, _, _ = parts(lined(Findings(("no_gradient",))))
+    assert names(line)[-2:] == ["spsa", "square"]
 
 
 def test_flags_are_answered_through_what_has_the_models_own_values() -> None:
     bent, one_hot = "gradient_mismatch", "one_hot"
-    through = lined(Findings((bent,), ("bpda",), true=("bpda",))).answers
+    answers = lined(Findings((bent,), ("bpda",), true=("bpda",))).answers
     assert not lined(Findings((bent,), ("bpda",))).answers  # bent as well
-    assert bent in through
-    assert not {"black_box", "stateful", "randomized", "transfer"} & set(through)
+    assert bent in answers
+    assert not {"black_box", "stateful", "randomized", "transfer"} & set(answers)
     assert not lined(Findings((one_hot,), ("smooth",))).answers
     assert not lined(Findings((), ("bpda",))).answers
-
-
-def test_noise_is_averaged_where_there_is_some() -> None:
-    found = Findings(("randomized",), ("bpda", "smooth"), (), eot=7, noisy=("bpda",))
-    line, audit, _ = parts(lined(found))
-    searches = [attacks.build(text) for text in line]
-    assert [(surrogate_of(s), draws(s)) for s in searches] == [
-        ("", 1), ("", 7), ("bpda", 7)
-    ]  # fmt: skip
-    # Noise alone masks no gradient: what it does not call for is in the audit.
-    assert audit[0] == "relay(surrogate=smooth)"
-    masked = Findings(
-        ("randomized", "no_gradient"), ("bpda", "smooth"), (), 7, ("bpda",), ("bpda",)
-    )
-    through = [surrogate_of(attacks.build(text)) for text in parts(lined(masked))[0]]
-    assert through == ["", "", "bpda", "smooth", "student"]
-    assert {"apgd(eot=7)", "apgd(eot=7, loss=dlr)"} <= set(audit)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -151,6 +135,17 @@ def asked(model: Any, data: Dataset, folder: Path) -> Settings:
     return ask(model, data, THREAT, name="net", suite="adaptive", device="cpu", folder=folder)
 
 
+def test_noise_is_averaged_over_more_and_more_draws() -> None:
+    noisy = ("still", "bpda")
+    found = Findings(("randomized",), ("bpda", "smooth"), (), eot=28, noisy=noisy)
+    on_all, screened, _, _ = parts(line_up("adaptive", (), THREAT, Shaky(nn.Identity()), found))
+    assert on_all == ["relay"]  # noise alone masks no gradient
+    assert through(screened) == [
+        ("still", 1), ("bpda", 1), ("smooth", 1), ("", 7), ("still", 7), ("", 28), ("still", 28),
+    ]  # fmt: skip
+    assert {"apgd(eot=28)", "apgd(eot=28, loss=dlr)"} <= set(screened)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("brief_adaptive")
 def test_the_noise_of_a_model_and_of_its_surrogates_is_found(
@@ -162,9 +157,9 @@ def test_the_noise_of_a_model_and_of_its_surrogates_is_found(
     assert "randomized" in line.findings.flags
     assert line.findings.eot >= 4
     assert "still" not in line.findings.noisy
-    on_all = [attacks.build(spec) for spec in line.specs[: line.audited]]
-    assert {surrogate_of(s): draws(s) for s in on_all}["still"] == 1
-    assert {surrogate_of(s): draws(s) for s in on_all}[""] == line.findings.eot
+    tried = dict(through([str(spec) for spec in line.specs[: line.audited]]))
+    assert tried["still"] == 1
+    assert tried[""] == line.findings.eot
 
 
 class Masked(nn.Module):
@@ -207,8 +202,8 @@ def test_a_mask_is_attacked_through(hardened: nn.Module, few: Dataset, tmp_path:
     answers = {flag.name: flag.answered for flag in record.flags}
     assert "bpda" in (answers["no_gradient"] or "")
     assert (fooled.reliability, record.reliability) == ("unreliable", "suspicious")
-    assert record.strongest_attack == "relay(surrogate=bpda)"
-    assert "relay(surrogate=bpda)" in record.points.attack
+    assert record.strongest_attack == "relay(patience=32, surrogate=bpda)"
+    assert record.strongest_attack in record.points.attack
 
 
 def test_a_search_that_starts_along_a_stand_in_is_not_blind(
@@ -394,4 +389,4 @@ def test_the_student_and_lenders_are_lent_not_declared(few: Dataset, tmp_path: P
     line = line_up("adaptive", (), THREAT, WithSurrogates(nn.Identity(), {"a": torch.relu}),
                    Findings(transfer=("a",)))  # fmt: skip
     assert parts(line)[0] == ["relay"]
-    assert parts(line)[1][0] == "relay(surrogate=a)"
+    assert through(parts(line)[1]) == [("a", 1)]

@@ -129,7 +129,7 @@ class TestGradients:
             logits: Tensor = net((y > kept) * y)
             return logits.softmax(1).round(decimals=1)
 
-        for name in BUILT_IN:
+        for name in (known for known in BUILT_IN if known != "pooled"):  # see test_pooled
             together = gradient(source(model, name), x)
             alone = [gradient(source(model, name), x[i : i + 1]) for i in range(len(x))]
             torch.testing.assert_close(together, torch.cat(alone))
@@ -173,7 +173,7 @@ class TestScreening:
         assert list(found.models) == []
         assert found.refused["bpda"] == "its gradient is that of the model itself"
         assert found.refused["part.0"] == "its gradient is that of the model itself"
-        assert (found.forwards, found.backwards) == (66, 48 + 0)
+        assert (found.forwards, found.backwards) == (74, 48 + 0)
 
     @pytest.mark.parametrize("scale", [1e6, 1e-8])
     def test_logits_of_another_scale_count_as_others(self, scale: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from robustkit.certify.certifier import Certifier
+from robustkit.core.device import out_of_memory
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
 from robustkit.errors import RobustkitError, some
@@ -16,7 +17,6 @@ from robustkit.evaluation.stages.stage import DeviceWorker, PointSource, Report,
 from robustkit.evaluation.watcher import Watcher
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import CARRIED
-from robustkit.search.engine import out_of_memory
 from robustkit.verify.candidates import DRAWS, predict
 
 

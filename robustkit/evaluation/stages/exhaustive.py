@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from robustkit.core.device import out_of_memory
 from robustkit.core.finite import FiniteThreat
 from robustkit.core.types import Images, Labels
 from robustkit.evaluation.stages.judge import broken_points
@@ -26,7 +27,6 @@ from robustkit.evaluation.stages.stage import (
 )
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import BrokenPoint, Cost, RefusedCandidate
-from robustkit.search.engine import out_of_memory
 from robustkit.verify.candidates import FRESH, judge, measure
 
 _MOST = 64  # points in a batch: what a run that is killed has to do again

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from robustkit.core.types import Images, Logits, Model
 from robustkit.errors import UsageError
 from robustkit.models.surrogates.bpda.wrappers import BeforeSquashing, Bpda, Bypass, smooth
+from robustkit.models.surrogates.pooled import Pooled
 from robustkit.models.surrogates.screening import Screening, screen
 from robustkit.models.surrogates.submodules import part, within
 
 BUILT_IN: Mapping[str, Callable[[Model], Model]] = {
-    "bpda": Bpda, "logits": BeforeSquashing, "bypass": Bypass, "smooth": smooth,
+    "bpda": Bpda, "logits": BeforeSquashing, "bypass": Bypass, "pooled": Pooled, "smooth": smooth,
 }  # fmt: skip
 
 # The built-in surrogates that predict the model's class on every input.

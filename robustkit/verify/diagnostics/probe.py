@@ -10,11 +10,13 @@ from robustkit.core.types import Images, Logits, Model
 from robustkit.errors import UsageError
 from robustkit.models.agreement import OTHER_BATCH, SAME_KERNEL, row_distance
 from robustkit.models.guard import Habits, habits, watching
+from robustkit.verify.diagnostics.absorbing import of_outputs
 from robustkit.verify.diagnostics.counted_model import CountedModel
 from robustkit.verify.diagnostics.gradients import of_gradients
 from robustkit.verify.diagnostics.logits import of_answers
 from robustkit.verify.diagnostics.side_effects import Buffers, differentiates
 from robustkit.verify.diagnostics.unbounded import of_reach
+from robustkit.verify.diagnostics.units import of_units
 from robustkit.verify.flags import Flag, flag
 
 _SEED = 20_000  # of the draws that are repeated
@@ -193,7 +195,8 @@ def _probe(
     flags += of_gradients(counted, x, first, box, randomized=randomized)
     if differentiates(counted, x[:2]):
         flags.append(flag("inner_autograd", "the forward pass computes gradients of its own"))
-    return flags + of_reach(counted, x, first, box)
+    flags += of_reach(counted, x, first, box) + of_outputs(counted, x, first, box)
+    return flags if randomized else flags + of_units(counted, x, box)
 
 
 def _moved(

@@ -1,0 +1,1 @@
+"""Published masks: small trained defenses whose robustness was overstated, and who is fooled."""

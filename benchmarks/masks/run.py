@@ -1,0 +1,116 @@
+"""From masked models to rows: the reference attack, the points, the verdicts, the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.gauntlet.rows import Cell, Row, cell
+from benchmarks.gauntlet.setting import Points, Setting
+from benchmarks.gauntlet.truth import JUDGED, broken
+from benchmarks.masks.mask import Mask, Masked
+from robustkit.core import json_files
+from robustkit.data.dataset import select
+from robustkit.errors import UsageError
+from robustkit.models.surrogates.resolve import WithSurrogates
+from robustkit.record.adversarial import adversarial_inputs
+from robustkit.record.record import Record, load
+
+EXPERT = "expert"
+SUITES = ("parity", "adaptive")
+COLUMNS = (EXPERT, *SUITES)
+# Of the reference: per form that an expert differentiates, {through} names it.
+_REFERENCE = (
+    "relay(first=100, probes=9, probe=20, legs=12, steps=100, near=1, decay=0.8{through})",
+    "apgd(loss=margin, restarts=3{through})",
+    "apgd(restarts=2{through})",
+    "apgd(loss=targeted_dlr, targets=9, steps=50{through})",
+)
+_DRAWS = 8  # passes averaged at every query of a randomized form
+
+
+def reference(mask: Mask, masked: Masked) -> list[str]:
+    """List the attacks of the expert: through each of the forms, then on the model itself."""
+    forms = [f", surrogate={name}" for name in masked.experts()]
+    itself = f", eot={_DRAWS}" if mask.random else ""
+    return [spec.format(through=through) for through in (*forms, itself) for spec in _REFERENCE]
+
+
+def attack(setting: Setting, mask: Mask, masked: Masked, column: str, controls: int | None) -> None:
+    """Run the evaluation of `column` unless it is there, the expert's first.
+
+    Args:
+        controls: how many points that the expert leaves are attacked by the suites; None: all.
+
+    Raises:
+        UsageError: when the folder holds another choice of points.
+    """
+    points = deal(setting, mask, masked, controls)
+    if column in SUITES:
+        setting.evaluate(masked, f"{mask.name}/{column}", points.chosen, suite=column)
+
+
+def deal(setting: Setting, mask: Mask, masked: Masked, controls: int | None) -> Points:
+    """Let the expert attack all n points, and choose those that the suites attack, once.
+
+    They are the points that the expert breaks, and a sample of those that it does not.
+    """
+    everything = select(setting.data, setting.n, setting.seed).tolist()
+    told = WithSurrogates(masked, masked.experts())
+    record = setting.evaluate(told, f"{mask.name}/{EXPERT}", everything,
+                              attacks=reference(mask, masked))  # fmt: skip
+    path = setting.folder / mask.name / "points.json"
+    if not path.exists():
+        json_files.write({**_dealt(record, controls), "asked": controls}, path)
+    raw = json_files.read(path)
+    if raw["asked"] != controls:
+        raise UsageError(
+            f"{path} was chosen with --controls {'all' if raw['asked'] is None else raw['asked']}; "
+            "ask for the same, or for another --out."
+        )
+    return Points(raw["contested"], raw["controls"], raw["kept"])
+
+
+def _dealt(record: Record, controls: int | None) -> dict[str, object]:
+    status = dict(zip(record.points.index, record.points.status, strict=True))
+    kept = [p for p, robust in record.outcomes.items() if robust]
+    contested = [p for p in status if p not in kept and status[p] != "misclassified"]
+    count = len(kept) if controls is None else min(controls, len(kept))
+    places = np.linspace(0, len(kept), count, endpoint=False).astype(int)
+    return {"contested": contested, "controls": [kept[i] for i in places], "kept": len(kept)}
+
+
+def row(setting: Setting, mask: Mask, masked: Masked) -> Row | None:
+    """Gather what has been found of one mask; None before the expert has finished."""
+    path = setting.folder / mask.name / "points.json"
+    if not path.exists():
+        return None
+    raw = json_files.read(path)
+    points = Points(raw["contested"], raw["controls"], raw["kept"])
+    every = {column: _finished(setting.folder / mask.name / column) for column in COLUMNS}
+    records = {column: record for column, record in every.items() if record is not None}
+    truth = dict.fromkeys(points.chosen, True)
+    for column in records:
+        claims = adversarial_inputs(setting.folder / mask.name / column)
+        claims = {p: z for p, z in claims.items() if p in truth}
+        for point in broken(masked, setting, claims, JUDGED if mask.random else 1):
+            truth[point] = False
+    elsewhere = points.kept - len(points.controls)
+    cells = {column: _cell(record, truth, elsewhere, setting.n)
+             for column, record in records.items()}  # fmt: skip
+    share = 100 * (elsewhere + sum(truth.values())) / setting.n
+    return Row(mask.name, "", "at most", mask.random, share, cells)
+
+
+def _cell(record: Record, truth: dict[int, bool], elsewhere: int, n: int) -> Cell:
+    outcomes = {p: robust for p, robust in record.outcomes.items() if p in truth}
+    found = cell(outcomes, truth, elsewhere, n)
+    found.flags = [flag.name for flag in record.flags]
+    found.verdict = record.reliability
+    return found
+
+
+def _finished(folder: Path) -> Record | None:
+    path = folder / "record.json"
+    return load(path) if path.exists() else None

@@ -1,0 +1,64 @@
+"""An attack on the survivors in blocks, the nearest first, for as long as it breaks any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from robustkit.record.ledger import Ledger
+from robustkit.record.ledger_schema import Cost
+from robustkit.search.audit import Audit, draw, nearest_first
+
+
+def screen(
+    stage: int,
+    points: Sequence[int],
+    ledger: Ledger,
+    audit: Audit,
+    left: Callable[[Sequence[int]], Sequence[int]],
+    seed: int,
+    attack: Callable[[int, Sequence[int], bool], None],
+    *,
+    last: bool,
+) -> None:
+    """Run a stage on a sample of the survivors among `points`, and on others if it breaks any.
+
+    The sample is drawn as for the audit, at half its size: the nearest points, and others at random
+    for where being near says little. After it come blocks of its size, by falling nearness; the
+    first one without a success is the last. Where a random point of the sample is broken, all
+    others are attacked. The order is settled once and kept in the ledger: a run that was killed
+    goes on with it.
+
+    Args:
+        audit: how the suite audits.
+        left: tells which of some points are robust.
+        attack: runs a stage on those of some points that are still robust; True: they are the last.
+        last: no points are to come after these.
+    """
+    key, whose = f"screen {stage}", [points[0], len(points)] if points else []
+    kept = ledger.remembered(key)
+    if kept is None or kept["points"] != whose:  # of an earlier part of the run
+        kept = {"points": whose} | _order(ledger, audit, left(points), seed)
+        ledger.remember(key, kept)
+    for block in kept["blocks"]:
+        attack(stage, block, False)
+        broken = {p for p, found in ledger.broken(block).items() if found.stage == stage}
+        if broken & set(kept["random"]):
+            attack(stage, points, last)
+            return
+        if not broken:
+            break
+    ledger.write(stage, [], [], Cost(finished=last))
+
+
+def _order(ledger: Ledger, audit: Audit, robust: Sequence[int], seed: int) -> dict[str, Any]:
+    """Draw the sample, and cut the others into blocks."""
+    closest = ledger.closest()
+    half = replace(audit, near=audit.near / 2, random=audit.random / 2, least=-(-audit.least // 2))
+    sample = draw(half, closest, robust, seed)
+    first = sorted(sample.points)
+    rest = nearest_first(closest, [point for point in robust if point not in sample.points])
+    cuts = range(0, len(rest), max(1, len(first)))
+    blocks = [first, *(rest[start : start + len(first)] for start in cuts)]
+    return {"blocks": blocks, "random": list(sample.random)}
