@@ -37,6 +37,7 @@ class State(NamedTuple):
     task: Integers
     left: Integers
     draws: Float[Tensor, "s n m"]
+    marks: Float[Tensor, "s 2"]
     taken: Integers
 
     @property
