@@ -158,3 +158,12 @@ def test_the_bound_holds_however_far_the_audit_went(bad: int, scattered: bool) -
         bound = 0 if book.memo["escalated"] else missed(sample, audited_ones, len(fallen))
         hits += bound >= bad - len(book.found)
     assert hits / rounds >= 0.95 - 3 * (0.95 * 0.05 / rounds) ** 0.5
+
+
+def test_the_bound_is_that_of_an_independent_implementation() -> None:
+    from scipy.stats import hypergeom
+
+    for rest, size, found in ((144, 16, 0), (158, 16, 2), (60, 30, 5), (9, 1, 1)):
+        bad = np.arange(found, rest - size + found + 1)
+        expected = bad[hypergeom.cdf(found, rest, bad, size) > 0.05].max()
+        assert most_bad(rest, size, found) == expected

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln  # `scipy.stats` takes a second to import
 
 
 def most_bad(rest: int, size: int, found: int, confidence: float = 0.95) -> int:
@@ -13,10 +17,21 @@ def most_bad(rest: int, size: int, found: int, confidence: float = 0.95) -> int:
     """
     if size in (0, rest):
         return found if size else rest
-    from scipy.stats import hypergeom  # takes a second to import
-
     bad = np.arange(found, rest - size + found + 1)
-    return int(bad[hypergeom.cdf(found, rest, bad, size) > 1 - confidence].max())
+    seen = np.arange(found + 1)[:, None]
+    chance = np.exp(
+        _log_choose(bad, seen) + _log_choose(rest - bad, size - seen) - _log_choose(rest, size)
+    )
+    return int(bad[chance.sum(0) > 1 - confidence].max())
+
+
+def _log_choose(n: NDArray[Any] | int, k: NDArray[Any] | int) -> NDArray[Any]:
+    """Return log C(n, k), −∞ where it is zero."""
+    n, k = np.broadcast_arrays(n, k)
+    defined = (k >= 0) & (k <= n)
+    kept = np.where(defined, k, 0)
+    value = gammaln(n + 1) - gammaln(kept + 1) - gammaln(n - kept + 1)
+    return np.where(defined, value, -np.inf)
 
 
 def drawn_to_halve(rest: int, size: int, found: int, missed: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.core.types import Images, Labels, Logits, Model
-from robustkit.models.surrogates.submodules import within
+from robustkit.models.surrogates.submodules import hookable, within
 
 _SAME = 1e-5  # of the outputs' range: what rounding may do to a logit
 _MOST = 1024  # outputs of a layer
@@ -108,7 +108,8 @@ def _passed(
     """Return the logits, and what the modules inside returned [b, m], in order."""
     seen = dict[nn.Module, Tensor]()
     hook = _hook(lambda layer, out: seen.update({layer: out}))
-    handles = [layer.register_forward_hook(hook) for layer in within(model).values()]
+    layers = filter(hookable, within(model).values())
+    handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
         return ask(x), seen
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from robustkit.core.types import Model
@@ -38,6 +39,11 @@ def within(model: Any) -> dict[str, nn.Module]:
                 found[place] = item
     order = sorted(found, key=lambda place: -_size(found[place]))  # stable: outer ones come first
     return {place: found[place] for place in order}
+
+
+def hookable(module: nn.Module) -> bool:
+    """Whether what goes through a module can be seen from outside: not in TorchScript."""
+    return not isinstance(module, torch.jit.ScriptModule)
 
 
 def part(model: Model, place: str) -> Model | None:

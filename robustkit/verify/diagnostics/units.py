@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustkit.core.rng import generator
 from robustkit.core.types import Images
-from robustkit.models.surrogates.submodules import within
+from robustkit.models.surrogates.submodules import hookable, within
 from robustkit.verify.diagnostics.counted_model import CountedModel
 from robustkit.verify.flags import Flag, flag
 
@@ -23,10 +23,10 @@ def of_units(counted: CountedModel, x: Images, box: tuple[float, float]) -> list
     """Move the inputs `x` [b, *f] a little, and look at the activations inside.
 
     Looked at are modules without weights that return what they are given in shape, and are no
-    layers of PyTorch. A unit jumps if it has no gradient and its output moves by more than its
-    input times the module's largest slope: a ReLU never does, a band that is set to its mean
-    (arXiv:2406.05927), or a unit that is no winner any more (arXiv:1905.10510), does. The gradient
-    of the model leaves out what such units add on average.
+    layers of PyTorch or of robustkit. A unit jumps if it has no gradient and its output moves by
+    more than its input times the module's largest slope: a ReLU never does, a band that is set to
+    its mean (arXiv:2406.05927), or a unit that is no winner any more (arXiv:1905.10510), does. The
+    gradient of the model leaves out what such units add on average.
     """
     layers = [m for m in within(counted.model).values() if _activates(m)]
     if not layers:
@@ -49,7 +49,9 @@ def of_units(counted: CountedModel, x: Images, box: tuple[float, float]) -> list
 
 def _activates(module: Any) -> bool:
     own = isinstance(module, nn.Module) and not isinstance(module, (nn.Sequential, nn.Linear))
-    return own and not any(True for _ in module.parameters()) and not any(module.children())
+    known = type(module).__module__.startswith("robustkit.models.")
+    bare = not any(True for _ in module.parameters()) and not any(module.children())
+    return own and bare and not known and hookable(module)
 
 
 def _units(
