@@ -192,6 +192,6 @@ def _patient(spec: str, findings: Findings) -> str:
     Labels alone do not tell of progress along a surrogate.
     """
     attack = Spec.parse(spec)
-    along = attack.name in ("relay", "apgd") and "surrogate" in dict(attack.options)
+    along = attack.name == "relay" and "surrogate" in dict(attack.options)
     queries = 0 if along and "one_hot" in findings.flags else _PATIENCE.get(attack.name, 0)
     return _with(spec, [f"patience={queries}"]) if queries else spec

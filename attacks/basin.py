@@ -46,7 +46,7 @@ class State(NamedTuple):
         return self.taken >= 0
 
 
-@attacks.register("basin", white_box=True, cites="arXiv:1912.00049")
+@attacks.register("basin", white_box=False, cites="arXiv:1912.00049")
 @dataclass(frozen=True)
 class Basin:
     """Square attack and gradient ascent in turns, on the margin, each from the best query so far.

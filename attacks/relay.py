@@ -60,7 +60,8 @@ class State(NamedTuple):
 
         Where there is no gradient it overflows: ledgers hold finite numbers.
         """
-        return -self.needs.amin(1).clamp_max(torch.finfo(self.needs.dtype).max)
+        most = torch.finfo(self.needs.dtype).max
+        return -self.needs.amin(1).clamp(-most, most)
 
 
 @attacks.register("relay", white_box=True, cites="")

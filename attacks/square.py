@@ -170,7 +170,7 @@ class Square:
     def _look_ahead(self, state: State) -> State:
         """End the runs that will not come through, where the queries have doubled."""
         due, to_come = torch.zeros_like(state.done), torch.zeros_like(state.best_value)
-        for doublings in range(5):  # 1/16, where progress is first noted, to all of the queries
+        for doublings in range(1, 5):  # 1/16, where progress is first noted, to half of the queries
             now = state.answered == max(self.queries >> doublings, 1)
             due, to_come = due | now, torch.where(now, float(doublings), to_come)
         if not any_row(due):

@@ -25,7 +25,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-import tomllib
 from rich.console import Console
 from rich.table import Table
 

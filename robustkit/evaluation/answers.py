@@ -8,7 +8,7 @@ nothing more:
   model, whose own gradient passes the probes (`Findings.true`) or, for `transfer`, through the
   surrogates that broke points;
 - `randomized`: gradients averaged over as many draws as the noise needs;
-- `black_box`: the longer attacks without gradients, without a success.
+- `black_box`: longer attacks without gradients on a sample of the survivors, without a success.
 
 "Nothing more" is a quiet audit: no more of its sample broken than the threshold allows, or the
 next nearest attacked until a block of them held. Where the audit went on to every survivor, its
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from robustkit.evaluation.run import Run
-from robustkit.evaluation.stages.audit import unaudited
+from robustkit.evaluation.stages.audit import held, unaudited
 from robustkit.record.ledger_schema import Cost
 from robustkit.search.protocol import draws, surrogate_of
 from robustkit.verify.flags import Flag
@@ -39,17 +39,19 @@ def _answers(run: Run) -> dict[str, str]:
     """Return how each flag was answered that was, given that the audit is quiet."""
     line, found, on_all = run.line, run.line.findings, run.line.searches[: run.line.audited]
     assert found is not None
-    aside = ", ".join(dict.fromkeys(filter(None, map(surrogate_of, on_all))))
     answers = {}
-    if aside:
-        through = f"attacked through {aside}; the audit is quiet"
-        answers = dict.fromkeys([*line.answers, "transfer"], through)
+    if line.answers:
+        through = f"attacked through {', '.join(found.true)}; the audit is quiet"
+        answers = dict.fromkeys(line.answers, through)
+    broke = {one.stage for one in run.ledger.broken().values()}
+    finders = [surrogate_of(search) for stage, search in enumerate(on_all) if stage in broke]
+    if named := ", ".join(dict.fromkeys(filter(None, finders))):
+        answers["transfer"] = f"attacked through {named}; the audit is quiet"
     if found.eot > 1 and any(draws(search) >= found.eot for search in on_all):
         answers["randomized"] = f"gradients averaged over {found.eot} draws; the audit is quiet"
     reserve = range(len(line.specs) - line.reserve, len(line.specs))
-    held = not any(found.stage in reserve for found in run.ledger.broken().values())
-    if held and _ran(run, reserve):
-        answers["black_box"] = "longer attacks without gradients broke no survivor"
+    if not broke & set(reserve) and _ran(run, reserve):
+        answers["black_box"] = "longer attacks without gradients broke none of a sample"
     return answers
 
 
@@ -59,7 +61,7 @@ def _quiet(run: Run) -> bool:
     if unaudited(line, ledger):
         return False
     if not ledger.remembered("escalated"):
-        return True
+        return held(ledger)
     last = max((found.stage for found in ledger.broken().values()), default=-1)
     after = [line.searches[s] for s in range(line.audited, len(line.specs))
              if s > last and _ran(run, [s])]  # fmt: skip

@@ -129,6 +129,7 @@ def _audit(run: Run) -> AuditInfo | None:
         return None
     escalated, (beyond, fallen) = bool(run.ledger.remembered("escalated")), pursued(run.ledger)
     broken = broken_by_audit(run.ledger, sample, run.line)
+    end = len(run.line.specs) - run.line.reserve
     return AuditInfo(
         near=len(sample.near),
         near_broken=len(broken & set(sample.near)),
@@ -138,7 +139,7 @@ def _audit(run: Run) -> AuditInfo | None:
         escalated=escalated,
         missed=0 if escalated else missed(sample, broken, len(fallen)),
         confidence=CONFIDENCE,
-        attacks=[str(spec) for spec in run.line.specs[run.line.audited :]],
+        attacks=[str(spec) for spec in run.line.specs[run.line.audited : end]],
         pursued=len(beyond) or None,
         pursued_broken=len(fallen) if beyond else None,
     )

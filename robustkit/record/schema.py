@@ -90,7 +90,8 @@ class AuditInfo(Part):
         if not self.missed or not mine:
             return None
         per_point = sum((stage.forwards + stage.backwards) / stage.entered for stage in mine)
-        drawn = drawn_to_halve(self.rest, self.random, self.random_broken, self.missed)
+        drawn = drawn_to_halve(self.rest, self.random, self.random_broken,
+                               self.missed + 2 * (self.pursued_broken or 0))  # fmt: skip
         return round((drawn - self.random) * per_point)
 
 

@@ -57,19 +57,25 @@ class Sample:
         return {*self.near, *self.random}
 
 
-def draw(audit: Audit, closest: Mapping[int, float], robust: Sequence[int], seed: int) -> Sample:
+def draw(
+    audit: Audit,
+    closest: Mapping[int, float],
+    robust: Sequence[int],
+    seed: int,
+    stream: str = "audit",
+) -> Sample:
     """Choose the sample among the points that are still `robust`.
 
     Args:
         closest: how near each point came to being broken, higher is nearer; points without a number
             count as far.
-        seed: the random part is a function of it and of the points alone.
+        seed, stream: the random part is a function of them and of the points alone.
     """
     by_need = nearest_first(closest, robust)
     size = max(audit.least, round(audit.near * len(robust)))
     near, rest = by_need[:size], by_need[size:]
     points = torch.tensor(rest, dtype=torch.long)
-    keys = Keys(torch.full_like(points, seed), points, torch.full_like(points, task_key("audit")))
+    keys = Keys(torch.full_like(points, seed), points, torch.full_like(points, task_key(stream)))
     lots = uniform(keys, 1, 0).flatten().tolist()
     drawn = sorted(zip(lots, rest, strict=True))[
         : max(audit.least, round(audit.random * len(robust)))

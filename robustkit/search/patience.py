@@ -49,8 +49,9 @@ def hopeless(
     due = running & (count >= patience) & (count & (count - 1) == 0)
     begins = due & slots.start.isinf()  # −∞ as long as no query has fooled the model
     slots.start.copy_(torch.where(begins, slots.best, slots.start))
-    first = 1 << (patience - 1).bit_length()
-    gain = (slots.best - slots.start) / (count / first).log2().clamp_min(1)
+    slots.looked.copy_(torch.where(begins, count, slots.looked))
+    doublings = (count / slots.looked.clamp_min(1)).log2().clamp_min(1)
+    gain = (slots.best - slots.start) / doublings
     return due & ~begins & (-slots.best > GRANTED * gain)
 
 

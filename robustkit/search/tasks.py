@@ -83,6 +83,7 @@ class SlotState(NamedTuple):
             confirmed; kept where the nearest success is sought.
         answered, start, best: of a search with `patience`, queries so far, and how near to a
             success they had come at the first look, and by now.
+        looked: queries at the first look.
     """
 
     candidate: Images
@@ -96,6 +97,7 @@ class SlotState(NamedTuple):
     answered: Integers
     start: Scalars
     best: Scalars
+    looked: Integers
 
     @classmethod
     def open(cls, x: Images) -> SlotState:
@@ -104,7 +106,7 @@ class SlotState(NamedTuple):
         zero = torch.zeros(len(x), dtype=torch.long, device=x.device)
         far = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         return cls(x.clone(), ~no, no, no.clone(), zero, zero.clone(), far, far.clone(),
-                   zero.clone(), -far, -far)  # fmt: skip
+                   zero.clone(), -far, -far, zero.clone())  # fmt: skip
 
 
 def fresh_tasks(

@@ -222,16 +222,12 @@ def reliability(names: Iterable[str], answered: Collection[str] = ()) -> Reliabi
     A flag that the catalog does not hold, of another version, makes it suspicious.
 
     Args:
-        answered: those of them that the attacks answered, which weigh a step less; of those that
-            speak of the outcome, nothing is left, since further attacks settled it.
+        answered: those of them that the attacks answered, which weigh a step less.
     """
     less: dict[str, str] = {"unreliable": "suspicious"}
     weights = {name: FLAGS[name].severity if name in FLAGS else "suspicious" for name in names}
-    found = [
-        weight if name not in answered
-        else "note" if name in OUTCOME else less.get(weight, "note")
-        for name, weight in weights.items()
-    ]  # fmt: skip
+    found = [less.get(weight, "note") if name in answered else weight
+             for name, weight in weights.items()]  # fmt: skip
     if "unreliable" in found:
         return "unreliable"
     return "suspicious" if "suspicious" in found else "reliable"

@@ -104,7 +104,7 @@ class Book:
     def write(self, *_: Any) -> None: ...
 
 
-LINE = LineUp([Spec("a"), Spec("b"), Spec("c")], [object()] * 3, 1, Audit([], least=16))
+LINE = LineUp([Spec("relay"), Spec("apgd"), Spec("fab")], [object()] * 3, 1, Audit([], least=16))
 
 
 def audited(bad: dict[int, int], closest: dict[int, float], seed: int) -> tuple[Book, list[int]]:

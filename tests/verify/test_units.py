@@ -74,3 +74,23 @@ def test_layers_of_pytorch_take_no_pass() -> None:
     counted = CountedModel(net, "net")
     assert of_units(counted, torch.rand(4, 1, 6, 6), BOX) == []
     assert counted.forwards == 0
+
+
+class Named(nn.Module):
+    """An activation that takes its slope by name."""
+
+    def forward(self, f: Tensor, *, gain: float) -> Tensor:
+        return torch.relu(gain * f)
+
+
+def test_what_is_called_by_name_is_left_alone() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.last = Named(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.last(self.act(x, gain=2.0))
+            return logits
+
+    assert of_units(CountedModel(Net().eval(), "net"), torch.rand(6, 4), BOX) == []

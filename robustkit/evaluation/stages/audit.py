@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
+from robustkit.core.spec import Spec
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import Cost
+from robustkit.registry import attacks
 from robustkit.search.audit import Sample, alarming, draw, many, nearest_first
+from robustkit.search.protocol import surrogate_of
 from robustkit.search.suites import LineUp
 
 
@@ -89,6 +93,16 @@ def pursued(ledger: Ledger) -> tuple[list[int], set[int]]:
     return ahead, _fallen(ledger, ahead)
 
 
+def held(ledger: Ledger) -> bool:
+    """Tell whether the sample held, or the last block of the next nearest did."""
+    if ledger.remembered("next") is None:
+        return True
+    (ahead, _), sample = pursued(ledger), drawn(ledger)
+    size = max(1, len(sample.near)) if sample else 1
+    last = ahead[(len(ahead) - 1) // size * size :] if ahead else []
+    return bool(last) and not _fallen(ledger, last)
+
+
 def _fallen(ledger: Ledger, points: Sequence[int]) -> set[int]:
     """Return which of `points` the attacks that are pursued broke."""
     finders = ledger.remembered("finders") or []
@@ -107,10 +121,18 @@ def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
 
     The reserve itself does not count: a run that was killed goes on as it began.
     """
-    before = line.searches[: len(line.searches) - line.reserve]
-    blind = [not getattr(search, "uses_gradient", True) for search in before]
+    before = list(zip(line.specs, line.searches, strict=True))[: len(line.specs) - line.reserve]
+    blind = [_blind(spec, search) for spec, search in before]
     count = sum(0 <= f.stage < len(blind) and blind[f.stage] for f in ledger.broken().values())
     return many(count, n)
+
+
+def _blind(spec: Spec, search: Any) -> bool:
+    """Whether an attack finds its way without gradients, if not all of it."""
+    if not getattr(search, "uses_gradient", True):
+        return True
+    known = attacks.entry(spec.name).facts.get("white_box", True)
+    return not known and not surrogate_of(search)
 
 
 def drawn(ledger: Ledger) -> Sample | None:
@@ -122,4 +144,5 @@ def drawn(ledger: Ledger) -> Sample | None:
 def broken_by_audit(ledger: Ledger, sample: Sample, line: LineUp) -> set[int]:
     """Return which points of the sample the audit broke."""
     broken = ledger.broken()
-    return {p for p in sample.points if p in broken and broken[p].stage >= line.audited}
+    stages = range(line.audited, len(line.specs) - line.reserve)
+    return {p for p in sample.points if p in broken and broken[p].stage in stages}

@@ -39,7 +39,7 @@ def screen(
     key, whose = f"screen {stage}", [points[0], len(points)] if points else []
     kept = ledger.remembered(key)
     if kept is None or kept["points"] != whose:  # of an earlier part of the run
-        kept = {"points": whose} | _order(ledger, audit, left(points), seed)
+        kept = {"points": whose} | _order(ledger, audit, left(points), seed, key)
         ledger.remember(key, kept)
     for block in kept["blocks"]:
         attack(stage, block, False)
@@ -52,11 +52,16 @@ def screen(
     ledger.write(stage, [], [], Cost(finished=last))
 
 
-def _order(ledger: Ledger, audit: Audit, robust: Sequence[int], seed: int) -> dict[str, Any]:
-    """Draw the sample, and cut the others into blocks."""
+def _order(
+    ledger: Ledger, audit: Audit, robust: Sequence[int], seed: int, stream: str
+) -> dict[str, Any]:
+    """Draw the sample, and cut the others into blocks.
+
+    From a stream of its own: the random points of an audit were then not all tried before.
+    """
     closest = ledger.closest()
     half = replace(audit, near=audit.near / 2, random=audit.random / 2, least=-(-audit.least // 2))
-    sample = draw(half, closest, robust, seed)
+    sample = draw(half, closest, robust, seed, stream)
     first = sorted(sample.points)
     rest = nearest_first(closest, [point for point in robust if point not in sample.points])
     cuts = range(0, len(rest), max(1, len(first)))

@@ -67,7 +67,7 @@ def class_outputs(
     with torch.no_grad():
         answer, sizes = _passed(model, x, ask)
         wide = [layer for layer, out in sizes.items()
-                if answer.shape[1] < out.shape[1] <= _MOST]  # fmt: skip
+                if len(out) == 1 and answer.shape[1] < out.shape[1] <= _MOST]  # fmt: skip
         for layer in reversed(wide):
             if not _chosen(answer, sizes[layer]):
                 continue

@@ -60,11 +60,12 @@ def _units(
     """Return what goes in and comes out of the modules in one pass."""
     seen = dict[nn.Module, tuple[Tensor, Tensor]]()
 
-    def note(layer: nn.Module, given: Any, out: Any) -> None:
-        if len(given) == 1 and isinstance(given[0], Tensor) and isinstance(out, Tensor):
+    def note(layer: nn.Module, given: Any, named: Any, out: Any) -> None:
+        alone = len(given) == 1 and not named
+        if alone and isinstance(given[0], Tensor) and isinstance(out, Tensor):
             seen[layer] = given[0].detach().clone(), out.detach().clone()
 
-    handles = [layer.register_forward_hook(note) for layer in layers]
+    handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
     try:
         counted.logits(x)
     finally:
