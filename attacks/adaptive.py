@@ -43,11 +43,11 @@ class Adaptive:
     smooth forms of hard selection, submodules, a distilled student where a flag calls for it),
     gradients averaged over as many draws as the noise needs (EOT), transfer from other models and,
     under flags of masked gradients, ascents from where a search without gradients came nearest and
-    attacks without gradients. Each is given a sample of the
-    survivors first, and others, the nearest ahead, as long as it breaks any; on all points run
-    those that the flags make the main attack. Runs whose progress will not reach a success end
-    early. Where attacks without gradients break points, longer ones follow. The audit is that of
-    `fast`.
+    attacks without gradients. Each is given a sample of the survivors first, and others, the
+    nearest ahead, as long as it breaks any. On all points run those that the flags make the main
+    attack, which are all of them where gradients are of no use and no surrogate is sound. Runs
+    whose progress will not reach a success end early. Where attacks without gradients break points,
+    longer ones follow. The audit is that of `fast`.
 
     The practice is that of Athalye et al. 2018 and Tramèr et al. 2020 (arXiv:2002.08347); that it
     is chosen automatically is ours.
