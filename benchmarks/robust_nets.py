@@ -105,7 +105,8 @@ def _passes(record: Record) -> float:
 
 def _per_point(stages: Sequence[Stage]) -> float:
     """Passes on one point that goes through all of these attacks."""
-    return sum((stage.forwards + stage.backwards) / stage.entered for stage in stages)
+    given = [stage for stage in stages if stage.entered]
+    return sum((stage.forwards + stage.backwards) / stage.entered for stage in given)
 
 
 def _lost(parity: Record, fast: Record) -> int:
