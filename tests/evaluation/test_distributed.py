@@ -276,7 +276,7 @@ class TestSeveralDevices:
             for device in ("cpu", "cpu,cpu")
         )  # fmt: skip
         assert "probabilities" in {flag.name for flag in one.flags}
-        assert "relay(surrogate=student)" in one.attacks
+        assert "relay(patience=32, surrogate=student)" in one.attacks
         assert two.attacks == one.attacks
         assert verdicts(two) == verdicts(one)
 
