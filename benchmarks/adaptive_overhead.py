@@ -28,6 +28,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import listed
 from robustkit.core.packages import DISTRIBUTION
 from robustkit.errors import RobustkitError
 from robustkit.record.record import Record, load
@@ -191,7 +192,7 @@ def main(
     check: bool,
 ) -> None:
     """Count the passes of `adaptive` in this build and in another, on models that are dear."""
-    names = [name.strip() for name in only.split(",") if name.strip()] or [*MODELS, *WRAPPERS]
+    names = listed(only) or [*MODELS, *WRAPPERS]
     root = None if data_root is None else str(data_root.resolve())
     asked: dict[str, object] = {"data": data_name, "root": root, "threat": threat, "n": n,
                                 "seed": seed, "threads": threads}  # fmt: skip

@@ -31,6 +31,7 @@ from benchmarks.gauntlet.run import COLUMNS, REFERENCES, attack, chosen, rows
 from benchmarks.gauntlet.setting import Setting, prepare
 from benchmarks.gauntlet.table import account, markdown, table
 from benchmarks.gauntlet.wrapper import Entry
+from benchmarks.options import listed
 from robustkit.core.packages import install_command
 from robustkit.core.threat import Threat
 from robustkit.data.open import open_dataset
@@ -40,12 +41,8 @@ from robustkit.models.load import load_model
 from robustkit.registry import suites
 
 
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _columns(text: str, skip_reference: bool) -> list[str]:
-    asked = _listed(text) or [c for c in COLUMNS if c in REFERENCES or c in suites]
+    asked = listed(text) or [c for c in COLUMNS if c in REFERENCES or c in suites]
     if strangers := [column for column in asked if column not in COLUMNS]:
         raise UsageError(f"expected columns among {', '.join(COLUMNS)}, got {strangers[0]!r}.")
     return [c for c in asked if not (skip_reference and c in REFERENCES)]
@@ -107,7 +104,7 @@ def main(
     try:
         data = open_dataset(data_name, root=data_root)
         ball, asked = Threat.parse(threat), _columns(columns, skip_reference)
-        entries = chosen(_listed(only), _listed(skip))
+        entries = chosen(listed(only), listed(skip))
         bare = load_model(model_name, data=data).model.requires_grad_(False)
         place = f"{model_name}-{data.name}-{ball.norm}-{ball.eps:g}-n{n}-seed{seed}"
         setting = Setting(model_name, bare, data, ball, n, seed, device, out / place, Watcher())

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from benchmarks.masks.families import MASKS
 from benchmarks.masks.mask import Mask
 from benchmarks.masks.run import COLUMNS, attack, row
 from benchmarks.masks.train import wear
+from benchmarks.options import some_of
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
@@ -89,10 +89,10 @@ def main(
         torch.set_num_threads(threads)
     console = Console(stderr=True)
     try:
-        ball, names = Threat.parse(threat), _listed(only, list(MASKS))
+        ball, names = Threat.parse(threat), some_of(list(MASKS), only)
         asked = Asked(
             [MASKS[name](width=width, epochs=epochs, eps=ball.eps) for name in names],
-            [] if only_report else _listed(columns, COLUMNS),
+            [] if only_report else some_of(COLUMNS, columns),
             None if controls == "all" else int(controls),
             ball, n, seed, out,
             *(open_dataset(data_name, root=data_root, split=split) for split in ("train", "test")),
@@ -177,13 +177,6 @@ def _show(
         Console(width=max(120, Console().width)).print(table(found, shown, title, NOUN))
     for line in account(summary, shown, NOUN):
         click.echo(line)
-
-
-def _listed(text: str, known: Sequence[str]) -> list[str]:
-    asked = [part.strip() for part in text.split(",") if part.strip()]
-    if strangers := [name for name in asked if name not in known]:
-        raise UsageError(f"expected some of {', '.join(known)}, got {strangers[0]!r}.")
-    return [name for name in known if name in asked or not asked]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from robustkit.core.types import Model
 from robustkit.data.dataset import Dataset
+from robustkit.models.architectures import small_cnn
 from robustkit.models.training import Recipe, Step, Trainable
 from robustkit.registry import defenses
 
@@ -29,7 +31,7 @@ class Masked(nn.Module):
 
 
 @dataclass(frozen=True)
-class Mask:
+class Mask(ABC):
     """How one mask is trained and worn. Subclasses override what they change.
 
     A mask has a network of its own (`network`, `objective`), is worn by the bare model that was
@@ -70,13 +72,14 @@ class Mask:
         return trainable
 
     def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Build the untrained network for inputs of `shape` [c, h, w]."""
-        raise NotImplementedError
+        """Build the untrained network for inputs of `shape` [c, h, w]: the small CNN."""
+        return small_cnn(shape, classes, self.width)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Return the scalar to minimize on a batch x [b, c, h, w], y [b]."""
         return self.adversarial.objective(model, x, y, step)
 
+    @abstractmethod
     def wrap(self, bare: nn.Module, learned: nn.Module | None, data: Dataset) -> Masked:
         """Return the defended model.
 
@@ -85,7 +88,6 @@ class Mask:
             learned: the network of the mask, trained; None where it has none.
             data: what both were trained on.
         """
-        raise NotImplementedError
 
 
 MASKS: dict[str, type[Mask]] = {}

@@ -34,10 +34,6 @@ class Plain(Masked):
 class Objective(Mask):
     """A mask that is a small CNN, trained by another objective."""
 
-    def network(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """The small CNN."""
-        return small_cnn(shape, classes, self.width)
-
     def wrap(self, bare: nn.Module, learned: nn.Module | None, data: Dataset) -> Masked:
         """Wear nothing: the training is the mask."""
         assert learned is not None

@@ -20,16 +20,10 @@ import click
 import torch
 from rich.console import Console
 
+from benchmarks.options import some_of
 from benchmarks.planted.run import ALL, NETWORKS, findings, run, shares
 from benchmarks.planted.table import account, markdown, rows
-from robustkit.errors import RobustkitError, UsageError
-
-
-def _listed(text: str, known: list[str]) -> list[str]:
-    asked = [part.strip() for part in text.split(",") if part.strip()] or known
-    if strangers := [part for part in asked if part not in known]:
-        raise UsageError(f"expected some of {', '.join(known)}, got {strangers[0]!r}.")
-    return asked
+from robustkit.errors import RobustkitError
 
 
 @click.command()
@@ -44,7 +38,7 @@ def main(out: Path, networks: str, columns: str, report: bool, threads: int) -> 
     console = Console(stderr=True)
     try:
         if not report:
-            asked = _listed(networks, NETWORKS), _listed(columns, list(ALL))
+            asked = some_of(NETWORKS, networks), some_of(list(ALL), columns)
             run(out, *asked, lambda text: console.print(text, highlight=False))
         found, starts = findings(out), shares(out)
     except RobustkitError as error:

@@ -49,8 +49,7 @@ def _answers(run: Run) -> dict[str, str]:
         answers["transfer"] = f"attacked through {named}; the audit is quiet"
     if found.eot > 1 and any(draws(search) >= found.eot for search in on_all):
         answers["randomized"] = f"gradients averaged over {found.eot} draws; the audit is quiet"
-    reserve = range(len(line.specs) - line.reserve, len(line.specs))
-    if not broke & set(reserve) and _ran(run, reserve):
+    if not broke & set(line.reserved) and _ran(run, line.reserved):
         answers["black_box"] = "longer attacks without gradients broke none of a sample"
     return answers
 

@@ -129,7 +129,6 @@ def _audit(run: Run) -> AuditInfo | None:
         return None
     escalated, (beyond, fallen) = bool(run.ledger.remembered("escalated")), pursued(run.ledger)
     broken = broken_by_audit(run.ledger, sample, run.line)
-    end = len(run.line.specs) - run.line.reserve
     return AuditInfo(
         near=len(sample.near),
         near_broken=len(broken & set(sample.near)),
@@ -139,7 +138,7 @@ def _audit(run: Run) -> AuditInfo | None:
         escalated=escalated,
         missed=0 if escalated else missed(sample, broken, len(fallen)),
         confidence=CONFIDENCE,
-        attacks=[str(spec) for spec in run.line.specs[run.line.audited : end]],
+        attacks=[str(run.line.specs[stage]) for stage in run.line.auditing],
         pursued=len(beyond) or None,
         pursued_broken=len(fallen) if beyond else None,
     )
@@ -155,10 +154,10 @@ def _stages(run: Run, found: Finished) -> list[Stage]:
     left = {p for p in status if status[p] != "misclassified" and p not in spared}
     left -= {p for p in left if p in broken and broken[p].stage in (REPLAYED, CARRIED)}
     left -= set(run.carried.get("survived", {}))
-    stages, reserve = [], len(run.line.specs) - run.line.reserve
+    stages = []
     for number, spec in enumerate(run.line.specs):
         cost = costs.get(number, Cost())
-        if number >= reserve and not cost.entered:
+        if number in run.line.reserved and not cost.entered:
             continue  # nothing called for it
         by_this = {point for point in left if point in broken and broken[point].stage == number}
         attack = run.line.searches[number]

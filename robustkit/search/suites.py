@@ -71,10 +71,19 @@ class LineUp(NamedTuple):
         wanted = [aims(search, search.jobs(threat, classes)) for search in self.searches]
         return min(classes, 1 + max(wanted, default=0))
 
+    @property
+    def reserved(self) -> range:
+        """The attacks of the reserve, by number."""
+        return range(len(self.specs) - self.reserve, len(self.specs))
+
+    @property
+    def auditing(self) -> range:
+        """The attacks of the audit, by number: those before the reserve."""
+        return range(self.audited, self.reserved.start)
+
     def screens(self, number: int) -> bool:
         """Tell whether an attack runs on a sample first, and on others if it breaks any there."""
-        first, end = self.audited - self.screened, len(self.specs) - self.reserve
-        return first <= number < self.audited or number >= end
+        return self.audited - self.screened <= number < self.audited or number in self.reserved
 
 
 def default_suite(threat: Threat, *, minimum_norm: bool = False) -> str:

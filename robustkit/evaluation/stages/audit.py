@@ -26,16 +26,15 @@ def perform(
     """Attack a sample of the survivors, and more of them if too much of it breaks.
 
     All of them if the random part broke; else those that come next in order of need, by the attacks
-    that broke near ones (`_pursue`). The reserve runs on every survivor where attacks without
-    gradients broke points (`masked`). The sample is drawn once and kept in the ledger: a run that
-    was killed goes on with it.
+    that broke near ones (`_pursue`). The reserve runs where attacks without gradients broke points
+    (`masked`). The sample is drawn once and kept in the ledger: a run that was killed goes on with
+    it.
 
     Args:
         left: tells which points the search has left robust.
         attack: runs a stage on those of some points that are still robust; True: they are the last.
     """
-    audit, reserve = line.audit, range(len(line.specs) - line.reserve, len(line.specs))
-    stages = range(line.audited, reserve.start)
+    audit, stages = line.audit, line.auditing
     if audit is None:
         return
     sample = drawn(ledger)
@@ -63,7 +62,7 @@ def perform(
         else:
             ledger.write(stage, [], [], Cost(finished=True))
     called = masked(ledger, line, len(everything))
-    for stage in reserve:
+    for stage in line.reserved:
         if called:
             attack(stage, everything, True)
         else:
@@ -121,10 +120,9 @@ def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
 
     The reserve itself does not count: a run that was killed goes on as it began.
     """
-    before = list(zip(line.specs, line.searches, strict=True))[: len(line.specs) - line.reserve]
-    blind = [_blind(spec, search) for spec, search in before]
-    count = sum(0 <= f.stage < len(blind) and blind[f.stage] for f in ledger.broken().values())
-    return many(count, n)
+    before = range(line.reserved.start)
+    blind = {stage for stage in before if _blind(line.specs[stage], line.searches[stage])}
+    return many(sum(found.stage in blind for found in ledger.broken().values()), n)
 
 
 def _blind(spec: Spec, search: Any) -> bool:
@@ -144,5 +142,4 @@ def drawn(ledger: Ledger) -> Sample | None:
 def broken_by_audit(ledger: Ledger, sample: Sample, line: LineUp) -> set[int]:
     """Return which points of the sample the audit broke."""
     broken = ledger.broken()
-    stages = range(line.audited, len(line.specs) - line.reserve)
-    return {p for p in sample.points if p in broken and broken[p].stage in stages}
+    return {p for p in sample.points if p in broken and broken[p].stage in line.auditing}
