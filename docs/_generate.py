@@ -248,8 +248,9 @@ def _datasets() -> str:
         "# Data sets\n",
         _table(["name", "what it is", "usual threat model"], rows),
         "Named sets are looked for under `--data-root` or `ROBUSTKIT_DATA`, then in the cache, and "
-        "downloaded if torchvision is installed. The bundled images (MIT license, Zalando SE) are "
-        "in the package. CIFAR-10 is also read from JPEG files, and is then called `cifar10_jpeg`. "
+        "downloaded if torchvision is installed. The bundled images (MIT license, Zalando SE; the "
+        "color ones are CIFAR-10, JPEG) are in the package. CIFAR-10 is also read from JPEG files, "
+        "and is then called `cifar10_jpeg`. "
         "Images stream: memory does not grow with n.\n",
         "## Data of your own\n",
         _table(["data", "what is expected"], own),

@@ -5,10 +5,13 @@ from __future__ import annotations
 from math import prod
 
 from robustkit.cli.evaluate.request import Request
-from robustkit.core.threat import Threat
+from robustkit.core.text import number
+from robustkit.core.threat import NORMS, Threat
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluation.eps_grid import descending
+from robustkit.leaderboard.grouping import shown_eps
+from robustkit.models.load import threats_of_bundled
 from robustkit.registry import datasets, read_threat, threats
 
 
@@ -37,11 +40,27 @@ def threats_of_grid(request: Request) -> tuple[Threat, ...]:
 
 def threat_of(request: Request, data: Dataset) -> Threat:
     """Return the threat model; a norm alone is bounded by the box, where distances are sought."""
-    text = request.threat or _usual_threat(request.data)
+    text = request.threat or _default_threat(request, data)
     if not request.minimum_norm or ":" in text:
         return read_threat(text)
     norm = Threat.parse(f"{text}:1").norm
     return Threat.whole(norm, prod(data.shape))
+
+
+def _default_threat(request: Request, data: Dataset) -> str:
+    """Return what is usual for the data, else for the weights that are shipped for them.
+
+    A first look at bundled models of which none was made for the usual eps would say nothing.
+    """
+    usual = _usual_threat(request.data)
+    made = [] if request.models else [_written(text) for text in threats_of_bundled(data)]
+    return usual if not made or _written(usual) in made else made[0]
+
+
+def _written(text: str) -> str:
+    """Write a norm and its eps as people do, so that 0.00784314 is 2/255."""
+    norm, colon, eps = text.partition(":")
+    return f"{norm}:{shown_eps(number(eps))}" if colon and norm in NORMS else text
 
 
 def usual_threat(text: str) -> str | None:
