@@ -121,16 +121,6 @@ def bundled(data: Dataset, kind: str = "") -> list[str]:
     return list(found)
 
 
-def threats_of_bundled(data: Dataset) -> list[str]:
-    """Name the threat models that the weights shipped for the family of `data` were measured under.
-
-    Eps is rounded to six digits: `linf:0.00784314`.
-    """
-    cards = (c.card for entry in defenses.entries() for c in checkpoints.shipped(entry))
-    found = {str(card.measured.get("threat") or "") for card in cards if card.data == data.family}
-    return sorted(found - {""})
-
-
 def name_of(entry: Entry, defense: Any) -> str:
     """Return the shortest spec of a built defense: the options that are not at their default."""
     options = {key: getattr(defense, key) for key in entry.options}

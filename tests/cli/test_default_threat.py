@@ -10,7 +10,7 @@ from robustkit.cli.evaluate import threats
 from robustkit.cli.evaluate.request import Request
 from robustkit.core.threat import Threat
 from robustkit.data.open import open_dataset
-from robustkit.models.load import bundled, load_model, threats_of_bundled
+from robustkit.models.load import bundled, load_model
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_first_look_takes_an_eps_that_weights_were_made_for(
 
 def test_the_grey_images_keep_theirs() -> None:
     assert threats.threat_of(Request(), open_dataset("bundled")) == Threat("linf", 0.1)
-    assert "linf:0.1" in threats_of_bundled(open_dataset("bundled"))
+    assert "linf:0.1" in threats.threats_of_bundled(open_dataset("bundled"))
 
 
 def test_color_images_find_the_weights_of_their_family() -> None:

@@ -11,8 +11,8 @@ from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluation.eps_grid import descending
 from robustkit.leaderboard.grouping import shown_eps
-from robustkit.models.load import threats_of_bundled
-from robustkit.registry import datasets, read_threat, threats
+from robustkit.models import checkpoints
+from robustkit.registry import datasets, defenses, read_threat, threats
 
 
 def threats_of_grid(request: Request) -> tuple[Threat, ...]:
@@ -55,6 +55,16 @@ def _default_threat(request: Request, data: Dataset) -> str:
     usual = _usual_threat(request.data)
     made = [] if request.models else [_written(text) for text in threats_of_bundled(data)]
     return usual if not made or _written(usual) in made else made[0]
+
+
+def threats_of_bundled(data: Dataset) -> list[str]:
+    """Name the threat models that the weights shipped for the family of `data` were measured under.
+
+    Eps is rounded to six digits: `linf:0.00784314`.
+    """
+    cards = (c.card for entry in defenses.entries() for c in checkpoints.shipped(entry))
+    found = {str(card.measured.get("threat") or "") for card in cards if card.data == data.family}
+    return sorted(found - {""})
 
 
 def _written(text: str) -> str:
