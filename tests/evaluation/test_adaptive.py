@@ -70,7 +70,7 @@ def test_nothing_found_is_fast_with_transfer_on_a_sample() -> None:
     assert line == ["relay"]
     assert through(screened) == [("undefended", 1)]
     assert audit == FAST
-    assert names(reserve) == ["spsa", "square"]
+    assert names(reserve) == ["apgd", "spsa", "square"]
 
 
 def test_what_nothing_calls_for_is_tried_on_a_sample() -> None:
@@ -407,6 +407,34 @@ def test_the_reserve_runs_where_attacks_without_gradients_took_points(
         hardened, name="net", data=few, threat=threat, folder=tmp_path, device="cpu", suite=suite
     )
     assert again == record
+
+
+@dataclass(frozen=True)
+class Shallow(Toy):
+    """Gives an attack with gradients what one step has left, and keeps restarts in reserve."""
+
+    def audit(self, threat: Threat) -> Audit:
+        return Audit([f"apgd(steps={self.queries})"], near=1.0)
+
+    def remedies(self, threat: Threat, surrogates: Sequence[str], findings: Findings) -> Remedies:
+        return Remedies(reserve=["apgd(steps=2, restarts=2)", "square(queries=1)"])
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_restarts_follow_where_gradients_of_the_audit_took_points(
+    hardened: nn.Module, few: Dataset, tmp_path: Path, found: bool
+) -> None:
+    suites.register("shallow")(Shallow)
+    try:
+        record = evaluate(
+            hardened, name="net", data=few, threat=THREAT if found else Threat("linf", 1e-4),
+            folder=tmp_path, device="cpu", suite="shallow(queries=20)",
+        )  # fmt: skip
+    finally:
+        registry.suites._entries.pop("shallow")
+    assert (record.stages[1].broken > 0) == found
+    assert ("apgd(restarts=2, steps=2)" in record.attacks) == found
+    assert "square(queries=1)" not in record.attacks
 
 
 def test_the_student_and_lenders_are_lent_not_declared(few: Dataset, tmp_path: Path) -> None:
