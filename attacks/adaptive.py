@@ -54,7 +54,7 @@ class Adaptive:
     sound gradient, or, where gradients are of no use and there is none of the latter, all of them.
     Runs whose progress will not reach a success end early. The audit is that of `fast`. Where
     attacks without gradients break points, longer ones follow; where those of the audit with
-    gradients do, restarts aimed at every class.
+    gradients do and the next nearest points do not hold, restarts aimed at every class.
 
     The practice is that of Athalye et al. 2018 and Tramèr et al. 2020 (arXiv:2002.08347); that it
     is chosen automatically is ours.

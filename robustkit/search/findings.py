@@ -56,7 +56,7 @@ class Remedies:
         line: on all points, after the suite's own attacks.
         screened: on a sample of the survivors, and on others as long as they break any.
         reserve: likewise, those without gradients if attacks of that kind broke points, those with
-            gradients if some of the audit broke more than it allows.
+            gradients if such attacks of the audit did, and no block of the next nearest held.
         answers: flags that the line answers, if its audit finds nothing more.
     """
 

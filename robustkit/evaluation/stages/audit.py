@@ -126,13 +126,13 @@ def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
 
 
 def shallow(ledger: Ledger, line: LineUp) -> bool:
-    """Tell whether the audit broke more than it allows, some of it by attacks with gradients.
+    """Tell whether attacks of the audit with gradients broke points, and no block of others held.
 
     Those before it have then missed what others find from other starts: more starts may find more.
     """
-    alarmed = ledger.remembered("escalated") or ledger.remembered("next") is not None
+    unsettled = ledger.remembered("escalated") or not held(ledger)
     along = {stage for stage in line.auditing if follows_gradients(line.searches[stage])}
-    return bool(alarmed) and any(found.stage in along for found in ledger.broken().values())
+    return bool(unsettled) and any(found.stage in along for found in ledger.broken().values())
 
 
 def follows_gradients(search: Any) -> bool:
