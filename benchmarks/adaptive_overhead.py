@@ -3,11 +3,14 @@
     python -m benchmarks.adaptive_overhead --against ef0da67
     python -m benchmarks.adaptive_overhead --against ../other-checkout --n 50 --only crossmax
     python -m benchmarks.adaptive_overhead --against ef0da67 --report      # what is there
+    python -m benchmarks.adaptive_overhead --against ef0da67 --this 6a795e2 --report
 
 Models are those whose evaluation is dear: bundled ones with randomness, gates or hard rules, and
-the ten wrappers of the gauntlet whose line-ups ask for most. Each build evaluates the same points
-of each model in a process of its own. Every evaluation is a folder under --out, and what has
-finished there is not run again. Passes are counted, so that a busy machine does not matter.
+the ten wrappers of the gauntlet whose line-ups ask for most. This build is the commit that is
+checked out, without uncommitted changes, or the one that --this names. Each build evaluates the
+same points of each model in a process of its own. Every evaluation is a folder under --out, by
+commit, and what has finished there is not run again. Passes are counted, so that a busy machine
+does not matter.
 
 Exits with 1, under --check, when a model costs more than a fifth of the passes or its verdict
 differs by more than 0.5 points.
@@ -31,6 +34,7 @@ from rich.table import Table
 from benchmarks.options import listed
 from robustkit.core.packages import DISTRIBUTION
 from robustkit.errors import RobustkitError
+from robustkit.record.git import head
 from robustkit.record.record import Record, load
 
 if sys.version_info >= (3, 11):
@@ -104,6 +108,22 @@ def checkout(against: str, out: Path) -> tuple[str, Path]:
     return name, folder
 
 
+def this_build() -> str:
+    """Return the commit that is checked out here.
+
+    Raises:
+        click.ClickException: when there is none, or the files are not those of it.
+    """
+    commit = head(_ROOT)
+    if commit is None or commit.dirty:
+        raise click.ClickException(
+            f"expected {_ROOT} to be a checkout without uncommitted changes, as results are kept "
+            f"by commit, got {'changes' if commit else 'no answer of git'}. Commit them, or name "
+            "a commit with --this."
+        )
+    return commit.hash
+
+
 def importable(name: str, build: Path, out: Path) -> Path:
     """Return a folder to import a build from, whatever is installed.
 
@@ -165,6 +185,7 @@ def compare(name: str, before: Record, after: Record) -> Pair:
 
 @click.command()
 @click.option("--against", required=True, help="The other build: a commit, or a checkout.")
+@click.option("--this", default="", help="This build, likewise; by default what is checked out.")
 @click.option("--only", default="", help=f"Of {', '.join((*MODELS, *WRAPPERS))}, by commas.")
 @click.option("--n", default=100, show_default=True)
 @click.option("--data", "data_name", default="bundled", show_default=True)
@@ -179,6 +200,7 @@ def compare(name: str, before: Record, after: Record) -> Pair:
 @click.option("--check", is_flag=True, help="Exit with 1 when a target is missed.")
 def main(
     against: str,
+    this: str,
     only: str,
     n: int,
     data_name: str,
@@ -197,13 +219,13 @@ def main(
     asked: dict[str, object] = {"data": data_name, "root": root, "threat": threat, "n": n,
                                 "seed": seed, "threads": threads}  # fmt: skip
     place, pairs = f"{data_name}-{threat.replace(':', '-')}-n{n}-seed{seed}", list[Pair]()
-    other, files = checkout(against, out)
-    builds = {other: importable(other, files, out), "this": importable("this", _ROOT, out)}
+    other, own = checkout(against, out), checkout(this or this_build(), out)
+    builds = [(build, importable(build, files, out)) for build, files in (other, own)]
     try:
         for name in names:
             found = [
                 evaluated(name, out / place / build / name, path, asked, go=not only_report)
-                for build, path in builds.items()
+                for build, path in builds
             ]
             if found[0] is not None and found[1] is not None:
                 pairs.append(compare(name, found[0], found[1]))
@@ -212,13 +234,13 @@ def main(
     if as_json:
         click.echo(json.dumps([{**asdict(pair), "ratio": pair.ratio} for pair in pairs]))
     else:
-        Console(width=max(110, Console().width)).print(_table(pairs, other))
+        Console(width=max(110, Console().width)).print(_table(pairs, other[0], own[0]))
     if check and not (len(pairs) == len(names) and all(pair.reached for pair in pairs)):
         sys.exit(1)
 
 
-def _table(pairs: list[Pair], other: str) -> Table:
-    table = Table(title=f"adaptive, passes per point: {other}, then this build")
+def _table(pairs: list[Pair], other: str, own: str) -> Table:
+    table = Table(title=f"adaptive, passes per point: {other}, then {own} (this)")
     for heading in ("model", "n", "forward", "this", "ratio", "backward", "this", "robust", "this",
                     "difference", "lost"):  # fmt: skip
         table.add_column(heading, justify="left" if heading == "model" else "right")

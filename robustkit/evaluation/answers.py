@@ -12,16 +12,16 @@ nothing more:
 
 "Nothing more" is a quiet audit: no more of its sample broken than the threshold allows, or the
 next nearest attacked until a block of them held. Where the audit went on to every survivor, its
-last attacks, with gradients and without, must have broken none of them.
+last attacks, with gradients and without, must have broken none of them. Nor may the reserve have
+broken any, where it ran.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from robustkit.evaluation.run import Run
-from robustkit.evaluation.stages.audit import held, unaudited
+from robustkit.evaluation.stages.audit import follows_gradients, held, unaudited
 from robustkit.record.ledger_schema import Cost
 from robustkit.search.protocol import draws, surrogate_of
 from robustkit.verify.flags import Flag
@@ -49,7 +49,7 @@ def _answers(run: Run) -> dict[str, str]:
         answers["transfer"] = f"attacked through {named}; the audit is quiet"
     if found.eot > 1 and any(draws(search) >= found.eot for search in on_all):
         answers["randomized"] = f"gradients averaged over {found.eot} draws; the audit is quiet"
-    if not broke & set(line.reserved) and _ran(run, line.reserved):
+    if _ran(run, [s for s in line.reserved if not follows_gradients(line.searches[s])]):
         answers["black_box"] = "longer attacks without gradients broke none of a sample"
     return answers
 
@@ -57,21 +57,17 @@ def _answers(run: Run) -> dict[str, str]:
 def _quiet(run: Run) -> bool:
     """Tell whether the audit came to its end and its last attacks found nothing."""
     line, ledger = run.line, run.ledger
-    if unaudited(line, ledger):
+    broke = {found.stage for found in ledger.broken().values()}
+    if unaudited(line, ledger) or broke & set(line.reserved):
         return False
     if not ledger.remembered("escalated"):
         return held(ledger)
-    last = max((found.stage for found in ledger.broken().values()), default=-1)
-    after = [line.searches[s] for s in range(line.audited, len(line.specs))
-             if s > last and _ran(run, [s])]  # fmt: skip
-    return any(map(_follows_gradients, after)) and not all(map(_follows_gradients, after))
+    last = max(broke, default=-1)
+    after = [line.searches[s] for s in line.auditing if s > last and _ran(run, [s])]
+    return any(map(follows_gradients, after)) and not all(map(follows_gradients, after))
 
 
 def _ran(run: Run, stages: Sequence[int]) -> bool:
     """Tell whether each of these attacks was given points."""
     costs = run.ledger.costs()
     return bool(stages) and all(costs.get(stage, Cost()).entered for stage in stages)
-
-
-def _follows_gradients(search: Any) -> bool:
-    return bool(getattr(search, "uses_gradient", True))

@@ -55,7 +55,8 @@ class Remedies:
     Attributes:
         line: on all points, after the suite's own attacks.
         screened: on a sample of the survivors, and on others as long as they break any.
-        reserve: likewise, if attacks without gradients broke points.
+        reserve: likewise, those without gradients if attacks of that kind broke points, those with
+            gradients if such attacks of the audit did, and no block of the next nearest held.
         answers: flags that the line answers, if its audit finds nothing more.
     """
 

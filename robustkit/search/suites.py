@@ -46,8 +46,8 @@ class LineUp(NamedTuple):
     """The attacks of a run in order; those from `audited` on are the audit's.
 
     The last `screened` before the audit's run on a sample of the survivors, and on others as long
-    as they break any; so do the last `reserve` of all, where attacks without gradients broke
-    points.
+    as they break any; so do the last `reserve` of all, where attacks of their kind, with gradients
+    or without, broke points late.
 
     Attributes:
         searches: built from `specs`, in the same order; a spec is built here and nowhere else.

@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 import pytest
 
-from benchmarks.adaptive_overhead import checkout, compare, importable
+from benchmarks import adaptive_overhead
+from benchmarks.adaptive_overhead import checkout, compare, importable, this_build
 from robustkit.record.record import Record
+from robustkit.record.schema import Commit
 
 PROJECT = """[project]
 name = "robustkit-other"
@@ -44,6 +46,15 @@ def test_a_build_is_imported_with_its_own_packs(tmp_path: Path) -> None:
 def test_what_is_no_build_is_refused(tmp_path: Path) -> None:
     with pytest.raises(click.ClickException, match="a folder or a commit"):
         checkout("no-such-build", tmp_path)
+
+
+def test_results_are_kept_by_a_commit_that_holds_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, said in ((Commit(hash="a" * 40, dirty=True), "changes"), (None, "no answer")):
+        monkeypatch.setattr(adaptive_overhead, "head", lambda _, found=found: found)
+        with pytest.raises(click.ClickException, match=said):
+            this_build()
+    monkeypatch.setattr(adaptive_overhead, "head", lambda _: Commit(hash="a" * 40, dirty=False))
+    assert this_build() == "a" * 40
 
 
 def test_targets_are_a_fifth_of_the_passes_and_half_a_point(

@@ -73,6 +73,17 @@ def test_attacks_without_gradients_are_answered_by_longer_ones_that_break_nothin
     assert names(GRADIENT, reserve=(BLIND,)) == {"black_box"}
     assert names(GRADIENT, reserve=(BLIND,), skipped=(3,)) == set()  # never called for
     assert names(GRADIENT, reserve=(BLIND,), broken={5: 3}) == set()
+    # Restarts are in reserve for another reason.
+    assert names(GRADIENT, reserve=(GRADIENT, BLIND), skipped=(3,)) == {"black_box"}
+
+
+def test_what_is_in_reserve_answers_for_no_audit() -> None:
+    true = Findings(true=("bpda",))
+    reserve = (GRADIENT, BLIND)  # stages 3 and 4, after an audit of 1 and 2
+    assert names(GRADIENT, reserve=reserve, findings=true) >= {"no_gradient"}
+    assert names(GRADIENT, reserve=reserve, findings=true, broken={5: 3}) == set()
+    # The last attack on every survivor broke one; that others broke none of a sample is not enough.
+    assert names(GRADIENT, reserve=reserve, findings=true, escalated=True, broken={5: 2}) == set()
 
 
 def test_an_audit_that_went_to_everyone_must_end_with_both_kinds_of_attack_in_vain() -> None:

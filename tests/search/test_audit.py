@@ -10,7 +10,7 @@ import pytest
 from robustkit.core.spec import Spec
 from robustkit.core.stats.hypergeometric import drawn_to_halve, most_bad
 from robustkit.errors import UsageError
-from robustkit.evaluation.stages.audit import perform, pursued
+from robustkit.evaluation.stages.audit import perform, pursued, shallow
 from robustkit.record.ledger_schema import BrokenPoint
 from robustkit.search.audit import Audit, Sample, alarming, draw, missed
 from robustkit.search.suites import LineUp
@@ -134,6 +134,10 @@ def test_near_points_that_fall_are_followed_by_what_broke_them_until_a_block_hol
     assert pursued(book) == (beyond, {20})  # type: ignore[arg-type]
     assert set(book.found) == {3, 5, 20}
     assert given == [0, 32, 32 + 32]
+    assert not shallow(book, LINE)  # type: ignore[arg-type]  # what was missed is settled
+    book, _ = audited(dict.fromkeys(range(0, 200, 2), 2), closest, seed=4)
+    assert shallow(book, LINE)  # type: ignore[arg-type]
+    assert not shallow(audited({}, closest, seed=4)[0], LINE)  # type: ignore[arg-type]
 
 
 def test_a_random_point_that_falls_sends_everything_to_everyone() -> None:

@@ -26,9 +26,9 @@ def perform(
     """Attack a sample of the survivors, and more of them if too much of it breaks.
 
     All of them if the random part broke; else those that come next in order of need, by the attacks
-    that broke near ones (`_pursue`). The reserve runs where attacks without gradients broke points
-    (`masked`). The sample is drawn once and kept in the ledger: a run that was killed goes on with
-    it.
+    that broke near ones (`_pursue`). The reserve runs where attacks of its kind broke points that
+    should have fallen before (`masked`, `shallow`). The sample is drawn once and kept in the
+    ledger: a run that was killed goes on with it.
 
     Args:
         left: tells which points the search has left robust.
@@ -61,9 +61,9 @@ def perform(
             attack(stage, everything, True)
         else:
             ledger.write(stage, [], [], Cost(finished=True))
-    called = masked(ledger, line, len(everything))
+    called = {True: shallow(ledger, line), False: masked(ledger, line, len(everything))}
     for stage in line.reserved:
-        if called:
+        if called[follows_gradients(line.searches[stage])]:
             attack(stage, everything, True)
         else:
             ledger.write(stage, [], [], Cost(finished=True))
@@ -125,9 +125,24 @@ def masked(ledger: Ledger, line: LineUp, n: int) -> bool:
     return many(sum(found.stage in blind for found in ledger.broken().values()), n)
 
 
+def shallow(ledger: Ledger, line: LineUp) -> bool:
+    """Tell whether attacks of the audit with gradients broke points, and no block of others held.
+
+    Those before it have then missed what others find from other starts: more starts may find more.
+    """
+    unsettled = ledger.remembered("escalated") or not held(ledger)
+    along = {stage for stage in line.auditing if follows_gradients(line.searches[stage])}
+    return bool(unsettled) and any(found.stage in along for found in ledger.broken().values())
+
+
+def follows_gradients(search: Any) -> bool:
+    """Tell whether an attack asks for gradients, of the model or of a surrogate."""
+    return bool(getattr(search, "uses_gradient", True))
+
+
 def _blind(spec: Spec, search: Any) -> bool:
     """Whether an attack finds its way without gradients, if not all of it."""
-    if not getattr(search, "uses_gradient", True):
+    if not follows_gradients(search):
         return True
     known = attacks.entry(spec.name).facts.get("white_box", True)
     return not known and not surrogate_of(search)
