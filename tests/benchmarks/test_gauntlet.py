@@ -172,7 +172,16 @@ def test_the_truth_of_a_wrapper_that_moves_inputs(
     assert set(standing) == set(points.chosen)
 
 
-@pytest.mark.parametrize("line", [["--only", "nothing"], ["--columns", "fast"]])
+def test_what_has_no_row_is_missing() -> None:
+    summary = summarize([_row("a", 0.0, [])], names=["a", "b"])
+    assert (summary.reached, summary.missing) == (None, ["b"])
+    assert summarize([_row("a", 0.0, [])], names=["a"]).reached
+    assert summarize([]).reached is None
+
+
+@pytest.mark.parametrize(
+    "line", [["--only", "nothing"], ["--columns", "fast"], ["--controls", "1.5"]]
+)
 def test_unknown_names_are_refused(line: list[str], tmp_path: Path) -> None:
     found = CliRunner().invoke(main, [*line, "--out", str(tmp_path)])
     assert found.exit_code == 2

@@ -182,5 +182,13 @@ def test_the_benchmark_runs_and_resumes(
     other = CliRunner().invoke(main, [*line, "--controls", "all"])
     assert other.exit_code == 2
     assert "--controls 8" in other.output
-    unknown = CliRunner().invoke(main, [*line, "--only", "mask"])
-    assert unknown.exit_code == 2
+    checked = CliRunner().invoke(main, [*line, "--only", "", "--report", "--check"])
+    assert checked.exit_code == 1
+    assert f"not evaluated: {', '.join(MASKS)}" in checked.output
+
+
+@pytest.mark.parametrize("line", [["--only", "mask"], ["--controls", "abc"], ["--controls", "-1"]])
+def test_bad_requests_are_refused(line: list[str], tmp_path: Path) -> None:
+    found = CliRunner().invoke(main, ["--report", "--out", str(tmp_path), *line])
+    assert found.exit_code == 2
+    assert "expected" in found.output
