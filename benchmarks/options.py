@@ -31,20 +31,11 @@ def some_of(known: Sequence[str], text: str) -> list[str]:
     return [name for name in known if name in asked or not asked]
 
 
-class Count(click.ParamType):
-    """A number of points from 0 on, or `all`, which is None."""
-
-    name = "count or all"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        """Return the number, or None for `all`."""
-        if value == "all":
-            return None
-        if not str(value).isdecimal():
-            self.fail(f"expected a number of points or all, got {value!r}.", param, ctx)
-        return int(value)
+def _count(context: click.Context, option: click.Parameter, text: str) -> int | None:
+    """Read a number of points from 0 on, or `all`, which is None."""
+    if text != "all" and not text.isdecimal():
+        raise click.BadParameter(f"expected a number of points or all, got {text!r}.")
+    return None if text == "all" else int(text)
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ def masked_gradients(
     folder, place = click.Path(path_type=Path), Path("robustkit-runs") / out
     options = [
         click.option("--n", default=n, show_default=True, help="Points of the data set."),
-        click.option("--controls", type=Count(), default="8", show_default=True, help=controls),
+        click.option("--controls", callback=_count, default="8", show_default=True, help=controls),
         click.option("--only", default="", help=f"{rows}, separated by commas; by default all."),
         click.option("--columns", default="", help=f"Of {','.join(columns)}; by default all."),
         click.option(
