@@ -8,6 +8,7 @@ from benchmarks.gauntlet.rows import Cell, Row, cell
 from benchmarks.gauntlet.setting import Setting, deal, read_points
 from benchmarks.gauntlet.truth import JUDGED, broken
 from benchmarks.masks.mask import Mask, Masked
+from robustkit.core.types import Images
 from robustkit.data.dataset import select
 from robustkit.models.surrogates.resolve import WithSurrogates
 from robustkit.record.adversarial import adversarial_inputs
@@ -26,11 +27,15 @@ _REFERENCE = (
 _DRAWS = 8  # passes averaged at every query of a randomized form
 
 
-def reference(mask: Mask, masked: Masked) -> list[str]:
-    """List the attacks of the expert: through each of the forms, then on the model itself."""
-    forms = [f", surrogate={name}" for name in masked.experts()]
-    itself = f", eot={_DRAWS}" if mask.random else ""
-    return [spec.format(through=through) for through in (*forms, itself) for spec in _REFERENCE]
+def reference(mask: Mask, masked: Masked, x: Images) -> list[str]:
+    """List the attacks of the expert: through each of the forms, then on the model itself.
+
+    The model itself is left out where it has no gradient at inputs `x` [b, c, h, w], as in votes.
+    """
+    ways = [f", surrogate={name}" for name in masked.experts()]
+    if masked(x.clone().requires_grad_()).requires_grad:
+        ways.append(f", eot={_DRAWS}" if mask.random else "")
+    return [spec.format(through=through) for through in ways for spec in _REFERENCE]
 
 
 def attack(setting: Setting, mask: Mask, masked: Masked, column: str, controls: int | None) -> None:
@@ -44,10 +49,10 @@ def attack(setting: Setting, mask: Mask, masked: Masked, column: str, controls: 
     Raises:
         UsageError: when the folder holds another choice of points.
     """
-    everything = select(setting.data, setting.n, setting.seed).tolist()
+    everything = select(setting.data, setting.n, setting.seed)
+    specs = reference(mask, masked, setting.data.fetch(everything[:1])[0])
     told = WithSurrogates(masked, masked.experts())
-    record = setting.evaluate(told, f"{mask.name}/{EXPERT}", everything,
-                              attacks=reference(mask, masked))  # fmt: skip
+    record = setting.evaluate(told, f"{mask.name}/{EXPERT}", everything.tolist(), attacks=specs)
     kept = [p for p, robust in record.outcomes.items() if robust]
     points = deal(setting.folder / mask.name / "points.json", record, kept, controls)
     if column in SUITES:
