@@ -5,45 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from robustkit.core.losses import margin
 from robustkit.core.threat import Threat
-from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
+from robustkit.core.types import Logits, Scalars, per_point
 from robustkit.errors import UsageError
 from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Search, Tasks, list_jobs
 
+from ._square_state import State
 from ._warm_start import ascend
-
-
-class State(NamedTuple):
-    """The state of `square`, and `taken`: steps of the ascent so far, −1 in the random search."""
-
-    query: Images
-    done: Mask
-    x: Images
-    y: Labels
-    best: Images
-    best_value: Scalars
-    answered: Integers
-    seed: Integers
-    point: Integers
-    task: Integers
-    left: Integers
-    draws: Float[Tensor, "s n m"]
-    marks: Float[Tensor, "s 2"]
-    taken: Integers
-
-    @property
-    def climbing(self) -> Mask:
-        """Which slots need a gradient: those in an ascent."""
-        return self.taken >= 0
 
 
 @attacks.register("basin", white_box=False, cites="arXiv:1912.00049")
@@ -91,8 +66,7 @@ class Basin:
         Raises:
             UsageError: as `square`.
         """
-        first: Any = _square(self.queries).start(tasks, threat)
-        return State(**first._asdict(), taken=torch.full_like(tasks.y, -1))
+        return _square(self.queries).start(tasks, threat)
 
     def objective(self, logits: Logits, state: State) -> Scalars:
         """Return the margin."""
@@ -102,25 +76,21 @@ class Basin:
         """Keep the query if it is the best so far; propose a change of the best, or ascend."""
         # What is kept is chosen by the model, also where the value is a surrogate's.
         reply = reply._replace(value=margin(reply.logits, state.y, state.y))
-        climbing, last = state.climbing, state.taken >= self.steps
-        moved: State = _square(self.queries).step(state, reply, threat)
+        moved = _square(self.queries).step(state, reply, threat)
         share = -(-self.queries // self.rounds)
-        due = ~climbing & (moved.answered % share == 0) & (moved.answered > 0)
-        ahead = ascend(state.query, state.x, reply.gradient, state.taken.clamp_min(0),
-                       self.steps, threat)  # fmt: skip
-        query = torch.where(per_point(climbing & ~last, ahead), ahead, moved.query)
-        query = torch.where(per_point(due, query), moved.best, query)
-        answered = torch.where(climbing & ~last, state.answered, moved.answered)
-        taken = torch.where(climbing & ~last, state.taken + 1, torch.where(due, 0, -1))
+        due = ~state.climbing & (moved.answered % share == 0)
+        taken = (self.steps + 1 - state.left).clamp_max(self.steps)
+        ahead = ascend(state.query, state.x, reply.gradient, taken, self.steps, threat)
+        query = torch.where(per_point(state.left > 1, ahead), ahead, moved.query)
+        left = torch.where(due, self.steps + 1, moved.left)  # the best query is asked once more
         return moved._replace(
-            query=query,
-            answered=answered,
-            taken=taken,
-            done=state.done | ((answered >= self.queries) & (taken < 0)),
+            query=torch.where(per_point(due, query), moved.best, query),
+            left=left,
+            done=state.done | ((moved.answered >= self.queries) & (left == 0)),
         )
 
 
 @lru_cache
-def _square(queries: int) -> Search[Any]:
-    built: Search[Any] = attacks.build(f"square(queries={queries})")
+def _square(queries: int) -> Search[State]:
+    built: Search[State] = attacks.build(f"square(queries={queries})")
     return built

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -14,13 +14,14 @@ from torch import Tensor
 from robustkit.core import rng
 from robustkit.core.losses import margin
 from robustkit.core.threat import Threat
-from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
+from robustkit.core.types import Images, Integers, Logits, Scalars, per_point
 from robustkit.errors import UsageError
 from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from . import _bumps, _windows
 from ._draws import any_row
+from ._square_state import State
 from ._warm_start import ascend, refuse_norm
 from ._windows import corner, signs, span
 
@@ -28,34 +29,6 @@ from ._windows import corner, signs, span
 # more than the forward pass of a ResNet-18 (88).
 _BLOCK = 16
 _SMALL = 4  # part of the image from which on the pixels of a window are painted one by one
-
-
-class State(NamedTuple):
-    """Per slot three images and a few numbers.
-
-    answered: queries so far; left: steps of the warm start to come; draws: of a block of proposals
-    [s, n, m] the windows and displacements (linf), or random numbers. marks: the best values at the
-    last two times that the queries had doubled [s, 2], see `outlook`.
-    """
-
-    query: Images
-    done: Mask
-    x: Images
-    y: Labels
-    best: Images
-    best_value: Scalars
-    answered: Integers
-    seed: Integers
-    point: Integers
-    task: Integers
-    left: Integers
-    draws: Float[Tensor, "s n m"]
-    marks: Float[Tensor, "s 2"]
-
-    @property
-    def climbing(self) -> Mask:
-        """Which slots need a gradient: those in the warm start."""
-        return self.left > 0
 
 
 @attacks.register("square", white_box=False, cites="arXiv:1912.00049")
@@ -143,12 +116,12 @@ class Square:
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Keep the query if it is the best so far, and propose a change of the best in a window."""
         state = state._replace(draws=_redraw(state, self.share, threat))
-        value, tie = reply.value, state.climbing
+        value, ties = reply.value, torch.zeros_like(state.done)
         if self.surrogate:
-            # The reply's value is the surrogate's; what is kept is chosen by the model.
-            value = margin(reply.logits, state.y, state.y)
-        # Among equal margins (a piecewise constant model), the warm start's last query is kept.
-        better = (value > state.best_value) | (tie & (value == state.best_value))
+            # The reply's value is the surrogate's; what is kept is chosen by the model. Among equal
+            # margins (a piecewise constant model), the warm start's last query is kept.
+            value, ties = margin(reply.logits, state.y, state.y), state.climbing
+        better = (value > state.best_value) | (ties & (value == state.best_value))
         best = state.best
         if any_row(better):
             best = torch.where(per_point(better, best), state.query, best)

@@ -16,22 +16,18 @@ Exits with 1, under --check, when a target is missed; with 3 when an evaluation 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 import click
-import torch
 from rich.console import Console
 
-from benchmarks.gauntlet.rows import Row, Summary, summarize
+from benchmarks.gauntlet.rows import Row, summarize
 from benchmarks.gauntlet.run import COLUMNS, REFERENCES, attack, chosen, rows
 from benchmarks.gauntlet.setting import Setting, prepare
-from benchmarks.gauntlet.table import account, markdown, table
+from benchmarks.gauntlet.table import show
 from benchmarks.gauntlet.wrapper import Entry
-from benchmarks.options import listed
+from benchmarks.options import Asked, listed, masked_gradients
 from robustkit.core.packages import install_command
 from robustkit.core.threat import Threat
 from robustkit.data.open import open_dataset
@@ -49,67 +45,27 @@ def _columns(text: str, skip_reference: bool) -> list[str]:
 
 
 @click.command()
-@click.option("--n", default=200, show_default=True, help="Points of the data set.")
-@click.option(
-    "--controls",
-    default="8",
-    show_default=True,
-    help="How many points that the bare model keeps are attacked too, or all.",
-)
-@click.option("--only", default="", help="Wrappers or families, separated by commas.")
-@click.option("--skip", default="", help="Likewise, to leave out.")
-@click.option("--columns", default="", help=f"Of {','.join(COLUMNS)}; by default all.")
+@masked_gradients(
+    n=200, data="bundled", out="gauntlet", rows="Wrappers or families",
+    keeper="the bare model keeps", columns=COLUMNS,
+)  # fmt: skip
+@click.option("--skip", default="", help="As --only, to leave out.")
 @click.option("--skip-reference", is_flag=True, help="Leave pyautoattack out.")
-@click.option("--report", "only_report", is_flag=True, help="Run nothing; show what is there.")
 @click.option("--model", "model_name", default="pgd_at", show_default=True)
-@click.option("--data", "data_name", default="bundled", show_default=True)
-@click.option("--data-root", type=click.Path(path_type=Path), envvar="ROBUSTKIT_DATA")
-@click.option("--threat", default="linf:0.1", show_default=True)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--threads", type=int, default=None)
 @click.option("--device", default="auto", show_default=True)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("robustkit-runs/gauntlet"),
-    show_default=True,
-)
-@click.option("--json", "as_json", is_flag=True)
-@click.option("--markdown", "as_markdown", is_flag=True)
-@click.option("--check", is_flag=True, help="Exit with 1 when a target is missed.")
-def main(
-    n: int,
-    controls: str,
-    only: str,
-    skip: str,
-    columns: str,
-    skip_reference: bool,
-    only_report: bool,
-    model_name: str,
-    data_name: str,
-    data_root: Path | None,
-    threat: str,
-    seed: int,
-    threads: int | None,
-    device: str,
-    out: Path,
-    as_json: bool,
-    as_markdown: bool,
-    check: bool,
-) -> None:
+def main(asked: Asked, skip: str, skip_reference: bool, model_name: str, device: str) -> None:
     """Wrap a robust model in defenses that mask its gradient, and see who is fooled."""
-    if threads:
-        torch.set_num_threads(threads)
-    console = Console(stderr=True)
+    console, n = Console(stderr=True), asked.n
     try:
-        data = open_dataset(data_name, root=data_root)
-        ball, asked = Threat.parse(threat), _columns(columns, skip_reference)
-        entries = chosen(listed(only), listed(skip))
+        data = open_dataset(asked.data_name, root=asked.data_root)
+        ball, columns = Threat.parse(asked.threat), _columns(asked.columns, skip_reference)
+        entries = chosen(listed(asked.only), listed(skip))
         bare = load_model(model_name, data=data).model.requires_grad_(False)
-        place = f"{model_name}-{data.name}-{ball.norm}-{ball.eps:g}-n{n}-seed{seed}"
-        setting = Setting(model_name, bare, data, ball, n, seed, device, out / place, Watcher())
-        runs = [] if only_report else asked
-        found, failed = _gather(console, setting, controls, entries, runs)
+        place = f"{model_name}-{data.name}-{ball.norm}-{ball.eps:g}-n{n}-seed{asked.seed}"
+        setting = Setting(model_name, bare, data, ball, n, asked.seed, device, asked.out / place,
+                          Watcher())  # fmt: skip
+        runs = [] if asked.only_report else columns
+        found, failed = _gather(console, setting, asked.controls, entries, runs)
     except UsageError as error:
         raise click.UsageError(str(error)) from None
     except RobustkitError as error:
@@ -119,20 +75,17 @@ def main(
         raise click.ClickException(
             f"{error.name} is missing: {install_command('autoattack')}, or --skip-reference"
         ) from None
-    summary = summarize(found)
-    title = (f"{model_name}, {data.name}, {ball}, n = {n}: one point of the data is "
-             f"{100 / n:g} points of accuracy")  # fmt: skip
-    _show(found, summary, asked, title, as_json=as_json, as_markdown=as_markdown)
-    for text in failed:
-        console.print(f"could not finish: {text}", style="red", highlight=False)
-    if failed:
-        sys.exit(3)
-    if check and not summary.reached:
-        sys.exit(1)
+    shown = [c for c in COLUMNS if c in columns or any(c in row.cells for row in found)]
+    title = f"{model_name}, {data.name}, {ball}, n = {n}"
+    sys.exit(show(asked, found, summarize(found), shown, title, failed))
 
 
 def _gather(
-    console: Console, setting: Setting, controls: str, entries: Sequence[Entry], runs: Sequence[str]
+    console: Console,
+    setting: Setting,
+    controls: int | None,
+    entries: Sequence[Entry],
+    runs: Sequence[str],
 ) -> tuple[list[Row], list[str]]:
     """Run what is missing of the columns `runs`; return all rows, and what could not finish."""
     with console.status("") as line:
@@ -143,26 +96,9 @@ def _gather(
                 console.print(text)
 
         report("the bare model")
-        points = prepare(setting, None if controls == "all" else int(controls))
+        points = prepare(setting, controls)
         failed = attack(setting, points, entries, runs, report)
         return rows(setting, points, entries, report), failed
-
-
-def _show(
-    found: list[Row], summary: Summary, columns: list[str], title: str, *, as_json: bool,
-    as_markdown: bool,
-) -> None:  # fmt: skip
-    if as_json:
-        rows_, total = [asdict(row) for row in found], asdict(summary)
-        click.echo(json.dumps({"title": title, "rows": rows_, "summary": total}))
-        return
-    shown = [c for c in COLUMNS if c in columns or any(c in row.cells for row in found)]
-    if as_markdown:
-        click.echo(markdown(found, shown))
-    else:
-        Console(width=max(150, Console().width)).print(table(found, shown, title))
-    for line in account(summary, shown):
-        click.echo(line)
 
 
 if __name__ == "__main__":

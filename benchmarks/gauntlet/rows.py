@@ -61,13 +61,19 @@ class Summary:
     unflagged: list[str]
     """Wrappers that fool `parity` and raise no flag there."""
     reached: bool | None
-    """Whether `adaptive` reaches its targets and none is unflagged; None: not all have run."""
+    """Whether `adaptive` reaches its targets and none is unflagged; None: some are missing."""
+    missing: list[str]
+    """What `parity` and `adaptive` have not both evaluated."""
     limit: float = FOOLED
     """Points by which a verdict must be too high to count as fooled."""
 
 
-def summarize(rows: Sequence[Row], limit: float = FOOLED) -> Summary:
-    """Add up the rows; a verdict is fooled where it is too high by more than `limit` points."""
+def summarize(rows: Sequence[Row], limit: float = FOOLED, names: Sequence[str] = ()) -> Summary:
+    """Add up the rows; a verdict is fooled where it is too high by more than `limit` points.
+
+    Args:
+        names: what should have a row; what has one should as well.
+    """
     over: dict[str, dict[str, float]] = {}
     for row in rows:
         for column, found in row.cells.items():
@@ -78,8 +84,11 @@ def summarize(rows: Sequence[Row], limit: float = FOOLED) -> Summary:
     unflagged = [w for w in fooled.get("parity", []) if not flags[w]]
     largest = {c: max(found.values()) for c, found in over.items()}
     mean = {c: sum(found.values()) / len(found) for c, found in over.items()}
+    wanted = dict.fromkeys([*names, *(row.wrapper for row in rows)])
+    both = over.get("parity", {}).keys() & over.get("adaptive", {}).keys()
+    missing = [name for name in wanted if name not in both]
     reached = None
-    if len(over.get("adaptive", {})) == len(over.get("parity", {})) == len(rows) > 0:
+    if wanted and not missing:
         reached = largest["adaptive"] <= LARGEST and mean["adaptive"] <= MEAN and not unflagged
     counted = {c: len(found) for c, found in over.items()}
-    return Summary(counted, largest, mean, fooled, unflagged, reached, limit)
+    return Summary(counted, largest, mean, fooled, unflagged, reached, missing, limit)

@@ -85,11 +85,25 @@ def prepare(setting: Setting, controls: int | None) -> Points:
         setting.evaluate(setting.bare, f"bare/{suite}", everything, suite=suite)
         for suite in bare_suites()
     ]
-    path = setting.folder / "points.json"
+    standing = [p for p in everything if all(r.outcomes[p] for r in records)]
+    return deal(setting.folder / "points.json", records[0], standing, controls)
+
+
+def deal(path: Path, record: Record, standing: Sequence[int], controls: int | None) -> Points:
+    """Choose the points that are attacked: all that are lost, and a sample of those that stand.
+
+    Args:
+        path: where the choice is stored; one that is there stays.
+        record: says which points are misclassified from the start: those are never attacked.
+        standing: the points that are kept.
+        controls: how many of these; None: all.
+
+    Raises:
+        UsageError: when `path` holds another choice.
+    """
     if not path.exists():
-        standing = [p for p in everything if all(r.outcomes[p] for r in records)]
-        status = dict(zip(records[0].points.index, records[0].points.status, strict=True))
-        fallen = [p for p in everything if p not in standing and status[p] != "misclassified"]
+        status = dict(zip(record.points.index, record.points.status, strict=True))
+        fallen = [p for p in status if p not in standing and status[p] != "misclassified"]
         count = len(standing) if controls is None else min(controls, len(standing))
         places = np.linspace(0, len(standing), count, endpoint=False).astype(int)
         chosen = {"contested": fallen, "controls": [standing[i] for i in places],
@@ -98,7 +112,13 @@ def prepare(setting: Setting, controls: int | None) -> Points:
     raw = json_files.read(path)
     if raw["asked"] != controls:
         raise UsageError(
-            f"{path} was chosen with --controls {raw['asked'] or 'all'}; ask for the same, or for "
-            "another --out."
+            f"{path} was chosen with --controls {'all' if raw['asked'] is None else raw['asked']}; "
+            "ask for the same, or for another --out."
         )
+    return read_points(path)
+
+
+def read_points(path: Path) -> Points:
+    """Return the choice that `deal` has stored."""
+    raw = json_files.read(path)
     return Points(raw["contested"], raw["controls"], raw["kept"])

@@ -1,12 +1,17 @@
-"""The gauntlet as a table on the terminal and in Markdown."""
+"""The gauntlet as a table: on the terminal, in Markdown and JSON; and what the run exits with."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
+import click
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.gauntlet.rows import LARGEST, MEAN, Cell, Row, Summary
+from benchmarks.options import Asked
 
 TITLES = {"standard": "AutoAttack standard", "rand": "AutoAttack rand"}
 
@@ -80,10 +85,42 @@ def account(summary: Summary, columns: Sequence[str], noun: str = "wrapper") -> 
         silent = ", ".join(summary.unflagged) or "none"
         lines.append(f"fool parity by more than {summary.limit:g} points without a flag: {silent}")
     if summary.reached is None:
-        lines.append(f"targets: not judged, as parity and adaptive have not run on every {noun}")
+        missing = ", ".join(summary.missing) or f"no {noun}"
+        lines.append(f"targets: not judged; by parity and adaptive, not evaluated: {missing}")
     else:
         lines.append(
             f"targets (adaptive: at most {LARGEST:g} points anywhere, {MEAN:g} on average; every "
             f"{noun} that fools parity is flagged): {'reached' if summary.reached else 'missed'}"
         )
     return lines
+
+
+def show(
+    asked: Asked,
+    rows: Sequence[Row],
+    summary: Summary,
+    columns: Sequence[str],
+    title: str,
+    failed: Sequence[str],
+    noun: str = "wrapper",
+) -> int:
+    """Print the rows as asked for, what they add up to, and what could not finish.
+
+    Returns:
+        The exit code: 3 when an evaluation could not finish, 1 under --check when a target is
+        missed or not judged, else 0.
+    """
+    title += f": one point of the data is {100 / asked.n:g} points of accuracy"
+    if asked.as_json:
+        listed, total = [asdict(row) for row in rows], asdict(summary)
+        click.echo(json.dumps({"title": title, "rows": listed, "summary": total}))
+    else:
+        if asked.as_markdown:
+            click.echo(markdown(rows, columns, noun))
+        else:
+            Console(width=max(150, Console().width)).print(table(rows, columns, title, noun))
+        for line in account(summary, columns, noun):
+            click.echo(line)
+    for text in failed:
+        Console(stderr=True).print(f"could not finish: {text}", style="red", highlight=False)
+    return 3 if failed else int(asked.check and not summary.reached)

@@ -89,12 +89,17 @@ def points_array(points: Sequence[int]) -> Positions:
 def broken(
     model: nn.Module, setting: Setting, found: Mapping[int, Images], draws: int = 1
 ) -> list[int]:
-    """Return the points whose claimed adversarial input lies in the ball and fools `model`."""
+    """Return the points whose claimed adversarial input lies in the ball and fools `model`.
+
+    A randomized model answers `draws` times, the same ones whenever it is asked.
+    """
     if not found:
         return []
     points = sorted(found)
     x, y = setting.data.fetch(points_array(points))
     z = torch.stack([torch.as_tensor(found[point]).reshape(x.shape[1:]) for point in points])
     fine = setting.threat.contains(z, x) & z.isfinite().flatten(1).all(1)
-    wrong = predict(model, z.nan_to_num(), draws).predicted != y
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setting.seed)
+        wrong = predict(model, z.nan_to_num(), draws).predicted != y
     return [p for p, ok in zip(points, (fine & wrong).tolist(), strict=True) if ok]

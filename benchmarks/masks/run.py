@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.gauntlet.rows import Cell, Row, cell
-from benchmarks.gauntlet.setting import Points, Setting
+from benchmarks.gauntlet.setting import Setting, deal, read_points
 from benchmarks.gauntlet.truth import JUDGED, broken
 from benchmarks.masks.mask import Mask, Masked
-from robustkit.core import json_files
+from robustkit.core.types import Images
 from robustkit.data.dataset import select
-from robustkit.errors import UsageError
 from robustkit.models.surrogates.resolve import WithSurrogates
 from robustkit.record.adversarial import adversarial_inputs
 from robustkit.record.record import Record, load
@@ -30,15 +27,21 @@ _REFERENCE = (
 _DRAWS = 8  # passes averaged at every query of a randomized form
 
 
-def reference(mask: Mask, masked: Masked) -> list[str]:
-    """List the attacks of the expert: through each of the forms, then on the model itself."""
-    forms = [f", surrogate={name}" for name in masked.experts()]
-    itself = f", eot={_DRAWS}" if mask.random else ""
-    return [spec.format(through=through) for through in (*forms, itself) for spec in _REFERENCE]
+def reference(mask: Mask, masked: Masked, x: Images) -> list[str]:
+    """List the attacks of the expert: through each of the forms, then on the model itself.
+
+    The model itself is left out where it has no gradient at inputs `x` [b, c, h, w], as in votes.
+    """
+    ways = [f", surrogate={name}" for name in masked.experts()]
+    if masked(x.clone().requires_grad_()).requires_grad:
+        ways.append(f", eot={_DRAWS}" if mask.random else "")
+    return [spec.format(through=through) for through in ways for spec in _REFERENCE]
 
 
 def attack(setting: Setting, mask: Mask, masked: Masked, column: str, controls: int | None) -> None:
-    """Run the evaluation of `column` unless it is there, the expert's first.
+    """Run the evaluation of `column` unless it is there, the expert's first, on all n points.
+
+    The suites attack the points that the expert breaks, and a sample of those that it does not.
 
     Args:
         controls: how many points that the expert leaves are attacked by the suites; None: all.
@@ -46,39 +49,14 @@ def attack(setting: Setting, mask: Mask, masked: Masked, column: str, controls: 
     Raises:
         UsageError: when the folder holds another choice of points.
     """
-    points = deal(setting, mask, masked, controls)
+    everything = select(setting.data, setting.n, setting.seed)
+    specs = reference(mask, masked, setting.data.fetch(everything[:1])[0])
+    told = WithSurrogates(masked, masked.experts())
+    record = setting.evaluate(told, f"{mask.name}/{EXPERT}", everything.tolist(), attacks=specs)
+    kept = [p for p, robust in record.outcomes.items() if robust]
+    points = deal(setting.folder / mask.name / "points.json", record, kept, controls)
     if column in SUITES:
         setting.evaluate(masked, f"{mask.name}/{column}", points.chosen, suite=column)
-
-
-def deal(setting: Setting, mask: Mask, masked: Masked, controls: int | None) -> Points:
-    """Let the expert attack all n points, and choose those that the suites attack, once.
-
-    They are the points that the expert breaks, and a sample of those that it does not.
-    """
-    everything = select(setting.data, setting.n, setting.seed).tolist()
-    told = WithSurrogates(masked, masked.experts())
-    record = setting.evaluate(told, f"{mask.name}/{EXPERT}", everything,
-                              attacks=reference(mask, masked))  # fmt: skip
-    path = setting.folder / mask.name / "points.json"
-    if not path.exists():
-        json_files.write({**_dealt(record, controls), "asked": controls}, path)
-    raw = json_files.read(path)
-    if raw["asked"] != controls:
-        raise UsageError(
-            f"{path} was chosen with --controls {'all' if raw['asked'] is None else raw['asked']}; "
-            "ask for the same, or for another --out."
-        )
-    return Points(raw["contested"], raw["controls"], raw["kept"])
-
-
-def _dealt(record: Record, controls: int | None) -> dict[str, object]:
-    status = dict(zip(record.points.index, record.points.status, strict=True))
-    kept = [p for p, robust in record.outcomes.items() if robust]
-    contested = [p for p in status if p not in kept and status[p] != "misclassified"]
-    count = len(kept) if controls is None else min(controls, len(kept))
-    places = np.linspace(0, len(kept), count, endpoint=False).astype(int)
-    return {"contested": contested, "controls": [kept[i] for i in places], "kept": len(kept)}
 
 
 def row(setting: Setting, mask: Mask, masked: Masked) -> Row | None:
@@ -86,8 +64,7 @@ def row(setting: Setting, mask: Mask, masked: Masked) -> Row | None:
     path = setting.folder / mask.name / "points.json"
     if not path.exists():
         return None
-    raw = json_files.read(path)
-    points = Points(raw["contested"], raw["controls"], raw["kept"])
+    points = read_points(path)
     every = {column: _finished(setting.folder / mask.name / column) for column in COLUMNS}
     records = {column: record for column, record in every.items() if record is not None}
     truth = dict.fromkeys(points.chosen, True)

@@ -6,6 +6,7 @@ float32 (`robustkit.verify.candidates`), and the attack goes on where one is not
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from dataclasses import dataclass
@@ -102,8 +103,10 @@ def tune(model: Model, sample: Images, tuning: Tuning, *, randomized: bool = Fal
             exact = model(sample).float()
         forwards += len(sample)
     if tuning.layout != "contiguous" and sample.ndim == 4:
-        layout: dict[str, Any] = {"memory_format": torch.channels_last}
-        tuned = tuned.to(**layout)
+        # Module.to(memory_format=…) refuses a module that has 5-D tensors too.
+        for held in itertools.chain(tuned.parameters(), tuned.buffers()):
+            if held.ndim == 4:
+                held.data = held.data.contiguous(memory_format=torch.channels_last)
         notes.append("channels_last")
     if device == "cpu" and (count := fast_conv.speed_up(tuned)):
         notes.append(f"{count} first convolutions with a faster backward pass")

@@ -100,6 +100,16 @@ def test_claims_are_judged(bare: nn.Module, data: Dataset, tmp_path: Path) -> No
     assert broken(bare, setting, {}) == []
 
 
+def test_a_truth_by_chance_is_the_same_again(data: Dataset, tmp_path: Path) -> None:
+    class Coin(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.rand(len(x), 10)
+
+    setting, (x, _) = _setting(Coin(), data, tmp_path), data.fetch(np.arange(40))
+    found = [broken(Coin(), setting, dict(enumerate(x)), draws=3) for _ in range(2)]
+    assert found[0] and found[0] == found[1]
+
+
 def _row(name: str, over: float, flags: Sequence[str], adaptive: float = 0.0) -> Row:
     cells = {
         "parity": Cell(80 + over, over, 0.0, list(flags)),
@@ -172,7 +182,16 @@ def test_the_truth_of_a_wrapper_that_moves_inputs(
     assert set(standing) == set(points.chosen)
 
 
-@pytest.mark.parametrize("line", [["--only", "nothing"], ["--columns", "fast"]])
+def test_what_has_no_row_is_missing() -> None:
+    summary = summarize([_row("a", 0.0, [])], names=["a", "b"])
+    assert (summary.reached, summary.missing) == (None, ["b"])
+    assert summarize([_row("a", 0.0, [])], names=["a"]).reached
+    assert summarize([]).reached is None
+
+
+@pytest.mark.parametrize(
+    "line", [["--only", "nothing"], ["--columns", "fast"], ["--controls", "1.5"]]
+)
 def test_unknown_names_are_refused(line: list[str], tmp_path: Path) -> None:
     found = CliRunner().invoke(main, [*line, "--out", str(tmp_path)])
     assert found.exit_code == 2

@@ -145,6 +145,19 @@ def test_votes_and_mean_probabilities() -> None:
     torch.testing.assert_close(mean_probability(logits).exp(), logits.softmax(2).mean(0))
 
 
+def test_the_expert_leaves_out_what_has_no_gradient(data: Dataset) -> None:
+    x, _ = data.fetch(np.arange(1))
+
+    def through(name: str) -> set[str]:
+        """How the attacks of one mask's expert are told to take gradients."""
+        specs = run.reference(MASKS[name](), _worn(name, data), x)
+        return {spec.rstrip(")").rpartition(", ")[2] for spec in specs if spec.startswith("relay")}
+
+    assert through("transformation_vote") == {"surrogate=mean", "surrogate=bare"}
+    assert through("dummy_classes") == {"surrogate=together", "decay=0.8"}  # and on itself
+    assert through("random_deformation") == {"surrogate=mean", "eot=8"}
+
+
 def test_diffusion_passes_its_gradient_through_every_step() -> None:
     torch.manual_seed(0)
     denoiser, noise = Denoiser(1, 4), 0.1 * torch.randn(4, 2, 1, 4, 4)
@@ -182,5 +195,13 @@ def test_the_benchmark_runs_and_resumes(
     other = CliRunner().invoke(main, [*line, "--controls", "all"])
     assert other.exit_code == 2
     assert "--controls 8" in other.output
-    unknown = CliRunner().invoke(main, [*line, "--only", "mask"])
-    assert unknown.exit_code == 2
+    checked = CliRunner().invoke(main, [*line, "--only", "", "--report", "--check"])
+    assert checked.exit_code == 1
+    assert f"not evaluated: {', '.join(MASKS)}" in checked.output
+
+
+@pytest.mark.parametrize("line", [["--only", "mask"], ["--controls", "abc"], ["--controls", "-1"]])
+def test_bad_requests_are_refused(line: list[str], tmp_path: Path) -> None:
+    found = CliRunner().invoke(main, ["--report", "--out", str(tmp_path), *line])
+    assert found.exit_code == 2
+    assert "expected" in found.output

@@ -230,6 +230,17 @@ def test_bpda_sees_through_what_hides_a_whole_network(model: Front) -> None:
     assert int((reference() & ~broken(model, "bpda")).sum()) <= 1
 
 
+def test_comparisons_that_may_turn_count_for_most_and_none_for_nothing() -> None:
+    """The slope of a fast sigmoid, an eighth as wide as the margins of the row: 0, 1, −2 and 5."""
+    x = torch.tensor([[3.0, 4.0, 1.0, 8.0], [0.3, 0.4, 0.1, 0.8]], requires_grad=True)
+    over = source(lambda z: (z > torch.tensor([[3.0], [0.3]])).float(), "bpda")(x)
+    assert over.tolist() == [[0, 1, 0, 1]] * 2
+    (slope,) = torch.autograd.grad(over.sum(), x)
+    ratio = torch.tensor([0.0, 4.0, 8.0, 20.0])  # margins, in units of 1/8 of their mean size, 2
+    expected = 2 / (1 + ratio) ** 2
+    torch.testing.assert_close(slope, torch.stack([expected, 10 * expected]))
+
+
 def test_the_reference_means_something() -> None:
     wrong = robust()(images()[0]).argmax(1) != images()[1]
     assert int((reference() & ~wrong).sum()) >= 3

@@ -76,6 +76,15 @@ def test_a_cpu_gets_its_layout_and_stems_in_float32(net: Net) -> None:
     assert plain.middle.weight.is_contiguous()
 
 
+def test_tensors_of_other_shapes_keep_their_layout(net: Net) -> None:
+    """`Module.to` refuses channels_last where a parameter or a buffer has five axes."""
+    net.register_buffer("noise", torch.rand(2, 3, 1, 8, 8))
+    tuned = tune(net, X, Tuning()).model
+    assert isinstance(tuned, Net)
+    assert tuned.middle.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(tuned.get_buffer("noise"), net.get_buffer("noise"))
+
+
 def test_half_precision_spares_the_ends(net: Net) -> None:
     tuned = tune(net, X, BFLOAT16)
     assert tuned.half

@@ -28,14 +28,14 @@ def sign(call: Call, out: Tensor) -> Tensor | None:
 
 
 def greater(call: Call, out: Tensor) -> Tensor | None:
-    """A sigmoid of the difference."""
+    """A smooth step of the difference."""
     a, b = call.soft[0], call.get(1, "other")
     margin: Tensor = a - with_proxies(b)
     return step(margin) if margin.is_floating_point() else None
 
 
 def less(call: Call, out: Tensor) -> Tensor | None:
-    """A sigmoid of the negative difference."""
+    """A smooth step of the negative difference."""
     a, b = call.soft[0], call.get(1, "other")
     margin: Tensor = with_proxies(b) - a
     return step(margin) if margin.is_floating_point() else None
