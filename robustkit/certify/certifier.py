@@ -19,7 +19,7 @@ from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box, intervals, margins_of
 from robustkit.certify.parametric import parameter_bounds
 from robustkit.certify.smoothing import TIE_BREAK, Smoothed, certify_point, reach
-from robustkit.core.finite import FiniteThreat
+from robustkit.core.named import NamedThreat
 from robustkit.core.parametric import ParametricThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
@@ -106,7 +106,7 @@ def build_certifier(
     if method not in (known := (*METHODS, *own)):
         raise UsageError(f"expected a certificate of {', '.join(known)}, got {method!r}.")
     optional = method in ("auto", "quick")
-    if isinstance(threat, FiniteThreat):
+    if isinstance(threat, NamedThreat):
         _refuse_unless_optional(threat, method)
         return None
     mixture = model if isinstance(model, Mixed) else None
@@ -150,8 +150,8 @@ def build_certifier(
                   share if branching else None)  # fmt: skip
 
 
-def _refuse_unless_optional(threat: FiniteThreat, method: str) -> None:
-    """Refuse a certificate of variants that are tried one by one, unless nobody insists on it."""
+def _refuse_unless_optional(threat: NamedThreat, method: str) -> None:
+    """Refuse a certificate where bounds have no ball to start from, unless nobody insists on it."""
     if method != "quick":
         raise threat.refusal(f"a certificate (--certify {method})")
 
