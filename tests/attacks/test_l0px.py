@@ -43,7 +43,8 @@ def most(model: Linear, x: Tensor, count: int) -> Tensor:
     A pixel gains what the better end of the box gains in each of its channels.
     """
     gain = torch.maximum(model.weight * (1 - x), -model.weight * x).sum(1).flatten(1)
-    return model(x)[:, 1] + gain.topk(count, dim=1).values.sum(1)
+    reached: Tensor = model(x)[:, 1] + gain.topk(count, dim=1).values.sum(1)
+    return reached
 
 
 def test_the_distance_counts_pixels_and_channels_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,7 +72,8 @@ def best(model: Linear, x: Tensor, target: int) -> Tensor:
     gain = torch.maximum(slope * (1 - x), -slope * x).sum(1)
     most = torch.stack([gain[:, r, c].sum((1, 2)) for r, c in windows(3, 2, (7, 6))]).amax(0)
     logits = model(x)
-    return logits[:, target] - logits[:, 0] + most
+    reached: Tensor = logits[:, target] - logits[:, 0] + most
+    return reached
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -133,7 +135,7 @@ def test_a_run_on_a_real_model_is_resumed_verified_and_shown(tmp_path: Path) -> 
             if not self.left:
                 raise KeyboardInterrupt
 
-    def run(folder: Path, **more: object) -> robustkit.Record:
+    def run(folder: Path, **more: Any) -> robustkit.Record:
         return robustkit.evaluate(
             "pgd_at",
             "bundled",
@@ -143,7 +145,7 @@ def test_a_run_on_a_real_model_is_resumed_verified_and_shown(tmp_path: Path) -> 
             certify="auto(share=0.15)",
             attacks=["patch(looks=30, near=4, starts=1, steps=5)"],
             **more,
-        )  # type: ignore
+        )
 
     with pytest.raises(KeyboardInterrupt):
         run(Path("stopped"), watcher=Stop())
