@@ -290,8 +290,8 @@ def _threats() -> str:
         "What `--threat` takes. A norm bounds how far an input may move, and attacks search the "
         "ball. Corruptions list the inputs of a point: all of them are tried, and the verdict is "
         "exact ([how to](../howto/corruptions.md)). Style moves an image along a few parameters, "
-        "which are searched and certified ([explained](../explanation/style.md)). Rotations, patches, "
-        "pixels, universal perturbations, and several models joined by `+`: "
+        "which are searched and certified ([explained](../explanation/style.md)). Rotations, "
+        "patches, pixels, universal perturbations, and several models joined by `+`: "
         "[how to](../howto/threat-models.md).\n",
         _table(["threat model", "what it is", "source"], rows),
         *sections,
