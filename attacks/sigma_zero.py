@@ -18,6 +18,7 @@ from robustkit.errors import UsageError
 from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
+from ._norms import by_pixel
 from ._schedule import cosine
 
 _BETA1, _BETA2 = 0.9, 0.999  # of Adam
@@ -46,7 +47,7 @@ class State(NamedTuple):
 @attacks.register("sigma_zero", white_box=True, cites="arXiv:2402.01879")
 @dataclass(frozen=True)
 class SigmaZero:
-    """sigma-zero for l0: seeks the adversarial input that changes the fewest features.
+    """sigma-zero for l0 and l0px: seeks the adversarial input that changes the fewest features.
 
     Cinà et al. 2024, algorithm 1: descends max(z_y − max z_i, 0) + Σ δ² / (δ² + sigma) / d, the
     gradient scaled to a largest coordinate of 1; clips to the box; sets changes below a threshold
@@ -55,7 +56,8 @@ class SigmaZero:
     passes.
     Steps are Adam's (Kingma & Ba 2015, algorithm 1), as in the authors' code: along the gradient
     alone the search ends at twice as many features. Differs from the paper: it can aim at one
-    class after the other.
+    class after the other; in l0px δ² is summed over the channels of a pixel, d counts pixels, and
+    a pixel is dropped where all of its channels change by less than the threshold.
 
     Attributes:
         steps: steps of one run.
@@ -80,6 +82,7 @@ class SigmaZero:
     uses_gradient = True
     stays_inside = False
     minimizes = True
+    pixelwise = True
 
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """One run, or one per target.
@@ -87,8 +90,8 @@ class SigmaZero:
         Raises:
             UsageError: for a norm that the attack does not support.
         """
-        if threat.norm != "l0":
-            raise UsageError(f"sigma_zero supports l0, got {threat.norm}. Use fmn.")
+        if threat.norm != "l0" and not by_pixel(threat):
+            raise UsageError(f"sigma_zero supports l0 and l0px, got {threat.norm}. Use fmn.")
         return list_jobs(self.targets, 1, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
@@ -112,9 +115,10 @@ class SigmaZero:
         eta = cosine(self.step_size, self.step_size / 10, state.moves, self.steps)
         sign = torch.where(fools, 1.0, -1.0)
         # The first reply is that of the clean point, before any threshold was used.
-        change = self.change * eta * sign * (state.moves > 0)
-        threshold = (state.threshold + change).clamp(0, threat.upper - threat.lower)
-        downhill = self._downhill(state.query - state.x, reply.gradient)
+        rise = self.change * eta * sign * (state.moves > 0)
+        threshold = (state.threshold + rise).clamp(0, threat.upper - threat.lower)
+        together = by_pixel(threat)
+        downhill = self._downhill(state.query - state.x, reply.gradient, together=together)
         mean = torch.lerp(downhill, state.mean, _BETA1)
         square = torch.lerp(downhill.square(), state.square, _BETA2)
         count = (state.moves + 1).double()
@@ -124,7 +128,9 @@ class SigmaZero:
         step = per_point((eta * length).float(), mean) * mean / (square.sqrt() + 1e-8)
         moved = (state.query + step).clamp(threat.lower, threat.upper)
         # Without the threshold no coordinate would return to exactly 0, as l0 counts it.
-        small = (moved - state.x).abs() < per_point(threshold, moved)
+        change = (moved - state.x).abs()
+        change = change.amax(1, keepdim=True) if together else change
+        small = change < per_point(threshold, moved)
         return state._replace(
             query=torch.where(small, state.x, moved),
             mean=mean,
@@ -134,13 +140,15 @@ class SigmaZero:
             done=state.done | (state.moves >= self.steps),
         )
 
-    def _downhill(self, delta: Images, gradient: Images) -> Images:
+    def _downhill(self, delta: Images, gradient: Images, *, together: bool) -> Images:
         """Return the descent direction of margin and smooth l0 together, its largest coordinate 1.
 
         d/dδ of δ² / (δ² + sigma) is 2 sigma δ / (δ² + sigma)².
         """
-        count = 2 * self.sigma * delta / (delta.square() + self.sigma).square()
-        downhill = gradient - count / delta[0].numel()
+        square = delta.square()
+        square = square.sum(1, keepdim=True) if together else square
+        count = 2 * self.sigma * delta / (square + self.sigma).square()
+        downhill = gradient - count / square[0].numel()
         # Scaled by the largest coordinate: the step is then in units of the input range, and does
         # not depend on the scale of the logits.
         largest = downhill.flatten(1).abs().amax(1)

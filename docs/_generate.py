@@ -29,7 +29,7 @@ from robustkit.search.protocol import needs_no_norm, suits
 from robustkit.verify.flags import FLAGS
 
 HERE = Path(__file__).resolve().parent
-_SPECIAL = ("corruption:all", "style:mean,scale")
+_SPECIAL = ("corruption:all", "style:mean,scale", "patch:5x5", "l0px:10", "linf:0.03+l2:0.5")
 NORMS = ("linf:0.1", "l2:1", "l1:8", "l0:10")
 MARK = "<!-- Written by docs/_generate.py: change the code, then run it. -->\n"
 
@@ -293,7 +293,9 @@ def _threats() -> str:
         "What `--threat` takes. A norm bounds how far an input may move, and attacks search the "
         "ball. Corruptions list the inputs of a point: all of them are tried, and the verdict is "
         "exact ([how to](../howto/corruptions.md)). Style moves an image along a few parameters, "
-        "which are searched and certified ([explained](../explanation/style.md)).\n",
+        "which are searched and certified ([explained](../explanation/style.md)). Rotations, "
+        "patches, pixels, universal perturbations, and several models joined by `+`: "
+        "[how to](../howto/threat-models.md).\n",
         _table(["threat model", "what it is", "source"], rows),
         *sections,
         _table(["names", "what they stand for"], groups.items()),

@@ -195,7 +195,8 @@ def load_packs() -> None:
 def read_threat(text: Threat | str) -> Threat:
     """Read a threat model: a norm with its eps (`linf:8/255`), or one of a pack (`corruption:all`).
 
-    One that is read already comes back as it is.
+    Several joined by + are a union (`linf:0.03+l2:0.5`). One that is read already comes back as it
+    is.
 
     Raises:
         UsageError: for another form, or a name that is not known.
@@ -211,6 +212,9 @@ def read_threat(text: Threat | str) -> Threat:
         )
     kind, _, what = text.partition(":")
     kind = kind.strip().lower()
+    following = re.findall(r"\+\s*(\w+):", text)  # corruptions are joined by + too, without a colon
+    if kind != "union" and any(k.lower() in NORMS or k.lower() in threats for k in following):
+        kind, what = "union", text
     if kind in NORMS or kind not in threats:
         return Threat.parse(text)
     if not what.strip():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any, Protocol
 
@@ -19,7 +20,8 @@ from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box, intervals, margins_of
 from robustkit.certify.parametric import parameter_bounds
 from robustkit.certify.smoothing import TIE_BREAK, Smoothed, certify_point, reach
-from robustkit.core.finite import FiniteThreat
+from robustkit.certify.union import joint_certifier
+from robustkit.core.named import NamedThreat
 from robustkit.core.parametric import ParametricThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
@@ -97,18 +99,18 @@ def build_certifier(
         UsageError: when the method does not apply to the model.
     """
     share = share_of(method)
-    if isinstance(threat, ParametricThreat):
-        method = method if share is None else "quick"
-        return parameter_bounds(model, shape, threat, method, randomized=randomized)
+    if isinstance(threat, NamedThreat):
+        named = method if share is None else "quick"
+        if isinstance(threat, ParametricThreat):
+            return parameter_bounds(model, shape, threat, named, randomized=randomized)
+        build = partial(build_certifier, model, shape, seed=seed, randomized=randomized)
+        return joint_certifier(threat, named, build)
     effort = Effort.parse(method) if share is None else Effort("auto", SECONDS)
     method = effort.method if share is None else "quick"
     own = declared(model)
     if method not in (known := (*METHODS, *own)):
         raise UsageError(f"expected a certificate of {', '.join(known)}, got {method!r}.")
     optional = method in ("auto", "quick")
-    if isinstance(threat, FiniteThreat):
-        _refuse_unless_optional(threat, method)
-        return None
     mixture = model if isinstance(model, Mixed) else None
     base = mixture.certificate_parts()[0] if mixture else model
     if isinstance(base, Smoothed) and method in ("auto", "smoothing"):
@@ -148,12 +150,6 @@ def build_certifier(
     branching = effort if effort.complete and reads(graph) else None
     return Bounds(graph, _slack(threat, shape), bound, mixture, branching,
                   share if branching else None)  # fmt: skip
-
-
-def _refuse_unless_optional(threat: FiniteThreat, method: str) -> None:
-    """Refuse a certificate of variants that are tried one by one, unless nobody insists on it."""
-    if method != "quick":
-        raise threat.refusal(f"a certificate (--certify {method})")
 
 
 @dataclass(frozen=True)

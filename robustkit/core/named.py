@@ -45,6 +45,11 @@ class NamedThreat(Threat, ABC):
     """The attribute that is true of attacks and suites for threat models of this kind."""
 
     @property
+    def members(self) -> Sequence[Threat]:
+        """Of a union the threat models that it unites: a certificate must hold for each."""
+        return ()
+
+    @property
     @abstractmethod
     def instead(self) -> str:
         """What it is in place of a ball, and what to do, to end a refusal with."""

@@ -96,13 +96,14 @@ def _outcome_flags(run: Run, stages: Sequence[Stage], points: Points) -> list[Fl
     """Look at the outcome: the flags that only it can raise."""
     specs = {str(spec): number for number, spec in enumerate(run.line.specs)}
     ran = [specs[stage.attack] for stage in stages]
+    searches = [run.line.searches[number] for number in ran]
     facts = [registry.attacks.entry(run.line.specs[number].name).facts for number in ran]
-    aside = [bool(surrogate_of(run.line.searches[number])) for number in ran]
+    aside = [bool(surrogate_of(search)) for search in searches]
     # Of an attack of another library it is known once it has run: did gradients reach the input?
     # What starts where a walk along a surrogate came nearest is not blind.
     white_box = [
-        through or bool(fact.get("white_box", stage.backwards))
-        for fact, stage, through in zip(facts, stages, aside, strict=True)
+        through or bool(getattr(search, "white_box", fact.get("white_box", stage.backwards)))
+        for search, fact, stage, through in zip(searches, facts, stages, aside, strict=True)
     ]
     n, classes = len(points.status), run.settings.data.classes
     clean = n - points.status.count("misclassified")

@@ -27,6 +27,7 @@ from robustkit.core.named import NamedThreat
 from robustkit.core.rng import Keys, task_key
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Logits, Mask, Scalars
+from robustkit.registry import threats
 
 
 class Job(NamedTuple):
@@ -187,7 +188,8 @@ def enumerates(search: object) -> bool:
 
 def needs_no_norm(search: object) -> bool:
     """Tell whether an attack, or a suite, is for threat models that are no ball of a norm."""
-    return enumerates(search) or bool(getattr(search, "parametric", False))
+    kinds = {entry.target.searched_by for entry in threats.entries()}
+    return any(bool(getattr(search, kind, False)) for kind in kinds)
 
 
 def suits(search: object, threat: Threat) -> bool:

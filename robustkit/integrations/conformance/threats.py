@@ -9,31 +9,41 @@ import torch
 from torch import Tensor
 
 from robustkit.core.finite import FiniteThreat
+from robustkit.core.named import NamedThreat
 from robustkit.core.parametric import STEPS, ParametricThreat
 from robustkit.core.threat import NORMS
 from robustkit.integrations.conformance.fixtures import need
-from robustkit.registry import Entry, read_threat
+from robustkit.registry import Entry, read_threat, suites
 
 
 def checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
     """List the checks of one threat model, by name."""
     yield "has a name that is no norm", partial(_name, entry)
     for text in entry.facts.get("examples", ()):
+        yield f"reads what it writes ({text})", partial(_reads, f"{entry.name}:{text}")
         if issubclass(entry.target, ParametricThreat):
             yield f"tells its own images ({text})", partial(_tells, f"{entry.name}:{text}")
             yield f"moves points alone ({text})", partial(_alone, f"{entry.name}:{text}")
-            continue
-        yield f"lists its variants ({text})", partial(_lists, f"{entry.name}:{text}")
-        yield f"makes the same images again ({text})", partial(_repeats, f"{entry.name}:{text}")
+        if issubclass(entry.target, FiniteThreat):
+            yield f"lists its variants ({text})", partial(_lists, f"{entry.name}:{text}")
+            yield f"makes the same images again ({text})", partial(_repeats, f"{entry.name}:{text}")
 
 
 def _name(entry: Entry) -> None:
     need(entry.name not in NORMS, f"{entry.name} is a norm already: choose another name")
     need(
-        issubclass(entry.target, (FiniteThreat, ParametricThreat)),
-        "expected a subclass of robustkit.core.finite.FiniteThreat, or of "
-        "robustkit.core.parametric.ParametricThreat",
+        issubclass(entry.target, NamedThreat),
+        "expected a subclass of robustkit.core.finite.FiniteThreat, of "
+        "robustkit.core.parametric.ParametricThreat, or of robustkit.core.named.NamedThreat",
     )
+    need(entry.target.suite in suites, f"expected a registered suite, got {entry.target.suite!r}")
+
+
+def _reads(text: str) -> None:
+    threat = read_threat(text)
+    need(str(read_threat(str(threat))) == str(threat), f"{threat} is not read as it is written")
+    x = torch.linspace(0, 1, 3 * 28 * 28).view(3, 1, 28, 28)
+    need(bool(threat.contains(x, x, points=[5, 0, 12]).all()), "expected a point to contain itself")
 
 
 def _read(text: str) -> FiniteThreat:
@@ -48,7 +58,6 @@ def _lists(text: str) -> None:
     need(len(set(threat.variants)) == len(threat.variants), "a variant is listed twice")
     largest = max(variant.severity for variant in threat.variants)
     need(threat.eps == largest, f"expected eps = {largest}, the largest severity: {threat.eps}")
-    need(str(read_threat(str(threat))) == str(threat), f"{threat} is not read as it is written")
 
 
 def _repeats(text: str) -> None:
@@ -77,7 +86,6 @@ def _moved(text: str) -> tuple[ParametricThreat, Tensor, Tensor, Tensor]:
 
 def _tells(text: str) -> None:
     threat, x, positions, made = _moved(text)
-    need(str(read_threat(str(threat))) == str(threat), f"{threat} is not read as it is written")
     need(threat.eps == 1, f"expected eps = 1, the whole of every range: {threat.eps}")
     need(torch.equal(threat.made(x, torch.zeros_like(positions)), x), "position 0 moves a point")
     need(bool(threat.contains(made, x).all()), "expected its own images to be contained")
