@@ -35,7 +35,7 @@ class Baseline(NamedTuple):
         """The threat model that a candidate must face too."""
         info = self.record.threat
         parsed = read_threat(info.norm if ":" in info.norm else f"{info.norm}:{info.eps!r}")
-        return replace(parsed, lower=info.lower, upper=info.upper)
+        return replace(parsed, lower=info.lower, upper=info.upper, criterion=info.goal)
 
     def examples(self) -> Path | None:
         """Find the folder with the adversarial inputs of its run, if it lies beside the record."""

@@ -129,7 +129,7 @@ def _request(entry: ModelEntry, asked: BaselineRequest, setup: Config) -> Reques
 
 def _put(record: Record, folder: Path, place: Path, asked: BaselineRequest) -> Path:
     """Write the record, with its reason, over the one before; remember both in the log."""
-    threat = f"{record.threat.norm}-{record.threat.eps:g}"
+    threat = f"{record.threat.kind}-{record.threat.eps:g}"
     name = slug(f"{record.defense}-{record.data.name}-{threat}-{record.suite}")
     path = place / name / "record.json"
     before = _robust(path)

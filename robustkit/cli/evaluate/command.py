@@ -33,6 +33,7 @@ from robustkit.cli.supervisor import Supervised
     metavar="linf:8/255|l2:0.5|l1:12|l0:10",
     help="Norm and eps in input units; by default the usual one of the data set.",
 )
+@options.criterion
 @click.option(
     "--eps-grid",
     callback=options.numbers,
