@@ -11,13 +11,13 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustkit.core.criterion import Answers, Criterion, classes_in, refuse_beyond, settled
+from robustkit.core.criterion import Answers, Criterion, classes_in, largest, refuse_beyond, settled
 from robustkit.core.text import number
 from robustkit.core.types import Labels, Logits
 from robustkit.errors import UsageError
 from robustkit.registry import criteria
 
-criteria.register("untargeted", examples=("untargeted",))(Criterion)
+criteria.register("untargeted", cites="", examples=("untargeted",))(Criterion)
 
 
 @criteria.register("targeted", cites="arXiv:1608.04644", examples=("targeted:3",))
@@ -60,7 +60,7 @@ class Targeted(Criterion):
         return (torch.arange(outputs, device=y.device) != self.target).expand(len(y), -1)
 
 
-@criteria.register("groups", examples=("groups:0,1|2,3,4,5,6,7,8,9",))
+@criteria.register("groups", cites="", examples=("groups:0,1|2,3,4,5,6,7,8,9",))
 @dataclass(frozen=True)
 class Groups(Criterion):
     """A point is broken where the model decides for a class of another group than the label's.
@@ -200,8 +200,12 @@ class Top(Criterion):
     def __call__(self, logits: Answers, y: Labels) -> Answers:
         """The k − 1 largest of the others do no harm."""
         label = self.harmless(y, logits.shape[-1]).expand_as(logits)
-        first = _largest(logits.masked_fill(label, -torch.inf), self.k - 1)
-        return settled(logits, first, logits.masked_fill(~label, 0.0).sum(-1, keepdim=True), y)
+        others = logits.masked_fill(label, -torch.inf)
+        before, first = _largest(others, self.k - 1), _largest(others, self.k)
+        own = logits.masked_fill(~label, 0.0).sum(-1, keepdim=True)
+        judged = settled(logits, before, own, y)
+        # The least of the first k, with a gradient that lifts all that are about as small.
+        return torch.where(first & ~before, -largest(-logits, first), judged)
 
     def bounds(self, lower: Logits, y: Labels) -> Logits:
         """The k − 1 least bounds may be negative."""
@@ -209,7 +213,7 @@ class Top(Criterion):
         return lower.masked_fill(_largest(-lower, self.k - 1), torch.inf)
 
 
-@criteria.register("loss", examples=("loss>2", "loss>0.7"))
+@criteria.register("loss", cites="", examples=("loss>2", "loss>0.7"))
 @dataclass(frozen=True)
 class Loss(Criterion):
     """A point is broken where its cross-entropy exceeds a threshold, in nats.

@@ -93,8 +93,7 @@ class Criterion:
         if self == UNTARGETED:
             return logits
         spared = self.harmless(y, logits.shape[-1])
-        own = logits.masked_fill(~spared, -torch.inf).amax(-1, keepdim=True)
-        return settled(logits, spared, own, y)
+        return settled(logits, spared, largest(logits, spared), y)
 
     def clean(self, logits: Answers, y: Labels) -> Answers:
         """Return likewise logits whose decision differs from `y` where a clean point is wrong."""
@@ -119,6 +118,17 @@ class Criterion:
 
 
 UNTARGETED = Criterion()
+
+
+def largest(logits: Answers, among: Bool[Tensor, "*t b k"]) -> Float[Tensor, "*t b 1"]:
+    """Return the largest logit of each row `among` some.
+
+    Its gradient is that of log Σ exp, a mean of the gradients of those that are about as large: an
+    attack that has to get below all of them would go back and forth between the largest alone.
+    """
+    left = logits.masked_fill(~among, -torch.inf)
+    soft, hard = left.logsumexp(-1, keepdim=True), left.detach().amax(-1, keepdim=True)
+    return hard + (soft - soft.detach())
 
 
 def settled(
