@@ -1,8 +1,8 @@
 """What each column of a leaderboard means: the words of reference/columns.md."""
 
 COLUMNS = {
-    "rank": "Place among the rows of the same data, norm, criterion and eps. A range such as `1-3` is a tie: "
-    "the data do not tell these rows apart ([how it is decided]"
+    "rank": "Place among the rows of the same data, norm, criterion and eps. A range such as `1-3` "
+    "is a tie: the data do not tell these rows apart ([how it is decided]"
     "(../explanation/robust-accuracy.md#ties)).",
     "defense": "The model: a registered name with its options, an import path or a file.",
     "data": "The data set that the points were taken from; `(class-balanced)` marks `--sample "
