@@ -57,6 +57,8 @@ class Threat:
                 "expected a box with lower < upper, both finite, such as 0 and 1, got lower = "
                 f"{self.lower!r} and upper = {self.upper!r}"
             )
+        expected = "a criterion, as robustkit.registry.read_criterion makes it"
+        arguments.instance("criterion", self.criterion, Criterion, expected)
         if self.norm == "l0" and self.eps != int(self.eps):
             raise UsageError(
                 f"eps in l0 counts the features that may change: a whole number, got {self.eps!r}"

@@ -212,9 +212,9 @@ def _finish(run: Run, path: Path, notes: Sequence[str], commit: Commit | None) -
         notes.append(f"the audit of {run.settings.suite} {told}")
         run.watcher.note(f"{name}: {notes[-1]}.")
     clean = [predicted for _, predicted in ledger.predicted(finished).values()]
-    if told := abstentions(run.settings.threat.criterion, clean):
-        notes.append(told)
-        run.watcher.note(f"{name} {told}.")
+    if abstains := abstentions(run.settings.threat.criterion, clean):
+        notes.append(abstains)
+        run.watcher.note(f"{name} {abstains}.")
     record = make_record(run, finished, notes, started, commit)
     return settle_record(record, path, ledger, run.watcher)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from itertools import combinations, product
 
 import numpy as np
@@ -17,14 +18,15 @@ from robustkit.certify.complete.search import Budget
 from robustkit.certify.complete.verifier import build_verifier
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
-from robustkit.registry import read_criterion
+from robustkit.integrations.conformance import validate
+from robustkit.registry import criteria, read_criterion
 from robustkit.search.functional import attack
 from robustkit.search.suites import line_up
 
 FEATURES, OUTPUTS, POINTS = 6, 5, 12
 Matrix = NDArray[np.float64]
 # What must be the larger for a break: every entry on the left than every one on the right.
-BREAKS = {
+BREAKS: dict[str, Callable[[int], list[tuple[list[int], list[int]]]]] = {
     "untargeted": lambda y: [([j], [y]) for j in range(OUTPUTS) if j != y],
     "targeted:3": lambda y: [([3], [0, 1, 2, 4])],
     "groups:0,2|1|3,4": lambda y: [
@@ -117,6 +119,7 @@ def test_a_loss_is_exceeded_where_a_corner_of_the_ball_says_so() -> None:
                 net(start + eps * signs), k.expand(len(signs)), reduction="none"
             ).amax()
             assert abs(worst - 2) < 0.02 or (worst > 2) == (not torch.equal(z, start))
+    threat = Threat("linf", 0.1, criterion=read_criterion("loss>2"))
     with pytest.raises(UsageError, match="prove nothing about the criterion loss>2"):
         build_certifier(net, (FEATURES,), threat, "crown")
     assert build_certifier(net, (FEATURES,), threat, "auto") is None
@@ -129,7 +132,7 @@ def test_branch_and_bound_agrees_with_a_grid(text: str) -> None:
     with torch.no_grad():
         for part in net.parameters():
             part.copy_(torch.randn(part.shape, generator=draw))
-        net[2].weight -= net[2].weight.mean(1, keepdim=True)  # type: ignore[operator, union-attr]
+        net[2].weight -= net[2].weight.mean(1, keepdim=True)  # type: ignore[operator]
     criterion = read_criterion(text)
     x = 2 * torch.rand(400, 2, generator=draw) - 1
     y = net(x).argmax(1)
@@ -142,13 +145,35 @@ def test_branch_and_bound_agrees_with_a_grid(text: str) -> None:
     for z, k in list(zip(x[keep].split(1), y[keep].split(1), strict=True))[:5]:
         moved = z + torch.cartesian_prod(line, line)
         worst = bool((criterion(net(moved), k.expand(len(moved))).argmax(1) != k).any())
-        found = verifier.verify(z, int(k), Budget(nodes=30))
+        found = verifier.verify(z, int(k), Budget(nodes=8))
         outcomes.add(found.outcome)
         assert found.outcome != "proved" or not worst
         if found.example is not None:
             assert criterion(net(found.example), k).argmax(1) != k
             assert threat.contains(found.example, z)
     assert outcomes >= {"proved", "broken"}
+
+
+@pytest.mark.parametrize("name", list(criteria))
+def test_every_criterion_keeps_its_contract(name: str) -> None:
+    assert [v for v in validate([("criterion", criteria.entry(name))]) if not v.passed] == []
+
+
+def test_a_criterion_that_hides_undefined_answers_fails_the_contract(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Blind(type(read_criterion("top2"))):  # type: ignore[misc]
+        """A point is broken as with top2, NaN or not."""
+
+        def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+            judged: Tensor = super().__call__(logits.nan_to_num(), y)
+            return judged
+
+    monkeypatch.setattr(criteria, "_entries", dict(criteria._entries))
+    criteria._entries["top"] = criteria.entry("top")._replace(target=Blind)
+    failed = [v for v in validate([("criterion", criteria.entry("top"))]) if not v.passed]
+    assert any("judged as if defined" in v.detail for v in failed)
 
 
 def test_attacks_of_other_libraries_are_refused() -> None:

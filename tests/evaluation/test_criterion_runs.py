@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def run(data: Dataset, folder: Path, criterion: str | None, model: nn.Module | N
 
 
 # Every pixel moves by EPS at most: class j wins over i exactly where x_j + EPS > x_i − EPS.
-EXACT = {
+EXACT: dict[str | None, Callable[[list[float], int], bool]] = {
     None: lambda p, y: p[y] - 2 * EPS >= max(v for j, v in enumerate(p) if j != y),
     "targeted:3": lambda p, _: p[3] + 2 * EPS <= max(p[:3]),
     "groups:0,1|2,3": lambda p, y: (
