@@ -48,8 +48,9 @@ class Union(NamedThreat):
 
     @property
     def named(self) -> Mapping[str, Threat]:
-        """The members, by what they were called."""
-        return _named(self.norm)
+        """The members, by what they were called, each with the criterion of the union."""
+        found = _named(self.norm)
+        return {text: replace(one, criterion=self.criterion) for text, one in found.items()}
 
     @property
     def members(self) -> Sequence[Threat]:

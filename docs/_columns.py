@@ -1,14 +1,15 @@
 """What each column of a leaderboard means: the words of reference/columns.md."""
 
 COLUMNS = {
-    "rank": "Place among the rows of the same data, norm and eps. A range such as `1-3` is a tie: "
-    "the data do not tell these rows apart ([how it is decided]"
+    "rank": "Place among the rows of the same data, norm, criterion and eps. A range such as `1-3` "
+    "is a tie: the data do not tell these rows apart ([how it is decided]"
     "(../explanation/robust-accuracy.md#ties)).",
     "defense": "The model: a registered name with its options, an import path or a file.",
     "data": "The data set that the points were taken from; `(class-balanced)` marks `--sample "
     "balanced`, whose rows are ranked by themselves.",
     "norm": "The norm that bounds the perturbation: `linf`, `l2`, `l1` or `l0`; or the name of a "
-    "finite [threat model](threats.md), such as `corruption:all`.",
+    "finite [threat model](threats.md), such as `corruption:all`. A [criterion](criteria.md) other "
+    "than untargeted follows it: `linf top5`.",
     "eps": "The bound, in units of inputs in [0, 1] (8/255, not 8); in l0 the number of features "
     "(channels of pixels) that may change; of a finite threat model the largest severity.",
     "n": "The number of points evaluated.",

@@ -43,6 +43,7 @@ def pages() -> dict[str, str]:
         "reference/losses.md": _losses(),
         "reference/datasets.md": _datasets(),
         "reference/threats.md": _threats(),
+        "reference/criteria.md": _criteria(),
         "reference/flags.md": _flags(),
         "reference/columns.md": _columns(),
         "reference/commands.md": _commands(),
@@ -299,6 +300,22 @@ def _threats() -> str:
         _table(["threat model", "what it is", "source"], rows),
         *sections,
         _table(["names", "what they stand for"], groups.items()),
+    ])  # fmt: skip
+
+
+def _criteria() -> str:
+    entries = _entries("criteria")
+    rows = [
+        (" ".join(f"`{text}`" for text in entry.facts["examples"]), entry.summary, _source(entry))
+        for entry in entries
+    ]
+    sections = (text.rpartition("\n\nOptions:")[0] + "\n" for text in _sections(entries))
+    return "\n".join([
+        "# Criteria\n",
+        "What `--criterion` takes: which decisions break a point ([how to](../howto/criteria.md)). "
+        "It is part of the threat model, and may stand behind it: `linf:8/255 targeted:3`.\n",
+        _table(["criterion", "when a point is broken", "source"], rows),
+        *sections,
     ])  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What can be asked for by name: attacks, their libraries, defenses, losses, data, suites, threats.
+"""What can be asked for by name: attacks, defenses, losses, data, suites, threats, criteria.
 
 A pack file registers a frozen dataclass with a decorator; its fields are the options. Packs are
 entry points of the group `robustkit.packs`, those of this distribution too, and load on first use.
@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from robustkit.core.arguments import refused
 from robustkit.core.imports import failure, load_module
 from robustkit.core.packages import install_command
 from robustkit.core.spec import Spec
 from robustkit.errors import RobustkitError, UsageError, unknown
 
 if TYPE_CHECKING:
+    from robustkit.core.criterion import Criterion
     from robustkit.core.threat import Threat
 
 T = TypeVar("T")
@@ -168,6 +170,7 @@ losses: Registry[Any] = Registry("loss")  # to train with; those of attacks: rob
 datasets: Registry[Any] = Registry("dataset")
 suites: Registry[Any] = Registry("suite")
 threats: Registry[Any] = Registry("threat model")  # those that are no norm, by what precedes ":"
+criteria: Registry[Any] = Registry("criterion")  # what breaks a point, by what precedes ":" or "5"
 
 _loaded: list[str] = []
 
@@ -195,25 +198,23 @@ def load_packs() -> None:
 def read_threat(text: Threat | str) -> Threat:
     """Read a threat model: a norm with its eps (`linf:8/255`), or one of a pack (`corruption:all`).
 
-    Several joined by + are a union (`linf:0.03+l2:0.5`). One that is read already comes back as it
-    is.
-
-    Raises:
-        UsageError: for another form, or a name that is not known.
+    Several joined by + are a union; a criterion may follow (`linf:8/255 targeted:3`).
+    A UsageError for another form, or a name that is not known.
     """
     from robustkit.core.threat import NORMS, Threat
 
     if isinstance(text, Threat):
         return text
     if not isinstance(text, str):
-        raise UsageError(
-            "threat: expected a robustkit.Threat or a text such as 'linf:8/255', "
-            f"got {type(text).__name__}."
-        )
+        raise refused("threat", "a robustkit.Threat or a text such as 'linf:8/255'", text)
+    plain, _, goal = text.strip().rpartition(" ")
+    if plain and re.split(r"[^a-z_]", goal)[0] in criteria:
+        return dataclasses.replace(read_threat(plain), criterion=read_criterion(goal))
     kind, _, what = text.partition(":")
     kind = kind.strip().lower()
-    following = re.findall(r"\+\s*(\w+):", text)  # corruptions are joined by + too, without a colon
-    if kind != "union" and any(k.lower() in NORMS or k.lower() in threats for k in following):
+    # Corruptions are joined by + too, without a colon.
+    following = {name.lower() for name in re.findall(r"\+\s*(\w+):", text)}
+    if kind != "union" and following & {*NORMS, *threats}:
         kind, what = "union", text
     if kind in NORMS or kind not in threats:
         return Threat.parse(text)
@@ -225,12 +226,15 @@ def read_threat(text: Threat | str) -> Threat:
     return read
 
 
-def import_folder(package: str, path: Iterable[str]) -> None:
-    """Import every module of a pack that is a folder: its `__init__.py` calls this.
+def read_criterion(text: Criterion | str) -> Criterion:
+    """Read what breaks a point, such as `targeted:3`; see `robustkit.core.criterion.parse`."""
+    from robustkit.core.criterion import parse
 
-    Args:
-        package, path: the `__name__` and `__path__` of the pack.
-    """
+    return parse(text, criteria)
+
+
+def import_folder(package: str, path: Iterable[str]) -> None:
+    """Import every module of a pack that is a folder: its `__init__.py` gives its own names."""
     for info in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{info.name}")
 
@@ -242,11 +246,8 @@ def pack_modules(what: str) -> list[str]:
         UsageError: when there is neither, or it fails when it is imported.
     """
     wanted = re.sub(r"[-_.]+", "-", what).lower()
-    points = [
-        point
-        for point in entry_points(group=GROUP)
-        if point.dist and re.sub(r"[-_.]+", "-", point.dist.name).lower() == wanted
-    ]
+    named = [(point, point.dist.name if point.dist else "") for point in entry_points(group=GROUP)]
+    points = [point for point, dist in named if re.sub(r"[-_.]+", "-", dist).lower() == wanted]
     for point in points:
         _load_point(point)
     if points:

@@ -9,17 +9,17 @@ from math import prod
 from typing import Any, Protocol
 
 import torch
-from scipy.special import ndtr
 from torch import Tensor, nn
 
 from robustkit.certify.agreement import refuse_less_precision
-from robustkit.certify.complete.verifier import SECONDS, Effort, obstacle, reads
+from robustkit.certify.complete.verifier import SECONDS, Effort, obstacle
 from robustkit.certify.crown import crown_margins
 from robustkit.certify.declared import METHODS, declared, formula
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import input_box, intervals, margins_of
 from robustkit.certify.parametric import parameter_bounds
-from robustkit.certify.smoothing import TIE_BREAK, Smoothed, certify_point, reach
+from robustkit.certify.sampling import Sampling
+from robustkit.certify.smoothing import Smoothed
 from robustkit.certify.union import joint_certifier
 from robustkit.core.named import NamedThreat
 from robustkit.core.parametric import ParametricThreat
@@ -27,7 +27,7 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
 from robustkit.errors import UsageError
 from robustkit.models.guard import duplicate
-from robustkit.models.mixture import Mixed, proved_by_margins, smoothing_radius
+from robustkit.models.mixture import Mixed, proved_by_margins
 from robustkit.models.readiness import frozen
 
 _ITERATIONS = 20  # of alpha-CROWN
@@ -99,6 +99,9 @@ def build_certifier(
         UsageError: when the method does not apply to the model.
     """
     share = share_of(method)
+    if not threat.criterion.provable:
+        _refuse_criterion(threat, "quick" if share else method)
+        return None
     if isinstance(threat, NamedThreat):
         named = method if share is None else "quick"
         if isinstance(threat, ParametricThreat):
@@ -141,15 +144,39 @@ def build_certifier(
         if optional:
             return None
         raise
-    if method == "complete" and (found := obstacle(graph)):
+    branching = _branching(effort, graph, base, threat)
+    bound = "ibp" if method == "quick" else method
+    return Bounds(graph, _slack(threat, shape), bound, mixture, branching,
+                  share if branching else None)  # fmt: skip
+
+
+def _branching(effort: Effort, graph: Graph, base: nn.Module, threat: Threat) -> Effort | None:
+    """Return the effort of branch and bound; None where it does not apply.
+
+    Raises:
+        UsageError: where it does not, and was asked for by its name.
+    """
+    found = obstacle(graph)
+    if effort.method == "complete" and found:
         raise UsageError(
             "--certify complete branches on ReLUs between affine operations, and "
             f"{type(base).__name__} has {found}: use --certify auto, or alpha-crown."
         )
-    bound = "ibp" if method == "quick" else method
-    branching = effort if effort.complete and reads(graph) else None
-    return Bounds(graph, _slack(threat, shape), bound, mixture, branching,
-                  share if branching else None)  # fmt: skip
+    if effort.method == "complete" and not threat.criterion.branches:
+        raise UsageError(
+            "--certify complete proves one class after the other, and the criterion "
+            f"{threat.criterion} counts classes: use --certify auto, or alpha-crown."
+        )
+    return effort if effort.complete and threat.criterion.branches and not found else None
+
+
+def _refuse_criterion(threat: Threat, method: str) -> None:
+    """Refuse a certificate where none can be, unless nobody insists on it."""
+    if method not in ("auto", "quick"):
+        raise UsageError(
+            f"--certify {method} bounds differences of logits, which prove nothing about the "
+            f"criterion {threat.criterion}: leave --certify out."
+        )
 
 
 @dataclass(frozen=True)
@@ -181,22 +208,34 @@ class Bounds:
     def prove(self, x: Images, y: Labels) -> Mask:
         """Return for which points a bound proves robustness [b]."""
         # Each method on the points that the cheaper ones left open.
+        against = self._against(x, y)
         holds = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         cascade = ("ibp", "crown-ibp", "alpha-crown")
         for method in cascade if self.method in ("auto", "complete") else (self.method,):
             rows = (~holds).nonzero().flatten()
             if not len(rows):
                 break
-            lower = self._lower(x[rows].double(), y[rows], method)
-            holds[rows] = proved_by_margins(lower, y[rows], self.mixture)
+            holds[rows] = self._proved(x[rows], y[rows], against[rows], method)[0]
         return holds
 
     def crown(self, x: Images, y: Labels) -> tuple[Mask, Tensor]:
         """Return for which points CROWN proves robustness, and the least bound of a margin [b]."""
-        lower = self._lower(x.double(), y, "crown-ibp")
-        return proved_by_margins(lower, y, self.mixture), lower.scatter(
-            1, y[:, None], torch.inf
-        ).amin(1)
+        return self._proved(x, y, self._against(x, y), "crown-ibp")
+
+    def _against(self, x: Images, y: Labels) -> Labels:
+        """Return the class whose margins are bounded [b]: the label, or what does as well."""
+        criterion = self.threat.criterion
+        if not criterion.suffix or self.mixture is not None:
+            return y
+        return criterion.reference(self.graph.values(x.double())[-1], y)
+
+    def _proved(self, x: Images, y: Labels, against: Labels, method: str) -> tuple[Mask, Tensor]:
+        """Return which points a method proves, and the least bound that counts [b]."""
+        lower = self._lower(x.double(), against, method)
+        if self.mixture is None:
+            lower = self.threat.criterion.bounds(lower, y)
+        least = lower.scatter(1, against[:, None], torch.inf).amin(1)
+        return proved_by_margins(lower, against, self.mixture), least
 
     def _lower(self, x: Images, y: Labels, method: str) -> Tensor:
         """Return lower bounds of z_y − z_j [b, k]."""
@@ -214,70 +253,6 @@ class Bounds:
             rounding=True,
             iterations=_ITERATIONS if method == "alpha-crown" else 0,
         )
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Randomized smoothing: right with probability at least 1 − alpha for each point, or abstains.
-
-    A mixture is certified by the vote shares of its smoothed part (`smoothing_radius`).
-    """
-
-    model: Smoothed
-    threat: Threat
-    seed: int = 0
-    select: int = 100
-    draws: int = 1000
-    alpha: float = 0.001
-    mixture: Mixed | None = None
-
-    batch = 8
-    method = "smoothing"
-
-    @property
-    def name(self) -> str:
-        """The method with the options that decide its strength."""
-        return f"smoothing(alpha={self.alpha}, draws={self.draws}, sigma={self.model.sigma})"
-
-    def at(self, threat: Threat) -> Sampling:
-        """Return the same certificate for another eps."""
-        return replace(self, threat=threat)
-
-    def prove(self, x: Images, y: Labels) -> Mask:
-        """Certify one point after the other."""
-        # The l2 ball that contains the threat model: sound, and loose by √d for linf.
-        needed = reach(self.threat, x[0].numel())
-        proofs = [
-            certify_point(
-                self.model.base,
-                point,
-                self.model.sigma,
-                select=self.select,
-                draws=self.draws,
-                seed=self.seed,
-                alpha=self.alpha,
-            )
-            for point in x
-        ]
-        verdicts = [
-            proof.label == label and self._radius(proof.radius) > needed
-            for proof, label in zip(proofs, y.tolist(), strict=True)
-        ]
-        return torch.tensor(verdicts, device=x.device)
-
-    def _radius(self, radius: float) -> float:
-        """Turn the radius of the smoothed part into that of the whole model."""
-        if self.mixture is None:
-            return radius
-        _, alpha, scale = self.mixture.certificate_parts()
-        if scale != 1:  # softmax(scale · log share) is not the share: the lemma does not apply
-            return 0.0
-        least = float(ndtr(radius / self.model.sigma))
-        # `Smoothed` adds a thousandth of the mean probabilities to the shares: the worst case is
-        # all of it on the runner-up.
-        blended = torch.tensor([[least, 1 - least + TIE_BREAK]]) / (1 + TIE_BREAK)
-        first = torch.zeros(1, dtype=torch.long)
-        return float(smoothing_radius(blended, first, alpha, self.model.sigma))
 
 
 def _slack(threat: Threat, shape: tuple[int, ...]) -> Threat:

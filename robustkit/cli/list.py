@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robustkit.registry import Entry
 
 SCHEMA = "robustkit/list/1"
-_KINDS = ("attacks", "defenses", "losses", "datasets", "suites", "libraries", "threats")
+_KINDS = ("attacks", "defenses", "losses", "datasets", "suites", "libraries", "threats", "criteria")
 
 
 @click.command("list", short_help="List what can be asked for by name.")
@@ -23,7 +23,7 @@ _KINDS = ("attacks", "defenses", "losses", "datasets", "suites", "libraries", "t
 @options.as_json
 @debug
 def command(kind: str, as_json: bool) -> None:
-    """List attacks, libraries, defenses, losses, datasets, suites or threat models by name."""
+    """List attacks, libraries, defenses, losses, datasets, suites, threat models or criteria."""
     from robustkit import registry
 
     entries = getattr(registry, kind).entries()
@@ -52,10 +52,12 @@ def _row(entry: Entry, *, weights: bool) -> dict[str, Any]:
 
 
 def options_of(entry: Entry) -> dict[str, Any]:
-    """Return option and default; a threat model that is no norm is chosen by its text alone."""
-    from robustkit import registry
+    """Return option and default; named threats and criteria are chosen by their text alone."""
+    from robustkit.core.criterion import Criterion
+    from robustkit.core.named import NamedThreat
 
-    known = {} if entry.name in registry.threats else entry.options
+    by_text = (NamedThreat, Criterion)
+    known = {} if issubclass(entry.target, by_text) else entry.options
     return {key: _plain(value) for key, value in known.items()}
 
 

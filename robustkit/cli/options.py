@@ -133,6 +133,10 @@ max_forwards = click.option(
     help="Stop after the part of 16 to 128 points in which so many forward passes are reached, "
     "earlier lives of the run included.",
 )  # fmt: skip
+criterion = click.option(
+    "--criterion", metavar="targeted:3|groups:0,2|1,3|reject:10|top5|loss>2",
+    help="What breaks a point; by default any decision but its label (untargeted).",
+)  # fmt: skip
 quiet = click.option("--quiet", is_flag=True, help="Only errors (and --json).")
 published = click.option(
     "--published",

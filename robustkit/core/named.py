@@ -55,7 +55,7 @@ class NamedThreat(Threat, ABC):
         """What it is in place of a ball, and what to do, to end a refusal with."""
 
     def __str__(self) -> str:
-        return self.norm
+        return f"{self.norm}{self.criterion.suffix}"
 
     def refuse_beyond_box(self, shape: Sequence[int]) -> None:
         """Its inputs lie in the box by definition."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from robustkit.core import arguments
+from robustkit.core.criterion import UNTARGETED, Criterion
 from robustkit.core.rng import Keys, normal, uniform
 from robustkit.core.text import number
 from robustkit.core.types import Images, Labels, Mask, Scalars, per_point
@@ -29,13 +30,15 @@ class Threat:
     """Every x' with ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper. eps is in input units (8/255, not 8).
 
     In l0 eps is a whole number: how many features may change; every channel of a pixel counts.
-    Methods take an optional `eps` of one radius per point, for searches that vary it.
+    Methods take an optional `eps` of one radius per point, for searches that vary it. `criterion`
+    says which of them break a point.
     """
 
     norm: Norm
     eps: float
     lower: float = 0.0
     upper: float = 1.0
+    criterion: Criterion = UNTARGETED
 
     def __post_init__(self) -> None:
         if str(self.norm) not in _ORDER:  # what is given may be of any type
@@ -54,6 +57,8 @@ class Threat:
                 "expected a box with lower < upper, both finite, such as 0 and 1, got lower = "
                 f"{self.lower!r} and upper = {self.upper!r}"
             )
+        expected = "a criterion, as robustkit.registry.read_criterion makes it"
+        arguments.instance("criterion", self.criterion, Criterion, expected)
         if self.norm == "l0" and self.eps != int(self.eps):
             raise UsageError(
                 f"eps in l0 counts the features that may change: a whole number, got {self.eps!r}"
@@ -100,7 +105,12 @@ class Threat:
         return cls(norm.strip().lower(), eps)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return f"{self.norm}:{self.eps:.6g}"
+        return f"{self.norm}:{self.eps:.6g}{self.criterion.suffix}"
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields as JSON values; the criterion only where it is not the usual one."""
+        found = {"norm": self.norm, "eps": self.eps, "lower": self.lower, "upper": self.upper}
+        return found | ({"criterion": str(self.criterion)} if self.criterion.suffix else {})
 
     @property
     def box(self) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import robustkit.registry as registry
 from robustkit.core.finite import FiniteThreat
@@ -155,6 +154,8 @@ def _stages(run: Run, found: Finished) -> list[Stage]:
     left = {p for p in status if status[p] != "misclassified" and p not in spared}
     left -= {p for p in left if p in broken and broken[p].stage in (REPLAYED, CARRIED)}
     left -= set(run.carried.get("survived", {}))
+    threat = run.settings.threat
+    matter = threat.criterion.classes(run.prepared.diagnosis.classes)
     stages = []
     for number, spec in enumerate(run.line.specs):
         cost = costs.get(number, Cost())
@@ -162,7 +163,7 @@ def _stages(run: Run, found: Finished) -> list[Stage]:
             continue  # nothing called for it
         by_this = {point for point in left if point in broken and broken[point].stage == number}
         attack = run.line.searches[number]
-        jobs = attack.jobs(run.settings.threat, run.prepared.diagnosis.classes)
+        jobs = attack.jobs(threat, matter)
         # Of samples and of a search that runs on after a success, the ledger knows.
         counted = run.line.scouts <= number < run.line.audited and not run.line.screens(number)
         entered = len(left) if counted else max(cost.entered, len(by_this))
@@ -176,7 +177,7 @@ def _stages(run: Run, found: Finished) -> list[Stage]:
                 forwards=cost.forwards,
                 backwards=cost.backwards,
                 seconds=cost.seconds,
-                strength=strength(attack, run.settings.threat, run.prepared.diagnosis.classes),
+                strength=strength(attack, threat, matter),
             )
         )
         left -= set() if run.settings.minimum_norm else by_this
@@ -237,9 +238,9 @@ def _variants(run: Run, index: list[int]) -> list[str] | None:
 
 def _threat(threat: Threat, content: str | None) -> ThreatInfo:
     if not isinstance(threat, FiniteThreat):
-        return ThreatInfo(**asdict(threat))
+        return ThreatInfo(**threat.facts())
     listed = list(map(str, threat.variants))
-    return ThreatInfo(**asdict(threat), variants=listed, content=content)
+    return ThreatInfo(**threat.facts(), variants=listed, content=content)
 
 
 def _proofs(run: Run, found: Finished) -> list[str | None] | None:

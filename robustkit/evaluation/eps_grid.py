@@ -11,6 +11,7 @@ from typing import Any
 
 from robustkit.core import arguments as argument
 from robustkit.core.attribution import outliving_exits
+from robustkit.core.criterion import UNTARGETED, Criterion
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.data.sampling import PROPORTIONAL, Sample
@@ -45,6 +46,7 @@ def evaluate_grid(
     threat: Threat | str,
     grid: Sequence[float],
     *,
+    criterion: Criterion | str | None = None,
     name: str | None = None,
     mean: Numbers | None = None,
     std: Numbers | None = None,
@@ -96,11 +98,11 @@ def evaluate_grid(
     norm = f"{threat}:1" if isinstance(threat, str) and ":" not in threat else threat
     with trusting(trust_code):
         settings = ask(
-            model, data, norm, name=name, mean=mean, std=std, arguments=arguments, notes=notes,
-            folder=folder, suite=suite, attacks=attacks, certify=certify,
-            attack_certified=attack_certified, n=n, sample=sample, seed=seed, device=device,
-            distributed=distributed, workers=workers, named=named, batch_size=batch_size,
-            tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,
+            model, data, norm, criterion=criterion, name=name, mean=mean, std=std,
+            arguments=arguments, notes=notes, folder=folder, suite=suite, attacks=attacks,
+            certify=certify, attack_certified=attack_certified, n=n, sample=sample, seed=seed,
+            device=device, distributed=distributed, workers=workers, named=named,
+            batch_size=batch_size, tuning=tuning, fresh=fresh, save_adversarial=save_adversarial,
         )  # fmt: skip
         return evaluate_grid_settings(
             settings, descending(settings.threat, grid), watcher, progress
@@ -201,7 +203,8 @@ def descending(threat: Threat, grid: Sequence[float]) -> list[Threat]:
 
 def folder_of(folder: Path | str, threat: Threat) -> Path:
     """Return where the evidence of one eps lies in the folder of the run."""
-    return Path(folder) / str(threat).replace(":", "-")
+    plain = replace(threat, criterion=UNTARGETED)  # all in this folder have the same
+    return Path(folder) / str(plain).replace(":", "-")
 
 
 def _promising(line: LineUp, larger: Record, threat: Threat) -> LineUp:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustkit.core.attribution import blaming, outliving_exits
+from robustkit.core.criterion import Criterion
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.data.sampling import PROPORTIONAL, Sample
@@ -34,6 +35,7 @@ def evaluate(
     data: GivenData,
     threat: Threat | str,
     *,
+    criterion: Criterion | str | None = None,
     name: str | None = None,
     mean: Numbers | None = None,
     std: Numbers | None = None,
@@ -72,7 +74,7 @@ def evaluate(
     Args:
         model: maps [b, c, h, w] in [0, 1] to logits [b, k], each row by itself; or a name.
         data: (x, y), tensors or arrays; a Dataset or DataLoader of PyTorch; or a name ("bundled").
-        threat: norm and eps in units of the inputs, such as "linf:8/255".
+        threat, criterion: "linf:8/255", in units of the inputs; what breaks a point: "targeted:3".
         name, mean, std: in tables; normalize the inputs inside the model, per channel or for all.
         folder: by default one in robustkit-runs, always the same for the same evaluation.
         suite, attacks: a named line-up, or specs such as "apgd(steps=50)"; "quick" by default.
@@ -84,8 +86,7 @@ def evaluate(
         replay: folder of an earlier run on the same data, whose adversarial inputs come first.
         budget: may end the run early; the record then speaks of the points that are finished.
         device: "auto", "cpu", "cuda", "cuda:1", or several: "cuda:0,cuda:1", a process on each.
-        distributed, workers: "ray" or "ray:ADDRESS", a cluster; one worker per GPU, else per CPU.
-        named: how workers load the model; by default it is pickled for them, by this process.
+        distributed, workers, named: "ray" or "ray:ADDRESS"; how many, and how they load the model.
         batch_size: points in flight at once; chosen by device when not given.
         seed: names the random streams of attacks, the sample of `n` and the order under a budget.
         tuning: how the model is made fast for searches; verdicts are always float32.
@@ -101,8 +102,8 @@ def evaluate(
     """
     with trusting(trust_code):
         asked = ask(
-            model, data, threat, name=name, mean=mean, std=std, arguments=arguments, notes=notes,
-            folder=folder, n=n, suite=suite, attacks=attacks, certify=certify,
+            model, data, threat, criterion=criterion, name=name, mean=mean, std=std, folder=folder,
+            arguments=arguments, notes=notes, n=n, suite=suite, attacks=attacks, certify=certify,
             attack_certified=attack_certified, sample=sample, points=points, replay=replay,
             budget=budget, seed=seed, device=device, distributed=distributed, workers=workers,
             named=named, fresh=fresh, batch_size=batch_size, tuning=tuning,

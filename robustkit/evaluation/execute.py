@@ -19,6 +19,7 @@ from robustkit.core.finite import FiniteThreat
 from robustkit.errors import some
 from robustkit.evaluation.build_record import make_record
 from robustkit.evaluation.carry_over import Carried, settled
+from robustkit.evaluation.criterion import abstentions
 from robustkit.evaluation.distributed.executor import DistributedExecutor
 from robustkit.evaluation.distributed.scheduler import Scheduler
 from robustkit.evaluation.executor import LocalExecutor
@@ -210,6 +211,10 @@ def _finish(run: Run, path: Path, notes: Sequence[str], commit: Commit | None) -
         told = "is not done: nothing bounds what its search may have missed"
         notes.append(f"the audit of {run.settings.suite} {told}")
         run.watcher.note(f"{name}: {notes[-1]}.")
+    clean = [predicted for _, predicted in ledger.predicted(finished).values()]
+    if abstains := abstentions(run.settings.threat.criterion, clean):
+        notes.append(abstains)
+        run.watcher.note(f"{name} {abstains}.")
     record = make_record(run, finished, notes, started, commit)
     return settle_record(record, path, ledger, run.watcher)
 

@@ -57,7 +57,8 @@ class LocalExecutor:
 
     def classify(self, points: Sequence[int], ranked: int, report: Report) -> None:
         """Classify clean points."""
-        classify(self.worker, points, self.data, self.writer, ranked, report)
+        classify(self.worker, points, self.data, self.writer, ranked, report,
+                 self.threat.criterion)  # fmt: skip
 
     def prove(
         self, certifier: Certifier, points: Sequence[int], broken: set[int], report: Report

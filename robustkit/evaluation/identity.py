@@ -50,7 +50,7 @@ def folder_before_line_up(
         "source": source_of(settings),
         "weights": prepared.weights.digest,
         "data": prepared.content,
-        "radii": [asdict(radius) for radius in radii],
+        "radii": [radius.facts() for radius in radii],
         "attacks": [str(spec) for spec in line.specs],
         "certify": settings.certify,
         "attack_certified": settings.attack_certified,
@@ -86,7 +86,7 @@ def identity(
         "weights": prepared.weights.digest,
         "data": prepared.content,
         "n": len(prepared.points),
-        "threat": asdict(settings.threat),
+        "threat": settings.threat.facts(),
         "seed": settings.seed,
         "attacks": [str(spec) for spec in line.specs],
     }

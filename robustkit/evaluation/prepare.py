@@ -13,9 +13,10 @@ from robustkit.core.device import pick_devices
 from robustkit.core.named import NamedThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
-from robustkit.data.dataset import Dataset, Indices, select
+from robustkit.data.dataset import Dataset, Indices
 from robustkit.data.pinned import PinnedData
 from robustkit.errors import UsageError
+from robustkit.evaluation.criterion import draw, refuse_unasked
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.watcher import Watcher
 from robustkit.models.guard import habits
@@ -115,7 +116,9 @@ def _look(settings: Settings, private: Model, sample: Images) -> Diagnosis:
     data = settings.data
     if data.classes < 2:
         raise UsageError(f"{data.name} has one class: a classifier has nothing to tell apart.")
-    return examine(private, sample, data.classes, settings.name, box=settings.threat.box)
+    found = examine(private, sample, data.classes, settings.name, box=settings.threat.box)
+    settings.threat.criterion.check(found.classes)
+    return found
 
 
 def chosen_points(settings: Settings) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -126,7 +129,7 @@ def chosen_points(settings: Settings) -> np.ndarray[Any, np.dtype[np.int64]]:
     """
     n, data = settings.n, settings.data
     if settings.points is None:
-        chosen = select(data, n, settings.seed, settings.sample)
+        chosen = draw(data, settings.threat.criterion, n, settings.seed, settings.sample)
         counts = np.unique(data.labels[chosen], return_counts=True)[1]
         if settings.balanced and counts.max() > counts.min() + 1:
             fewest = int(np.unique(data.labels, return_counts=True)[1].min())
@@ -144,6 +147,7 @@ def chosen_points(settings: Settings) -> np.ndarray[Any, np.dtype[np.int64]]:
             f"expected points from 0 to {len(data) - 1} (of {data.name}), got {chosen[0]} to "
             f"{chosen[-1]}."
         )
+    refuse_unasked(data, settings.threat.criterion, chosen)
     return chosen
 
 

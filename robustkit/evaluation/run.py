@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
 
 from robustkit.certify.certifier import Certifier
 from robustkit.core.finite import FiniteThreat
-from robustkit.core.threat import Threat
 from robustkit.data.dataset import shuffled
 from robustkit.evaluation.budget import BudgetExhausted, Interim, StoppingRule, nothing_done, parts
 from robustkit.evaluation.executor import Executor
@@ -288,8 +287,7 @@ class Run:
     def _stage(self, number: int) -> AttackStage:
         settings, within = self.settings, self.settings.threat
         if settings.minimum_norm:
-            within = Threat.whole(within.norm, prod(settings.data.shape), within.lower,
-                                  within.upper)  # fmt: skip
+            within = replace(within, eps=within.diameter(prod(settings.data.shape)))
         return AttackStage(
             number, self.line.specs[number], self.line.searches[number], settings.threat, within,
             nearest=number < self.line.scouts, keep=settings.save_adversarial is not False,

@@ -27,6 +27,7 @@ from robustkit.data.sampling import PROPORTIONAL, Sample
 from robustkit.data.values import UNIT, Box
 from robustkit.errors import UsageError, unknown
 from robustkit.evaluation.budget import Budget, StoppingRule
+from robustkit.evaluation.criterion import with_criterion
 from robustkit.evaluation.distributed.messages import Named
 from robustkit.models.half import Precision
 from robustkit.models.load import load_model
@@ -155,14 +156,14 @@ def ask(
         name: that of the model's class or function when not given.
         mean, std: normalize the inputs inside the model.
         arguments: what the user typed; the name of the data is added, so that a report finds it.
-        others: fields of `Settings`.
+        others: fields of `Settings`; and `criterion`, in place of that of the threat model.
 
     Raises:
         UsageError: for a name that is not known, or data that cannot be used.
     """
     more = tuple(argument.text("notes", note) for note in argument.several("notes", notes))
     others = {key: _read(key, value) for key, value in others.items()}
-    radius = read_threat(threat)
+    radius = with_criterion(read_threat(threat), others.pop("criterion", None))
     points = dataset(data, radius.box)
     if not isinstance(arguments, Mapping | None):
         raise argument.refused("arguments", "a dict of what the user typed", arguments)

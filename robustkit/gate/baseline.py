@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from robustkit.core.criterion import Criterion
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.core.types import Model
@@ -35,7 +36,7 @@ class Baseline(NamedTuple):
         """The threat model that a candidate must face too."""
         info = self.record.threat
         parsed = read_threat(info.norm if ":" in info.norm else f"{info.norm}:{info.eps!r}")
-        return replace(parsed, lower=info.lower, upper=info.upper)
+        return replace(parsed, lower=info.lower, upper=info.upper, criterion=info.goal)
 
     def examples(self) -> Path | None:
         """Find the folder with the adversarial inputs of its run, if it lies beside the record."""
@@ -82,12 +83,13 @@ def choose(
     *,
     data: str | None = None,
     threat: Threat | None = None,
+    criterion: Criterion | None = None,
     suite: str | None = None,
 ) -> Baseline:
     """Choose the baseline of a model: the only one there is, or the only one of its name.
 
     Args:
-        data, threat, suite: what it must be about, where that was asked for.
+        data, threat, criterion, suite: what it must be about, where that was asked for.
 
     Raises:
         UsageError: when none fits, or several do.
@@ -96,13 +98,14 @@ def choose(
         b for b in known
         if (data is None or data in (b.record.data.name, b.record.arguments.get("data")))
         and (threat is None or str(threat) == str(b.threat))
+        and criterion in (None, b.threat.criterion)
         and (suite is None or b.record.suite == suite)
     ]  # fmt: skip
     named = [b for b in fitting if b.record.defense == name]
     chosen = named or (fitting if len(known) == 1 else [])
     if len(chosen) == 1:
         return chosen[0]
-    asked = [str(fact) for fact in (data, threat, suite) if fact is not None]
+    asked = [str(fact) for fact in (data, threat, criterion, suite) if fact is not None]
     what = f"{name} ({', '.join(asked)})" if asked else name
     if not chosen:
         have = "; ".join(_told(b) for b in known)

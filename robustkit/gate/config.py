@@ -20,7 +20,7 @@ from robustkit.core.text import seconds
 from robustkit.data.sampling import PROPORTIONAL, Sample
 from robustkit.errors import RobustkitError, UsageError, unknown
 from robustkit.gate.criteria import METRICS
-from robustkit.registry import read_threat, suites
+from robustkit.registry import read_criterion, read_threat, suites
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,6 +33,7 @@ FIRST = """\
 # What `robustkit check` runs. Everything is optional; the command line overrides it.
 data = {data}  # or npz:PATH, folder:PATH, hf-data:FOLDER, module:function
 threat = {threat}  # norm, and eps in units of inputs between 0 and 1
+# criterion = "targeted:3"  # what breaks a point; by default any decision but its label
 suite = {suite}
 seed = 0
 # n = 1000  # a fixed sample of the data; all points without it
@@ -53,6 +54,7 @@ undecided = "error"  # or pass, fail: what a gate does whose budget ends first
 """
 _CURES = {
     "threat": "such as \"linf:8/255\" or \"l2:0.5\"",
+    "criterion": "such as \"targeted:3\" or \"top5\"",
     "max-time": "such as \"90s\", \"5m\" or \"1h\"",
     "max-forwards": "such as 2_000_000",
     "tolerance": "such as 0.01, one point in 100",
@@ -79,10 +81,6 @@ def _checked(read: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
-def _suite(text: str) -> object:
-    return suites.build(text)
-
-
 def _metric(text: str) -> str:
     name, _, number = text.partition("=")
     if name.strip() not in METRICS:
@@ -92,7 +90,8 @@ def _metric(text: str) -> str:
 
 
 ThreatText = Annotated[str, AfterValidator(_checked(read_threat))]
-SuiteText = Annotated[str, AfterValidator(_checked(_suite))]
+CriterionText = Annotated[str, AfterValidator(_checked(read_criterion))]
+SuiteText = Annotated[str, AfterValidator(_checked(suites.build))]
 Time = Annotated[str, AfterValidator(_checked(seconds))]
 Metric = Annotated[str, AfterValidator(_metric)]
 Number = Annotated[int, Field(ge=1)]
@@ -116,6 +115,7 @@ class ModelEntry(_Table):
     std: list[float] | None = None
     data: str | None = None
     threat: ThreatText | None = None
+    criterion: CriterionText | None = None
     suite: SuiteText | None = None
     n: Number | None = None
     baseline: str | None = None
@@ -139,6 +139,7 @@ class Config(_Table):
     data: str | None = None
     data_root: str | None = None
     threat: ThreatText | None = None
+    criterion: CriterionText | None = None
     suite: SuiteText | None = None
     certify: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] | None = None
     n: Number | None = None

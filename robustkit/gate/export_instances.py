@@ -52,6 +52,11 @@ def export_instances(
             f"{baseline.path}: expected a threat model in linf, whose ball is a box of inputs, got "
             f"{threat}: VNN-LIB has linear bounds alone."
         )
+    if threat.criterion.suffix:
+        raise UsageError(
+            f"{baseline.path}: expected a record whose points any wrong decision breaks, got the "
+            f"criterion {threat.criterion}: the properties written here ask for that alone."
+        )
     refuse_altered(record, baseline.path)
     open_points = [index for index, status in zip(record.points.index, record.points.status,
                                                   strict=True) if status == "robust"]  # fmt: skip

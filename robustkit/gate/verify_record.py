@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import isclose, prod
 from typing import NamedTuple
 
@@ -170,7 +171,8 @@ def _clean(baseline: Baseline, model: Model, data: Dataset, device: torch.device
         return Finding("clean predictions", 0, note="the model is randomized: they vary")
     told = dict(zip(record.points.index, record.points.predicted, strict=True))
     for points in _batches(record.points.index):
-        answer = predict(model, data.fetch(points)[0].to(device))
+        x, y = (part.to(device) for part in data.fetch(points))
+        answer = predict(model, x, 1, partial(baseline.threat.criterion.clean, y=y))
         now = answer.predicted.tolist()
         differing += [point for point, k in zip(points, now, strict=True) if k != told[point]]
     return _of("clean predictions", record.n, differing)

@@ -45,7 +45,7 @@ def differing_variants(
     wrong = set[int]()
     for job, variant in enumerate(threat.variants):
         made = threat.images(x, points, variant).to(device)
-        right = predict(model, made).predicted.cpu() == y
+        right = predict(model, made, 1, threat.criterion.at(y.to(device))).predicted.cpu() == y
         told = [signs[point][job] == "1" for point in points]
         wrong |= {p for p, a, b in zip(points, right.tolist(), told, strict=True) if a != b}
     return Differing(count * len(threat.variants), tuple(sorted(wrong)))

@@ -17,7 +17,7 @@ from rich.console import Group
 from robustkit.core.terminal_table import TerminalTable
 from robustkit.core.text import clean, spreadsheet
 from robustkit.leaderboard.formats import Cell, Link, to_lines
-from robustkit.leaderboard.grouping import group_of, title
+from robustkit.leaderboard.grouping import group_of, named, title
 from robustkit.leaderboard.published import Published
 from robustkit.leaderboard.rows import Row
 
@@ -149,7 +149,7 @@ def _lines(groups: Iterable[Sequence[Beside]], layout: str) -> str:
 
 def _title(group: Sequence[Beside]) -> str:
     # Own rows of another number than their rank's have none: those of finite threat models.
-    finite = ":" in group[0].norm and any(
+    finite = named(group[0].norm) and any(
         row.source == "published" or not row.rank for row in group
     )
     mean = ": mean accuracy over corruptions and severities" if finite else ""

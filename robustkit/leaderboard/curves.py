@@ -127,7 +127,7 @@ def _distances(record: Record, path: str) -> Distances:
     return Distances(
         defense=record.defense,
         data=record.data.name,
-        norm=record.threat.norm,
+        norm=record.threat.kind,
         eps=record.threat.eps,
         n=record.n,
         clean=record.clean,
@@ -177,7 +177,7 @@ def _curve_point(
     return CurvePoint(
         defense=record.defense,
         data=record.data.name,
-        norm=record.threat.norm,
+        norm=record.threat.kind,
         eps=eps,
         n=record.n,
         clean=record.clean,

@@ -1,4 +1,4 @@
-"""Which rows are ranked together, in one table: those of one data set, norm and eps."""
+"""Which rows are ranked together, in one table: those of one data set, norm, criterion and eps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Ranked(Protocol):
 
 
 def group_of(row: Ranked) -> tuple[str, str, float]:
-    """Return data set, norm and eps; eps that differ by rounding alone are one.
+    """Return data set, norm with criterion, and eps; eps that differ by rounding alone are one.
 
     8/255, its float32 0.03137255 and 0.0313725 are: each is the fraction of a denominator up to
     1000 that lies within 5e-6 of it. Where there is none, eps counts to six digits.
@@ -44,8 +44,19 @@ def shown_eps(eps: float) -> str:
 
 
 def shown_threat(norm: str, eps: float) -> str:
-    """Write a threat model as people do; the name of a finite one says it all."""
-    return norm if ":" in norm else f"{norm}, eps = {shown_eps(eps)}"
+    """Write a threat model as people do; the name of a finite one says it all.
+
+    >>> shown_threat("linf", 8 / 255), shown_threat("l2 targeted:3", 0.5)
+    ('linf, eps = 8/255', 'l2, eps = 0.5, targeted:3')
+    """
+    plain, _, criterion = norm.partition(" ")
+    told = plain if named(norm) else f"{plain}, eps = {shown_eps(eps)}"
+    return f"{told}, {criterion}" if criterion else told
+
+
+def named(norm: str) -> bool:
+    """Tell whether a threat model goes by a name; a criterion may follow norm or name."""
+    return ":" in norm.partition(" ")[0]
 
 
 def title(data: str, norm: str, eps: float) -> str:

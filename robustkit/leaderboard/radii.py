@@ -36,7 +36,7 @@ def radii(found: Iterable[tuple[Record, Radii]]) -> pd.DataFrame:
         RadiiRow(
             defense=record.defense,
             data=record.data.name,
-            norm=record.threat.norm,
+            norm=record.threat.kind,
             certificate=of.certificate,
             seed=record.seed,
             point=index,

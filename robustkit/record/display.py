@@ -112,6 +112,8 @@ def _facts(shown: RecordDisplay) -> list[tuple[str, str]]:
         facts.append(
             ("one pass", with_interval(record.expected, *record.expected_interval, digits=4))
         )
+    if record.abstained is not None:
+        facts.append(("abstains", f"{record.abstained:.4f}"))
     if record.certified is not None:
         facts.append(("certified", f"{record.certified:.4f}"))
     if record.flags:

@@ -126,10 +126,9 @@ class Record(RecordDisplay, Part):
             raise ValueError(f"points are carried from {smaller[0]}, which is not a larger eps")
         if any(len(right) != len(self.threat.variants or ()) for right in points.variants or ()):
             raise ValueError("every point has one sign for each variant of the threat model")
-        pairs = zip(points.status, points.nearest or points.distance, strict=True)
-        if near := [
-            d for s, d in pairs if d is not None and d <= self.threat.eps and s != "broken"
-        ]:
+        eps, far = self.threat.eps, points.nearest or points.distance
+        pairs = zip(points.status, far, strict=True)
+        if near := [d for s, d in pairs if d is not None and d <= eps and s != "broken"]:
             raise ValueError(f"a point is not broken, yet an adversarial input lies at {near[0]}")
         return self
 
@@ -240,9 +239,15 @@ class Record(RecordDisplay, Part):
     def backwards_per_point(self) -> float:
         return self.backwards / self.n
 
+    @property
+    def abstained(self) -> float | None:
+        """Share of the clean points on which the model abstains; None where it cannot."""
+        label = self.threat.goal.abstention
+        return None if label is None else self.points.predicted.count(label) / self.n
+
     def class_name(self, label: int) -> str:
-        """Name of a class, or its number where the data set has no names."""
-        return self.data.class_names[label] if self.data.class_names else str(label)
+        """Name of a class, or its number where the data set has no name for it."""
+        return dict(enumerate(self.data.class_names or ())).get(label, str(label))
 
 
 def save(record: Record, path: Path | str) -> None:

@@ -14,7 +14,9 @@ from pydantic import (
     model_serializer,
 )
 
+from robustkit.core.criterion import UNTARGETED, Criterion
 from robustkit.core.stats.hypergeometric import drawn_to_halve
+from robustkit.registry import read_criterion
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0)]
@@ -131,16 +133,29 @@ class ThreatInfo(Part):
     """Of a finite one the largest severity."""
     lower: float = 0.0
     upper: float = 1.0
-    later: ClassVar[tuple[str, ...]] = ("variants", "content")
+    later: ClassVar[tuple[str, ...]] = ("variants", "content", "criterion")
     variants: list[str] | None = None
     """Of a finite one all its variants, such as `fog@3`."""
     content: str | None = None
     """SHA-256 of the files that they are read from, where they are stored."""
+    criterion: str | None = None
+    """What breaks a point, such as `targeted:3`; None: any decision but its label."""
 
     @property
     def text(self) -> str:
         """As people write it, with six digits."""
-        return self.norm if ":" in self.norm else f"{self.norm}:{self.eps:.6g}"
+        plain = self.norm if ":" in self.norm else f"{self.norm}:{self.eps:.6g}"
+        return plain if self.criterion is None else f"{plain} {self.criterion}"
+
+    @property
+    def goal(self) -> Criterion:
+        """What breaks a point."""
+        return UNTARGETED if self.criterion is None else read_criterion(self.criterion)
+
+    @property
+    def kind(self) -> str:
+        """Norm and criterion: records that differ in either are never compared."""
+        return self.norm if self.criterion is None else f"{self.norm} {self.criterion}"
 
 
 class WeightsInfo(Part):

@@ -18,11 +18,11 @@ import torch
 
 from robustkit.core.device import out_of_memory
 from robustkit.core.threat import Threat
-from robustkit.core.types import Mask, Model, per_point
+from robustkit.core.types import Labels, Mask, Model, per_point
 from robustkit.errors import RobustkitError, some
 from robustkit.search.patience import hopeless, patience_of
 from robustkit.search.protocol import Reply, Search, Tasks, place, select, surrogate_of
-from robustkit.search.query import ask, passes
+from robustkit.search.query import Goal, ask, passes
 from robustkit.search.tasks import FREE, CandidateJudge, Outcome, SlotState, Work
 
 
@@ -77,11 +77,11 @@ class Engine:
         """The kind of slots: what they do with a success."""
         return SlotPool
 
-    def ask(self, search: Search[Any], state: Any) -> Reply:
+    def ask(self, search: Search[Any], state: Any, y: Labels) -> Reply:
         """Evaluate the model at `state.query`; see `robustkit.search.query.ask`."""
         self.steps += 1
         self.evaluated += len(state.query)
-        return ask(self.model, search, state, half=self.half)
+        return ask(self.model, search, state, Goal(self.threat.criterion, y), half=self.half)
 
 
 class SlotPool:
@@ -113,7 +113,7 @@ class SlotPool:
         # with a stride of 1.
         running = slots.live & ~state.done & ~slots.has_candidate
         try:
-            reply = self.engine.ask(self.search, state)
+            reply = self.engine.ask(self.search, state, self.tasks.y)
             following = self.search.step(state, reply, threat)
         except RuntimeError as error:
             self._back_off(error)

@@ -35,7 +35,8 @@ def attack(
 
     Args:
         model: callable from [b, *f] to logits [b, k]; used as it is.
-        x: clean inputs [b, *f] in [0, 1]. Points that are misclassified come back unchanged.
+        x: clean inputs [b, *f] in [0, 1]. Points that are misclassified come back unchanged, and
+            those that the criterion of the threat model does not ask about.
         y: labels [b].
         search, threat: also in words: "pgd(steps=20)", "linf:8/255".
         nearest: use up the budget and return the closest success; else the first one ends it.
@@ -90,9 +91,13 @@ def attack_points(
         raise RobustkitError(
             f"the model returned NaN or infinite logits on the clean points {some(rows)}"
         )
-    right = (logits.argmax(1) == y).nonzero().flatten().tolist()
-    jobs = search.jobs(threat, logits.shape[1])
-    ranked = logits.scatter(1, y[:, None], torch.inf).argsort(1, descending=True)
+    criterion = threat.criterion
+    criterion.check(logits.shape[1])
+    asked = torch.from_numpy(criterion.asked(y.numpy(force=True))).to(y.device)
+    correct = asked & (criterion.clean(logits, y).argmax(1) == y)
+    right = correct.nonzero().flatten().tolist()
+    jobs = search.jobs(threat, criterion.classes(logits.shape[1]))
+    ranked = criterion(logits, y).scatter(1, y[:, None], torch.inf).argsort(1, descending=True)
     judge = TrustingJudge(
         x, y, ranked, jobs, type(search).__name__, draws.seed, threat, draws.points
     )

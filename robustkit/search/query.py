@@ -2,65 +2,89 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from robustkit.core.types import Mask, Model, per_point
+from robustkit.core.criterion import UNTARGETED, Criterion
+from robustkit.core.types import Labels, Logits, Mask, Model, per_point
 from robustkit.models.surrogates.resolve import Joint, source
 from robustkit.search.protocol import Reply, Search, draws, select, surrogate_of
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
 
-def ask(model: Model, search: Search[Any], state: Any, *, half: bool = False) -> Reply:
+class Goal(NamedTuple):
+    """What breaks the points of some slots: a criterion, and their labels [s]."""
+
+    criterion: Criterion
+    y: Labels
+
+    def __call__(self, logits: Logits) -> Logits:
+        """Judge logits [s, k]: searches never see others, so that none needs to know the goal."""
+        return self.criterion(logits, self.y)
+
+    def rows(self, index: Tensor) -> Goal:
+        """Return the goal of some slots."""
+        return self._replace(y=self.y[index]) if self.criterion.suffix else self
+
+
+PLAIN = Goal(UNTARGETED, torch.empty(0, dtype=torch.long))  # asks for no label
+
+
+def ask(
+    model: Model, search: Search[Any], state: Any, goal: Goal = PLAIN, *, half: bool = False
+) -> Reply:
     """Evaluate the model at `state.query`, with the gradient of the search's objective.
 
     A search with the option `surrogate` follows the gradient of that surrogate, one with `eot` > 1
-    the mean gradient of so many draws; the logits of a reply are always the model's own. Where a
-    state says which slots are `climbing`, the others get no gradient, and logits of the model.
+    the mean gradient of so many draws; the logits of a reply are always the model's own, judged by
+    `goal`. Where a state says which slots are `climbing`, the others get no gradient, and logits of
+    the model.
 
     Args:
         half: the model computes in 16 bits, so that small gradients vanish unless they are scaled.
     """
     climbing = _climbing(search, state)
     if search.uses_gradient and climbing is None:
-        logits, value, gradient = _mean(model, search, state, half)
+        logits, value, gradient = _mean(model, search, state, goal, half)
         # Only the gradient is the surrogate's: a candidate is what fools the model itself, mostly
         # at the price of one more forward pass.
         if _second_pass(model, search):
             with torch.no_grad():
-                logits = model(state.query).float()
+                logits = goal(model(state.query).float())
         return Reply(logits, value, gradient)
     if climbing is not None and not surrogate_of(search):
-        return _apart(model, search, state, climbing, half)
+        return _apart(model, search, state, goal, climbing, half)
     with torch.no_grad():
-        logits = model(state.query).float()
+        logits = goal(model(state.query).float())
         reply = Reply(logits, search.objective(logits, state), logits.new_empty(0))
     if climbing is None:
         return reply
     rows, gradient = climbing.nonzero().flatten(), torch.zeros_like(state.query)
     if not len(rows):
         return reply._replace(gradient=gradient)
-    _, value, slope = _mean(model, search, select(state, rows), half)
+    _, value, slope = _mean(model, search, select(state, rows), goal.rows(rows), half)
     return Reply(logits, reply.value.index_copy(0, rows, value),
                  gradient.index_copy(0, rows, slope))  # fmt: skip
 
 
-def _apart(model: Model, search: Search[Any], state: Any, climbing: Mask, half: bool) -> Reply:
+def _apart(
+    model: Model, search: Search[Any], state: Any, goal: Goal, climbing: Mask, half: bool
+) -> Reply:
     """Evaluate the slots with and without a gradient in two batches: one pass for each."""
     rows, others = climbing.nonzero().flatten(), (~climbing).nonzero().flatten()
     if not len(others):
-        return Reply(*_mean(model, search, state, half))
+        return Reply(*_mean(model, search, state, goal, half))
     level = select(state, others) if len(rows) else state
     with torch.no_grad():
-        logits = model(level.query).float()
+        logits = goal.rows(others)(model(level.query).float())
         value = search.objective(logits, level)
     gradient = torch.zeros_like(state.query)
     if not len(rows):
         return Reply(logits, value, gradient)
-    answers = _mean(model, search, select(state, rows), half)
+    answers = _mean(model, search, select(state, rows), goal.rows(rows), half)
     order = torch.cat([others, rows]).argsort()
     return Reply(
         torch.cat([logits, answers[0]])[order],
@@ -97,36 +121,37 @@ def _climbing(search: Search[Any], state: Any) -> Mask | None:
 
 
 def _mean(
-    model: Model, search: Search[Any], state: Any, half: bool
+    model: Model, search: Search[Any], state: Any, goal: Goal, half: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits, objective and gradient of what the search climbs on, averaged over draws."""
     climbed, eot = source(model, surrogate_of(search)), draws(search)
     query = state.query.detach().requires_grad_(True)
     # EOT (Athalye et al. 2018): the gradient of the mean objective is the mean of the gradients.
     # One draw after the other, so that memory is that of a single pass.
-    logits, value, gradient = _climb(climbed, search, state, query, half)
+    logits, value, gradient = _climb(climbed, search, state, goal, query, half)
     for _ in range(eot - 1):
-        more = _climb(climbed, search, state, query, half)
+        more = _climb(climbed, search, state, goal, query, half)
         logits, value, gradient = logits + more[0], value + more[1], gradient + more[2]
     return logits, value / eot, gradient / eot if eot > 1 else gradient
 
 
 def _climb(
-    model: Model, search: Search[Any], state: Any, query: Tensor, half: bool
+    model: Model, search: Search[Any], state: Any, goal: Goal, query: Tensor, half: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits, the model's own where there are two, objective and gradient of one pass."""
     gradient: Tensor | None = None
     with torch.enable_grad():
         logits, own = model.both(query) if isinstance(model, Joint) else (model(query), None)
         logits = logits.float()
-        value = search.objective(logits, state)
+        value = search.objective(goal(logits), state)
         if value.requires_grad:
             differentiate = _scaled if half and logits.requires_grad else _plain
             gradient = differentiate(value, logits, query)
     # An objective that does not depend on the input (None), and a gradient that is not a number,
     # point nowhere: the search goes on without them, and the flag `no_gradient` tells of it.
     gradient = torch.zeros_like(query) if gradient is None else gradient.nan_to_num()
-    return (logits if own is None else own.float()).detach(), value.detach(), gradient
+    told = goal((logits if own is None else own.float()).detach())
+    return told, value.detach(), gradient
 
 
 def _plain(value: Tensor, _: Tensor, query: Tensor) -> Tensor | None:

@@ -68,8 +68,9 @@ class LineUp(NamedTuple):
 
     def ranked(self, threat: Threat, classes: int) -> int:
         """Return how many classes of a point to know: the predicted one, and those aimed at."""
-        wanted = [aims(search, search.jobs(threat, classes)) for search in self.searches]
-        return min(classes, 1 + max(wanted, default=0))
+        matter = threat.criterion.classes(classes)
+        wanted = [aims(search, search.jobs(threat, matter)) for search in self.searches]
+        return min(matter, 1 + max(wanted, default=0))
 
     @property
     def reserved(self) -> range:
@@ -132,6 +133,11 @@ def line_up(
     for spec, search in zip(specs, searches, strict=True):
         if isinstance(threat, NamedThreat) and not suits(search, threat):
             raise threat.refusal(str(spec))
+        if isinstance(search, ExternalAttack) and threat.criterion.suffix:
+            raise UsageError(
+                f"{spec} seeks any wrong decision, and --criterion {threat.criterion} asks for "
+                "another: attacks of other libraries know no criterion. Take robustkit's own."
+            )
         search.jobs(threat, 10)
         if model is not None:
             source(model, surrogate_of(search))

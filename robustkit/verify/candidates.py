@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustkit.core.criterion import UNTARGETED, Criterion, Judged
 from robustkit.core.device import full_precision
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Model, Scalars
@@ -65,17 +66,23 @@ class CandidateVerdicts(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The most frequent class [b], the mean logits [b, k] and the votes [b, k] of some passes."""
+    """The most frequent decision [b], mean logits [b, k] and the votes [b, k] of some passes."""
 
     predicted: Labels
     logits: Logits
     votes: Integers
 
 
-def predict(model: Model, x: Images, draws: int = 1) -> Answer:
-    """Ask for float32 logits `draws` times; ties go to the lower label."""
+def predict(
+    model: Model, x: Images, draws: int = 1, judged: Judged = lambda logits: logits
+) -> Answer:
+    """Ask for float32 logits `draws` times; ties go to the lower label.
+
+    Args:
+        judged: by which every pass decides; the logits come back as the model gave them.
+    """
     answers = _ask(model, x, draws)
-    votes = torch.nn.functional.one_hot(answers.argmax(2), answers.shape[2]).sum(0)
+    votes = torch.nn.functional.one_hot(judged(answers).argmax(2), answers.shape[2]).sum(0)
     return Answer(votes.argmax(1), answers.mean(0), votes)
 
 
@@ -132,7 +139,8 @@ def verify(
             f"on points {some([points[row] for row in rows])}: distance up to {worst:.6g}. "
             "The search has an error; its verdicts are not used."
         )
-    return judge(model, z, y, distance, attack=attack, points=points, randomized=randomized)
+    return judge(model, z, y, distance, threat.criterion, attack=attack, points=points,
+                 randomized=randomized)  # fmt: skip
 
 
 def judge(
@@ -140,6 +148,7 @@ def judge(
     z: Images,
     y: Labels,
     distance: Scalars,
+    criterion: Criterion = UNTARGETED,
     *,
     attack: str,
     points: Sequence[int],
@@ -150,7 +159,7 @@ def judge(
     Raises:
         RobustkitError: when an answer is not finite.
     """
-    told = _repeat(model, z, y) if randomized else _once(model, z, y)
+    told = _repeat(model, z, y, criterion) if randomized else _once(model, z, y, criterion)
     if bool(told.undefined.any()):
         rows = told.undefined.nonzero().flatten().tolist()
         raise RobustkitError(
@@ -163,20 +172,23 @@ def judge(
     )
 
 
-def measure(model: Model, z: Images, y: Labels) -> Scalars:
+def measure(model: Model, z: Images, y: Labels, criterion: Criterion = UNTARGETED) -> Scalars:
     """Return the share of `FRESH` passes of a randomized model over `z` [b, *f] that err."""
-    right = predict(model, z, FRESH).votes.gather(1, y[:, None])[:, 0]
+    right = predict(model, z, FRESH, criterion.at(y)).votes.gather(1, y[:, None])[:, 0]
     return 1 - right.float() / FRESH
 
 
-def holds(model: Model, z: Images, y: Labels, full: int) -> tuple[list[bool], int]:
+def holds(
+    model: Model, z: Images, y: Labels, full: int, criterion: Criterion = UNTARGETED
+) -> tuple[list[bool], int]:
     """Say which inputs `z` [b, *f] fool the model alone and in a batch of `full`; and the passes.
 
     Kernels are chosen by the size of a batch, and round differently.
     """
-    alone = torch.cat([predict(model, z[row : row + 1]).predicted for row in range(len(z))])
+    rows = zip(z.split(1), y.split(1), strict=True)
+    alone = torch.cat([predict(model, a, 1, criterion.at(b)).predicted for a, b in rows])
     places = torch.arange(max(full, len(z)), device=z.device) % len(z)
-    together = predict(model, z[places]).predicted[: len(z)]
+    together = predict(model, z[places], 1, criterion.at(y[places])).predicted[: len(z)]
     held: list[bool] = ((alone != y) & (together != y)).tolist()
     return held, len(z) + len(places)
 
@@ -190,8 +202,8 @@ class _Votes(NamedTuple):
     passes: int
 
 
-def _once(model: Model, z: Images, y: Labels) -> _Votes:
-    predicted, logits, _ = predict(model, z)
+def _once(model: Model, z: Images, y: Labels, criterion: Criterion) -> _Votes:
+    predicted, logits, _ = predict(model, z, 1, criterion.at(y))
     return _Votes(predicted != y, predicted, ~logits.isfinite().all(1), None, None, len(z))
 
 
@@ -210,7 +222,7 @@ def _limits() -> list[tuple[int, int]]:
     return found
 
 
-def _repeat(model: Model, z: Images, y: Labels) -> _Votes:
+def _repeat(model: Model, z: Images, y: Labels, criterion: Criterion) -> _Votes:
     """Ask until the sequential test has decided; then measure.
 
     Verdicts come trial by trial, however many are asked together.
@@ -230,8 +242,9 @@ def _repeat(model: Model, z: Images, y: Labels) -> _Votes:
         for place in range(block):
             logits, trial = answers[place], trial + 1
             undefined[rows] |= ~logits.isfinite().all(1)
-            votes = votes + torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
-            right = right + (logits.argmax(1) == y[rows])
+            decided = criterion(logits, y[rows]).argmax(1)
+            votes = votes + torch.nn.functional.one_hot(decided, logits.shape[1])
+            right = right + (decided == y[rows])
             seen[rows] = (trial - right).to(seen.dtype) / (trial + FIRST)
             enough, many = _limits()[trial - 1]
             accepted = trial - right >= enough
@@ -242,6 +255,6 @@ def _repeat(model: Model, z: Images, y: Labels) -> _Votes:
             rows, votes, right = rows[goes_on], votes[goes_on], right[goes_on]
     fooled = broken.nonzero().flatten()
     if len(fooled):
-        errors[fooled] = measure(model, z[fooled], y[fooled]).to(errors.dtype)
+        errors[fooled] = measure(model, z[fooled], y[fooled], criterion).to(errors.dtype)
         passes += FRESH * len(fooled)
     return _Votes(broken, predicted, undefined, errors, seen, passes)

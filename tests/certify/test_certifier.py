@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.certify.certifier import Bounds, Sampling, build_certifier
+from robustkit.certify.certifier import Bounds, build_certifier
+from robustkit.certify.sampling import Sampling
 from robustkit.certify.smoothing import Smoothed
 from robustkit.core.threat import Threat
 from robustkit.data.arrays import from_arrays

@@ -400,7 +400,7 @@ class TestBadInput:
 
 class TestList:
     @pytest.mark.parametrize(
-        "kind", ["attacks", "defenses", "losses", "datasets", "suites", "threats"]
+        "kind", ["attacks", "defenses", "losses", "datasets", "suites", "threats", "criteria"]
     )
     def test_everything_registered_is_listed(self, kind: str) -> None:
         names = list(getattr(registry, kind))

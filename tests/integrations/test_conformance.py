@@ -82,7 +82,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is forgotten afterwards."""
     registry.load_packs()
     kinds = registry.attacks, registry.defenses, registry.losses, registry.datasets
-    for names in (*kinds, registry.suites, registry.threats):
+    for names in (*kinds, registry.suites, registry.threats, registry.criteria):
         monkeypatch.setattr(names, "_entries", dict(names._entries))
     yield
 

@@ -326,7 +326,7 @@ def test_a_value_that_does_not_depend_on_the_input_has_gradient_zero() -> None:
         def objective(self, logits: Tensor, state: State) -> Tensor:
             return torch.zeros(len(logits))
 
-    reply = engine.ask(Flat(), state)
+    reply = engine.ask(Flat(), state, torch.zeros(2, dtype=torch.long))
     assert torch.equal(reply.gradient, torch.zeros_like(x))
 
 

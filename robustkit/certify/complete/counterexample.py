@@ -23,6 +23,7 @@ class Breaker:
         self, model: Callable[[Images], Tensor], x: Images, y: int, threat: Threat
     ) -> None:
         self.model, self.x, self.y, self.threat = model, x, y, threat
+        self.label = torch.tensor([y])
         self.example: Images | None = None
         self.calls = 0
 
@@ -35,10 +36,13 @@ class Breaker:
         return self.example is not None
 
     def _try(self, z: Images) -> bool:
-        wrong = (self.model(z).argmax(1) != self.y).nonzero().flatten()
+        wrong = (self._judged(z).argmax(1) != self.y).nonzero().flatten()
         if len(wrong):
             self.example = z[wrong[:1]].clone()
         return bool(len(wrong))
+
+    def _judged(self, z: Images) -> Tensor:
+        return self.threat.criterion(self.model(z), self.label.expand(len(z)))
 
     def _descend(self, z: Images) -> Images:
         """Lower the margin by projected gradient steps that shrink, if there is a gradient."""
@@ -46,7 +50,7 @@ class Breaker:
         for step in range(_STEPS):
             with torch.enable_grad():
                 point = z.detach().requires_grad_(True)
-                logits = self.model(point)
+                logits = self._judged(point)
                 label = torch.full((len(z), 1), self.y, device=z.device)
                 margin = logits.gather(1, label) - logits.scatter(1, label, -torch.inf).amax(
                     1, True

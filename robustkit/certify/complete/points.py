@@ -14,6 +14,7 @@ from robustkit.certify.complete.counterexample import Breaker
 from robustkit.certify.complete.record import Recorder
 from robustkit.certify.complete.root import Prover, Root
 from robustkit.certify.complete.search import MARGIN, Budget, Options, Outcome, Tree, sure
+from robustkit.core.criterion import UNTARGETED
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 
@@ -53,7 +54,7 @@ class PointVerifier:
         if self.prover.fast.width > _LARGEST:  # memory is a budget too
             return Verified("undecided", 0)
         root = Root(self.prover, x, record=record)
-        rows = self._wanted(y)
+        rows = self._wanted(x, y)
         spans, steps = list(self.prover.fast.spans), self.options.tightening
         # Dearer and dearer: the margins alone, the last layer of ReLUs, all of them.
         for layers, iterations in ((spans, 0), (spans[-1:], steps), (spans, steps)):
@@ -72,10 +73,15 @@ class PointVerifier:
                 return Verified(outcome, budget.used, breaker.example, len(rows) - count)
         return Verified(outcome, budget.used)
 
-    def _wanted(self, y: int) -> Tensor:
-        """Return e_y − e_j for every other class j [k − 1, k]."""
+    def _wanted(self, x: Images, y: int) -> Tensor:
+        """Return e_r − e_j for every class j that breaks the point [m, k], r as a reference."""
+        # The margins of a mixture's robust part prove its decision alone.
+        criterion = UNTARGETED if self.target else self.threat.criterion
+        best, label = y, torch.tensor([y])
+        if criterion.suffix:
+            best = int(criterion.reference(self.model(x), label))
         eye = torch.eye(self.prover.fast.graph.nodes[-1].shape[0])
-        return torch.cat([eye[y] - eye[:y], eye[y] - eye[y + 1 :]])
+        return eye[best] - eye[~criterion.harmless(label, len(eye))[0]]
 
     def _open(self, root: Root, rows: Tensor) -> Tensor:
         """Return which margins alpha-CROWN does not prove, the worst first."""

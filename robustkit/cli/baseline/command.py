@@ -27,6 +27,7 @@ def command() -> None:
 @click.option("--data", metavar="NAME|npz:PATH|...", help="As for evaluate.")
 @options.data_root
 @click.option("--threat", metavar="linf:8/255", help="As for evaluate.")
+@options.criterion
 @click.option("--suite", metavar="NAME", help="As for evaluate.")
 @click.option(
     "--certify",

@@ -38,6 +38,7 @@ class BaselineRequest:
     data: str | None = None
     data_root: Path | None = None
     threat: str | None = None
+    criterion: str | None = None
     suite: str | None = None
     certify: str | None = None
     n: int | None = None
@@ -113,6 +114,7 @@ def _request(entry: ModelEntry, asked: BaselineRequest, setup: Config) -> Reques
         data=asked.data or entry.data or setup.data or "bundled",
         data_root=asked.data_root or setup.root,
         threat=asked.threat or entry.threat or setup.threat,
+        criterion=asked.criterion or entry.criterion or setup.criterion,
         suite=asked.suite or entry.suite or setup.suite,
         certify=asked.certify or setup.certify,
         n=asked.n or entry.n or setup.n,
@@ -129,7 +131,7 @@ def _request(entry: ModelEntry, asked: BaselineRequest, setup: Config) -> Reques
 
 def _put(record: Record, folder: Path, place: Path, asked: BaselineRequest) -> Path:
     """Write the record, with its reason, over the one before; remember both in the log."""
-    threat = f"{record.threat.norm}-{record.threat.eps:g}"
+    threat = f"{record.threat.kind}-{record.threat.eps:g}"
     name = slug(f"{record.defense}-{record.data.name}-{threat}-{record.suite}")
     path = place / name / "record.json"
     before = _robust(path)

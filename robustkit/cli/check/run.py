@@ -210,12 +210,15 @@ def _canonical(text: str) -> str:
 
 
 def _wanted(entry: ModelEntry, setup: Config) -> dict[str, Any]:
-    from robustkit.registry import read_threat
+    from robustkit.evaluation.criterion import with_criterion
+    from robustkit.registry import read_criterion, read_threat
 
-    threat = entry.threat or setup.threat
+    threat, asked = entry.threat or setup.threat, entry.criterion or setup.criterion
+    criterion = read_criterion(asked) if asked else None
     return {
         "data": entry.data or setup.data,
-        "threat": read_threat(threat) if threat else None,
+        "threat": with_criterion(read_threat(threat), criterion) if threat else None,
+        "criterion": criterion,
         "suite": entry.suite or setup.suite,
     }
 

@@ -34,6 +34,7 @@ from robustkit.cli.supervisor import Supervised
     help="Norm and eps in input units; by default the usual one of the data set, or without MODEL "
     "that of the bundled weights, if none of them was made for the usual one.",
 )
+@options.criterion
 @click.option(
     "--eps-grid",
     callback=options.numbers,

@@ -241,6 +241,7 @@ def _config(
         **({"sources": sources} if any(sources) else {}),
         "data": request.data,
         "threat": settings.threat.norm if grid else str(settings.threat),
+        **({"criterion": str(goal)} if grid and (goal := settings.threat.criterion).suffix else {}),
         "suite": settings.suite and str(Spec.parse(settings.suite)),
         "attacks": [str(spec) for spec in settings.attacks],
         "n": request.n,

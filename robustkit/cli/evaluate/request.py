@@ -18,6 +18,7 @@ class Request:
     data: str = "bundled"
     data_root: Path | None = None
     threat: str | None = None
+    criterion: str | None = None
     eps_grid: tuple[float, ...] | None = None
     minimum_norm: bool = False
     suite: str | None = None

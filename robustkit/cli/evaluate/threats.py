@@ -9,6 +9,7 @@ from robustkit.core.text import number
 from robustkit.core.threat import NORMS, Threat
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
+from robustkit.evaluation.criterion import with_criterion
 from robustkit.evaluation.eps_grid import descending
 from robustkit.leaderboard.grouping import shown_eps
 from robustkit.models import checkpoints
@@ -35,16 +36,17 @@ def threats_of_grid(request: Request) -> tuple[Threat, ...]:
             f"--threat {request.threat} names an eps, and --eps-grid names others: give the norm "
             f"alone, --threat {norm}."
         )
-    return tuple(descending(Threat.parse(f"{norm}:1"), request.eps_grid))
+    threat = with_criterion(Threat.parse(f"{norm}:1"), request.criterion)
+    return tuple(descending(threat, request.eps_grid))
 
 
 def threat_of(request: Request, data: Dataset) -> Threat:
     """Return the threat model; a norm alone is bounded by the box, where distances are sought."""
     text = request.threat or _default_threat(request, data)
     if not request.minimum_norm or ":" in text:
-        return read_threat(text)
+        return with_criterion(read_threat(text), request.criterion)
     norm = Threat.parse(f"{text}:1").norm
-    return Threat.whole(norm, prod(data.shape))
+    return with_criterion(Threat.whole(norm, prod(data.shape)), request.criterion)
 
 
 def _default_threat(request: Request, data: Dataset) -> str:

@@ -61,7 +61,8 @@ class DistributedExecutor:
             left = [point for point in work.points if point in open_points]
             return work._replace(points=left) if left else None
 
-        parts = (Classify(piece, ranked) for piece in self._pieces(points))
+        criterion = self.threat.criterion
+        parts = (Classify(piece, ranked, criterion) for piece in self._pieces(points))
         self.scheduler.run(parts, self._load, on_note, remaining)
 
     def prove(

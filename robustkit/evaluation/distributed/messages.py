@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from robustkit.core.criterion import Criterion
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Model
 from robustkit.data.dataset import Indices
@@ -81,6 +82,7 @@ class Classify(NamedTuple):
 
     points: list[int]
     ranked: int
+    criterion: Criterion
 
 
 class Prove(NamedTuple):

@@ -170,7 +170,7 @@ def _work(worker: DeviceWorker, order: Order, send: Callable[[Note], None]) -> N
     """Carry out one order; every batch and every harvest is sent when it is there."""
     work, points, writer = order.work, order.points, MessageWriter(send)
     if isinstance(work, Classify):
-        classify(worker, work.points, points, writer, work.ranked, _unheard)
+        classify(worker, work.points, points, writer, work.ranked, _unheard, work.criterion)
     elif isinstance(work, Prove):
         _prove(worker, work, points, writer)
     elif isinstance(work, Attack):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from robustkit.certify.certifier import Certifier
+from robustkit.core.criterion import UNTARGETED, Criterion
 from robustkit.core.device import out_of_memory
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels
@@ -27,11 +29,13 @@ def classify(
     writer: VerdictWriter,
     ranked: int,
     report: Report,
+    criterion: Criterion = UNTARGETED,
 ) -> None:
     """Classify clean points, batch by batch; halve the batch when memory runs out.
 
     Args:
         ranked: how many classes of largest logit to write down.
+        criterion: by which a point is classified correctly.
         report: called after every batch with (points, those of them classified correctly).
 
     Raises:
@@ -42,7 +46,9 @@ def classify(
         batch, clock = todo[: worker.slots], time.monotonic()
         try:
             x, y = data.fetch(batch)
-            rows, errors = _classify_batch(worker, batch, x.to(worker.device), y, draws, ranked)
+            rows, errors = _classify_batch(
+                worker, batch, x.to(worker.device), y.to(worker.device), (draws, ranked), criterion
+            )
         except RuntimeError as error:
             if not out_of_memory(error) or len(batch) == 1:
                 raise
@@ -58,14 +64,16 @@ def _classify_batch(
     points: Sequence[int],
     x: Images,
     y: Labels,
-    draws: int,
-    ranked: int,
+    counts: tuple[int, int],
+    criterion: Criterion,
 ) -> tuple[list[tuple[int, int, int, list[int]]], dict[int, float]]:
-    """Return (point, label, predicted class, the `ranked` classes of largest logit) of a batch.
+    """Return (point, label, predicted class, the classes of largest logit) of a batch.
 
-    And by point the share of the passes that erred, where there are several.
+    And by point the share of the passes that erred, where there are several. `counts`: of passes,
+    and of the classes to return.
     """
-    predicted, logits, votes = predict(worker.model, x, draws)
+    draws, ranked = counts
+    predicted, logits, votes = predict(worker.model, x, draws, partial(criterion.clean, y=y))
     bad = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
         raise RobustkitError(
@@ -73,7 +81,7 @@ def _classify_batch(
             f"{some([points[row] for row in bad])}. Mend the model, or leave them out."
         )
     # Ties and votes can put another class first: the predicted one must not become a target.
-    first = logits.scatter(1, predicted[:, None], torch.inf)
+    first = criterion(logits, y).scatter(1, predicted[:, None], torch.inf)
     order = first.topk(ranked, dim=1).indices.tolist()
     errors = 1 - votes.cpu().gather(1, y.cpu()[:, None])[:, 0] / draws
     rows = list(zip(points, y.tolist(), predicted.tolist(), order, strict=True))

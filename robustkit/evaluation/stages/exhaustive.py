@@ -128,8 +128,9 @@ class _Batch:
         z = self.threat.images(self.x, self.points, variant).to(device)
         severity = torch.full((len(z),), float(variant.severity), dtype=torch.float64)
         verdict = judge(
-            self.worker.model, z, self.y.to(device), severity, attack=str(self.stage.spec),
-            points=self.points, randomized=self.worker.diagnosis.randomized,
+            self.worker.model, z, self.y.to(device), severity, self.threat.criterion,
+            attack=str(self.stage.spec), points=self.points,
+            randomized=self.worker.diagnosis.randomized,
         )  # fmt: skip
         self.passes += verdict.passes
         wrong = verdict.broken.tolist()
@@ -152,7 +153,8 @@ class _Batch:
             return {}
         z = torch.stack([self._nearest[row][1] for row in rows])
         self.passes += FRESH * len(rows)
-        shares = measure(self.worker.model, z, self.y[rows].to(z.device)).tolist()
+        y = self.y[rows].to(z.device)
+        shares = measure(self.worker.model, z, y, self.threat.criterion).tolist()
         return {
             self.points[row]: RefusedCandidate(self._nearest[row][0], errors)
             for row, errors in zip(rows, shares, strict=True)

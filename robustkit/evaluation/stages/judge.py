@@ -82,6 +82,7 @@ class StageJudge:
         self.name, self.seed = str(self.stage.spec), self.worker.seed
         self.jobs = self.stage.jobs(self.worker.diagnosis.classes)
         self._claims = not isinstance(self.stage.attack, ExternalAttack)
+        self._criterion = self.stage.threat.criterion
 
     def queue(self) -> Iterator[Work]:
         """Every open task, job by job: with few slots, later targets see only what is left."""
@@ -147,7 +148,7 @@ class StageJudge:
         while left:
             finds = [each.pop(0) for each in left.values()]
             z, y = (torch.stack(part) for part in list(zip(*finds, strict=True))[1:])
-            held, passes = holds(self.worker.model, z, y, full)
+            held, passes = holds(self.worker.model, z, y, full, self._criterion)
             self._checks += passes
             for find, ok in zip(finds, held, strict=True):
                 self._flips += not ok
@@ -184,7 +185,7 @@ class StageJudge:
         z = torch.stack([found.z for found in left.values() if found.z is not None])
         y = torch.stack([found.y for found in left.values() if found.y is not None])
         self._checks += FRESH * len(left)
-        shares = measure(self.worker.model, z, y).tolist()
+        shares = measure(self.worker.model, z, y, self._criterion).tolist()
         for (point, found), errors in zip(left.items(), shares, strict=True):
             self._refused[point] = RefusedCandidate(found.seen, errors)
             self._best_refused[point] = found._replace(z=None, y=None)

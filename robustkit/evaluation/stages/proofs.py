@@ -170,6 +170,11 @@ def build_proof_stage(
     """
     if not settings.save_proofs:
         return None
+    if settings.threat.criterion.suffix:
+        raise UsageError(
+            "--save-proofs stores proofs that no other class is decided for, and the criterion is "
+            f"{settings.threat.criterion}: leave --save-proofs out."
+        )
     if not isinstance(prover, Bounds) or prover.mixture is not None:
         name = "no certificate" if prover is None else prover.name
         raise UsageError(

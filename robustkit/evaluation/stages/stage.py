@@ -50,7 +50,8 @@ class AttackStage:
 
     def jobs(self, classes: int) -> Sequence[Job]:
         """List the runs of the attack that every point gets."""
-        listed: Sequence[Job] = self.attack.jobs(self.threat, classes)
+        matter = self.threat.criterion.classes(classes)
+        listed: Sequence[Job] = self.attack.jobs(self.threat, matter)
         return listed
 
 

@@ -16,6 +16,7 @@ from robustkit.core.imports import USER, failure, load_file
 from robustkit.errors import UsageError
 from robustkit.integrations.conformance import (
     attacks,
+    criteria,
     datasets_and_suites,
     defenses,
     losses,
@@ -34,6 +35,7 @@ _KINDS = {
     "dataset": registry.datasets,
     "suite": registry.suites,
     "threat model": registry.threats,
+    "criterion": registry.criteria,
 }
 _CHECKS: dict[str, Callable[[Entry], Iterator[tuple[str, Callable[[], None]]]]] = {
     "attack": attacks.checks,
@@ -43,6 +45,7 @@ _CHECKS: dict[str, Callable[[Entry], Iterator[tuple[str, Callable[[], None]]]]] 
     "dataset": datasets_and_suites.dataset_checks,
     "suite": datasets_and_suites.suite_checks,
     "threat model": threats.checks,
+    "criterion": criteria.checks,
 }
 
 
@@ -88,7 +91,7 @@ def find(what: str) -> list[tuple[str, Entry]]:
         raise UsageError(
             f"{what} registers nothing: expected a class decorated with @attacks.register(...), "
             "@defenses.register(...), @losses.register(...), @datasets.register(...), "
-            "@suites.register(...) or @threats.register(...)."
+            "@suites.register(...), @threats.register(...) or @criteria.register(...)."
         )
     return found
 

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from robustkit.core.criterion import Criterion
 from robustkit.core.named import NamedThreat
 from robustkit.core.threat import Threat
 from robustkit.registry import Entry
@@ -36,7 +37,7 @@ def documented(entry: Entry) -> None:
         and field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
     ]
-    if issubclass(entry.target, NamedThreat):  # is read from a text, which gives them
+    if issubclass(entry.target, (NamedThreat, Criterion)):  # is read from a text, which gives them
         lacking = []
     need(not lacking, f"expected a default for every option, got none for {', '.join(lacking)}")
     need("cites" in entry.facts, 'expected cites="..." in its registration, "" where it is new')

@@ -59,7 +59,7 @@ def results(record: Record) -> list[Any]:
     hub: Any = library("huggingface_hub", EXTRA)
     verdict = "" if record.reliability == "reliable" else f", {record.reliability}"
     facts = {
-        "norm": record.threat.norm, "eps": record.threat.eps, "seed": record.seed,
+        "norm": record.threat.kind, "eps": record.threat.eps, "seed": record.seed,
         "suite": record.suite, "attacks": [clean(spec) for spec in record.attacks],
         "points": record.n, "points_digest": record.data.digest, "verdict": record.reliability,
         "flags": [clean(flag.name) for flag in record.flags], "robustkit": record.robustkit,
@@ -92,7 +92,7 @@ def threat(record: Record) -> str:
     Returns:
         Such as "linf, eps = 8/255".
     """
-    return shown_threat(record.threat.norm, record.threat.eps)
+    return shown_threat(record.threat.kind, record.threat.eps)
 
 
 def public(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from robustkit.leaderboard import beside, grouping
 from robustkit.leaderboard.beside import Beside
 from robustkit.leaderboard.formats import Link
-from robustkit.leaderboard.grouping import group_of
+from robustkit.leaderboard.grouping import group_of, named
 from robustkit.leaderboard.published import Published
 from robustkit.leaderboard.report import plots
 from robustkit.leaderboard.report.view import Group, Line
@@ -102,7 +102,7 @@ class Table(NamedTuple):
     def finite(self) -> bool:
         """Whether all inputs of the threat model were tried; published rows are of norms, or so."""
         return any(
-            ":" in entry.beside.norm if entry.line is None
+            named(entry.beside.norm) if entry.line is None
             else entry.line.row.mean_corrupted is not None
             for entry in self.entries
         )  # fmt: skip

@@ -214,7 +214,7 @@ def curves(groups: Sequence[Group]) -> list[Curve]:
             record = run.record
             family = (
                 *(record.defense, record.weights.digest, record.data.name, record.data.digest),
-                *(record.threat.norm, tuple(record.attacks), record.seed),
+                *(record.threat.kind, tuple(record.attacks), record.seed),
             )
             families.setdefault(family, {})[record.threat.eps] = line.name, run
     several = [sorted(found.items()) for found in families.values() if len(found) > 1]
