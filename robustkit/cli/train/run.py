@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from robustkit.cli.console import say, stderr, stdout
 from robustkit.cli.evaluate.threats import usual_threat
 from robustkit.cli.options import use_threads
 from robustkit.cli.progress import training_progress
-from robustkit.cli.train.measure import measure
+from robustkit.cli.train.measure import measure, watched
 from robustkit.cli.train.points import TakesUnlabeled, joined, split
 from robustkit.core import json_files
 from robustkit.core.device import pick_device
@@ -25,6 +25,7 @@ from robustkit.core.spec import Spec
 from robustkit.core.text import slug
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset, select, subset
+from robustkit.data.held import held
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
 from robustkit.models.checkpoints import Card, beside, digest, put, read_weights
@@ -153,11 +154,11 @@ def _prepare(asked: TrainRequest) -> _TrainPlan:
         raise UsageError(f"{spec.name} is not trained: it is made of other models.")
     trainable, name = cast(Trainable, defense), name_of(entry, defense)
     whole = open_dataset(asked.data, root=asked.data_root, split="train")
-    data, held_out = split(whole, asked.validation)
+    usual = trainable.recipe if isinstance(defense, _Learns) else Recipe(epochs=1)
+    data, held_out = split(held(whole), asked.validation or usual.validation or None)
     if isinstance(defense, TakesUnlabeled):
         data = joined(defense, data, asked.data, asked.data_root)
     given: dict[str, Any] = {"epochs": asked.epochs, "batch_size": asked.batch_size}
-    usual = trainable.recipe if isinstance(defense, _Learns) else Recipe(epochs=1)
     recipe = replace(usual, **{k: v for k, v in given.items() if v is not None})
     if recipe.batch_size > len(data):
         raise UsageError(
@@ -229,12 +230,26 @@ def _fit(plan: _TrainPlan) -> Iterator[Any]:
         seed=plan.asked.seed,
         device=plan.device,
         identity=plan.identity,
+        watch=_watch(plan),
     )
 
 
+def _watch(plan: _TrainPlan) -> Callable[[nn.Module], float] | None:
+    """Return what chooses the epoch: accuracy on the points left out, attacked if trained so."""
+    data, eps = plan.held_out, plan.options.get("eps")
+    if data is None or not plan.usual.validation:
+        return None
+    threat = Threat("linf", eps) if isinstance(eps, float) and eps > 0 else None
+    return lambda model: watched(model, data, threat, seed=plan.asked.seed, device=plan.device)
+
+
 def _measured(plan: _TrainPlan) -> dict[str, Any]:
-    """Return what is measured on the points left out, else on test points, if there are any."""
-    asked, data = plan.asked, plan.held_out
+    """Return what is measured on the points left out, else on test points, if there are any.
+
+    Points that chose the epoch would flatter it.
+    """
+    asked, chose = plan.asked, bool(plan.usual.validation)
+    data = None if chose else plan.held_out
     if data is None:
         if asked.data.partition("(")[0].strip() not in datasets:
             told = f"{asked.data} has no test split; nothing was measured."
@@ -246,7 +261,7 @@ def _measured(plan: _TrainPlan) -> dict[str, Any]:
     put(read_weights(plan.weights), learned(plan.defense, model) or model, str(plan.weights))
     model = model.to(plan.device).eval().requires_grad_(False)
     found = measure(model, data, _threat(plan), seed=asked.seed, device=plan.device)
-    return {**found, "split": "validation"} if plan.held_out else found
+    return {**found, "split": "validation"} if plan.held_out and not chose else found
 
 
 def _threat(plan: _TrainPlan) -> Threat:
