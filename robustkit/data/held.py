@@ -14,27 +14,23 @@ _MOST = 1 << 28  # bytes
 
 
 def held(data: Dataset) -> Dataset:
-    """Return `data` with its images as they are stored, kept in memory, up to 256 MB of bytes.
+    """Return `data` with images that are stored as bytes kept in memory, up to 256 MB.
 
     Decoding CIFAR-10 (JPEG) anew would take a tenth of an adversarial training on a CPU.
     """
     if not isinstance(data, ImageSet) or len(data) * int(np.prod(data.shape)) > _MOST:
         return data
     source, known = data.read, np.zeros(len(data), dtype=bool)
-    kept: NDArray[Any] | None = None
+    first = source(np.zeros(1, dtype=np.int64))
+    if first.dtype != np.uint8:
+        return data
+    kept = np.empty((len(data), *first.shape[1:]), dtype=np.uint8)
 
     def read(indices: NDArray[np.int64]) -> NDArray[Any]:
-        nonlocal kept
-        indices = np.asarray(indices)
         missing = indices[~known[indices]]
         if len(missing):
-            found = source(missing)
-            if found.dtype != np.uint8:
-                return source(indices)
-            if kept is None:
-                kept = np.empty((len(data), *found.shape[1:]), dtype=np.uint8)
-            kept[missing], known[missing] = found, True
-        assert kept is not None
+            kept[missing] = source(missing)
+            known[missing] = True
         return kept[indices]
 
     return replace(data, read=read)
