@@ -60,7 +60,7 @@ def test_watched_is_the_accuracy_and_falls_under_attack(
     nearest: torch.nn.Module, blobs: Dataset
 ) -> None:
     def share(threat: Threat | None) -> float:
-        return watched(nearest, blobs, threat, seed=0, device=torch.device("cpu"))
+        return watched(nearest, blobs, threat, seed=0)
 
     x, y = blobs.fetch(range(len(blobs)))
     assert share(None) == float((nearest(x).argmax(1) == y).double().mean())

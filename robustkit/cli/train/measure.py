@@ -42,17 +42,15 @@ def measure(
     return {**found, bounds.method: proved / n} if bounds and proved else found
 
 
-def watched(
-    model: nn.Module, data: Dataset, threat: Threat | None, *, seed: int, device: torch.device
-) -> float:
+def watched(model: nn.Module, data: Dataset, threat: Threat | None, seed: int) -> float:
     """Return the accuracy on all points, as a fraction: under PGD-5, or clean without a threat.
 
     Cheap, to compare the epochs of one training; the draws are the same every time.
     """
-    correct = 0
+    correct, device = 0, next(model.parameters()).device
     for start in range(0, len(data), _BATCH):
-        x, y = data.fetch(range(start, min(start + _BATCH, len(data))))
-        x, y = x.to(device), y.to(device)
+        points = range(start, min(start + _BATCH, len(data)))
+        x, y = (part.to(device) for part in data.fetch(points))
         if threat is not None:
             x = perturb(
                 model,
