@@ -18,7 +18,7 @@ from robustkit.models.adversarial_training import frozen_weights
 from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses, read_threat
 
-from ._small import OnSmallCnn
+from ._net import OnNet
 
 _BLOCKS = (2, 4)  # modules of `small_cnn` whose output is moved: the first two ReLUs
 _ASCENTS, _SHARE, _MOST = 3, 0.1, 3.0
@@ -29,7 +29,7 @@ Move = Callable[[int, Tensor], Tensor]
 
 @defenses.register("advstyle", cites="arXiv:2301.12643", against="style")
 @dataclass(frozen=True)
-class AdvStyle(OnSmallCnn):
+class AdvStyle(OnNet):
     """Feature maps with noise on the mean and deviation of each channel, of adversarial strength.
 
     Zhang et al. 2023: f' = f̂ (σ + n₂ S_σ) + μ + n₁ S_μ with n ~ N(0, 1) for each image and
@@ -61,7 +61,7 @@ class AdvStyle(OnSmallCnn):
 
 @defenses.register("advstyle_image", cites="arXiv:2301.12643", against="style")
 @dataclass(frozen=True)
-class AdvStyleImage(OnSmallCnn):
+class AdvStyleImage(OnNet):
     """Training on clean images and on the same in the style that hurts: CE(x) + CE(x').
 
     Zhong et al. 2022, in the box of a style threat model: two steps along the sign of the gradient,

@@ -14,12 +14,12 @@ from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
 
 from ._augmix import augmented
-from ._small import OnSmallCnn
+from ._net import OnNet
 
 
 @defenses.register("augmix", cites="arXiv:1912.02781", against="corruption")
 @dataclass(frozen=True)
-class AugMix(OnSmallCnn):
+class AugMix(OnNet):
     """AugMix, against common corruptions: CE(x) + weight · JS(p(x), p(x~1), p(x~2)).
 
     Hendrycks et al. 2020, equations (1) to (3): x~ is a mixture of three chains of one to three

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Scalars
-from robustkit.models.adversarial_training import perturb, ramp
+from robustkit.models.adversarial_training import ramp, worst
 from robustkit.models.training import Step
 from robustkit.registry import defenses
 
 from ._kl import kl
+from ._net import Net, OnNet
 from ._reweighting import ascend, doubly_robust, gairat, mail, moving_log_mean, steps_to_break
-from ._small import OnSmallCnn
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -25,7 +25,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 @defenses.register("doubly_robust", cites="arXiv:2308.00311")
 @dataclass(frozen=True)
-class DoublyRobust(OnSmallCnn):
+class DoublyRobust(OnNet):
     """Doubly robust instance-reweighted adversarial training, linf.
 
     Minimizes F = r · log mean exp(l_i / r), the closed form of the KL-regularized maximum over
@@ -42,6 +42,9 @@ class DoublyRobust(OnSmallCnn):
         warm_up: share of the training with equal weights.
         form: "at" weights the loss at the attacked points; "trades" adds weighted KL to clean CE.
         beta: weight of the KL term of "trades".
+        steps: PGD steps of the inner maximization; 1 for guarded single steps, as in `pgd_at`.
+        net: the network, small_cnn or preact_resnet.
+        width: channels of its first convolution.
     """
 
     eps: Positive = 0.1
@@ -52,6 +55,7 @@ class DoublyRobust(OnSmallCnn):
     form: Literal["at", "trades"] = "at"
     beta: float = 6.0
     steps: int = 7
+    net: Net = "small_cnn"
     width: int = 32
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
@@ -69,25 +73,18 @@ class DoublyRobust(OnSmallCnn):
         """Return the unweighted part of the objective, and the loss of each point [b]."""
         threat = Threat("linf", ramp(self.eps, step.progress))
         if self.form == "at":
-            z = perturb(
+            z = worst(
                 model,
                 x,
                 lambda logits: nn.functional.cross_entropy(logits, y, reduction="sum"),
                 threat,
-                steps=self.steps,
-                generator=step.generator,
+                self.steps,
+                step,
             )
             return x.new_zeros(()), nn.functional.cross_entropy(model(z), y, reduction="none")
         with torch.no_grad():
             reference = model(x).log_softmax(1)
-        z = perturb(
-            model,
-            x,
-            lambda logits: kl(logits, reference).sum(),
-            threat,
-            steps=self.steps,
-            generator=step.generator,
-        )
+        z = worst(model, x, lambda logits: kl(logits, reference).sum(), threat, self.steps, step)
         logits = model(x)
         clean = nn.functional.cross_entropy(logits, y)
         return clean, self.beta * kl(model(z), logits.log_softmax(1))
@@ -95,7 +92,7 @@ class DoublyRobust(OnSmallCnn):
 
 @defenses.register("reweighted", cites="arXiv:2010.01736")
 @dataclass(frozen=True)
-class Reweighted(OnSmallCnn):
+class Reweighted(OnNet):
     """GAIRAT and MAIL, linf: adversarial training weighted by hardness, for comparison.
 
     GAIRAT (Zhang et al. 2021) weights by the PGD steps that break a point, MAIL (Wang et al. 2021,

@@ -8,33 +8,36 @@ from typing import cast
 from torch import Tensor, nn
 
 from robustkit.core.threat import Threat
-from robustkit.models.adversarial_training import perturb, ramp
+from robustkit.models.adversarial_training import ramp, worst
 from robustkit.models.outer_loss import OneInputLossSpec
 from robustkit.models.training import Step
 from robustkit.registry import defenses, losses
 
-from ._small import OnSmallCnn
+from ._net import Net, OnNet
 
 
 @defenses.register("pgd_at", cites="arXiv:1706.06083")
 @dataclass(frozen=True)
-class PgdAt(OnSmallCnn):
+class PgdAt(OnNet):
     """PGD adversarial training, linf.
 
     Madry et al. 2018, equation (2.1): min E[max over the ball of CE(x', y)], or of another loss.
     Differs from the paper: eps rises linearly over the first fifth of the training, and the
-    optimizer is AdamW with a cosine schedule.
+    schedule is that of the network: AdamW or SGD, with a cosine.
 
     Attributes:
         eps: radius of the attack in training, in input units.
-        steps: PGD steps of the inner maximization, each of 2.5 eps / steps.
-        width: channels of the first convolution.
+        steps: PGD steps of the inner maximization, each of 2.5 eps / steps; 1 for single steps that
+            are guarded (see `robustkit.models.adversarial_training.worst`).
+        net: the network, small_cnn or preact_resnet.
+        width: channels of its first convolution.
         loss: takes the place of cross-entropy; see `robustkit list losses`. PGD climbs what rises
             with it.
     """
 
     eps: float = 0.1
     steps: int = 7
+    net: Net = "small_cnn"
     width: int = 32
     loss: OneInputLossSpec = "ce"
 
@@ -45,5 +48,5 @@ class PgdAt(OnSmallCnn):
         def climbed(logits: Tensor) -> Tensor:
             return cast(Tensor, outer.search(logits.float(), y)).sum()
 
-        z = perturb(model, x, climbed, threat, steps=self.steps, generator=step.generator)
+        z = worst(model, x, climbed, threat, self.steps, step)
         return cast(Tensor, outer(model(z).float(), y, step)).mean()

@@ -17,7 +17,7 @@ from robustkit.models.adversarial_training import frozen_weights
 from robustkit.models.training import Step, Trainable
 from robustkit.registry import defenses
 
-from ._small import OnSmallCnn
+from ._net import OnNet
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -27,7 +27,7 @@ _MOST = 3  # times the even share: more pseudo-labels of one class are a collaps
 
 @defenses.register("self_training", cites="arXiv:2310.00027")
 @dataclass(frozen=True)
-class SelfTraining(OnSmallCnn):
+class SelfTraining(OnNet):
     """Adversarial training on few labels and many unlabeled images, in or out of the domain, linf.
 
     Saberi et al. 2024: the robust loss of the labeled points plus `weight` times that of unlabeled

@@ -12,40 +12,42 @@ from robustkit.core.losses import margin
 from robustkit.core.threat import Threat
 from robustkit.core.types import Labels, Logits, Scalars
 from robustkit.errors import RobustkitError
-from robustkit.models.adversarial_training import perturb, ramp
+from robustkit.models.adversarial_training import ramp, worst
 from robustkit.models.outer_loss import LossSpec, Penalized
 from robustkit.models.training import Step
 from robustkit.registry import defenses, losses
 
 from ._kl import kl
-from ._small import OnSmallCnn
+from ._net import Net, OnNet
 
 _LEAST = 0.1  # mean clean margin
 
 
 @defenses.register("trades", cites="arXiv:1901.08573")
 @dataclass(frozen=True)
-class Trades(OnSmallCnn):
+class Trades(OnNet):
     """TRADES, linf: CE(x) + beta · KL(p(x) ‖ p(x')), x' maximizing the KL term.
 
     Zhang et al. 2019, equation (5). A loss with a penalty of its own (`smooth_comp_sum`) brings it
     in place of the KL divergence.
     Differs from the paper: eps rises linearly over the first fifth of the training, the inner
-    maximization starts from a uniform point of the ball, and the optimizer is AdamW with a cosine
-    schedule.
+    maximization starts from a uniform point of the ball, and the schedule is that of the network:
+    AdamW or SGD, with a cosine.
 
     Attributes:
         eps: radius of the attack in training, in input units.
         beta: weight of the KL term (1 / lambda in the paper) or other penalty; larger is more
             robust and less accurate.
-        steps: PGD steps of the inner maximization.
-        width: channels of the first convolution.
+        steps: PGD steps of the inner maximization; 1 for guarded single steps, as in `pgd_at`.
+        net: the network, small_cnn or preact_resnet.
+        width: channels of its first convolution.
         loss: takes the place of cross-entropy; see `robustkit list losses`.
     """
 
     eps: float = 0.1
     beta: float = 6.0
     steps: int = 7
+    net: Net = "small_cnn"
     width: int = 32
     loss: LossSpec = "ce"
 
@@ -64,8 +66,8 @@ class Trades(OnSmallCnn):
         def climbed(logits: Tensor) -> Tensor:
             return apart(reference, logits.float(), y).sum()
 
-        # At z = x the penalty and its gradient are 0: the random start of `perturb` is needed.
-        z = perturb(model, x, climbed, threat, steps=self.steps, generator=step.generator)
+        # At z = x the penalty and its gradient are 0: the noise of `worst` is needed.
+        z = worst(model, x, climbed, threat, self.steps, step)
         logits = model(x).float()
         if isinstance(outer, Penalized) and step.last and step.progress >= 0.5:
             _refuse_collapse(-float(margin(logits.detach(), y, y).mean()))

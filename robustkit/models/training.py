@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from safetensors.torch import save
@@ -22,6 +22,8 @@ from robustkit.core import files, json_files
 from robustkit.core.rng import generator
 from robustkit.data.dataset import Dataset, digest
 from robustkit.errors import RobustkitError, UsageError
+from robustkit.models.augmentation import augmented
+from robustkit.models.averaging import average, look, settle
 from robustkit.models.protocols import assemble, learned
 
 _LOG = "log."
@@ -29,9 +31,14 @@ _LOG = "log."
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train: AdamW, linear warm-up over 5% of the steps, cosine to 0.
+    """How long and how fast to train: linear warm-up over 5% of the steps, cosine to 0.
 
     Attributes:
+        optimizer: AdamW, or SGD with Nesterov's momentum of 0.9.
+        average: decay per step of an exponential moving average of weights and statistics, which
+            is what is written in their place; 0 for none.
+        validation: so many points are left out of the training, and the weights are those of the
+            epoch of its second half that is best on them; 0 for the last weights.
         half: on a GPU, passes may run in bfloat16; weights and their updates stay in float32. Off
             where bounds are trained, which the rounding of bfloat16 would swamp.
     """
@@ -42,6 +49,9 @@ class Recipe:
     weight_decay: float = 1e-4
     clip: float = 5.0
     half: bool = True
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    average: float = 0.0
+    validation: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,12 +107,15 @@ def fit(
     seed: int,
     device: torch.device,
     identity: dict[str, Any],
+    watch: Callable[[nn.Module], float] | None = None,
 ) -> Iterator[Progress]:
     """Train, yielding after every batch; the weights are written to `folder/model.safetensors`.
 
     Args:
         folder: holds the state; a folder with a state is resumed.
         identity: what the run is (defense, data, seed, ...); a state of another run is refused.
+        watch: how good a model in evaluation mode is, asked after every epoch of the second half;
+            the weights of the best epoch are kept, the first among equals.
 
     Raises:
         UsageError: when `folder` holds the state of a different training or of one on other data,
@@ -117,12 +130,12 @@ def fit(
         )
     model = _seeded(lambda: assemble(cast(Any, defense), data), seed).to(device)
     part = learned(defense, model) or model
-    optimizer = torch.optim.AdamW(part.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = _optimizer(part, recipe)
     total, memory = recipe.epochs * per_epoch, dict[str, Tensor]()
     content = digest(data, range(len(data)))
     done = _resume(folder, defense, part, optimizer, memory, identity, content)
     saved, on_gpu = time.monotonic(), device.type == "cuda"
-    order, flips = torch.empty(0, dtype=torch.long), data.augment
+    order = torch.empty(0, dtype=torch.long)
     model.train()
     for step in range(done, total):
         epoch, position = divmod(step, per_epoch)
@@ -131,7 +144,7 @@ def fit(
         chosen = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
         x, y = data.fetch(chosen)
         draw = generator(seed, 1, step)
-        x = _augment(x, flips.flip, flips.crop, draw).to(device)
+        x = augmented(x, data.augment, draw).to(device)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _rate(step / total)
         last = position + 1 == per_epoch
@@ -142,6 +155,10 @@ def fit(
         loss.backward()
         nn.utils.clip_grad_norm_(part.parameters(), recipe.clip)
         optimizer.step()
+        if recipe.average:
+            average(memory, part, recipe.average, step)
+        if watch and last and 2 * (epoch + 1) > recipe.epochs:
+            look(memory, model, part, watch)
         if step + 1 == total or last or time.monotonic() - saved > 60:
             _save(folder, part, optimizer, memory, identity, content, step + 1)
             saved = time.monotonic()
@@ -153,6 +170,7 @@ def fit(
             f"{data.name} changed while the training went on: its digest was {content}, now it is "
             f"{now}. No weights were written. Put the data back, and start over with --fresh."
         )
+    settle(memory, part)
     save_weights(part, folder / "model.safetensors")
 
 
@@ -178,24 +196,15 @@ def _seeded(build: Any, seed: int) -> nn.Module:
     return network
 
 
+def _optimizer(part: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    usual: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(part.parameters(), momentum=0.9, nesterov=True, **usual)
+    return torch.optim.AdamW(part.parameters(), **usual)
+
+
 def _rate(progress: float) -> float:
     return min(progress / 0.05, 0.5 * (1 + math.cos(math.pi * progress))) if progress else 0.01
-
-
-def _augment(x: Tensor, flip: bool, crop: int, draw: Generator) -> Tensor:
-    """Mirror half of the images; shift each by up to `crop` pixels over a zero border."""
-    b, _, h, w = x.shape
-    if flip:
-        mirrored = torch.rand(b, generator=draw) < 0.5
-        x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
-    if crop:
-        padded = nn.functional.pad(x, (crop,) * 4)
-        top, left = torch.randint(0, 2 * crop + 1, (2, b), generator=draw)
-        rows = (top[:, None] + torch.arange(h))[:, None, :, None]
-        columns = (left[:, None] + torch.arange(w))[:, None, None, :]
-        channels = torch.arange(x.shape[1])[None, :, None, None]
-        x = padded[torch.arange(b)[:, None, None, None], channels, rows, columns]
-    return x
 
 
 def _save(

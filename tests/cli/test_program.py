@@ -479,7 +479,10 @@ class TestTrain:
         result = self.train(root, "--batch-size", "32", "--out", "trained")
         assert result.exit_code == 0, result.stderr
         card = json.loads((root / "trained" / "card.json").read_text())
-        assert card["options"] == {"eps": 0.1, "steps": 1, "width": 2, "loss": "ce"}
+        assert card["options"] == {
+            **{"eps": 0.1, "steps": 1, "net": "small_cnn"},
+            **{"width": 2, "loss": "ce"},
+        }
         assert (card["defense"], card["data"], card["epochs"]) == ("pgd_at", "mnist", 1)
         assert card["measured"]["n"] == 40
         assert 0 <= card["measured"]["pgd20"] <= card["measured"]["clean"] <= 1

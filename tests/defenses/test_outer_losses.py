@@ -53,7 +53,7 @@ def test_a_loss_keeps_its_contract(name: str) -> None:
 @pytest.mark.parametrize(
     "spec",
     ["ce", "comp_sum(tau=0)", "comp_sum(rho=2)", "comp_sum(tau=2)", "smooth_comp_sum",
-     "ldr", "ldr(lam=0.3, normalized=false)", "z_loss", "z_loss(a=4, b=1)"],
+     "label_smoothing", "ldr", "ldr(lam=0.3, normalized=false)", "z_loss", "z_loss(a=4, b=1)"],
 )  # fmt: skip
 def test_gradients_are_those_of_finite_differences(spec: str) -> None:
     loss = losses.build(spec)
@@ -302,6 +302,18 @@ class TestZLoss:
     def test_two_classes_are_refused(self) -> None:
         with pytest.raises(UsageError, match="three classes or more, got 2"):
             value("z_loss", Z[:, :2], torch.zeros(6, dtype=torch.long))
+
+
+class TestLabelSmoothing:
+    def test_is_the_mixture_of_cross_entropies_to_all_classes(self) -> None:
+        every = torch.stack([cross_entropy(y=torch.full_like(Y, k)) for k in range(4)])
+        expected = 0.7 * cross_entropy() + 0.3 * every.mean(0)
+        torch.testing.assert_close(value("label_smoothing(alpha=0.3)"), expected)
+        torch.testing.assert_close(value("label_smoothing(alpha=0)"), cross_entropy())
+
+    def test_the_search_climbs_cross_entropy(self) -> None:
+        found = losses.build("label_smoothing").search(Z, Y)
+        torch.testing.assert_close(found, cross_entropy())
 
 
 class TestTheOption:

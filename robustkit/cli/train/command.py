@@ -32,7 +32,8 @@ from robustkit.cli.supervisor import Supervised
     type=click.IntRange(min=1),
     metavar="N",
     help="Leave N points out of the training and measure on them, to choose among trainings "
-    "without looking at the test data.",
+    "without looking at the test data; a schedule that keeps the best epoch finds it on them, and "
+    "leaves out its own number by default.",
 )
 @options.seed
 @options.device
@@ -46,7 +47,8 @@ def command(**given: Any) -> None:
 
     The same command again resumes, step for step. DIR then holds model.safetensors and card.json.
     """
-    from robustkit.cli.train.run import TrainRequest, run
+    from robustkit.cli.train.plan import TrainRequest
+    from robustkit.cli.train.run import run
     from robustkit.models.trust import trusting
 
     with trusting(given.pop("trust_code")):

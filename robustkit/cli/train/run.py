@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-import torch
 from torch import Generator, Tensor
 
 from robustkit.cli.console import say, stderr, stdout
@@ -16,6 +14,7 @@ from robustkit.cli.evaluate.threats import usual_threat
 from robustkit.cli.options import use_threads
 from robustkit.cli.progress import training_progress
 from robustkit.cli.train.measure import measure
+from robustkit.cli.train.plan import TrainPlan, TrainRequest, attacked_as
 from robustkit.cli.train.points import TakesUnlabeled, joined, split
 from robustkit.core import json_files
 from robustkit.core.device import pick_device
@@ -24,7 +23,8 @@ from robustkit.core.rng import generator
 from robustkit.core.spec import Spec
 from robustkit.core.text import slug
 from robustkit.core.threat import Threat
-from robustkit.data.dataset import Dataset, select, subset
+from robustkit.data.dataset import select, subset
+from robustkit.data.held import held
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
 from robustkit.models.checkpoints import Card, beside, digest, put, read_weights
@@ -35,80 +35,6 @@ from robustkit.registry import datasets, defenses
 
 _TESTED = 1000
 _OTHERS = {"clean", "pgd20", "n", "threat", "split"}  # than the share that is proved
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What was asked for."""
-
-    name: str
-    data: str = "fashion_mnist"
-    data_root: Path | None = None
-    out: Path | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    validation: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-    fresh: bool = False
-    quiet: bool = False
-
-
-@dataclass(frozen=True)
-class _TrainPlan:
-    """A checked request."""
-
-    asked: TrainRequest
-    defense: Trainable
-    name: str
-    options: dict[str, Any]
-    usual: Recipe
-    recipe: Recipe
-    data: Dataset
-    held_out: Dataset | None
-    folder: Path
-    device: torch.device
-
-    @property
-    def weights(self) -> Path:
-        return self.folder / "model.safetensors"
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What decides the weights: a folder with the state of another identity is refused."""
-        return {
-            **self.options,
-            "defense": Spec.parse(self.name).name,
-            "data": self.data.family,
-            "points": len(self.data),
-            **({"validation": self.asked.validation} if self.asked.validation else {}),
-            "epochs": self.recipe.epochs,
-            "batch size": self.recipe.batch_size,
-            "seed": self.asked.seed,
-        }
-
-    @property
-    def command(self) -> str:
-        """The command that repeats the training."""
-        words = ["robustkit", "train", self.name, "--data", self.asked.data]
-        if self.recipe.epochs != self.usual.epochs:
-            words += ["--epochs", str(self.recipe.epochs)]
-        if self.recipe.batch_size != self.usual.batch_size:
-            words += ["--batch-size", str(self.recipe.batch_size)]
-        if self.asked.validation:
-            words += ["--validation", str(self.asked.validation)]
-        if self.asked.threads:  # sums are rounded otherwise with another number
-            words += ["--threads", str(self.asked.threads)]
-        return shlex.join([*words, "--seed", str(self.asked.seed)])
-
-    @property
-    def next_command(self) -> str:
-        """The command that evaluates what was trained."""
-        words = ["robustkit", "evaluate", self.name, "--data", self.asked.data]
-        if self.asked.data_root is not None:
-            words += ["--data-root", str(self.asked.data_root)]
-        return shlex.join([*words, "--weights", str(self.weights)])
 
 
 @runtime_checkable
@@ -146,18 +72,18 @@ def run(asked: TrainRequest) -> None:
         _report(plan, card)
 
 
-def _prepare(asked: TrainRequest) -> _TrainPlan:
+def _prepare(asked: TrainRequest) -> TrainPlan:
     device, spec = pick_device(asked.device), Spec.parse(asked.name)
     entry, defense = defenses.entry(spec.name), defenses.build(spec)
     if not isinstance(defense, (_Learns, _Fits)) or not getattr(defense, "trained", True):
         raise UsageError(f"{spec.name} is not trained: it is made of other models.")
     trainable, name = cast(Trainable, defense), name_of(entry, defense)
     whole = open_dataset(asked.data, root=asked.data_root, split="train")
-    data, held_out = split(whole, asked.validation)
+    usual = trainable.recipe if isinstance(defense, _Learns) else Recipe(epochs=1)
+    data, held_out = split(held(whole), asked.validation or usual.validation or None)
     if isinstance(defense, TakesUnlabeled):
         data = joined(defense, data, asked.data, asked.data_root)
     given: dict[str, Any] = {"epochs": asked.epochs, "batch_size": asked.batch_size}
-    usual = trainable.recipe if isinstance(defense, _Learns) else Recipe(epochs=1)
     recipe = replace(usual, **{k: v for k, v in given.items() if v is not None})
     if recipe.batch_size > len(data):
         raise UsageError(
@@ -166,12 +92,10 @@ def _prepare(asked: TrainRequest) -> _TrainPlan:
         )
     options = {key: getattr(defense, key) for key in entry.options}
     folder = asked.out or Path("robustkit-models") / slug(f"{name}-{data.family}")
-    return _TrainPlan(
-        asked, trainable, name, options, usual, recipe, data, held_out, folder, device
-    )
+    return TrainPlan(asked, trainable, name, options, usual, recipe, data, held_out, folder, device)
 
 
-def _calibrate(plan: _TrainPlan, defense: _Fits) -> None:
+def _calibrate(plan: TrainPlan, defense: _Fits) -> None:
     """Fit a defense on a seeded subset of its training data; it takes a minute or less.
 
     One that learns as well is fitted with its new weights.
@@ -194,7 +118,7 @@ def _calibrate(plan: _TrainPlan, defense: _Fits) -> None:
         save_weights(part, plan.weights)
 
 
-def _refuse_another(plan: _TrainPlan) -> None:
+def _refuse_another(plan: TrainPlan) -> None:
     """Refuse to write over weights that are not those of this training (a UsageError)."""
     if not plan.weights.exists():
         return
@@ -217,7 +141,7 @@ def _refuse_another(plan: _TrainPlan) -> None:
     )
 
 
-def _fit(plan: _TrainPlan) -> Iterator[Any]:
+def _fit(plan: TrainPlan) -> Iterator[Any]:
     if not tells_its_data(plan.folder):
         told = "holds a training of an earlier robustkit, which does not say which data it began on"
         say(stderr(), "warning", f"{plan.folder} {told}: it is taken to be this one.", "yellow")
@@ -229,12 +153,16 @@ def _fit(plan: _TrainPlan) -> Iterator[Any]:
         seed=plan.asked.seed,
         device=plan.device,
         identity=plan.identity,
+        watch=plan.watch,
     )
 
 
-def _measured(plan: _TrainPlan) -> dict[str, Any]:
-    """Return what is measured on the points left out, else on test points, if there are any."""
-    asked, data = plan.asked, plan.held_out
+def _measured(plan: TrainPlan) -> dict[str, Any]:
+    """Return what is measured on the points left out, else on test points, if there are any.
+
+    Points that chose the epoch would flatter it.
+    """
+    asked, data = plan.asked, None if plan.watch else plan.held_out
     if data is None:
         if asked.data.partition("(")[0].strip() not in datasets:
             told = f"{asked.data} has no test split; nothing was measured."
@@ -246,18 +174,16 @@ def _measured(plan: _TrainPlan) -> dict[str, Any]:
     put(read_weights(plan.weights), learned(plan.defense, model) or model, str(plan.weights))
     model = model.to(plan.device).eval().requires_grad_(False)
     found = measure(model, data, _threat(plan), seed=asked.seed, device=plan.device)
-    return {**found, "split": "validation"} if plan.held_out else found
+    return {**found, "split": "validation"} if plan.held_out and not plan.watch else found
 
 
-def _threat(plan: _TrainPlan) -> Threat:
+def _threat(plan: TrainPlan) -> Threat:
     """Return the threat model that was trained for, else the usual one of the data."""
-    eps = plan.options.get("eps")
-    if isinstance(eps, float) and eps > 0:  # 0: trained without an adversary
-        return Threat("linf", eps)
-    return Threat.parse(usual_threat(plan.asked.data) or "linf:0.1")
+    usual = usual_threat(plan.asked.data) or "linf:0.1"
+    return attacked_as(plan.options) or Threat.parse(usual)
 
 
-def _card(plan: _TrainPlan, measured: dict[str, Any]) -> Card:
+def _card(plan: TrainPlan, measured: dict[str, Any]) -> Card:
     return Card(
         defense=Spec.parse(plan.name).name,
         options=plan.options,
@@ -273,7 +199,7 @@ def _card(plan: _TrainPlan, measured: dict[str, Any]) -> Card:
     )
 
 
-def _report(plan: _TrainPlan, card: Card) -> None:
+def _report(plan: TrainPlan, card: Card) -> None:
     console, found = stdout(), card.measured
     if found:
         console.out(
