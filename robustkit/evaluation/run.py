@@ -154,7 +154,8 @@ class Run:
             self.attack(number, points, last)
         elif not self.ledger.costs().get(number, Cost()).finished:
             audit, seed = self.line.audit or Audit(()), self.settings.seed
-            screen(number, points, self.ledger, audit, self._left, seed, self.attack, last=last)
+            screen(number, points, self.ledger, audit, self._left, seed, self.attack,
+                   below=self.line.below(number), last=last)  # fmt: skip
 
     def forwards(self) -> int:
         """Return the passes that all stages have taken so far."""

@@ -42,8 +42,8 @@ class Attack:
         broken = [BrokenPoint(p, stage, 1, 0.1) for p in fresh if p in self.weak]
         self.ledger.write(stage, [], broken, Cost(finished=last))
 
-    def run(self, points: Sequence[int] = POINTS) -> None:
-        screen(STAGE, points, self.ledger, Audit(()), self.left, 0, self, last=True)
+    def run(self, points: Sequence[int] = POINTS, below: int | None = None) -> None:
+        screen(STAGE, points, self.ledger, Audit(()), self.left, 0, self, below=below, last=True)
 
     @property
     def finished(self) -> bool:
@@ -75,6 +75,27 @@ def test_a_random_point_that_falls_sends_it_to_all(ledger: Ledger) -> None:
     attack = Attack(ledger, [drawn])
     attack.run()
     assert sorted({p for block in attack.given for p in block}) == list(POINTS)
+
+
+@pytest.mark.parametrize(
+    ("broken", "order", "given"),
+    [
+        ([], {"random": [50]}, 0),  # what few draws found nothing by is not tried with more
+        ([50], {"random": [50]}, 99),
+        ([1], {"random": [50]}, 16),
+        ([1], None, 99),  # few draws were on all points for the same reason
+    ],
+)
+def test_more_draws_go_where_fewer_led(
+    ledger: Ledger, broken: list[int], order: dict[str, list[int]] | None, given: int
+) -> None:
+    ledger.write(2, [], [BrokenPoint(p, 2, 1, 0.1) for p in broken], Cost(finished=True))
+    if order:
+        ledger.remember("screen 2", {"points": [0, 100], "blocks": [], **order})
+    attack = Attack(ledger, [])
+    attack.run(below=2)
+    assert sum(map(len, attack.given)) == given
+    assert attack.finished
 
 
 def test_a_run_that_was_killed_goes_on_alike(ledger: Ledger, tmp_path: Path) -> None:

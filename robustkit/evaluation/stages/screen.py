@@ -20,9 +20,13 @@ def screen(
     seed: int,
     attack: Callable[[int, Sequence[int], bool], None],
     *,
+    below: int | None = None,
     last: bool,
 ) -> None:
     """Run a stage on a sample of the survivors among `points`, and on others if it breaks any.
+
+    One that averages more draws than a stage before goes where that one led: to none if it broke
+    none, to all if it broke a random point of its sample.
 
     The sample is drawn as for the audit, at half its size: the nearest points, and others at random
     for where being near says little. After it come blocks of its size, by falling nearness; the
@@ -34,22 +38,37 @@ def screen(
         audit: how the suite audits.
         left: tells which of some points are robust.
         attack: runs a stage on those of some points that are still robust; True: they are the last.
+        below: the stage that averaged fewer draws, if there was one.
         last: no points are to come after these.
     """
     key, whose = f"screen {stage}", [points[0], len(points)] if points else []
+    if below is not None:
+        fell, lower = _fallen(ledger, points, below), ledger.remembered(f"screen {below}")
+        # One that went to all without a sample of its own has left no order.
+        if fell and (lower is None or lower["points"] != whose or fell & set(lower["random"])):
+            attack(stage, points, last)
+            return
+        if not fell:
+            ledger.write(stage, [], [], Cost(finished=last))
+            return
     kept = ledger.remembered(key)
     if kept is None or kept["points"] != whose:  # of an earlier part of the run
         kept = {"points": whose} | _order(ledger, audit, left(points), seed, key)
         ledger.remember(key, kept)
     for block in kept["blocks"]:
         attack(stage, block, False)
-        broken = {p for p, found in ledger.broken(block).items() if found.stage == stage}
+        broken = _fallen(ledger, block, stage)
         if broken & set(kept["random"]):
             attack(stage, points, last)
             return
         if not broken:
             break
     ledger.write(stage, [], [], Cost(finished=last))
+
+
+def _fallen(ledger: Ledger, points: Sequence[int], stage: int) -> set[int]:
+    """Return which of `points` a stage broke."""
+    return {p for p, found in ledger.broken(points).items() if found.stage == stage}
 
 
 def _order(
