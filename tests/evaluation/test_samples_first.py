@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from robustkit.evaluation.stages.screen import screen
+from robustkit.evaluation.stages.screen import reached, screen
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import BrokenPoint, Cost
 from robustkit.search.audit import Audit
@@ -42,8 +42,8 @@ class Attack:
         broken = [BrokenPoint(p, stage, 1, 0.1) for p in fresh if p in self.weak]
         self.ledger.write(stage, [], broken, Cost(finished=last))
 
-    def run(self, points: Sequence[int] = POINTS, below: int | None = None) -> None:
-        screen(STAGE, points, self.ledger, Audit(()), self.left, 0, self, below=below, last=True)
+    def run(self, points: Sequence[int] = POINTS) -> None:
+        screen(STAGE, points, self.ledger, Audit(()), self.left, 0, self, last=True)
 
     @property
     def finished(self) -> bool:
@@ -78,24 +78,29 @@ def test_a_random_point_that_falls_sends_it_to_all(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "order", "given"),
+    ("broken", "order", "led"),
     [
-        ([], {"random": [50]}, 0),  # what few draws found nothing by is not tried with more
-        ([50], {"random": [50]}, 99),
-        ([1], {"random": [50]}, 16),
-        ([1], None, 99),  # few draws were on all points for the same reason
+        ([], [0, 100], False),  # what few draws found nothing by is not tried with more
+        ([50], [0, 100], True),
+        ([1], [0, 100], None),
+        ([1], None, True),  # few draws were on all points for the same reason
+        ([1], [0, 40], True),  # the sample was of another part of the run
     ],
 )
 def test_more_draws_go_where_fewer_led(
-    ledger: Ledger, broken: list[int], order: dict[str, list[int]] | None, given: int
+    ledger: Ledger, broken: list[int], order: list[int] | None, led: bool | None
 ) -> None:
     ledger.write(2, [], [BrokenPoint(p, 2, 1, 0.1) for p in broken], Cost(finished=True))
     if order:
-        ledger.remember("screen 2", {"points": [0, 100], "blocks": [], **order})
-    attack = Attack(ledger, [])
-    attack.run(below=2)
-    assert sum(map(len, attack.given)) == given
-    assert attack.finished
+        ledger.remember("screen 2", {"points": order, "blocks": [], "random": [50]})
+    assert reached(ledger, POINTS, 2) is led
+    assert reached(ledger, POINTS, None) is None
+
+
+def test_of_no_points_nothing_is_attacked(ledger: Ledger) -> None:
+    attack = Attack(ledger, POINTS)
+    attack.run([])
+    assert attack.given == [[]] and attack.finished
 
 
 def test_a_run_that_was_killed_goes_on_alike(ledger: Ledger, tmp_path: Path) -> None:

@@ -20,13 +20,9 @@ def screen(
     seed: int,
     attack: Callable[[int, Sequence[int], bool], None],
     *,
-    below: int | None = None,
     last: bool,
 ) -> None:
     """Run a stage on a sample of the survivors among `points`, and on others if it breaks any.
-
-    One that averages more draws than a stage before goes where that one led: to none if it broke
-    none, to all if it broke a random point of its sample.
 
     The sample is drawn as for the audit, at half its size: the nearest points, and others at random
     for where being near says little. After it come blocks of its size, by falling nearness; the
@@ -38,19 +34,9 @@ def screen(
         audit: how the suite audits.
         left: tells which of some points are robust.
         attack: runs a stage on those of some points that are still robust; True: they are the last.
-        below: the stage that averaged fewer draws, if there was one.
         last: no points are to come after these.
     """
     key, whose = f"screen {stage}", [points[0], len(points)] if points else []
-    if below is not None:
-        fell, lower = _fallen(ledger, points, below), ledger.remembered(f"screen {below}")
-        # One that went to all without a sample of its own has left no order.
-        if fell and (lower is None or lower["points"] != whose or fell & set(lower["random"])):
-            attack(stage, points, last)
-            return
-        if not fell:
-            ledger.write(stage, [], [], Cost(finished=last))
-            return
     kept = ledger.remembered(key)
     if kept is None or kept["points"] != whose:  # of an earlier part of the run
         kept = {"points": whose} | _order(ledger, audit, left(points), seed, key)
@@ -64,6 +50,25 @@ def screen(
         if not broken:
             break
     ledger.write(stage, [], [], Cost(finished=last))
+
+
+def reached(ledger: Ledger, points: Sequence[int], below: int | None) -> bool | None:
+    """Tell where a screened stage led, for one that is the same with more draws.
+
+    Args:
+        below: the stage that averaged fewer draws; None: there was none.
+
+    Returns:
+        True: to all of `points`. False: to none, as it broke none. None: near ones alone fell.
+    """
+    if below is None:
+        return None
+    fell, order = _fallen(ledger, points, below), ledger.remembered(f"screen {below}")
+    if not fell:
+        return False
+    # One that went to all without a sample of its own has left no order.
+    own = order is not None and order["points"] == [points[0], len(points)]
+    return not own or bool(fell & set(order["random"])) or None
 
 
 def _fallen(ledger: Ledger, points: Sequence[int], stage: int) -> set[int]:
