@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import _claims
 import click
 from _columns import COLUMNS
 
@@ -46,6 +47,7 @@ def pages() -> dict[str, str]:
         "reference/columns.md": _columns(),
         "reference/commands.md": _commands(),
         "reference/operations.md": _operations(),
+        "explanation/claims.md": _claims.page(),
     }
     return {name: f"{MARK}\n{text.rstrip()}\n" for name, text in texts.items()}
 
@@ -248,8 +250,9 @@ def _datasets() -> str:
         "# Data sets\n",
         _table(["name", "what it is", "usual threat model"], rows),
         "Named sets are looked for under `--data-root` or `ROBUSTKIT_DATA`, then in the cache, and "
-        "downloaded if torchvision is installed. The bundled images (MIT license, Zalando SE) are "
-        "in the package. CIFAR-10 is also read from JPEG files, and is then called `cifar10_jpeg`. "
+        "downloaded if torchvision is installed. The bundled images (MIT license, Zalando SE; the "
+        "color ones are CIFAR-10, JPEG) are in the package. CIFAR-10 is also read from JPEG files, "
+        "and is then called `cifar10_jpeg`. "
         "Images stream: memory does not grow with n.\n",
         "## Data of your own\n",
         _table(["data", "what is expected"], own),

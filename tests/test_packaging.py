@@ -112,6 +112,9 @@ def test_the_wheel_holds_the_images_the_weights_and_the_types(contents: set[str]
     weights = list((ROOT / "defenses/checkpoints").iterdir())
     wanted |= {f"robustkit/defenses/checkpoints/{path.name}" for path in weights}
     assert any(path.suffix == ".safetensors" for path in weights)
+    boards = [*(ROOT / "leaderboards/published").glob("*.csv")]
+    wanted |= {f"robustkit/leaderboard/board_files/{path.name}" for path in boards}
+    wanted.add("robustkit/leaderboard/board_files/ROBUSTBENCH_LICENSE")
     assert wanted <= contents
 
 
@@ -250,6 +253,10 @@ class TestWheel:
         for file in files:
             assert "site-packages" in file.parts
             assert not file.is_relative_to(ROOT)
+
+    def test_published_boards_are_found(self, installed: Robustkit) -> None:
+        shown = installed("robustkit", "leaderboard", "--published", "cifar10-linf")
+        assert "not measured here" in shown.stdout
 
     def test_the_bundled_images_are_found(self, installed: Robustkit) -> None:
         code = "from robustkit import open_dataset as o; d = o('bundled'); print(len(d), d.shape)"

@@ -22,15 +22,25 @@ _FORMATS = ("table", "csv", "markdown", "latex", "json")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--format", "layout", type=click.Choice(_FORMATS), default="table", show_default=True)
 @click.option("--output", type=options.OUTPUT, metavar="FILE", help="Write there instead.")
-@options.published
+@click.option(
+    "--published",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    callback=options.no_option,
+    metavar="BOARD|FILE|DIR",
+    help="Results that others published: a board that is shipped, such as cifar10-linf, in a table "
+    "of its own; or model_info of RobustBench, beside the own.",
+)
 @debug
 def command(
     paths: tuple[Path, ...], layout: str, output: Path | None, published: tuple[Path, ...]
 ) -> None:
     """Rank the records in PATHS: record files, or folders that are searched for them."""
-    from robustkit.core import files
     from robustkit.leaderboard import formats, rows
 
+    if boards := _boards(published, paths):
+        _show_boards(boards, layout, output)
+        return
     if published:
         _with_published(paths, layout, output, published)
         return
@@ -41,17 +51,63 @@ def command(
         stdout().print(formats.to_rich(frame))
         return
     text = _table(frame) if layout == "table" else getattr(formats, f"to_{layout}")(frame)
+    _put(text, output)
+
+
+def _put(text: str, output: Path | None) -> None:
+    from robustkit.core import files
+
     if output is None:
         result(text)
     else:
         files.write(text.encode(), output)
 
 
+def _boards(places: tuple[Path, ...], records: tuple[Path, ...]) -> list[str]:
+    """Return the shipped boards that are asked for; they stand alone.
+
+    Raises:
+        click.UsageError: for what is neither a board nor there, and for a board beside others.
+    """
+    from robustkit.errors import hint_at
+    from robustkit.leaderboard.boards import names
+
+    if not places:
+        return []
+    known, named = names(), [str(place) for place in places if not place.exists()]
+    for name in named:
+        if name not in known:
+            raise click.UsageError(
+                f"--published {name}: expected a board ({', '.join(known)}), or a file or folder "
+                f"of RobustBench's model_info, got no such board or path.{hint_at(name, known)}"
+            )
+    if named and (records or len(named) < len(places)):
+        raise click.UsageError(
+            f"--published {named[0]} is a board of what others published, and is not mixed with "
+            "records or other files: ask for it alone."
+        )
+    return named
+
+
+def _show_boards(names: Sequence[str], layout: str, output: Path | None) -> None:
+    """Write boards of what others published, a table each."""
+    from robustkit.leaderboard import boards
+
+    found = [boards.read(name) for name in names]
+    if layout == "table" and output is None:
+        stdout().print(boards.to_rich(found))
+    elif layout == "table":
+        _put(_plain(boards.to_rich(found)), output)
+    elif layout == "json":
+        _put(shown_json(boards.to_json(found)), output)
+    else:
+        _put(getattr(boards, f"to_{layout}")(found), output)
+
+
 def _with_published(
     paths: tuple[Path, ...], layout: str, output: Path | None, places: tuple[Path, ...]
 ) -> None:
     """Write measured rows, where there are any, and published ones: a table per threat model."""
-    from robustkit.core import files
     from robustkit.leaderboard import beside, formats, published, rows
 
     found, left_out = published.load(places)
@@ -70,10 +126,7 @@ def _with_published(
         text = published.to_csv(found)
     else:
         text = getattr(beside, f"to_{layout}")(groups)
-    if output is None:
-        result(text)
-    else:
-        files.write(text.encode(), output)
+    _put(text, output)
 
 
 def say_left_out(names: Sequence[str]) -> None:

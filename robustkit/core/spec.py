@@ -14,7 +14,8 @@ from typing import NamedTuple, TypeAlias
 
 from robustkit.errors import UsageError
 
-_AWAY = re.compile(r"([A-Za-z]\w*:[A-Za-z][\w-]*)\s*(|\(.*\))", re.DOTALL)
+# Names that Python's grammar lacks: of another library, or with hyphens.
+_NAMED = re.compile(r"([A-Za-z]\w*(?::[A-Za-z][\w-]*|(?:-\w+)+))\s*(|\(.*\))", re.DOTALL)
 _WORDS = {"true": True, "false": False, "none": None}
 Value: TypeAlias = "str | int | float | bool | tuple[Value, ...] | Spec | None"
 
@@ -33,9 +34,9 @@ class Spec(NamedTuple):
             UsageError: when `text` is not of that form.
         """
         try:
-            if away := _AWAY.fullmatch(text.strip()):
-                call = _spec(ast.parse(f"f{away[2]}", mode="eval").body)
-                return call._replace(name=away[1])
+            if named := _NAMED.fullmatch(text.strip()):
+                call = _spec(ast.parse(f"f{named[2]}", mode="eval").body)
+                return call._replace(name=named[1])
             return _spec(ast.parse(text.strip(), mode="eval").body)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise UsageError(

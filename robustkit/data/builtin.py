@@ -21,6 +21,7 @@ from robustkit.errors import UsageError
 from robustkit.registry import datasets
 
 _BUNDLED = Path(__file__).with_name("bundled") / "fashion_mnist_1000.npz"
+_COLOR = Path(__file__).with_name("bundled") / "cifar10_jpeg_200.npz"
 # fmt: off
 _CLOTHES = ("T-shirt/top", "trouser", "pullover", "dress", "coat",
             "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -61,12 +62,23 @@ class Bundled:
         Raises:
             UsageError: when the training split is asked for.
         """
-        if split != "test":
-            raise UsageError(
-                f"the bundled images are test images, got split {split!r}. "
-                "Train on fashion_mnist, which is downloaded or read from a data root."
-            )
+        _refuse_training(split, _FASHION)
         return _described(_FASHION, open_npz("bundled", _BUNDLED))
+
+
+@datasets.register("bundled-color", threat="linf:8/255", cites="Krizhevsky 2009", license="")
+@dataclass(frozen=True)
+class BundledColor:
+    """200 CIFAR-10 (JPEG) test images, 20 a class drawn by a seed, shipped with robustkit."""
+
+    def open(self, root: Path, split: str, download: bool) -> ImageSet:
+        """Open the images; there is no training split.
+
+        Raises:
+            UsageError: when the training split is asked for.
+        """
+        _refuse_training(split, _CIFAR10)
+        return _described(_CIFAR10, replace(_jpeg(_CIFAR10, _COLOR, split), name="bundled-color"))
 
 
 @datasets.register("mnist", threat="linf:0.3", cites="doi:10.1109/5.726791", license="")
@@ -135,6 +147,14 @@ def _open(
     if not allowed:
         raise UsageError(f"{missing} Nothing is downloaded here: {put(next(iter(finders)))}.")
     return _described(known, _npz(known, download(known.name, known.original, missing), split))
+
+
+def _refuse_training(split: str, known: _Known) -> None:
+    if split != "test":
+        raise UsageError(
+            f"the bundled images are test images, got split {split!r}. "
+            f"Train on {known.name}, which is downloaded or read from a data root."
+        )
 
 
 def _described(known: _Known, found: ImageSet) -> ImageSet:

@@ -78,7 +78,7 @@ def open_dataset(
         return open_folder(text, Path(rest).expanduser())
     if kind == PREFIX and colon:
         return open_hf_data(text, split)
-    if re.fullmatch(r"\s*\w+\s*(\(.*\))?\s*", text, re.DOTALL):
+    if re.fullmatch(r"\s*\w[\w-]*\s*(\(.*\))?\s*", text, re.DOTALL):
         source: DatasetSource = datasets.build(text)
         return source.open(data_root(root), split, download)
     if colon:

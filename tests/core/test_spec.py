@@ -48,6 +48,8 @@ def test_what_is_printed_is_read_back(spec: Spec) -> None:
 @pytest.mark.parametrize(
     ("text", "canonical"),
     [
+        ("bundled-color", "bundled-color"),
+        ("some-pack-name (b=2, a=1)", "some-pack-name(a=1, b=2)"),
         ("apgd", "apgd"),
         (" apgd ( ) ", "apgd"),
         ("apgd(steps=50, loss=dlr)", "apgd(loss=dlr, steps=50)"),

@@ -49,6 +49,22 @@ class TestBundled:
         assert np.bincount(data.labels).tolist() == [100] * 10
         assert len(data.class_names) == 10 and data.class_names[9] == "ankle boot"
 
+    def test_in_color_it_is_balanced_cifar10_from_jpeg_files(self) -> None:
+        data = open_dataset(" bundled-color ")
+        assert (data.name, data.family, len(data)) == ("bundled-color", "cifar10", 200)
+        assert (data.shape, data.classes, data.note) == (
+            (3, 32, 32), 10, "CIFAR-10 (JPEG): lossy recompression"
+        )  # fmt: skip
+        assert np.bincount(data.labels).tolist() == [20] * 10
+        assert data.class_names[9] == "truck"
+        x, _ = data.fetch(np.arange(200))
+        pixels = (x.numpy() * 255).round().astype(np.uint8)
+        # As libjpeg-turbo decodes: where this fails, Pillow was built with another decoder, and
+        # records of these images do not pair with the committed ones.
+        assert hashlib.sha256(pixels.tobytes()).hexdigest().startswith("7209689df5576d38")
+        with pytest.raises(UsageError, match="Train on cifar10"):
+            open_dataset("bundled-color", split="train")
+
     def test_fetches_the_stored_pixels_over_255(self) -> None:
         data = open_dataset("bundled")
         path = (
@@ -219,7 +235,7 @@ class TestNames:
             ("bundled(size=3)", "has no option 'size'"),
             ("some/images.npz", "write 'npz:some/images.npz'"),
             ("load.py", "as in 'load.py:load'"),
-            ("a/b", "Known: bundled, cifar10"),
+            ("a/b", "Known: bundled, bundled-color, cifar10"),
         ],
     )
     def test_a_miss_says_what_was_meant(self, text: str, message: str) -> None:

@@ -31,7 +31,8 @@ from robustkit.cli.supervisor import Supervised
 @click.option(
     "--threat",
     metavar="linf:8/255|l2:0.5|l1:12|l0:10",
-    help="Norm and eps in input units; by default the usual one of the data set.",
+    help="Norm and eps in input units; by default the usual one of the data set, or without MODEL "
+    "that of the bundled weights, if none of them was made for the usual one.",
 )
 @click.option(
     "--eps-grid",

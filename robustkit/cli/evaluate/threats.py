@@ -5,11 +5,14 @@ from __future__ import annotations
 from math import prod
 
 from robustkit.cli.evaluate.request import Request
-from robustkit.core.threat import Threat
+from robustkit.core.text import number
+from robustkit.core.threat import NORMS, Threat
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
 from robustkit.evaluation.eps_grid import descending
-from robustkit.registry import datasets, read_threat, threats
+from robustkit.leaderboard.grouping import shown_eps
+from robustkit.models import checkpoints
+from robustkit.registry import datasets, defenses, read_threat, threats
 
 
 def threats_of_grid(request: Request) -> tuple[Threat, ...]:
@@ -37,11 +40,37 @@ def threats_of_grid(request: Request) -> tuple[Threat, ...]:
 
 def threat_of(request: Request, data: Dataset) -> Threat:
     """Return the threat model; a norm alone is bounded by the box, where distances are sought."""
-    text = request.threat or _usual_threat(request.data)
+    text = request.threat or _default_threat(request, data)
     if not request.minimum_norm or ":" in text:
         return read_threat(text)
     norm = Threat.parse(f"{text}:1").norm
     return Threat.whole(norm, prod(data.shape))
+
+
+def _default_threat(request: Request, data: Dataset) -> str:
+    """Return what is usual for the data, else for the weights that are shipped for them.
+
+    A first look at bundled models of which none was made for the usual eps would say nothing.
+    """
+    usual = _usual_threat(request.data)
+    made = [] if request.models else [_written(text) for text in threats_of_bundled(data)]
+    return usual if not made or _written(usual) in made else made[0]
+
+
+def threats_of_bundled(data: Dataset) -> list[str]:
+    """Name the threat models that the weights shipped for the family of `data` were measured under.
+
+    Eps is rounded to six digits: `linf:0.00784314`.
+    """
+    cards = (c.card for entry in defenses.entries() for c in checkpoints.shipped(entry))
+    found = {str(card.measured.get("threat") or "") for card in cards if card.data == data.family}
+    return sorted(found - {""})
+
+
+def _written(text: str) -> str:
+    """Write a norm and its eps as people do, so that 0.00784314 is 2/255."""
+    norm, colon, eps = text.partition(":")
+    return f"{norm}:{shown_eps(number(eps))}" if colon and norm in NORMS else text
 
 
 def usual_threat(text: str) -> str | None:

@@ -1,0 +1,1 @@
+"""Boards of results that others published, as data: see README.md."""
