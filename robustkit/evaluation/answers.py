@@ -47,7 +47,8 @@ def _answers(run: Run) -> dict[str, str]:
     finders = [surrogate_of(search) for stage, search in enumerate(on_all) if stage in broke]
     if named := ", ".join(dict.fromkeys(filter(None, finders))):
         answers["transfer"] = f"attacked through {named}; the audit is quiet"
-    if found.eot > 1 and any(draws(search) >= found.eot for search in on_all):
+    averaged = [stage for stage, search in enumerate(on_all) if draws(search) >= found.eot]
+    if found.eot > 1 and any(_ran(run, [stage]) for stage in averaged):
         answers["randomized"] = f"gradients averaged over {found.eot} draws; the audit is quiet"
     if _ran(run, [s for s in line.reserved if not follows_gradients(line.searches[s])]):
         answers["black_box"] = "longer attacks without gradients broke none of a sample"

@@ -20,7 +20,7 @@ from robustkit.evaluation.stages.clean_and_certify import certify_points
 from robustkit.evaluation.stages.complete import CompleteStage
 from robustkit.evaluation.stages.exhaustive import untried
 from robustkit.evaluation.stages.replay import Replay, none_fitted
-from robustkit.evaluation.stages.screen import screen
+from robustkit.evaluation.stages.screen import reached, screen
 from robustkit.evaluation.stages.stage import AttackStage, PointsToAttack, Report
 from robustkit.evaluation.tally import Tally
 from robustkit.evaluation.watcher import Watcher
@@ -148,12 +148,14 @@ class Run:
         return [p for p in robust if self.settings.attack_certified or p not in proved]
 
     def _give(self, number: int, points: Sequence[int], last: bool) -> None:
-        """Give an attack those of `points` that are still robust, or a sample of them first."""
-        if not self.line.screens(number):
+        """Give an attack the robust ones of `points`, or a sample; more draws where fewer led."""
+        led = reached(self.ledger, points, self.line.below(number))
+        if led or not self.line.screens(number):
             self.attack(number, points, last)
         elif not self.ledger.costs().get(number, Cost()).finished:
             audit, seed = self.line.audit or Audit(()), self.settings.seed
-            screen(number, points, self.ledger, audit, self._left, seed, self.attack, last=last)
+            whose = [] if led is False else points
+            screen(number, whose, self.ledger, audit, self._left, seed, self.attack, last=last)
 
     def forwards(self) -> int:
         """Return the passes that all stages have taken so far."""

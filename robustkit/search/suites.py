@@ -86,6 +86,12 @@ class LineUp(NamedTuple):
         """Tell whether an attack runs on a sample first, and on others if it breaks any there."""
         return self.audited - self.screened <= number < self.audited or number in self.reserved
 
+    def below(self, number: int) -> int | None:
+        """Return the last screened attack before one that is the same with fewer draws."""
+        own = _bare(self.specs[number])
+        earlier = (n for n in range(number) if self.screens(n))
+        return max((n for n in earlier if _bare(self.specs[n]) == own), default=None)
+
 
 def default_suite(threat: Threat, *, minimum_norm: bool = False) -> str:
     """Name the suite of a request that names no attacks."""
@@ -175,6 +181,11 @@ def acts_on_findings(suite: str | None) -> bool:
 
 def _specs(texts: Sequence[Spec | str]) -> list[Spec]:
     return [Spec.parse(text) if isinstance(text, str) else text for text in texts]
+
+
+def _bare(spec: Spec) -> Spec:
+    """Return an attack without how many draws it averages."""
+    return spec._replace(options=tuple(pair for pair in spec.options if pair[0] != "eot"))
 
 
 def _once(specs: Sequence[Spec], before: Sequence[Spec] = ()) -> list[Spec]:

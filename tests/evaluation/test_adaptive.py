@@ -162,12 +162,15 @@ def asked(model: Any, data: Dataset, folder: Path) -> Settings:
 def test_noise_is_averaged_over_more_and_more_draws() -> None:
     noisy = ("still", "bpda")
     found = Findings(("randomized",), ("bpda", "smooth"), (), eot=28, noisy=noisy)
-    on_all, screened, _, _ = parts(line_up("adaptive", (), THREAT, Shaky(nn.Identity()), found))
+    line = line_up("adaptive", (), THREAT, Shaky(nn.Identity()), found)
+    on_all, screened, _, _ = parts(line)
     assert on_all == ["relay(patience=128)"]  # noise alone masks no gradient
     assert through(screened) == [
         ("still", 1), ("bpda", 1), ("smooth", 1), ("", 7), ("still", 7), ("", 28), ("still", 28),
     ]  # fmt: skip
     assert "apgd(eot=28)" in screened
+    # By number, with `relay` as 0: more draws follow fewer through the same.
+    assert [line.below(n) for n in range(9)] == [None] * 5 + [1, 4, 5, None]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from robustkit.evaluation.stages.screen import screen
+from robustkit.evaluation.stages.screen import reached, screen
 from robustkit.record.ledger import Ledger
 from robustkit.record.ledger_schema import BrokenPoint, Cost
 from robustkit.search.audit import Audit
@@ -75,6 +75,32 @@ def test_a_random_point_that_falls_sends_it_to_all(ledger: Ledger) -> None:
     attack = Attack(ledger, [drawn])
     attack.run()
     assert sorted({p for block in attack.given for p in block}) == list(POINTS)
+
+
+@pytest.mark.parametrize(
+    ("broken", "order", "led"),
+    [
+        ([], [0, 100], False),  # what few draws found nothing by is not tried with more
+        ([50], [0, 100], True),
+        ([1], [0, 100], None),
+        ([1], None, True),  # few draws were on all points for the same reason
+        ([1], [0, 40], True),  # the sample was of another part of the run
+    ],
+)
+def test_more_draws_go_where_fewer_led(
+    ledger: Ledger, broken: list[int], order: list[int] | None, led: bool | None
+) -> None:
+    ledger.write(2, [], [BrokenPoint(p, 2, 1, 0.1) for p in broken], Cost(finished=True))
+    if order:
+        ledger.remember("screen 2", {"points": order, "blocks": [], "random": [50]})
+    assert reached(ledger, POINTS, 2) is led
+    assert reached(ledger, POINTS, None) is None
+
+
+def test_of_no_points_nothing_is_attacked(ledger: Ledger) -> None:
+    attack = Attack(ledger, POINTS)
+    attack.run([])
+    assert attack.given == [[]] and attack.finished
 
 
 def test_a_run_that_was_killed_goes_on_alike(ledger: Ledger, tmp_path: Path) -> None:

@@ -43,13 +43,37 @@ def screen(
         ledger.remember(key, kept)
     for block in kept["blocks"]:
         attack(stage, block, False)
-        broken = {p for p, found in ledger.broken(block).items() if found.stage == stage}
+        broken = _fallen(ledger, block, stage)
         if broken & set(kept["random"]):
             attack(stage, points, last)
             return
         if not broken:
             break
     ledger.write(stage, [], [], Cost(finished=last))
+
+
+def reached(ledger: Ledger, points: Sequence[int], below: int | None) -> bool | None:
+    """Tell where a screened stage led, for one that is the same with more draws.
+
+    Args:
+        below: the stage that averaged fewer draws; None: there was none.
+
+    Returns:
+        True: to all of `points`. False: to none, as it broke none. None: near ones alone fell.
+    """
+    if below is None:
+        return None
+    fell, order = _fallen(ledger, points, below), ledger.remembered(f"screen {below}")
+    if not fell:
+        return False
+    # One that went to all without a sample of its own has left no order.
+    own = order is not None and order["points"] == [points[0], len(points)]
+    return not own or bool(fell & set(order["random"])) or None
+
+
+def _fallen(ledger: Ledger, points: Sequence[int], stage: int) -> set[int]:
+    """Return which of `points` a stage broke."""
+    return {p for p, found in ledger.broken(points).items() if found.stage == stage}
 
 
 def _order(
