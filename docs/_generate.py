@@ -306,7 +306,12 @@ def _threats() -> str:
 def _criteria() -> str:
     entries = _entries("criteria")
     rows = [
-        (" ".join(f"`{text}`" for text in entry.facts["examples"]), entry.summary, _source(entry))
+        (
+            f"[`{entry.name}`](#{entry.name})",
+            " ".join(f"`{e}`" for e in entry.facts["examples"]),
+            entry.summary,
+            _source(entry),
+        )
         for entry in entries
     ]
     sections = (text.rpartition("\n\nOptions:")[0] + "\n" for text in _sections(entries))
@@ -314,7 +319,7 @@ def _criteria() -> str:
         "# Criteria\n",
         "What `--criterion` takes: which decisions break a point ([how to](../howto/criteria.md)). "
         "It is part of the threat model, and may stand behind it: `linf:8/255 targeted:3`.\n",
-        _table(["criterion", "when a point is broken", "source"], rows),
+        _table(["criterion", "such as", "when a point is broken", "source"], rows),
         *sections,
     ])  # fmt: skip
 

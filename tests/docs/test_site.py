@@ -113,7 +113,8 @@ class TestReference:
         assert written == generate.pages()[name], "run `python docs/_generate.py`"
 
     @pytest.mark.parametrize(
-        "kind", ["attacks", "suites", "defenses", "losses", "datasets", "libraries", "threats"]
+        "kind",
+        ["attacks", "suites", "defenses", "losses", "datasets", "libraries", "threats", "criteria"],
     )
     def test_it_names_all_that_is_registered(self, kind: str) -> None:
         page = generate.pages()[f"reference/{'attacks' if kind == 'libraries' else kind}.md"]
