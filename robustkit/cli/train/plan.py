@@ -72,7 +72,7 @@ class TrainPlan:
 
     @property
     def watch(self) -> Callable[[nn.Module], float] | None:
-        """What chooses the epoch: accuracy on the points left out, attacked if trained so."""
+        """What chooses the epoch: accuracy on the points left out; see `watched`."""
         if self.held_out is None or not self.usual.validation:
             return None
         threat = attacked_as(self.options)
