@@ -18,7 +18,7 @@ from robustkit.data.pinned import PinnedData
 from robustkit.errors import UsageError
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.watcher import Watcher
-from robustkit.models.guard import habits
+from robustkit.models.guard import guard_of, habits
 from robustkit.models.readiness import private_copy
 from robustkit.models.tuning import Tuned, tune
 from robustkit.record.provenance import weights_digest
@@ -80,6 +80,8 @@ def prepare(settings: Settings, diagnosis: Diagnosis | None = None) -> Prepared:
     diagnosis = diagnosis or _look(settings, private, sample)
     habits(private, diagnosis.habits)
     tuned = tune(private, sample, settings.tuning, randomized=diagnosis.randomized)
+    if (guard := guard_of(private)) is not None:
+        tuned = tuned._replace(notes=(*guard.notes, *tuned.notes))
     data.pin(points)
     content, parameters = weights_digest(
         private if isinstance(private, nn.Module) else nn.Identity()

@@ -31,6 +31,7 @@ from robustkit.evaluation.distributed.messages import Named
 from robustkit.models.half import Precision
 from robustkit.models.load import load_model
 from robustkit.models.normalization import Numbers, normalized
+from robustkit.models.readiness import without_replicas
 from robustkit.models.tuning import AUTOMATIC, Layout, Tuning
 from robustkit.registry import read_threat
 from robustkit.search.suites import LineUp, default_suite, line_up, refuse_fixed
@@ -270,6 +271,8 @@ def named_model(
         return subject.model, subject.name, tuple(subject.notes)
     if isinstance(model, type) or not (model is None or callable(model)):
         raise argument.refused("model", "an nn.Module, a function of images, or a name", model)
+    if isinstance(model, nn.Module):
+        model = without_replicas(model)
     called = str(getattr(model, "__name__", type(model).__name__))
     if mean is None and std is None:
         return model, called, ()
