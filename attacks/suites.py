@@ -118,8 +118,8 @@ class Scores:
         """Square; RayS in linf, HopSkipJump in l2."""
         if threat.norm == "l0":
             raise UsageError(
-                "no attack without gradients supports l0: expected linf, l2 or l1. Of decision "
-                "trees --attack trees:nearest tells."
+                "the suite scores is not defined for l0: sigma_zero and fmn follow gradients. Of "
+                "decision trees --attack trees:nearest tells."
             )
         decisions = {"linf": "rays", "l2": "hopskipjump"}.get(threat.norm)
         return [f"{name}(queries={self.queries})" for name in ("square", decisions) if name]

@@ -165,10 +165,11 @@ def _without_gradients(
     if suite is None:
         return line, audit
     left = [spec for spec in line if spec not in useless]
-    if not left:
+    exact = _specs(model.attacks)
+    if not left and not (exact and threat.norm == "l0"):  # for which there is no other
         own = getattr(suite, "without_gradients", None) or suites.build("scores").attacks
         left = _specs(own(threat))
-    return _once([*_specs(model.attacks), *left]), None
+    return _once([*exact, *left]), None
 
 
 def _follows_model(search: Any) -> bool:

@@ -168,6 +168,17 @@ class TestScikitLearn:
         assert record.certified == record.robust and 0 < record.robust < record.clean == 1
         assert record.reliability == "reliable"
 
+    def test_proofs_answer_that_there_is_no_gradient(self, tmp_path: Path) -> None:
+        ensemble = pytest.importorskip("sklearn.ensemble")
+        model = ensemble.RandomForestClassifier(3, max_depth=3, random_state=0).fit(ROWS, Y)
+        asked = {"threat": LINF, "attacks": ["trees:nearest"]}
+        closed = robustkit.evaluate(
+            model, images(), **asked, certify="trees", folder=tmp_path / "a"
+        )
+        opened = robustkit.evaluate(model, images(), **asked, folder=tmp_path / "b")
+        assert closed.certified == closed.robust == opened.robust < closed.clean
+        assert (closed.reliability, opened.reliability) == ("reliable", "suspicious")
+
     def test_types_are_named_before_they_are_made(self, tmp_path: Path) -> None:
         skops = pytest.importorskip("skops.io")
         linear = pytest.importorskip("sklearn.linear_model")
