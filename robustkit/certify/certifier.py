@@ -24,7 +24,8 @@ from robustkit.core.parametric import ParametricThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
 from robustkit.errors import UsageError
-from robustkit.models.guard import duplicate, legible
+from robustkit.models.guard import duplicate
+from robustkit.models.legible import legible
 from robustkit.models.mixture import Mixed, proved_by_margins, smoothing_radius
 from robustkit.models.readiness import frozen
 

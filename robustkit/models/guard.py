@@ -5,8 +5,7 @@ switch gradients off, or seed the generators that attacks draw from. None of it 
 evaluation. The guard hangs on the module as two hooks, so that its weights, names and surrogates
 stay what they are; a plain function is wrapped.
 
-Here too, inputs are cast for a model that is in 16 or 64 bits throughout, and an answer that is no
-tensor of logits [b, k] is read as one (`robustkit.models.outputs`).
+Inputs are cast and answers read as logits here too (`robustkit.models.precision`, `outputs`).
 
 What costs little is done at every pass: settings of the process are put back, the answer is copied,
 and the version counter of the input is compared. Whether the input must be copied, or generators
@@ -29,7 +28,8 @@ from robustkit.core import import_folders, process_state
 from robustkit.core.process_state import ProcessState
 from robustkit.core.types import Model
 from robustkit.errors import RobustkitError
-from robustkit.models.outputs import Legible, Reading, read
+from robustkit.models.outputs import Reading, read
+from robustkit.models.precision import needs_cast, weights_type
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
@@ -61,17 +61,12 @@ class _Pass(NamedTuple):
 
 
 class Guard:
-    """The hooks of one model; its copies share it.
-
-    Attributes:
-        reading: how the last answer was read.
-        casts: whether inputs are cast to the type of the weights; None: the first pass tells.
-    """
+    """The hooks of one model, and how its last answer was read; its copies share it."""
 
     def __init__(self, folder: Path | None) -> None:
         self.habits, self._folder = Habits(), folder
         self.reading = Reading()
-        self.casts: bool | None = None
+        self.casts: bool | None = None  # to the type of the weights; the first pass tells
         self._local = threading.local()
         self._watched: list[tuple[dict[str, Any], dict[str, Any]]] | None = None
 
@@ -106,10 +101,10 @@ class Guard:
             return None
         given = inputs[0]
         if self.casts is None:
-            self.casts = _needs_cast(model, given)
+            self.casts = needs_cast(model, given)
         copied, watched = self.habits.alters, self._watched is not None
         own = given.clone() if copied else given
-        if self.casts and (kind := _precision(model)) is not None and kind != own.dtype:
+        if self.casts and (kind := weights_type(model)) is not None and kind != own.dtype:
             own, copied = own.to(kind), True
         if not torch.compiler.is_compiling():
             if self._folder is not None:
@@ -252,37 +247,6 @@ def habits(model: Any, known: Habits | None = None) -> Habits:
     if known is not None:
         guard.habits = known
     return guard.habits
-
-
-def legible(model: nn.Module) -> nn.Module:
-    """Return the model with its answers read as logits by operations of its own, to be traced."""
-    guard = guard_of(model)
-    return model if guard is None or guard.reading == Reading() else Legible(model, guard.reading)
-
-
-def _precision(model: object) -> torch.dtype | None:
-    """Return the one floating type of all weights of a module; None where there are several."""
-    weights = model.parameters() if isinstance(model, nn.Module) else iter(())
-    kinds = {part.dtype for part in weights if part.is_floating_point()}
-    return kinds.pop() if len(kinds) == 1 else None
-
-
-def _needs_cast(model: object, x: Tensor) -> bool:
-    """Whether a model in 16 or 64 bits fails on inputs in float32, and not on those of its type.
-
-    One that casts by itself is left alone: it may normalize in float32 before.
-    """
-    kind = _precision(model)
-    if not isinstance(model, nn.Module) or kind in (None, x.dtype):
-        return False
-    for given, needed in ((x, False), (x.to(kind), True)):
-        try:
-            with torch.no_grad():
-                model.forward(given.clone())
-        except Exception:  # whatever it is, the pass itself raises it again
-            continue
-        return needed
-    return False
 
 
 def duplicate(model: nn.Module) -> nn.Module:

@@ -245,10 +245,8 @@ def _imported(
             f"another source ({', '.join(f'{prefix}:...' for prefix in zoo.prefixes())})."
         )
     name, options = zoo.split_options(text, text)
-    if unknown_options := options.keys() - {"output"}:
-        raise UsageError(
-            f"{text}: expected the option output alone, got {', '.join(sorted(unknown_options))}."
-        )
+    if others := ", ".join(sorted(options.keys() - {"output"})):
+        raise UsageError(f"{text}: expected the option output alone, got {others}.")
     with kept():
         value = load_attribute(name)
         model = _module(value, name)

@@ -115,21 +115,6 @@ class Output(nn.Module):
         return held[self.entry]
 
 
-class Legible(nn.Module):
-    """A model with its answer read as logits in plain sight, for what traces its operations."""
-
-    def __init__(self, model: nn.Module, reading: Reading) -> None:
-        super().__init__()
-        self.model, self.reading = model, reading
-        self.training = model.training
-
-    def forward(self, x: Tensor) -> Any:
-        """[b, c, h, w] -> logits [b, k]."""
-        answer = self.model(x)
-        # Behind a guard it was read already; traced by torch.fx it was not.
-        return read(answer, len(x))[0] if isinstance(answer, Tensor) else self.reading.of(answer)
-
-
 def _axes(answer: Tensor, n: int) -> int:
     if answer.shape == (n, 1):
         return 2

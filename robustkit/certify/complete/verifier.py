@@ -16,7 +16,8 @@ from robustkit.certify.graph import Graph, trace
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
-from robustkit.models.guard import duplicate, legible
+from robustkit.models.guard import duplicate
+from robustkit.models.legible import legible
 from robustkit.models.mixture import Mixed, certified_by_margins
 from robustkit.models.readiness import frozen
 
