@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from robustkit.core.threat import Threat
+from robustkit.errors import UsageError
 from robustkit.registry import suites
 from robustkit.search.audit import Audit
 
@@ -93,6 +94,35 @@ class Quick:
             *_through(surrogates[:1], ["relay(first=20, legs=1, probes=0, steps=24)"])[1:],
             *_through(surrogates[1:], ["relay(first=15, legs=0, probes=0)"])[1:],
         ]
+
+    def without_gradients(self, threat: Threat) -> Sequence[str]:
+        """Those of `scores` with 500 queries each."""
+        return Scores(queries=500).attacks(threat)
+
+
+@suites.register("scores", cites="arXiv:1912.00049")
+@dataclass(frozen=True)
+class Scores:
+    """Attacks without gradients, for models that have scores alone, such as `sklearn:FILE`.
+
+    Square by scores, then one by decisions: RayS in linf, HopSkipJump in l2. Suites that follow
+    gradients have these for such models. An upper bound that is weaker than one by gradients.
+
+    Attributes:
+        queries: of each attack.
+    """
+
+    queries: Annotated[int, Field(ge=20)] = 5000
+
+    def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+        """Square; RayS in linf, HopSkipJump in l2."""
+        if threat.norm == "l0":
+            raise UsageError(
+                "the suite scores is not defined for l0: sigma_zero and fmn follow gradients. Of "
+                "decision trees --attack trees:nearest tells."
+            )
+        decisions = {"linf": "rays", "l2": "hopskipjump"}.get(threat.norm)
+        return [f"{name}(queries={self.queries})" for name in ("square", decisions) if name]
 
 
 @suites.register("fast", cites="")

@@ -140,7 +140,7 @@ def test_the_metadata_says_what_a_stranger_needs(wheel: Path, contents: set[str]
     assert meta["Requires-Python"] == ">=3.10"
     assert name.replace("METADATA", "licenses/LICENSE") in contents
     libraries = {"autoattack", "torchattacks", "foolbox", "robustbench", "ray"}
-    sources = {"timm", "torchvision", "hf", "hf-data", "hub", "onnx"}
+    sources = {"timm", "torchvision", "hf", "hf-data", "hub", "onnx", "sklearn"}
     training = {"lightning", "tensorboard", "wandb", "mlflow"}
     toolkits = {"art", "maite", "nrtk"}
     extras = {*libraries, *sources, *training, *toolkits, "report", "docs", "test", "all"}

@@ -27,6 +27,7 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
 from robustkit.errors import UsageError
 from robustkit.models.guard import duplicate
+from robustkit.models.legible import legible
 from robustkit.models.mixture import Mixed, proved_by_margins
 from robustkit.models.readiness import frozen
 
@@ -139,7 +140,7 @@ def build_certifier(
     try:
         # In float64, where rounding is far below what `rounding=True` adds for float32.
         refuse_less_precision(base, shape)
-        graph = trace(frozen(duplicate(base).double()), shape)
+        graph = trace(frozen(legible(duplicate(base)).double()), shape)
     except UsageError:
         if optional:
             return None

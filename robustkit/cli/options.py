@@ -121,8 +121,9 @@ seed = click.option(
 )
 fresh = click.option("--fresh", is_flag=True, help="Start over instead of resuming.")
 trust_code = click.option(
-    "--trust-code", multiple=True, type=FILE, metavar="FILE",
-    help="Let the code in FILE run, such as that of export:FILE; repeatable.",
+    "--trust-code", "--trust", "trust_code", multiple=True, type=FILE, metavar="FILE|TYPE",
+    help="Let the code in FILE run, such as that of export:FILE, or let sklearn:FILE make objects "
+    "of TYPE; repeatable.",
 )  # fmt: skip
 max_time = click.option(
     "--max-time", callback=duration, metavar="30s|5m|1h",

@@ -8,6 +8,7 @@ nothing more:
   model, whose own gradient passes the probes (`Findings.true`) or, for `transfer`, through the
   surrogates that broke points;
 - `randomized`: gradients averaged over as many draws as the noise needs;
+- `scores_only`, whatever the suite: every point is proved robust or broken;
 - `black_box`: longer attacks without gradients on a sample of the survivors, without a success.
 
 "Nothing more" is a quiet audit: no more of its sample broken than the threshold allows, or the
@@ -29,9 +30,9 @@ from robustkit.verify.flags import Flag
 
 def answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
     """Mark the flags that the attacks of `run` have answered, with how."""
-    if run.line.findings is None or not _quiet(run):
-        return list(flags)
-    answers = _answers(run)
+    answers = _answers(run) if run.line.findings is not None and _quiet(run) else {}
+    if _decided(run):
+        answers["scores_only"] = "every point is proved or broken"
     return [flag.model_copy(update={"answered": answers.get(flag.name)}) for flag in flags]
 
 
@@ -53,6 +54,14 @@ def _answers(run: Run) -> dict[str, str]:
     if _ran(run, [s for s in line.reserved if not follows_gradients(line.searches[s])]):
         answers["black_box"] = "longer attacks without gradients broke none of a sample"
     return answers
+
+
+def _decided(run: Run) -> bool:
+    """Tell whether no point that is classified rightly was left without a proof or a success."""
+    ledger = run.ledger
+    right = {point for point, (label, guess) in ledger.predicted().items() if label == guess}
+    proved = {point for point, holds in ledger.certified().items() if holds}
+    return right <= proved | ledger.broken().keys()
 
 
 def _quiet(run: Run) -> bool:

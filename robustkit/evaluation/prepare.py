@@ -19,7 +19,7 @@ from robustkit.errors import UsageError
 from robustkit.evaluation.criterion import draw, refuse_unasked
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.watcher import Watcher
-from robustkit.models.guard import habits
+from robustkit.models.guard import guard_of, habits
 from robustkit.models.readiness import private_copy
 from robustkit.models.tuning import Tuned, tune
 from robustkit.record.provenance import weights_digest
@@ -81,6 +81,8 @@ def prepare(settings: Settings, diagnosis: Diagnosis | None = None) -> Prepared:
     diagnosis = diagnosis or _look(settings, private, sample)
     habits(private, diagnosis.habits)
     tuned = tune(private, sample, settings.tuning, randomized=diagnosis.randomized)
+    if (guard := guard_of(private)) is not None:
+        tuned = tuned._replace(notes=(*guard.notes, *tuned.notes))
     data.pin(points)
     content, parameters = weights_digest(
         private if isinstance(private, nn.Module) else nn.Identity()

@@ -32,6 +32,8 @@ from robustkit.evaluation.distributed.messages import Named
 from robustkit.models.half import Precision
 from robustkit.models.load import load_model
 from robustkit.models.normalization import Numbers, normalized
+from robustkit.models.readiness import without_replicas
+from robustkit.models.scores import has_scores, of_estimator
 from robustkit.models.tuning import AUTOMATIC, Layout, Tuning
 from robustkit.registry import read_threat
 from robustkit.search.suites import LineUp, default_suite, line_up, refuse_fixed
@@ -269,8 +271,14 @@ def named_model(
     if isinstance(model, str):
         subject = load_model(model, data=data, mean=mean, std=std)
         return subject.model, subject.name, tuple(subject.notes)
+    if has_scores(model):
+        scores = of_estimator(model, data.shape, data.classes, data.class_names)
+        model, made = scores, type(model).__name__
+        model.__name__ = made  # type: ignore[assignment]  # what tables call it
     if isinstance(model, type) or not (model is None or callable(model)):
         raise argument.refused("model", "an nn.Module, a function of images, or a name", model)
+    if isinstance(model, nn.Module):
+        model = without_replicas(model)
     called = str(getattr(model, "__name__", type(model).__name__))
     if mean is None and std is None:
         return model, called, ()

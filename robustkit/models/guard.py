@@ -5,6 +5,8 @@ switch gradients off, or seed the generators that attacks draw from. None of it 
 evaluation. The guard hangs on the module as two hooks, so that its weights, names and surrogates
 stay what they are; a plain function is wrapped.
 
+Inputs are cast and answers read as logits here too (`robustkit.models.precision`, `outputs`).
+
 What costs little is done at every pass: settings of the process are put back, the answer is copied,
 and the version counter of the input is compared. Whether the input must be copied, or generators
 kept, is seen at the first look, where inputs are compared in full (`watching`).
@@ -26,6 +28,8 @@ from robustkit.core import import_folders, process_state
 from robustkit.core.process_state import ProcessState
 from robustkit.core.types import Model
 from robustkit.errors import RobustkitError
+from robustkit.models.outputs import Reading, read
+from robustkit.models.precision import needs_cast, weights_type
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
@@ -57,10 +61,12 @@ class _Pass(NamedTuple):
 
 
 class Guard:
-    """The hooks of one model; its copies share it."""
+    """The hooks of one model, and how its last answer was read; its copies share it."""
 
     def __init__(self, folder: Path | None) -> None:
         self.habits, self._folder = Habits(), folder
+        self.reading = Reading()
+        self.casts: bool | None = None  # to the type of the weights; the first pass tells
         self._local = threading.local()
         self._watched: list[tuple[dict[str, Any], dict[str, Any]]] | None = None
 
@@ -83,13 +89,23 @@ class Guard:
             found = self._local.passes = []
         return found
 
-    def before(self, _: object, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the record says of inputs and answers."""
+        cast = ("inputs are cast to the precision of the weights",) if self.casts else ()
+        return cast + self.reading.notes
+
+    def before(self, model: object, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Remember the state before a pass, and hand over a copy where the model needs one."""
         if not inputs or not isinstance(inputs[0], Tensor):
             return None
         given = inputs[0]
+        if self.casts is None:
+            self.casts = needs_cast(model, given)
         copied, watched = self.habits.alters, self._watched is not None
         own = given.clone() if copied else given
+        if self.casts and (kind := weights_type(model)) is not None and kind != own.dtype:
+            own, copied = own.to(kind), True
         if not torch.compiler.is_compiling():
             if self._folder is not None:
                 import_folders.activate(self._folder)
@@ -101,13 +117,15 @@ class Guard:
         return (own, *inputs[1:]) if copied else None
 
     def after(self, _: object, __: object, answer: Any) -> Any:
-        """Put back what the pass has changed, and return a copy of the answer.
+        """Put back what the pass has changed, and return a copy of the answer, read as logits.
 
         Raises:
             RobustkitError: when the pass wrote into an input that was not copied, or did not
                 answer every input.
         """
-        if torch.compiler.is_compiling() or not self._passes:
+        if torch.compiler.is_compiling():
+            return self.reading.of(answer)
+        if not self._passes:
             return answer
         done = self._passes.pop()
         changed = process_state.put_back(done.state)
@@ -124,6 +142,8 @@ class Guard:
                 "when it was looked at; what follows would be judged on other inputs. Begin its "
                 "forward pass with `x = x.clone()`."
             )
+        if answer is not None:  # else the pass has failed
+            answer, self.reading = read(answer, len(done.given))
         if not isinstance(answer, Tensor):
             return answer
         if self._watched is None and (not answer.ndim or len(answer) != len(done.given)):

@@ -64,8 +64,9 @@ def load_model(
     Args:
         text: a registered defense with options (`pgd_at(eps=0.1)`), or `package.module:attr` or
             `path/to/file.py:attr`: an `nn.Module`, or a function without arguments returning one;
-            or `prefix:name` of a source in `robustkit.models.zoo`, such as `timm:resnet18`. Any of
-            them may end in `@FILE`, its weights.
+            or `prefix:name` of a source in `robustkit.models.zoo`, such as `timm:resnet18`; both
+            take `(output=KEY)`, the entry of its answer that holds the logits. Any of them may end
+            in `@FILE`, its weights.
         data: what it will be evaluated on, or the name of that: decides shape, classes, checkpoint.
         weights: a `.safetensors`, `.pt` or `.pth` file with a state dict.
         mean: of each channel, or one for all; subtracted inside the model.
@@ -243,15 +244,21 @@ def _imported(
             f"({', '.join(defenses)}), 'package.module:attr', 'path/to/file.py:attr', or a name of "
             f"another source ({', '.join(f'{prefix}:...' for prefix in zoo.prefixes())})."
         )
+    name, options = zoo.split_options(text, text)
+    if others := ", ".join(sorted(options.keys() - {"output"})):
+        raise UsageError(f"{text}: expected the option output alone, got {others}.")
     with kept():
-        value = load_attribute(text)
-        model = _module(value, text)
+        value = load_attribute(name)
+        model = _module(value, name)
     notes = []
     if weights is not None:
         model = duplicate(model) if model is value else model
         notes.append(checkpoints.put(checkpoints.read_weights(weights), model, str(weights)))
     if mean is not None or std is not None:
         model, note = normalized(model, data.shape[0], mean, std)
+        notes.append(note)
+    if "output" in options:
+        model, note = zoo.output_of(model, options["output"], text)
         notes.append(note)
     return Subject(text, model, tuple(notes))
 

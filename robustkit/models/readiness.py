@@ -53,6 +53,7 @@ def private_copy(model: Model | nn.Module, device: torch.device, name: str) -> M
     """
     if not isinstance(model, nn.Module):
         return guarded(model)
+    model = without_replicas(model)
     refuse_unready(model, name)
     refuse_training_mode(model, name)
     try:
@@ -66,6 +67,13 @@ def private_copy(model: Model | nn.Module, device: torch.device, name: str) -> M
     private = frozen(private.to(device))
     scripted = isinstance(private, torch.jit.ScriptModule)
     return guarded(Program(private) if scripted else private)
+
+
+def without_replicas(model: nn.Module) -> nn.Module:
+    """Return the module inside DataParallel and its like, which would spread over devices."""
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    return model
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from robustkit.core.named import NamedThreat
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
+from robustkit.models.scores import Scores, without_gradients
 from robustkit.models.surrogates.resolve import WithSurrogates, declared, source
 from robustkit.registry import attacks, suites
 from robustkit.search.audit import Audit
@@ -31,6 +32,9 @@ class Suite(Protocol):
     One that acts on what is found about a model has a method `remedies(threat, surrogates,
     findings)`, which returns what to add (`robustkit.search.findings`), and may have
     `transfer_sources()`: names of registered models that may serve as transfer sources.
+
+    For a model without gradients the attacks that follow the model's own are left out; where none
+    is left, those of a method `without_gradients(threat)` take their place, or of the suite scores.
     """
 
     def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
@@ -124,9 +128,11 @@ def line_up(
         raise threat.refusal(f"the suite {suite}")
     line = _specs(built.attacks(threat, known) if built else chosen)
     audit: Audit | None = built.audit(threat) if built and hasattr(built, "audit") else None
+    if (blind := without_gradients(model)) is not None:
+        line, audit = _without_gradients(line, audit, built, threat, blind)
     audited, reserve = _specs(audit.attacks if audit else ()), list[Spec]()
     answers, screened = list[str](), list[Spec]()
-    if findings is not None and built is not None:
+    if findings is not None and built is not None and blind is None:
         more: Remedies = built.remedies(threat, known, findings)
         line, answers = _once([*line, *_specs(more.line)]), list(more.answers)
         screened = _once(_specs(more.screened), line)
@@ -152,6 +158,34 @@ def line_up(
         raise UsageError(f"attack {sorted(repeated)[0]!r} is listed twice")
     return LineUp(specs, searches, len(line), audit, len(reserve), findings, tuple(answers),
                   screened=len(screened))  # fmt: skip
+
+
+def _without_gradients(
+    line: list[Spec], audit: Audit | None, suite: Any, threat: Threat, model: Scores
+) -> tuple[list[Spec], Audit | None]:
+    """Leave out what follows the gradient of a model that has none.
+
+    Raises:
+        UsageError: where such an attack was asked for by name.
+    """
+    useless = [spec for spec in line if _follows_model(attacks.build(spec))]
+    if suite is None and useless:
+        raise UsageError(
+            f"{useless[0].name} follows gradients, and the model has scores alone. Use --suite "
+            "scores, or attacks without gradients: square, spsa, rays (linf), hopskipjump (l2)."
+        )
+    if suite is None:
+        return line, audit
+    left = [spec for spec in line if spec not in useless]
+    exact = _specs(model.attacks)
+    if not left and not (exact and threat.norm == "l0"):  # for which there is no other
+        own = getattr(suite, "without_gradients", None) or suites.build("scores").attacks
+        left = _specs(own(threat))
+    return _once([*exact, *left]), None
+
+
+def _follows_model(search: Any) -> bool:
+    return bool(getattr(search, "uses_gradient", False)) and not surrogate_of(search)
 
 
 def rehearse(line: LineUp, threat: Threat, shape: Sequence[int], classes: int) -> None:

@@ -76,7 +76,7 @@ class Answer(NamedTuple):
 def predict(
     model: Model, x: Images, draws: int = 1, judged: Judged = lambda logits: logits
 ) -> Answer:
-    """Ask for float32 logits `draws` times; ties go to the lower label.
+    """Ask `draws` times for logits, which keep float64; ties go to the lower label.
 
     Args:
         judged: by which every pass decides; the logits come back as the model gave them.
@@ -98,11 +98,16 @@ def _ask(model: Model, x: Images, draws: int) -> Float[Tensor, "t b k"]:
     # boundary, where that is enough to change the class.
     with torch.no_grad(), full_precision():
         if together == 1 or draws == 1:
-            return torch.stack([model(x).float() for _ in range(draws)])
+            return torch.stack([_full(model(x)) for _ in range(draws)])
         parts = [min(together, draws - start) for start in range(0, draws, together)]
         return torch.cat(
-            [model(x.repeat(k, *[1] * (x.ndim - 1))).float().unflatten(0, (k, -1)) for k in parts]
+            [_full(model(x.repeat(k, *[1] * (x.ndim - 1)))).unflatten(0, (k, -1)) for k in parts]
         )
+
+
+def _full(logits: Logits) -> Logits:
+    """Return logits in float32; those in float64 stay, whose order float32 may not tell."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def verify(

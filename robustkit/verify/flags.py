@@ -106,6 +106,14 @@ _KINDS = (
         "Look for rounding, detach, no_grad, saturation; attack a smooth surrogate.",
     ),
     FlagKind(
+        "scores_only",
+        "suspicious",
+        "the model gives scores and no gradients, so that attacks without gradients alone decide; "
+        "not of a single decision tree, which is searched exactly",
+        "Take the robust accuracy for an upper bound weaker than one by gradients. Of decision "
+        "trees and small forests --certify trees gives a lower one.",
+    ),
+    FlagKind(
         "exploding_gradient",
         "suspicious",
         "by its gradient the margin would change a thousand times the logits' size in a step of "

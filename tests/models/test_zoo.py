@@ -86,7 +86,8 @@ def untrained(model: nn.Module) -> bool:
 class TestNames:
     def test_every_file_is_a_source(self) -> None:
         assert zoo.prefixes() == [
-            "export", "hf", "hub", "onnx", "robustbench", "timm", "torchvision"
+            "call", "export", "hf", "hub", "onnx", "robustbench", "sklearn", "timm", "torchvision",
+            "tower",
         ]  # fmt: skip
 
     @pytest.mark.parametrize("text", ["timm", "timm:", "mine:make", "dir/timm.py:make"])
@@ -132,6 +133,10 @@ class TestTimm:
                            mean=(0.5,), std=(0.25,))  # fmt: skip
         agree(found.model, model((x - 0.5) / 0.25), x)
         assert not untrained(found.model)
+        own = load_model("timm:resnet10t(normalize=true)", data=photos, weights=tmp_path / "w.pt")
+        recipe = model.pretrained_cfg
+        mean, std = (torch.tensor(recipe[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+        agree(own.model, model((x - mean) / std), x)
 
     def test_random_weights_are_never_silent(
         self, photos: Dataset, x: Tensor, tmp_path: Path

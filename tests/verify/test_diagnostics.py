@@ -111,7 +111,7 @@ def test_one_point_is_enough_to_find_coupling(x: Tensor) -> None:
         (lambda z: torch.zeros(len(z)), r"\[8\]"),
         (lambda z: torch.zeros(len(z), 4, 1), r"\[8, 4, 1\]"),
         (lambda z: torch.zeros(1, 4), r"\[1, 4\]"),
-        (lambda z: (torch.zeros(len(z), 4),), "tuple"),
+        (lambda z: (torch.zeros(len(z), 4),), r"tuple \(0: \[8, 4\]\)"),
         (lambda z: None, "NoneType"),
     ],
 )

@@ -17,6 +17,7 @@ from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.models.guard import duplicate
+from robustkit.models.legible import legible
 from robustkit.models.mixture import Mixed, certified_by_margins
 from robustkit.models.readiness import frozen
 
@@ -101,12 +102,12 @@ def build_verifier(
     mixture = model if isinstance(model, Mixed) else None
     base = mixture.certificate_parts()[0] if mixture else model
     try:
-        fast = trace(frozen(duplicate(base)).cpu().float(), shape)
+        fast = trace(frozen(legible(duplicate(base))).cpu().float(), shape)
     except UsageError:  # it computes in float64 by itself: no copy in float32 agrees
         return None
     if not reads(fast):
         return None
-    exact = trace(frozen(duplicate(base)).cpu().double(), shape)
+    exact = trace(frozen(legible(duplicate(base))).cpu().double(), shape)
     target = 0.0 if mixture is None else _target(mixture, fast.nodes[-1].shape[0])
     if target is None:
         return None

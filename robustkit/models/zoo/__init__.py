@@ -11,8 +11,11 @@ import pkgutil
 import re
 from pathlib import Path
 
+from torch import nn
+
 from robustkit.core.spec import Spec
 from robustkit.errors import UsageError
+from robustkit.models.outputs import Output
 from robustkit.models.zoo.base import Ask, Found
 
 __all__ = ["Ask", "Found", "open_model", "prefixes"]
@@ -55,13 +58,36 @@ def open_model(
         UsageError: when the model cannot be loaded with these options.
     """
     prefix, _, rest = text.partition(":")
-    name, options = _split(rest.strip(), text)
+    name, options = split_options(rest.strip(), text)
+    entry = options.pop("output", None)
     source = importlib.import_module(f"robustkit.models.zoo.{prefix}")
     found: Found = source.load(Ask(text, name, options, shape, classes, weights, class_names))
-    return found
+    if entry is None:
+        return found
+    model, note = output_of(found.model, entry, text)
+    return found._replace(model=model, notes=(*found.notes, note))
 
 
-def _split(rest: str, text: str) -> tuple[str, dict[str, object]]:
+def output_of(model: nn.Module, entry: object, text: str) -> tuple[nn.Module, str]:
+    """Return the model of whose answer `entry` is taken, and the note about it.
+
+    Raises:
+        UsageError: when that is neither a name nor a whole number.
+    """
+    if not isinstance(entry, str | int) or isinstance(entry, bool):
+        raise UsageError(
+            f"{text}: expected output as a key, such as output=logits, or a place, such as "
+            f"output=0, got {entry!r}."
+        )
+    return Output(model, entry), f"logits: the entry {entry!r} of the answer, as asked for"
+
+
+def split_options(rest: str, text: str) -> tuple[str, dict[str, object]]:
+    """Split `name(option=value)` into name and options.
+
+    Raises:
+        UsageError: when the options cannot be read.
+    """
     call = re.fullmatch(r"(.+?)(\(.*\))", rest, re.DOTALL)
     if call is None:
         return rest, {}

@@ -35,7 +35,8 @@ def load(ask: Ask) -> Found:
 
     Options: `pretrained=false` (random weights), `resize=224`, and those of `timm.create_model`.
     Pretrained weights come with the mean and std they were trained with. With --weights, classes
-    default to those of the data, and normalization is left to --mean and --std.
+    default to those of the data, and normalization is left to --mean and --std, or is timm's for
+    that name: `normalize=true`.
 
     Raises:
         UsageError: when timm is absent, or the model cannot be had.
@@ -43,6 +44,7 @@ def load(ask: Ask) -> Found:
     timm: Any = library("timm", "timm")
     pretrained, ask = ask.option("pretrained", bool, True)
     resize, ask = ask.option("resize", int)
+    normalize, ask = ask.option("normalize", bool, False)
     if not timm.is_model(ask.name.partition(".")[0]):
         raise unknown("timm model", ask.name, timm.list_models())
     download = pretrained and ask.weights is None
@@ -59,7 +61,10 @@ def load(ask: Ask) -> Found:
     notes: list[str] = []
     if ask.weights is not None:
         notes.append(fill(model, ask.weights))
-        return Found(prepare(model, notes, resize=resize), tuple(notes))
+        recipe = model.pretrained_cfg if normalize else {}
+        mean, std = (tuple(recipe[key]) if key in recipe else None for key in ("mean", "std"))
+        model = prepare(model, notes, mean=mean, std=std, resize=resize)
+        return Found(model, tuple(notes), prepared=normalize)
     if not pretrained:
         notes.append(RANDOM)
         return Found(prepare(model, notes, resize=resize), tuple(notes), untrained=True)

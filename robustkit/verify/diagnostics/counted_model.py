@@ -13,6 +13,8 @@ from robustkit.core.imports import failure
 from robustkit.core.losses import input_gradient
 from robustkit.core.types import Images, Logits, Model, Scalars
 from robustkit.errors import UsageError
+from robustkit.models.guard import guard_of
+from robustkit.models.outputs import described
 from robustkit.models.readiness import DYNAMIC_BATCH
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
@@ -58,12 +60,16 @@ class CountedModel:
                 f"{failure(error).rstrip('.')}. {self._cure()}--debug shows the way there."
             ) from error
         if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != len(x):
-            got, cure = f"{type(answer).__name__}", "Return the logits alone"
-            if isinstance(answer, Tensor):
-                got, cure = f"{list(answer.shape)}", "Return one row of logits per input"
+            cure = "Return one row of logits per input"
+            if not isinstance(answer, Tensor):
+                cure = (
+                    "Return the logits alone, or say which entry holds them: "
+                    '"path/to/file.py:attr(output=KEY)", in Python robustkit.models.outputs.Output'
+                    "(model, KEY)"
+                )
             raise UsageError(
                 f"{name} must map inputs [{len(x)}, {', '.join(map(str, shape))}] to logits "
-                f"[{len(x)}, k], got {got}. {cure}."
+                f"[{len(x)}, k], got {described(answer)}. {cure}."
             )
         if answer.device != x.device or answer.layout is not torch.strided or answer.is_complex():
             raise UsageError(
@@ -71,15 +77,11 @@ class CountedModel:
                 f"{x.device}; got {answer.dtype}, {answer.layout}, on {answer.device}. Convert "
                 "them at the end of its forward pass."
             )
-        if answer.shape[1] == 1:
-            raise UsageError(
-                f"{name} returns one logit per input, as a binary classifier does; expected one "
-                "for each class. Return both: `torch.cat([torch.zeros_like(z), z], 1)`, if z > 0 "
-                "means class 1."
-            )
         if answer.shape[1] < classes:
+            one = self._is_single()
+            returned = "one logit per input" if one else f"{answer.shape[1]} logits"
             raise UsageError(
-                f"{name} returns {answer.shape[1]} logits, but the data has {classes} classes "
+                f"{name} returns {returned}, but the data has {classes} classes "
                 "(the largest label, plus one: do the labels start at 0?)"
             )
         if not bool(answer.isfinite().all()):
@@ -89,6 +91,26 @@ class CountedModel:
                 "verdict is defined there. Look at its weights and at --mean and --std."
             )
         return answer.float()
+
+    def _is_single(self) -> bool:
+        """Whether the model answers with one logit an input, which its guard has read as two."""
+        guard = guard_of(self.model)
+        return guard is not None and bool(guard.reading.axes)
+
+    def refuse_sigmoid(self, logits: Logits) -> None:
+        """Refuse single outputs of a sigmoid: read as logits, all of them would mean class 1.
+
+        Raises:
+            UsageError: when all outputs lie in [0, 1].
+        """
+        z = logits[:, 1]
+        if self._is_single() and bool(((z >= 0) & (z <= 1)).all()):
+            raise UsageError(
+                f"{self.name} returns one number per input, of which class 1 follows where it is "
+                f"above 0; expected logits of either sign, got {float(z.min()):.3g} to "
+                f"{float(z.max()):.3g}, as of a sigmoid. Return what goes into the sigmoid; or, if "
+                "these are logits, both: `torch.stack([torch.zeros_like(z), z], 1)`."
+            )
 
     def _cure(self) -> str:
         """Say what helps against two usual reasons why a pass fails; "" for others."""

@@ -10,6 +10,7 @@ from robustkit.core.types import Images, Logits, Model
 from robustkit.errors import UsageError
 from robustkit.models.agreement import OTHER_BATCH, SAME_KERNEL, row_distance
 from robustkit.models.guard import Habits, habits, watching
+from robustkit.models.scores import without_gradients
 from robustkit.verify.diagnostics.absorbing import of_outputs
 from robustkit.verify.diagnostics.counted_model import CountedModel
 from robustkit.verify.diagnostics.gradients import of_gradients
@@ -88,6 +89,7 @@ def _examine(
 ) -> Diagnosis:
     buffers = Buffers(counted.model)
     first = counted.strictly(x, classes)
+    counted.refuse_sigmoid(first)
     repeats = torch.stack([counted.strictly(x, classes) for _ in range(4)])
     noise = max(row_distance(first, other) for other in repeats)
     randomized = noise > SAME_KERNEL or bool((repeats.argmax(2) != first.argmax(1)).any())
@@ -107,6 +109,11 @@ def _examine(
             _refuse_coupling(counted, x, first, classes)
         elif moved is not None:
             flags.append(flag("stateful", moved))
+    if scores := without_gradients(counted.model):
+        probing = False
+        if scores.forest is None or len(scores.forest.trees) > 1:
+            seen = "the model gives scores and no gradients: only attacks without gradients apply"
+            flags.append(flag("scores_only", seen))
     if probing:
         flags += _probe(counted, x, first, box, randomized=not steady)
         if steady and "stateful" not in {found.name for found in flags}:

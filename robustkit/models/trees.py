@@ -1,0 +1,228 @@
+"""Decision trees and small forests of scikit-learn, searched exactly leaf by leaf.
+
+scikit-learn turns inputs into float32 and goes left where x <= threshold, a comparison in float64.
+So a leaf is a box of float32 numbers, bounds included. The point of a box nearest to x, in every
+norm at once, is x with each feature clamped: a tree is robust at x unless the threat model contains
+that point for a leaf of another class (Chen et al., "Robustness Verification of Tree-based Models",
+NeurIPS 2019, arXiv:1906.03849, section 3.1: linear in the leaves).
+
+A forest answers with the mean of its trees. Choices of one leaf a tree whose boxes meet are
+searched depth first; a branch ends where the box is empty, or where the best leaves of the trees to
+come cannot make up the margin (Kantchelian et al. 2016 show the problem to be NP-hard; the paper
+above searches cliques of the same boxes, section 3.2). Sums are those of scikit-learn, in its
+order, so that ties are its ties.
+
+Differs from the paper: exact within a number of branches, no bound beyond it; all norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from robustkit.core.threat import Threat
+from robustkit.errors import UsageError
+
+_BRANCHES = 20_000  # of the search for one point
+_SINGLE = ("DecisionTreeClassifier", "ExtraTreeClassifier")
+_FORESTS = ("RandomForestClassifier", "ExtraTreesClassifier")
+_ROUNDING = 1e-9  # of sums of shares: what may be lost in another order
+_PART = 256
+
+Box = dict[int, tuple[float, float]]
+
+
+class Leaf(NamedTuple):
+    """A leaf: bounds of the features on its path, included, and its scores [k]."""
+
+    box: Box
+    scores: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Trees by their leaves; the scores of an input are the mean of one leaf a tree."""
+
+    trees: tuple[tuple[Leaf, ...], ...]
+
+    def scores(self, leaves: list[Leaf]) -> NDArray[np.float64]:
+        """Return the scores [k] of one leaf a tree, as scikit-learn sums them."""
+        if len(self.trees) == 1:
+            return leaves[0].scores
+        total = np.zeros_like(leaves[0].scores)
+        for leaf in leaves:
+            total += leaf.scores
+        total /= len(leaves)
+        return total
+
+    def search(
+        self, x: NDArray[np.float32], y: int, threat: Threat, branches: int = _BRANCHES
+    ) -> tuple[bool, NDArray[np.float32] | None]:
+        """Search the threat model around x [d], whose class is column `y`.
+
+        Returns:
+            Whether every input has class y, and one that has another. (False, None): given up.
+        """
+        low, high = _region(x, threat)
+        near = [[leaf for leaf in tree if _meets(leaf.box, low, high)] for tree in self.trees]
+        if len(near) == 1:  # read to its end: its leaves are no choices that multiply
+            branches = len(near[0]) * len(near[0][0].scores)
+        budget = iter(range(branches))
+        try:
+            for target in range(len(near[0][0].scores)):
+                if target == y:
+                    continue
+                for z in self._wrong(x, y, target, near, budget, low, high):
+                    if _contains(threat, z, x):
+                        return False, z
+        except _GivenUpError:
+            return False, None
+        return True, None
+
+    def _wrong(
+        self,
+        x: NDArray[np.float32],
+        y: int,
+        target: int,
+        near: list[list[Leaf]],
+        budget: Iterator[int],
+        low: list[float],
+        high: list[float],
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the nearest input of every choice of leaves whose class is not y.
+
+        Choices are left out that cannot bring class `target` up to y.
+        """
+
+        def gain(leaf: Leaf) -> float:
+            share = leaf.scores[target] - (leaf.scores[y] if y >= 0 else 0)
+            return float(share)
+
+        # The trees that decide most come first; of each the leaves that speak for the target.
+        gains = [[gain(leaf) for leaf in leaves] for leaves in near]
+        order = sorted(range(len(near)), key=lambda t: min(gains[t]) - max(gains[t]))
+        ahead = np.cumsum([0.0, *(max(gains[tree]) for tree in reversed(order))])[::-1]
+        sorted_leaves = [sorted(near[tree], key=gain, reverse=True) for tree in order]
+        chosen: list[Leaf] = [near[0][0]] * len(near)
+
+        def descend(depth: int, box: Box, lead: float) -> Iterator[NDArray[np.float32]]:
+            if depth == len(order):
+                if int(self.scores(chosen).argmax()) != y:
+                    z = x.copy()
+                    for feature, (lower, upper) in box.items():
+                        z[feature] = min(max(z[feature], lower), upper)
+                    yield z
+                return
+            for leaf in sorted_leaves[depth]:
+                if next(budget, None) is None:
+                    raise _GivenUpError
+                now = lead + gain(leaf)
+                if now + ahead[depth + 1] < -_ROUNDING:
+                    return  # leaves that follow gain less
+                met = _meet(box, leaf.box, low, high)
+                if met is not None:
+                    chosen[order[depth]] = leaf
+                    yield from descend(depth + 1, met, now)
+
+        yield from descend(0, {}, 0.0)
+
+
+class _GivenUpError(Exception):
+    """The branches of a point are used up."""
+
+
+def forest_of(estimator: Any) -> Forest | None:
+    """Return the trees of a fitted classifier of scikit-learn; None of other kinds.
+
+    Raises:
+        UsageError: when inputs inside a leaf's box do not end in it, as in a version of
+            scikit-learn that compares otherwise.
+    """
+    kind, module = type(estimator).__name__, type(estimator).__module__
+    if not module.startswith("sklearn.") or getattr(estimator, "n_outputs_", 0) != 1:
+        return None
+    if kind in _SINGLE:
+        return Forest((_leaves(estimator),))
+    if kind in _FORESTS:
+        return Forest(tuple(_leaves(tree) for tree in estimator.estimators_))
+    return None
+
+
+def _leaves(estimator: Any) -> tuple[Leaf, ...]:
+    tree = estimator.tree_
+    boxes = dict(_boxes(tree))
+    places, found = list(boxes), list[Leaf]()
+    for start in range(0, len(places), _PART):
+        part = places[start : start + _PART]
+        inside = np.full((len(part), estimator.n_features_in_), 0.5, dtype=np.float32)
+        for row, place in enumerate(part):
+            for feature, (low, high) in boxes[place].items():
+                inside[row, feature] = min(max(0.5, low), high)
+        if not (estimator.apply(inside) == np.array(part)).all():
+            raise UsageError(
+                f"{type(estimator).__name__}: expected inputs with x <= threshold in float32 to go "
+                "left, got a leaf of another side. This version of scikit-learn is not known: "
+                "name the model by call:path/to/file.py:attr, without certificate."
+            )
+        scores = np.asarray(estimator.predict_proba(inside), dtype=np.float64)
+        found += [Leaf(boxes[place], row) for place, row in zip(part, scores, strict=True)]
+    return tuple(found)
+
+
+def _boxes(tree: Any) -> Iterator[tuple[int, Box]]:
+    """Yield the number and the box of every leaf that a float32 input can reach."""
+    left, right = tree.children_left, tree.children_right
+    stack: list[tuple[int, Box]] = [(0, {})]
+    while stack:
+        node, box = stack.pop()
+        if left[node] == right[node]:
+            yield node, box
+            continue
+        feature, split = int(tree.feature[node]), _floor(float(tree.threshold[node]))
+        low, high = box.get(feature, (-np.inf, np.inf))
+        above = float(np.nextafter(np.float32(split), np.float32(np.inf)))
+        if above <= high:
+            stack.append((int(right[node]), {**box, feature: (max(low, above), high)}))
+        if low <= split:
+            stack.append((int(left[node]), {**box, feature: (low, min(high, split))}))
+
+
+def _floor(threshold: float) -> float:
+    """Return the largest float32 number that is not above a threshold."""
+    near = np.float32(threshold)
+    return float(near if float(near) <= threshold else np.nextafter(near, np.float32(-np.inf)))
+
+
+def _region(x: NDArray[np.float32], threat: Threat) -> tuple[list[float], list[float]]:
+    """Return bounds of every feature [d] that hold all of the threat model around x."""
+    wide = np.inf if threat.norm == "l0" else threat.eps
+    low = np.nextafter((x - wide).astype(np.float32), np.float32(-np.inf))
+    high = np.nextafter((x + wide).astype(np.float32), np.float32(np.inf))
+    return low.clip(threat.lower).tolist(), high.clip(None, threat.upper).tolist()
+
+
+def _meets(box: Box, low: list[float], high: list[float]) -> bool:
+    return all(lower <= high[f] and upper >= low[f] for f, (lower, upper) in box.items())
+
+
+def _meet(box: Box, more: Box, low: list[float], high: list[float]) -> Box | None:
+    """Return what two boxes share inside a region; None where that is nothing."""
+    met = dict(box)
+    for feature, (lower, upper) in more.items():
+        known = met.get(feature) or (low[feature], high[feature])
+        both = max(lower, known[0]), min(upper, known[1])
+        if both[0] > both[1]:
+            return None
+        met[feature] = both
+    return met
+
+
+def _contains(threat: Threat, z: NDArray[np.float32], x: NDArray[np.float32]) -> bool:
+    """Whether the threat model around x [d] contains z [d]."""
+    inside = threat.contains(torch.from_numpy(z[None]), torch.from_numpy(x[None]))
+    return bool(inside[0])
