@@ -33,13 +33,13 @@ from robustkit.models.half import Precision
 from robustkit.models.load import load_model
 from robustkit.models.normalization import Numbers, normalized
 from robustkit.models.readiness import without_replicas
-from robustkit.models.scores import has_scores, of_estimator
+from robustkit.models.scores import Probabilistic, has_scores, of_estimator
 from robustkit.models.tuning import AUTOMATIC, Layout, Tuning
 from robustkit.registry import read_threat
 from robustkit.search.suites import LineUp, default_suite, line_up, refuse_fixed
 
 Pair: TypeAlias = "tuple[Tensor | NDArray[Any], Tensor | NDArray[Any]]"
-GivenModel: TypeAlias = "Model | nn.Module | str"
+GivenModel: TypeAlias = "Model | nn.Module | Probabilistic | str"
 GivenData: TypeAlias = "Dataset | Pair | torch_data.Dataset[Any] | torch_data.DataLoader[Any] | str"
 
 

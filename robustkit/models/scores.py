@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,16 @@ from robustkit.models.trees import Forest, forest_of
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
 Layout: TypeAlias = Literal["images", "rows", "rows-nhwc"]
+
+
+class Probabilistic(Protocol):
+    """A fitted classifier of rows, as those of scikit-learn; one may have `decision_function`."""
+
+    def predict_proba(self, rows: Any, /) -> Any:
+        """[n, d] -> [n, k]."""
+        ...
+
+
 Function: TypeAlias = Callable[[NDArray[np.float32]], Any]
 
 

@@ -61,7 +61,7 @@ def test_arrays_come_as_they_are_asked_for() -> None:
         return np.zeros((len(array), 3))
 
     for options in ({"layout": "images"}, {}, {"layout": "rows-nhwc", "scale": 255.0}):
-        model = Scores(function, **options)  # type: ignore[arg-type]
+        model = Scores(function, **options)
         answer = model(x)
         assert answer.dtype is torch.float64 and not answer.requires_grad
         rows = model.arrays(x)
@@ -171,11 +171,13 @@ class TestScikitLearn:
     def test_proofs_answer_that_there_is_no_gradient(self, tmp_path: Path) -> None:
         ensemble = pytest.importorskip("sklearn.ensemble")
         model = ensemble.RandomForestClassifier(3, max_depth=3, random_state=0).fit(ROWS, Y)
-        asked = {"threat": LINF, "attacks": ["trees:nearest"]}
-        closed = robustkit.evaluate(
-            model, images(), **asked, certify="trees", folder=tmp_path / "a"
-        )
-        opened = robustkit.evaluate(model, images(), **asked, folder=tmp_path / "b")
+        closed, opened = (
+            robustkit.evaluate(
+                model, images(), LINF, attacks=["trees:nearest"], certify=certify,
+                folder=tmp_path / str(certify),
+            )
+            for certify in ("trees", None)
+        )  # fmt: skip
         assert closed.certified == closed.robust == opened.robust < closed.clean
         assert (closed.reliability, opened.reliability) == ("reliable", "suspicious")
 

@@ -50,7 +50,7 @@ def test_logits_are_scaled_cosines(place: Path, data: Dataset) -> None:
 
 
 def test_several_texts_of_a_class_are_averaged_as_unit_vectors(place: Path, data: Dataset) -> None:
-    np.save(place / "texts" / "cat.npy", np.float32([[2, 0, 0, 0], [0, 9, 0, 0]]))
+    np.save(place / "texts" / "cat.npy", np.eye(4, dtype=np.float32)[:2] * [[2], [9]])
     np.save(place / "texts" / "dog.npy", TEXTS[1])
     texts = load_model(name(place), data=data).model.state_dict()["texts"]
     assert torch.allclose(texts[0], torch.tensor([0.5**0.5, 0.5**0.5, 0, 0]))

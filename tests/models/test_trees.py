@@ -95,10 +95,10 @@ def test_a_search_that_is_given_up_says_nothing() -> None:
 def test_ties_of_votes_are_those_of_scikit_learn() -> None:
     """Two stumps that disagree: equal shares, and the first class counts."""
     model = ensemble.RandomForestClassifier(2, max_depth=1, bootstrap=False, random_state=0)
-    model.fit(np.float32([[0, 0], [1, 0], [0, 1], [1, 1]]), [0, 0, 1, 1])
+    model.fit(np.array([[0, 0], [1, 0], [0, 1], [1, 1]], dtype=np.float32), [0, 0, 1, 1])
     found = forest_of(model)
     assert found is not None
-    for x in np.float32([[0, 0], [1, 1]]):
+    for x in np.array([[0, 0], [1, 1]], dtype=np.float32):
         leaves = [next(leaf for leaf in one if all(lo <= x[f] <= hi for f, (lo, hi) in
                        leaf.box.items())) for one in found.trees]  # fmt: skip
         assert np.array_equal(found.scores(leaves), model.predict_proba(x[None])[0])
