@@ -31,7 +31,7 @@ from robustkit.verify.flags import Flag
 def answered(run: Run, flags: Sequence[Flag]) -> list[Flag]:
     """Mark the flags that the attacks of `run` have answered, with how."""
     answers = _answers(run) if run.line.findings is not None and _quiet(run) else {}
-    if _decided(run):
+    if any(flag.name == "scores_only" for flag in flags) and _decided(run):
         answers["scores_only"] = "every point is proved or broken"
     return [flag.model_copy(update={"answered": answers.get(flag.name)}) for flag in flags]
 

@@ -216,7 +216,7 @@ class Record(RecordDisplay, Part):
     @property
     def tail_30(self) -> float:
         """Mean robust accuracy over `tail`: 3 of 10 classes, 30 of 100, 1 of 2 or 3."""
-        return math.fsum(c.accuracy for c in self.tail) / len(self.tail)
+        return math.fsum(accuracy for _, accuracy in self.tail) / len(self.tail)
 
     @property
     def strongest_attack(self) -> str | None:
@@ -242,7 +242,7 @@ class Record(RecordDisplay, Part):
     @property
     def abstained(self) -> float | None:
         """Share of the clean points on which the model abstains; None where it cannot."""
-        label = self.threat.goal.abstention
+        label = self.threat.goal.abstention if self.threat.criterion else None  # they import torch
         return None if label is None else self.points.predicted.count(label) / self.n
 
     def class_name(self, label: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -14,9 +14,11 @@ from pydantic import (
     model_serializer,
 )
 
-from robustkit.core.criterion import UNTARGETED, Criterion
 from robustkit.core.stats.hypergeometric import drawn_to_halve
 from robustkit.registry import read_criterion
+
+if TYPE_CHECKING:
+    from robustkit.core.criterion import Criterion
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0)]
@@ -150,7 +152,7 @@ class ThreatInfo(Part):
     @property
     def goal(self) -> Criterion:
         """What breaks a point."""
-        return UNTARGETED if self.criterion is None else read_criterion(self.criterion)
+        return read_criterion(self.criterion or "untargeted")
 
     @property
     def kind(self) -> str:

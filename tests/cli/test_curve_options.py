@@ -186,7 +186,10 @@ class TestMinimumNorm:
         (["--threat", "l0:0.5"], "a whole number, got 0.5"),
         (["--threat", "l0:5", "--suite", "parity"], "the suite parity is not defined for l0"),
         (["--threat", "l0:5", "--attack", "apgd"], "apgd supports linf and l2, got l0. Use sigma"),
-        (["--threat", "l2:5", "--attack", "sigma_zero"], "sigma_zero supports l0, got l2. Use fmn"),
+        (
+            ["--threat", "l2:5", "--attack", "sigma_zero"],
+            "sigma_zero supports l0 and l0px, got l2. Use fmn",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(

@@ -414,7 +414,8 @@ class TestList:
     def test_options_have_their_defaults(self) -> None:
         found = json.loads(run("list", "defenses", "--json").stdout)["entries"]
         pgd_at = next(entry for entry in found if entry["name"] == "pgd_at")
-        assert pgd_at["options"] == {"eps": 0.1, "steps": 7, "width": 32, "loss": "ce"}
+        options = {"eps": 0.1, "steps": 7, "net": "small_cnn", "width": 32, "loss": "ce"}
+        assert pgd_at["options"] == options
 
     def test_an_unknown_kind_is_refused(self) -> None:
         result = run("list", "atacks")

@@ -179,7 +179,9 @@ class TestProse:
             if words[0] == "robustkit" and len(words) > 1:
                 assert words[1] in {*main.commands, "--version", "--help"}, span
             if words[0] in ("robustkit", "python") or span.startswith("--"):
-                asked = {word.split("=")[0] for word in words if re.match(r"--\w", word)}
+                asked = {
+                    word.split("=")[0].rstrip(",") for word in words if re.match(r"--\w", word)
+                }
                 own = known if words[0] != "python" else asked
                 assert asked <= own | {"--help"}, span
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,9 +87,9 @@ def test_what_was_refused_is_measured_once_when_the_search_is_over(
 ) -> None:
     rows: list[int] = []
 
-    def counted(model: NoisyLevel, z: Tensor, y: Tensor) -> Tensor:
+    def counted(model: NoisyLevel, z: Tensor, *judged: Any) -> Tensor:
         rows.append(len(z))
-        return measure(model, z, y)
+        return measure(model, z, *judged)
 
     monkeypatch.setattr("robustkit.evaluation.stages.judge.measure", counted)
     run(0.25, tmp_path)
