@@ -31,8 +31,7 @@ _ANSWERED = _MASKED - {"stateful"}
 # Queries before the first look at a run's progress: past the random leg of `relay`, some steps of
 # `spsa`, the first radii of the others.
 _PATIENCE = {"relay": 32, "spsa": 256, "rays": 256, "hopskipjump": 256}
-# Restarts aimed at every class. Of 50 inputs planted where few starts lead (`benchmarks/planted`)
-# what comes before finds 34.
+# Restarts aimed at every class, for inputs that few starts lead to (`benchmarks/planted`).
 _DEEP = "apgd(loss=targeted_margin, targets=9, restarts=5, within=0.5)"
 # Of `relay` on a model that declares surrogates: past its probes and a first long leg.
 _OWN_PATIENCE = 128
@@ -127,11 +126,7 @@ class Adaptive:
         return Remedies(line, screened, reserve, sorted(_ANSWERED) if findings.true else ())
 
     def _basins(self, threat: Threat, findings: Findings, guide: str) -> list[str]:
-        """List ascents from where a search without gradients came, by scores that tell something.
-
-        Of 15 points of a model with flattened features (`benchmarks/masks`) `basin` leaves none,
-        `relay` four and a search without gradients of the same length two.
-        """
+        """List ascents from where a search by scores came, if these tell something."""
         if threat.norm == "l1" or findings.eot > 1 or "one_hot" in findings.flags:
             return []
         options = [f"queries={max(1, self.queries // 5)}"]

@@ -197,7 +197,12 @@ class Top(Criterion):
                 f"its first {self.k}, and no input breaks a point. Take a k below {outputs}."
             )
 
-    def __call__(self, logits: Answers, y: Labels) -> Answers:
+    def broken(self, logits: Answers, y: Labels) -> Bool[Tensor, "*t b"]:
+        """Where the label is not among the first k; of equal logits the lower class comes first."""
+        first, place = _largest(logits, self.k), y.expand(logits.shape[:-1])
+        return ~first.gather(-1, place[..., None])[..., 0]
+
+    def margins(self, logits: Answers, y: Labels) -> Answers:
         """The k − 1 largest of the others do no harm."""
         label = self.harmless(y, logits.shape[-1]).expand_as(logits)
         others = logits.masked_fill(label, -torch.inf)
@@ -244,7 +249,14 @@ class Loss(Criterion):
         """Less of the label is more of all others together."""
         return 2
 
-    def __call__(self, logits: Answers, y: Labels) -> Answers:
+    def broken(self, logits: Answers, y: Labels) -> Bool[Tensor, "*t b"]:
+        """By the cross-entropy in float64, as a sum of differences: large logits lose nothing."""
+        place = y.expand(logits.shape[:-1])[..., None]
+        exact = logits.detach().double()
+        loss = (exact - exact.gather(-1, place)).logsumexp(-1)
+        return loss > self.above
+
+    def margins(self, logits: Answers, y: Labels) -> Answers:
         """The label's logit plus the threshold, against log Σ exp of all, in the runner-up's place.
 
         Their difference is the threshold minus the cross-entropy.

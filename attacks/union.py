@@ -86,7 +86,7 @@ class Union(NamedThreat):
 def _named(name: str) -> Mapping[str, Threat]:
     texts = name.split("+")
     found = {text: read_threat(text) for text in texts}
-    if len(texts) < 2 or len(found) < len(texts):
+    if len(texts) < 2 or len(set(found.values())) < len(texts):
         raise UsageError(
             f"expected two or more different threat models joined by +, such as linf:0.03+l2:0.5, "
             f"got {name!r}"

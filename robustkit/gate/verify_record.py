@@ -197,12 +197,14 @@ def _stored(baseline: Baseline, model: Model, data: Dataset, device: torch.devic
             untold += [point] if inside and fooled and not holds else []
     missing -= found.keys()
     note = f"{len(missing)} broken points have no stored input" if missing else ""
+    goal = record.threat.criterion
+    wrong = "the model misclassifies them" if goal is None else f"they are broken by {goal}"
     parameters = [_of("parameters make the stored inputs", len(made), unlike)] if made else []
     return [
         _of("stored inputs lie in the threat model", len(found), outside, note),
-        Finding("the model misclassifies them", 0, note="the model is randomized: it varies")
+        Finding(wrong, 0, note="the model is randomized: it varies")
         if record.randomized
-        else _of("the model misclassifies them", len(found), futile),
+        else _of(wrong, len(found), futile),
         _of("the record says so, at their distance", len(found), untold),
         *parameters,
     ]

@@ -183,6 +183,7 @@ def test_the_suite_lists_those_of_the_members() -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
+        ("linf:0.1+linf:0.10", "two or more different threat models joined by"),
         ("linf:0.1+linf:0.1", "two or more different threat models joined by"),
         ("union:linf:0.1", "two or more different threat models joined by"),
         ("linf:0.1+corruption:fog", "corruption:fog lists its inputs: evaluate it in a run of its"),

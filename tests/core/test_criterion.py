@@ -54,6 +54,35 @@ def test_verdict_and_margin_are_those_of_the_definition(text: str) -> None:
     assert torch.allclose(-margin(judged, y, y), held, atol=1e-5)
 
 
+def _top(z: Logits, k: int) -> list[int]:
+    return sorted(range(6), key=lambda i: (-z[i], i))[:k]
+
+
+# Which points are broken, by the decision alone: of equal logits the lower class.
+BROKEN: dict[str, Callable[[Logits, int], bool]] = {
+    "untargeted": lambda z, y: _top(z, 1) != [y],
+    "targeted:3": lambda z, y: _top(z, 1) == [3],
+    "groups:0,2,4|1|3,5": lambda z, y: not any({y, *_top(z, 1)} <= set(group) for group in GROUPS),
+    "reject:5": lambda z, y: _top(z, 1)[0] not in (y, 5),
+    "top2": lambda z, y: y not in _top(z, 2),
+    "top4": lambda z, y: y not in _top(z, 4),
+    "loss>1.5": lambda z, y: math.log(math.fsum(math.exp(v - z[y]) for v in z)) > 1.5,
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e8])
+@pytest.mark.parametrize("text", BROKEN)
+def test_ties_and_large_logits_are_decided_as_the_model_decides(text: str, scale: float) -> None:
+    logits, y = answers(text)
+    tied = logits.round().clamp(-1, 1)
+    held = [not BROKEN[text](z, k) for z, k in zip(tied.tolist(), y.tolist())]  # noqa: B905
+    if text.startswith("loss") and scale > 1:  # then only the largest logits count
+        held = [z[k] == max(z) and z.count(z[k]) < 5 for z, k in zip(tied.tolist(), y.tolist())]  # noqa: B905
+    judged = read_criterion(text)(tied * scale, y)
+    assert (judged.argmax(1) == y).tolist() == held
+    assert 0 < sum(held) < len(held)
+
+
 @pytest.mark.parametrize("text", HELD)
 def test_the_margin_rises_along_its_gradient_and_every_loss_has_one(text: str) -> None:
     logits, y = answers(text)

@@ -24,6 +24,7 @@ def checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"is read as it is written ({text})", partial(_read, text)
         yield f"judges points alone ({text})", partial(_alone, text)
         yield f"takes a right decision for one ({text})", partial(_right, text)
+        yield f"decides ties and large logits exactly ({text})", partial(_exact, text)
         yield f"hides no undefined answer ({text})", partial(_undefined, text)
         yield f"is proved by bounds alone where it holds ({text})", partial(_sound, text)
 
@@ -81,6 +82,14 @@ def _right(text: str) -> None:
     need(not bool((clean & broken).any()), "a point that is right as it is is broken too")
     most = criterion.classes(_OUTPUTS)
     need(2 <= most <= _OUTPUTS, f"expected from 2 to {_OUTPUTS} decisions to matter, got {most}")
+
+
+def _exact(text: str) -> None:
+    criterion, logits, y = _answers(text)
+    for scale in (0.3, 1e8, 1e-8):
+        rounded = (logits * 0.5).round() * scale  # many are equal
+        judged, broken = criterion(rounded, y), criterion.broken(rounded, y)
+        need(torch.equal(judged.argmax(1) != y, broken), "a tie is decided otherwise than `broken`")
 
 
 def _undefined(text: str) -> None:
