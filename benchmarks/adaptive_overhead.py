@@ -31,7 +31,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.options import listed
+from benchmarks.options import POSITIVE, names_of
 from robustkit.core.packages import DISTRIBUTION
 from robustkit.errors import RobustkitError
 from robustkit.record.git import head
@@ -86,15 +86,15 @@ def checkout(against: str, out: Path) -> tuple[str, Path]:
     """Return a build's name and its files: a folder, or a commit, unpacked under `out` once.
 
     Raises:
-        click.ClickException: when it is neither.
+        click.UsageError: when it is neither.
     """
     if Path(against).is_dir():
         return Path(against).resolve().name, Path(against).resolve()
     asked = ["git", "-C", str(_ROOT), "rev-parse", "--short", f"{against}^{{commit}}"]
     found = subprocess.run(asked, capture_output=True, text=True, check=False)
     if found.returncode:
-        raise click.ClickException(
-            f"expected a folder or a commit of {_ROOT}, got {against!r}: {found.stderr.strip()}"
+        raise click.UsageError(
+            f"expected a folder or a commit of {_ROOT}, got {against!r}. See git log for commits."
         )
     name = found.stdout.strip()
     folder = out / "builds" / name
@@ -186,8 +186,9 @@ def compare(name: str, before: Record, after: Record) -> Pair:
 @click.command()
 @click.option("--against", required=True, help="The other build: a commit, or a checkout.")
 @click.option("--this", default="", help="This build, likewise; by default what is checked out.")
-@click.option("--only", default="", help=f"Of {', '.join((*MODELS, *WRAPPERS))}, by commas.")
-@click.option("--n", default=100, show_default=True)
+@click.option("--only", "names", default="", callback=names_of((*MODELS, *WRAPPERS)),
+              help=f"Of {', '.join((*MODELS, *WRAPPERS))}, by commas.")  # fmt: skip
+@click.option("--n", type=POSITIVE, default=100, show_default=True)
 @click.option("--data", "data_name", default="bundled", show_default=True)
 @click.option("--data-root", type=click.Path(path_type=Path), envvar="ROBUSTKIT_DATA")
 @click.option("--threat", default="linf:0.1", show_default=True)
@@ -201,7 +202,7 @@ def compare(name: str, before: Record, after: Record) -> Pair:
 def main(
     against: str,
     this: str,
-    only: str,
+    names: list[str],
     n: int,
     data_name: str,
     data_root: Path | None,
@@ -214,7 +215,6 @@ def main(
     check: bool,
 ) -> None:
     """Count the passes of `adaptive` in this build and in another, on models that are dear."""
-    names = listed(only) or [*MODELS, *WRAPPERS]
     root = None if data_root is None else str(data_root.resolve())
     asked: dict[str, object] = {"data": data_name, "root": root, "threat": threat, "n": n,
                                 "seed": seed, "threads": threads}  # fmt: skip

@@ -13,22 +13,52 @@ import torch
 
 from robustkit.errors import UsageError
 
+POSITIVE = click.IntRange(min=1)  # numbers of points, channels, epochs
 
-def listed(text: str) -> list[str]:
+
+def listed(text: str, separator: str = ",") -> list[str]:
     """Return the names in `text`, without blanks and empty ones."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [part.strip() for part in text.split(separator) if part.strip()]
 
 
-def some_of(known: Sequence[str], text: str) -> list[str]:
+def some_of(known: Sequence[str], text: str, separator: str = ",") -> list[str]:
     """Return the names in `text` in the order of the known ones; all where it has none.
+
+    Args:
+        separator: of the names in `text`; another than "," where names contain commas.
 
     Raises:
         UsageError: for a name that is not known.
     """
-    asked = listed(text)
+    asked = listed(text, separator)
     if strangers := [name for name in asked if name not in known]:
-        raise UsageError(f"expected some of {', '.join(known)}, got {strangers[0]!r}.")
+        names = f"{separator} ".join(known)
+        raise UsageError(
+            f"expected some of {names} (separated by {separator!r}), got {strangers[0]!r}."
+        )
     return [name for name in known if name in asked or not asked]
+
+
+def names_of(
+    known: Sequence[str], separator: str = ","
+) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Return the callback of an option that takes a list of names; see `some_of`."""
+
+    def read(context: click.Context, option: click.Parameter, text: str) -> list[str]:
+        try:
+            return some_of(known, text, separator)
+        except UsageError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return read
+
+
+def nothing_run(what: str, out: Path) -> click.UsageError:
+    """Say that there is nothing to report: `what` was to lie under `out`."""
+    return click.UsageError(
+        f"expected {what} under {out}, got none. Run the same command without --report first, or "
+        "name the options that it was run with."
+    )
 
 
 def _count(context: click.Context, option: click.Parameter, text: str) -> int | None:
@@ -71,7 +101,7 @@ def masked_gradients(
     controls = f"How many points that {keeper} are attacked too, or all."
     folder, place = click.Path(path_type=Path), Path("robustkit-runs") / out
     options = [
-        click.option("--n", default=n, show_default=True, help="Points of the data set."),
+        click.option("--n", type=POSITIVE, default=n, show_default=True, help="Points of data."),
         click.option("--controls", callback=_count, default="8", show_default=True, help=controls),
         click.option("--only", default="", help=f"{rows}, separated by commas; by default all."),
         click.option("--columns", default="", help=f"Of {','.join(columns)}; by default all."),

@@ -11,7 +11,8 @@ for as well, where most points lie near the decision boundary. An *audited point
 given share of what it costs parity, by the early ends of its runs.
 
 Exits with 1, under --check, when fast leaves more than one point more than parity on a network,
-when its passes exceed a sixth of parity's there, or a twelfth in the median of the networks.
+when its passes exceed a sixth of parity's there, or a twelfth in the median of the networks; with 2
+when there is nothing to report.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import POSITIVE, names_of, nothing_run
 from robustkit.core.spec import Spec
 from robustkit.data.open import open_dataset
 from robustkit.errors import RobustkitError
@@ -139,22 +141,26 @@ def _table(pairs: list[tuple[Net, Record, Record]]) -> Table:
 @click.command()
 @click.option("--data-root", type=click.Path(path_type=Path), envvar="ROBUSTKIT_DATA")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Nets and runs.")
-@click.option("--n", default=300, show_default=True)
-@click.option("--suites", default=",".join(SUITES), show_default=True)
+@click.option("--n", type=POSITIVE, default=300, show_default=True)
+@click.option("--suites", default=",".join(SUITES), show_default=True, callback=names_of(SUITES))
 @click.option("--report", is_flag=True, help="Run nothing; show what is there.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a target is missed.")
-def main(data_root: Path | None, out: Path, n: int, suites: str, report: bool, check: bool) -> None:
+def main(
+    data_root: Path | None, out: Path, n: int, suites: list[str], report: bool, check: bool
+) -> None:
     """Compare verdicts and passes of fast and parity."""
     if not report:
         if data_root is None:
             raise click.UsageError("expected --data-root, or ROBUSTKIT_DATA, for the trainings")
         try:
             for net in NETS:
-                for suite in suites.split(","):
+                for suite in suites:
                     _run(net, suite, n, data_root, out)
         except (RobustkitError, subprocess.CalledProcessError) as error:
             raise click.ClickException(str(error)) from None
     pairs = list(_pairs(n, out))
+    if report and not pairs:
+        raise nothing_run(f"a network that both suites attacked at n = {n}", out)
     if not pairs:
         raise click.ClickException(f"{out} holds no network that both suites attacked at n = {n}")
     Console(width=max(190, Console().width)).print(_table(pairs))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 FOOLED = 2.0  # points by which a verdict must be too high to count as fooled
+FEWEST = 50  # points of the data, below which targets are not judged
 LARGEST, MEAN = 1.0, 0.3  # most points by which `adaptive` may be too high: anywhere, on average
 
 
@@ -61,18 +62,27 @@ class Summary:
     unflagged: list[str]
     """Wrappers that fool `parity` and raise no flag there."""
     reached: bool | None
-    """Whether `adaptive` reaches its targets and none is unflagged; None: some are missing."""
+    """Whether `adaptive` reaches its targets and none is unflagged; None: not judged, as some are
+    missing or the points are few."""
     missing: list[str]
     """What `parity` and `adaptive` have not both evaluated."""
     limit: float = FOOLED
     """Points by which a verdict must be too high to count as fooled."""
+    few: bool = False
+    """Whether the points of the data are too few to judge."""
 
 
-def summarize(rows: Sequence[Row], limit: float = FOOLED, names: Sequence[str] = ()) -> Summary:
+def summarize(
+    rows: Sequence[Row],
+    limit: float = FOOLED,
+    names: Sequence[str] = (),
+    n: int | None = None,
+) -> Summary:
     """Add up the rows; a verdict is fooled where it is too high by more than `limit` points.
 
     Args:
         names: what should have a row; what has one should as well.
+        n: points of the data; None: enough to judge.
     """
     over: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -87,8 +97,8 @@ def summarize(rows: Sequence[Row], limit: float = FOOLED, names: Sequence[str] =
     wanted = dict.fromkeys([*names, *(row.wrapper for row in rows)])
     both = over.get("parity", {}).keys() & over.get("adaptive", {}).keys()
     missing = [name for name in wanted if name not in both]
-    reached = None
-    if wanted and not missing:
+    reached, few = None, n is not None and n < FEWEST
+    if wanted and not missing and not few:
         reached = largest["adaptive"] <= LARGEST and mean["adaptive"] <= MEAN and not unflagged
     counted = {c: len(found) for c, found in over.items()}
-    return Summary(counted, largest, mean, fooled, unflagged, reached, missing, limit)
+    return Summary(counted, largest, mean, fooled, unflagged, reached, missing, limit, few)

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.gauntlet.rows import LARGEST, MEAN, Cell, Row, Summary
+from benchmarks.gauntlet.rows import FEWEST, LARGEST, MEAN, Cell, Row, Summary
 from benchmarks.options import Asked
 
 TITLES = {"standard": "AutoAttack standard", "rand": "AutoAttack rand"}
@@ -84,7 +84,9 @@ def account(summary: Summary, columns: Sequence[str], noun: str = "wrapper") -> 
     if "parity" in summary.mean:
         silent = ", ".join(summary.unflagged) or "none"
         lines.append(f"fool parity by more than {summary.limit:g} points without a flag: {silent}")
-    if summary.reached is None:
+    if summary.few and not summary.missing:
+        lines.append(f"targets: not judged: fewer than {FEWEST} points")
+    elif summary.reached is None:
         missing = ", ".join(summary.missing) or f"no {noun}"
         lines.append(f"targets: not judged; by parity and adaptive, not evaluated: {missing}")
     else:

@@ -8,8 +8,9 @@ Every mask is trained here. A declared reference attack that knows it attacks al
 that it breaks are then put to the suites, with a sample of those that it does not. Trainings and
 evaluations are folders under --out: what has finished is not run again, the rest goes on.
 
-Exits with 1, under --check, when a target is missed or a mask that was asked for has not been
-evaluated; with 3 when an evaluation cannot finish.
+Exits with 1, under --check, when a target is missed, or not judged: a mask that was asked for has
+not been evaluated, or --n is below 50; with 2 when there is nothing to report; with 3 when an
+evaluation cannot finish.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from benchmarks.masks.families import MASKS
 from benchmarks.masks.mask import Mask
 from benchmarks.masks.run import COLUMNS, attack, row
 from benchmarks.masks.train import wear
-from benchmarks.options import Asked, masked_gradients, some_of
+from benchmarks.options import POSITIVE, Asked, masked_gradients, nothing_run, some_of
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
@@ -43,13 +44,14 @@ FOOLED, NOUN = 1.0, "mask"  # points by which a verdict on one must be too high 
     n=100, data="fashion_mnist", out="masks", rows="Masks", keeper="the expert leaves",
     columns=COLUMNS,
 )  # fmt: skip
-@click.option("--width", default=16, show_default=True, help="Channels of the first convolution.")
-@click.option("--epochs", default=3, show_default=True, help="Of every training.")
+@click.option("--width", type=POSITIVE, default=16, show_default=True,
+              help="Channels of the first convolution.")  # fmt: skip
+@click.option("--epochs", type=POSITIVE, default=3, show_default=True, help="Of every training.")
 def main(asked: Asked, width: int, epochs: int) -> None:
     """Train published masks, attack them as one who knows them, and see who is fooled."""
     console = Console(stderr=True)
     try:
-        ball, names = Threat.parse(asked.threat), some_of(list(MASKS), asked.only)
+        ball, names = _ball(asked.threat), some_of(list(MASKS), asked.only)
         task = Task(
             [MASKS[name](width=width, epochs=epochs, eps=ball.eps) for name in names],
             [] if asked.only_report else some_of(COLUMNS, asked.columns),
@@ -63,9 +65,22 @@ def main(asked: Asked, width: int, epochs: int) -> None:
     except RobustkitError as error:
         console.print(f"could not finish: {error}")
         sys.exit(3)
-    shown = [column for column in COLUMNS if any(column in line.cells for line in found)]
     title = f"{task.test.name}, {ball}, n = {asked.n}"
-    sys.exit(show(asked, found, summarize(found, FOOLED, names), shown, title, failed, NOUN))
+    if asked.only_report and not found:
+        raise nothing_run(f"evaluations of {title}", asked.out)
+    shown = [column for column in COLUMNS if any(column in line.cells for line in found)]
+    summary = summarize(found, FOOLED, names, asked.n)
+    sys.exit(show(asked, found, summary, shown, title, failed, NOUN))
+
+
+def _ball(text: str) -> Threat:
+    ball = Threat.parse(text)
+    if ball.norm != "linf":
+        raise UsageError(
+            "expected a threat model in linf, such as linf:0.1, as the masks are trained at its "
+            f"eps, got {text!r}."
+        )
+    return ball
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,16 @@ def test_what_has_no_row_is_missing() -> None:
     assert summarize([]).reached is None
 
 
+def test_few_points_are_not_judged() -> None:
+    row = _row("a", 0.0, [])
+    few, enough = (summarize([row], n=n) for n in (49, 50))
+    assert (few.reached, enough.reached) == (None, True)
+    said = account(few, ["parity", "adaptive"])[-1]
+    assert said == "targets: not judged: fewer than 50 points"
+    missing = account(summarize([row], names=["a", "b"], n=49), ["parity"])[-1]
+    assert missing.endswith("not evaluated: b")
+
+
 @pytest.mark.parametrize(
     "line", [["--only", "nothing"], ["--columns", "fast"], ["--controls", "1.5"]]
 )
