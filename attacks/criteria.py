@@ -11,7 +11,15 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustkit.core.criterion import Answers, Criterion, classes_in, largest, refuse_beyond, settled
+from robustkit.core.criterion import (
+    Answers,
+    Criterion,
+    class_in,
+    classes_in,
+    largest,
+    refuse_beyond,
+    settled,
+)
 from robustkit.core.text import number
 from robustkit.core.types import Labels, Logits
 from robustkit.errors import UsageError
@@ -34,10 +42,7 @@ class Targeted(Criterion):
     @classmethod
     def read(cls, text: str) -> Targeted:
         """Read what follows `targeted:`."""
-        target, *others = classes_in(text, "targeted:3")
-        if others:
-            raise UsageError(f"criterion: expected one class, such as targeted:3, got {text!r}.")
-        return cls(target)
+        return cls(class_in(text, "class", "targeted:3"))
 
     def __str__(self) -> str:
         return f"targeted:{self.target}"
@@ -124,10 +129,7 @@ class Reject(Criterion):
     @classmethod
     def read(cls, text: str) -> Reject:
         """Read what follows `reject:`."""
-        abstain, *others = classes_in(text, "reject:10")
-        if others:
-            raise UsageError(f"criterion: expected one output, such as reject:10, got {text!r}.")
-        return cls(abstain)
+        return cls(class_in(text, "output", "reject:10"))
 
     def __str__(self) -> str:
         return f"reject:{self.abstain}"

@@ -383,3 +383,18 @@ def runner(tmp_path: Path) -> Callable[..., Any]:
     spec.loader.exec_module(module)
     (tmp_path / "job").mkdir()
     return lambda **how: module.Runner(tmp_path / "job", **how)
+
+
+@pytest.fixture
+def write_mnist() -> Callable[[Path, int], None]:
+    """Writes mnist.npz into a folder: so many training and 40 test images at random, ten classes."""
+
+    def write(folder: Path, train: int) -> None:
+        draw = np.random.default_rng(0)
+        arrays: dict[str, Any] = {}
+        for split, n in (("train", train), ("test", 40)):
+            arrays[f"x_{split}"] = draw.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+            arrays[f"y_{split}"] = (np.arange(n) % 10).astype(np.uint8)
+        np.savez(folder / "mnist.npz", **arrays)
+
+    return write

@@ -212,6 +212,18 @@ def classes_in(text: str, form: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def class_in(text: str, what: str, form: str) -> int:
+    """Read one class, or another output as `what` says; for a criterion written like `form`.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    found, *others = classes_in(text, form)
+    if others:
+        raise UsageError(f"criterion: expected one {what}, such as {form}, got {text!r}.")
+    return found
+
+
 def refuse_beyond(criterion: Criterion, classes: Sequence[int], outputs: int) -> None:
     """Refuse (a UsageError) a class that a model with so many outputs does not have."""
     if beyond := [label for label in classes if label >= outputs]:

@@ -112,8 +112,8 @@ def read(name: str) -> Board:
     rows = [_row(line | later.pop(line["model"], {}), "RobustBench") for line in lines]
     rows += [_row(line, "elsewhere") for line in later.values()]
     rows.sort(key=lambda row: (-row.best_known, -(row.clean or 0), row.model))
-    ranks = [1 + sum(other.best_known > row.best_known for other in rows) for row in rows]
-    ranked = [row._replace(rank=rank) for row, rank in zip(rows, ranks, strict=True)]
+    places = grouping.ranks([row.best_known for row in rows])
+    ranked = [row._replace(rank=rank) for row, rank in zip(rows, places, strict=True)]
     return Board(name, facts, ranked)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Protocol
 
@@ -28,6 +29,15 @@ def group_of(row: Ranked) -> tuple[str, str, float]:
     simple = float(Fraction(row.eps).limit_denominator(1000))
     near = abs(simple - row.eps) <= _ROUNDING * row.eps
     return row.data, row.norm, simple if near else float(f"{row.eps:.6g}")
+
+
+def ranks(values: Sequence[float]) -> list[int]:
+    """Return the places of numbers that nobody gave an interval of, the largest first.
+
+    >>> ranks([0.5, 0.7, 0.5])
+    [2, 1, 2]
+    """
+    return [1 + sum(other > value for other in values) for value in values]
 
 
 def shown_eps(eps: float) -> str:

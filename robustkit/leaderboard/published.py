@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from robustkit.core import json_files
 from robustkit.core.text import number, spreadsheet
 from robustkit.errors import UsageError
-from robustkit.leaderboard.grouping import group_of
+from robustkit.leaderboard.grouping import group_of, ranks
 
 SCHEMA = "robustkit/published/1"
 CORRUPTIONS, _SEVEREST = "corruption:all", 5.0  # as records of the same threat model have them
@@ -92,8 +92,8 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Published], list[str]]:
     ranked = []
     for _, members in groupby(found, key=group_of):
         group = list(members)
-        better = [sum(other.best_known > row.best_known for other in group) for row in group]
-        ranked += [row._replace(rank=n + 1) for row, n in zip(group, better, strict=True)]
+        places = ranks([row.best_known for row in group])
+        ranked += [row._replace(rank=rank) for row, rank in zip(group, places, strict=True)]
     return ranked, left_out
 
 

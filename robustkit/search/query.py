@@ -143,15 +143,16 @@ def _climb(
     with torch.enable_grad():
         logits, own = model.both(query) if isinstance(model, Joint) else (model(query), None)
         logits = logits.float()
-        value = search.objective(goal(logits), state)
+        judged = goal(logits)
+        value = search.objective(judged, state)
         if value.requires_grad:
             differentiate = _scaled if half and logits.requires_grad else _plain
             gradient = differentiate(value, logits, query)
     # An objective that does not depend on the input (None), and a gradient that is not a number,
     # point nowhere: the search goes on without them, and the flag `no_gradient` tells of it.
     gradient = torch.zeros_like(query) if gradient is None else gradient.nan_to_num()
-    told = goal((logits if own is None else own.float()).detach())
-    return told, value.detach(), gradient
+    told = judged if own is None else goal(own.detach().float())
+    return told.detach(), value.detach(), gradient
 
 
 def _plain(value: Tensor, _: Tensor, query: Tensor) -> Tensor | None:

@@ -463,13 +463,8 @@ class TestLeaderboard:
 
 class TestTrain:
     @pytest.fixture
-    def root(self, room: Path) -> Path:
-        draw = np.random.default_rng(0)
-        arrays: dict[str, Any] = {}
-        for split, n in (("train", 128), ("test", 40)):
-            arrays[f"x_{split}"] = draw.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-            arrays[f"y_{split}"] = (np.arange(n) % 10).astype(np.uint8)
-        np.savez(room / "mnist.npz", **arrays)
+    def root(self, room: Path, write_mnist: Callable[[Path, int], None]) -> Path:
+        write_mnist(room, 128)
         return room
 
     def train(self, root: Path, *arguments: str, more: str = "") -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,11 @@ from robustkit.registry import defenses
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_mnist: Callable[[Path, int], None]
+) -> Path:
     monkeypatch.chdir(tmp_path)
-    draw = np.random.default_rng(0)
-    arrays: dict[str, Any] = {}
-    for split, n in (("train", 128), ("test", 40)):
-        arrays[f"x_{split}"] = draw.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-        arrays[f"y_{split}"] = (np.arange(n) % 10).astype(np.uint8)
-    np.savez("mnist.npz", **arrays)
+    write_mnist(tmp_path, 128)
     return tmp_path
 
 

@@ -60,6 +60,17 @@ class Ask(NamedTuple):
         if self.weights is not None:
             raise UsageError(f"{self.text} holds its own weights; leave out --weights.")
 
+    def file(self) -> Path:
+        """Return the file that the model is named by.
+
+        Raises:
+            UsageError: where there is none.
+        """
+        path = Path(self.name).expanduser()
+        if not path.is_file():
+            raise UsageError(f"{self.text}: there is no file {path} (looked from {Path.cwd()}).")
+        return path
+
 
 class Found(NamedTuple):
     """A model [b, c, h, w] in [0, 1] -> logits [b, k], and notes about it for the record.

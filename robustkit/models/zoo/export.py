@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +26,7 @@ def load(ask: Ask) -> Found:
     ask.refuse_weights()
     resize, ask = ask.option("resize", int)
     ask.refuse_options()
-    path = Path(ask.name).expanduser()
-    if not path.is_file():
-        raise UsageError(f"{ask.text}: there is no file {path} (looked from {Path.cwd()}).")
+    path = ask.file()
     refuse_untrusted(ask.text, path)
     checkpoints.refuse_compressed(path)
     with building(ask, "Save the program with `torch.export.save` of this PyTorch."):

@@ -48,9 +48,7 @@ def load(ask: Ask) -> Found:
     ask.refuse_weights()
     resize, ask = ask.option("resize", int)
     ask.refuse_options()
-    path = Path(ask.name).expanduser()
-    if not path.is_file():
-        raise UsageError(f"{ask.text}: there is no file {path} (looked from {Path.cwd()}).")
+    path = ask.file()
     onnx: Any = library("onnx", "onnx")
     with building(ask, "Expected a file written by an ONNX exporter."):
         graph = onnx.load(str(path))

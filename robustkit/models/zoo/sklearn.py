@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from robustkit.core.optional import library
@@ -27,9 +26,7 @@ def load(ask: Ask) -> Found:
     ask.refuse_weights()
     layout, scale, ask = arrays(ask)
     ask.refuse_options()
-    path = Path(ask.name).expanduser()
-    if not path.is_file():
-        raise UsageError(f"{ask.text}: there is no file {path} (looked from {Path.cwd()}).")
+    path = ask.file()
     skops: Any = library("skops.io", "sklearn")
     with building(ask, "Save it again: `skops.io.dump(classifier, FILE)`; pickles are not read."):
         unknown: list[str] = skops.get_untrusted_types(file=path)
