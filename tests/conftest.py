@@ -387,7 +387,7 @@ def runner(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def write_mnist() -> Callable[[Path, int], None]:
-    """Writes mnist.npz into a folder: so many training and 40 test images at random, ten classes."""
+    """Writes mnist.npz into a folder: so many training and 40 test images at random."""
 
     def write(folder: Path, train: int) -> None:
         draw = np.random.default_rng(0)
