@@ -110,6 +110,11 @@ class Relay:
     uses_gradient = True
     stays_inside = True
 
+    @property
+    def least_steps(self) -> int:
+        """What every run takes: probes and long legs follow where there is hope."""
+        return self.first
+
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """One run.
 

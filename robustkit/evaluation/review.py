@@ -96,7 +96,8 @@ def _broken_after(stages: Sequence[Stage], which: Sequence[bool], before: Sequen
 
 def _unused(stage: Stage) -> str:
     """Say how much of its budget an attack left unused on the points it did not break, if so."""
-    budget = stage.strength.get("steps", stage.strength.get("queries"))
+    named = ("least_steps", "steps", "queries")
+    budget = next((stage.strength[name] for name in named if name in stage.strength), None)
     survivors = stage.entered - stage.broken
     early = any(name in stage.strength for name in EARLY)  # as it is meant to
     if not isinstance(budget, int) or not survivors or not stage.entered or early:

@@ -142,6 +142,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 _POWER = {
     **{"steps": "steps", "n_iter": "steps", "max_iter": "steps", "iters": "steps"},
+    **{"least_steps": "least_steps"},  # of every run, where the others depend on them
     **{"queries": "queries", "n_queries": "queries", "max_queries": "queries"},
     **{"restarts": "restarts", "n_restarts": "restarts", "times": "restarts"},
     **{"targets": "targets", "n_target_classes": "targets"},

@@ -392,6 +392,8 @@ def test_transfer_that_beats_the_gradient_is_flagged(
         (80 * 2 * 5, {"steps": 10}, True),
         (80 * 2 * 5 - 1, {"steps": 10}, False),
         (80 * 2 * 49, {"queries": 100}, False),
+        (80 * 2 * 15, {"least_steps": 15, "steps": 40}, True),
+        (80 * 2 * 7, {"least_steps": 15, "steps": 40}, False),
         (0, {}, True),
     ],
 )
