@@ -19,11 +19,16 @@ RECORDS = Path(__file__).resolve().parent.parent / "leaderboards" / "records"
 DATA = "bundled-color"
 KINDS = ("linf", "l2", "l1", "patch", "style", "corruption")  # the order of the columns
 NONE = "–"
-TEXT = f"""
-# From one threat model to the others
-
-Networks trained for linf on CIFAR-10 (JPEG), on the color images of the package (`{DATA}`) under every threat model with records of two models or more. A cell is the accuracy that is left, with the number of images where it is not 200: for norms, patches and style an upper bound, under corruptions the share of images recognized in all 75 variants. *Worst* is the least cell of the row, and where it stands; *all* is the share of the images common to the runs that no threat model of the row breaks. A cell without a run is {NONE}; a row that lacks some is flattered by its last two columns.
-"""
+TEXT = (
+    "# From one threat model to the others\n\n"
+    "Networks trained for linf on CIFAR-10 (JPEG), on the color images of the package "
+    f"(`{DATA}`), under every threat model with records of two models or more. A cell is the "
+    "accuracy that is left, with the number of images where it is not 200: for norms, patches and "
+    "style an upper bound, under corruptions the share of images recognized in all 75 variants. "
+    "*Worst* is the least cell of the row, and where it stands; *all* is the share of the images "
+    "common to its runs that no threat model of the row breaks. A cell without a run is "
+    f"{NONE}; a row that lacks some is flattered by its last two columns.\n"
+)
 
 
 @functools.cache
