@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import _across
 import _claims
 import click
 from _columns import COLUMNS
@@ -49,6 +50,7 @@ def pages() -> dict[str, str]:
         "reference/commands.md": _commands(),
         "reference/operations.md": _operations(),
         "explanation/claims.md": _claims.page(),
+        "explanation/across-threats.md": _across.page(),
     }
     return {name: f"{MARK}\n{text.rstrip()}\n" for name, text in texts.items()}
 

@@ -16,6 +16,7 @@ from robustkit.data.arrays import from_arrays, open_npz
 from robustkit.data.dataset import Augment, ImageSet
 from robustkit.data.download import cache_root, download, put
 from robustkit.data.image_folder import decode
+from robustkit.data.pickled import FOLDERS, refuse_batches
 from robustkit.data.rows import Rows
 from robustkit.errors import UsageError
 from robustkit.registry import datasets
@@ -140,6 +141,9 @@ def _open(
         for file, read in finders.items():
             if (place / file).exists():
                 return _described(known, read(known, place / file, split))
+        if known.name in FOLDERS:
+            refuse_batches(place / FOLDERS[known.name])
+            refuse_batches(place)
     missing = (
         f"Data set {known.name!r} was not found: looked for {', '.join(finders)} "
         f"in {' and '.join(map(str, places))}."

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from robustkit.data.dataset import ImageSet
+from robustkit.data.pickled import refuse_batches
 from robustkit.errors import UsageError
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -39,6 +40,7 @@ def open_folder(name: str, path: Path, *, most: int = MOST) -> ImageSet:
     """
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder (looked from {Path.cwd()}).")
+    refuse_batches(path)
     found = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
     if not found:
         raise UsageError(f"{path}: expected one subfolder a class, got none.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import shutil
 import sys
 from collections.abc import Sequence
 from io import BytesIO
@@ -276,6 +278,16 @@ def originals(shape: tuple[int, ...], classes: int = 10, n: int = 12) -> dict[st
     }
 
 
+class Trap:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (self.path, "w")
+
+
 class TestRoot:
     @pytest.mark.parametrize(
         ("name", "shape", "augment"),
@@ -333,6 +345,36 @@ class TestRoot:
             open_dataset("cifar10", root=tmp_path)
         with pytest.raises(UsageError, match=r"data_batch_1.bin.*no such file"):
             open_dataset("cifar10", root=tmp_path, split="train")
+
+    @pytest.mark.parametrize(
+        ("name", "folder", "files"),
+        [
+            ("cifar10", "cifar-10-batches-py", ("batches.meta", "data_batch_1", "test_batch")),
+            ("cifar100", "cifar-100-python", ("meta", "train", "test")),
+        ],
+    )
+    def test_pickled_batches_are_refused_and_never_loaded(
+        self, tmp_path: Path, name: str, folder: str, files: tuple[str, ...]
+    ) -> None:
+        trap = tmp_path / "ran"
+        (tmp_path / folder).mkdir()
+        for file in files:
+            (tmp_path / folder / file).write_bytes(pickle.dumps(Trap(str(trap))))
+        renamed = shutil.copytree(tmp_path / folder, tmp_path / "another name")
+        told = (
+            rf"pickled batches.*none is loaded here.*{name}\.npz in the data root.*binary version"
+        )
+        for root in (tmp_path, tmp_path / folder, renamed):
+            with pytest.raises(UsageError, match=told):
+                open_dataset(name, root=root)
+        for text in (f"folder:{tmp_path / folder}", f"folder:{renamed}"):
+            with pytest.raises(UsageError, match=told):
+                open_dataset(text)
+        with pytest.raises(UsageError, match="npz"):
+            open_dataset(f"npz:{tmp_path / folder / files[-1]}")
+        assert not trap.exists()
+        np.savez(tmp_path / f"{name}.npz", **originals((32, 32, 3)))  # type: ignore[arg-type]
+        assert open_dataset(name, root=tmp_path).name == name
 
     def test_jpeg_says_so(self, tmp_path: Path) -> None:
         colors = [(10, 20, 30), (200, 100, 50), (0, 255, 0)]
