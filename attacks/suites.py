@@ -237,7 +237,7 @@ class Transfer:
 
 
 def _through(surrogates: Sequence[str], specs: Sequence[str]) -> list[str]:
-    """List the attacks on the model itself, then the same through each surrogate, as specs do."""
+    """List the attacks on the model itself, then the same through each surrogate."""
     found = list(specs)
     for surrogate in surrogates:
         for spec in specs:

@@ -55,7 +55,8 @@ class Ti(Di):
     def smooth(self, gradient: Images) -> Images:
         """Convolve [s, c, h, w] with the kernel, one axis after the other."""
         half = self.kernel // 2
-        weights = torch.linspace(-_SPREAD, _SPREAD, self.kernel).square().div(-2).exp()
+        places = torch.linspace(-_SPREAD, _SPREAD, self.kernel, dtype=torch.float64)
+        weights = (-places.square() / 2).exp()
         # Sums of shifted pictures: a convolution may round by how many there are in the batch.
         for axis, margin in ((2, (0, 0, half, half)), (3, (half, half))):
             wide, size = F.pad(gradient, margin), gradient.shape[axis]
