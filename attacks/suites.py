@@ -205,6 +205,37 @@ class Surrogates:
         ]
 
 
+@suites.register("transfer", cites="arXiv:2311.01323")
+@dataclass(frozen=True)
+class Transfer:
+    """Attacks made for transfer along the gradients of other models alone, judged on the model.
+
+    What an adversary without the model has: the robust accuracy is that under transfer, no bound
+    for one who knows the model. NI-FGSM, input diversity, translation invariance with it, variance
+    tuning, SIA and BSR from every source; in l1 `apgd_l1`, in l0 `sigma_zero`. Every query of an
+    attack is judged, so that the model is asked too: whether its answer counts, it never tells.
+
+    Attributes:
+        source: name or names of models, as `robustkit evaluate` takes them.
+        gamma: weight of residual branches in the gradients of the sources; see the attack mi.
+    """
+
+    source: str | tuple[str, ...] = "undefended"
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def attacks(self, threat: Threat, surrogates: Sequence[str] = ()) -> Sequence[str]:
+        """The cheap ones first; in l1 and l0 attacks that are not made for transfer."""
+        names = (self.source,) if isinstance(self.source, str) else self.source
+        line = {"l1": ["apgd_l1(loss=margin)"], "l0": ["sigma_zero"]}.get(threat.norm) or [
+            f"{name}({options}gamma={self.gamma})"
+            for name, options in (
+                ("mi", "nesterov=true, "), ("di", ""), ("ti", "probability=0.5, "),
+                ("vmi", ""), ("sia", ""), ("bsr", ""),
+            )
+        ]  # fmt: skip
+        return _through([f"'source:{name}'" for name in names], line)[len(line) :]
+
+
 def _through(surrogates: Sequence[str], specs: Sequence[str]) -> list[str]:
     """List the attacks on the model itself, then the same through each surrogate."""
     found = list(specs)

@@ -15,6 +15,7 @@ from robustkit.evaluation.review import majority, review
 from robustkit.evaluation.run import Run
 from robustkit.evaluation.stages.audit import broken_by_audit, drawn, pursued, unaudited
 from robustkit.evaluation.stages.exhaustive import right_variants
+from robustkit.models.surrogates.resolve import SOURCE
 from robustkit.record import provenance
 from robustkit.record.ledger_schema import CARRIED, CLEAN, REPLAYED, BrokenPoint, Cost
 from robustkit.record.points import Points
@@ -107,6 +108,9 @@ def _outcome_flags(run: Run, stages: Sequence[Stage], points: Points) -> list[Fl
     n, classes = len(points.status), run.settings.data.classes
     clean = n - points.status.count("misclassified")
     flags = review(stages, white_box, clean, n, classes, transfer=aside)
+    if run.line.searches and all(surrogate_of(s).startswith(SOURCE) for s in run.line.searches):
+        named = ", ".join(name for name, _ in run.prepared.sources)
+        flags.append(flag("transfer_only", f"all gradients are those of {named}"))
     if "chance" not in {flag.name for flag in flags}:
         flags += majority(points.label, points.predicted)
     strayed = run.ledger.strayed()

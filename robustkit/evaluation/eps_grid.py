@@ -26,6 +26,7 @@ from robustkit.evaluation.prepare import Prepared, prepare, warn_of_eps
 from robustkit.evaluation.progress import listening
 from robustkit.evaluation.radii import bisect
 from robustkit.evaluation.settings import GivenData, GivenModel, Settings, ask
+from robustkit.evaluation.sources import with_sources
 from robustkit.evaluation.watcher import Relay, Watcher, tell
 from robustkit.models.normalization import Numbers
 from robustkit.models.trust import trusting
@@ -132,7 +133,7 @@ def evaluate_grid_settings(
     refuse_audit(line_ups[0], settings.suite)
     settings.refuse_beside("a grid of eps (--eps-grid)")
     setup = set_up(settings.device, settings.distributed, settings.workers)
-    prepared = prepare(settings, diagnosis)
+    prepared = with_sources(settings, prepare(settings, diagnosis), line_ups[0])
     folder = settings.folder or folder_before_line_up(settings, prepared, radii, line_ups[0])
     runs = [replace(run, folder=folder_of(folder, run.threat)) for run in runs]
     with (

@@ -21,6 +21,7 @@ from robustkit.evaluation.identity import folder_before_line_up
 from robustkit.evaluation.prepare import prepare, warn_of_eps
 from robustkit.evaluation.progress import listening
 from robustkit.evaluation.settings import GivenData, GivenModel, Settings, ask
+from robustkit.evaluation.sources import with_sources
 from robustkit.evaluation.watcher import Watcher
 from robustkit.models.normalization import Numbers
 from robustkit.models.trust import trusting
@@ -130,7 +131,7 @@ def evaluate_settings(
     """
     line = settings.line_up()
     setup = set_up(settings.device, settings.distributed, settings.workers)
-    prepared = prepare(settings, diagnosis)
+    prepared = with_sources(settings, prepare(settings, diagnosis), line)
     if acts_on_findings(settings.suite):
         folder = settings.folder
         folder = folder or folder_before_line_up(settings, prepared, [settings.threat], line)

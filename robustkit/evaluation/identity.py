@@ -55,6 +55,8 @@ def folder_before_line_up(
         "certify": settings.certify,
         "attack_certified": settings.attack_certified,
     }
+    if prepared.sources:
+        facts["sources"] = dict(prepared.sources)
     first, last = radii[0], radii[-1]
     threat = str(first) if first == last else f"{first.norm}:{last.eps:.6g}-{first.eps:.6g}"
     return folder_of(settings, prepared, threat, facts)
@@ -92,6 +94,8 @@ def identity(
     }
     if isinstance(settings.threat, FiniteThreat) and (content := settings.threat.digest()):
         facts["variants"] = content
+    if prepared.sources:
+        facts["sources"] = dict(prepared.sources)
     if line.audit:
         facts["audit"] = asdict(line.audit)
     if line.findings is not None:

@@ -37,6 +37,7 @@ class Prepared(NamedTuple):
         tuned: the copy that searches use.
         points: positions in the data set, ascending.
         data: where every later stage reads them: they must stay as they were at first.
+        sources: other models that attacks follow, by name, with the digests of their weights.
     """
 
     model: Model
@@ -45,6 +46,7 @@ class Prepared(NamedTuple):
     weights: WeightsInfo
     points: np.ndarray[Any, np.dtype[np.int64]]
     data: PinnedData
+    sources: tuple[tuple[str, str], ...] = ()
 
     @property
     def content(self) -> str:

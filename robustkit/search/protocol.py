@@ -123,8 +123,10 @@ class Search(Protocol[S]):
     its targets itself says by `aims` (int) how many classes it may choose from; a state that knows
     how near it came to a success says so by `closest` (one number per slot, higher is nearer); one
     with slots that need a gradient at times says which do now by `climbing` (a mask; on a GPU all
-    get one, unless it is a surrogate's). A search that goes on toward the clean point after a
-    success says so by `minimizes = True`.
+    get one, unless it is a surrogate's). One that follows another function of the query than the
+    model, such as the model of transformed inputs, returns it by `through(model, state, draw)`, for
+    each draw from 0 to eot - 1. A search that goes on toward the clean point after a success says
+    so by `minimizes = True`.
     """
 
     @property

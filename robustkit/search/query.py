@@ -39,7 +39,8 @@ def ask(
     """Evaluate the model at `state.query`, with the gradient of the search's objective.
 
     A search with the option `surrogate` follows the gradient of that surrogate, one with `eot` > 1
-    the mean gradient of so many draws; the logits of a reply are always the model's own, judged by
+    the mean gradient of so many draws, one with `through` that of the function which this returns;
+    the logits of a reply are always the model's own, judged by
     `goal`. Where a state says which slots are `climbing`, the others get no gradient, and logits of
     the model.
 
@@ -106,9 +107,9 @@ def passes(model: Model, search: Search[Any], state: Any) -> tuple[Tensor | int,
 
 
 def _second_pass(model: Model, search: Search[Any]) -> bool:
-    """Whether the model's own logits take a pass apart from that of the surrogate."""
+    """Whether the model's own logits take a pass apart from that which is differentiated."""
     name = surrogate_of(search)
-    return bool(name) and not isinstance(source(model, name), Joint)
+    return hasattr(search, "through") or (bool(name) and not isinstance(source(model, name), Joint))
 
 
 def _climbing(search: Search[Any], state: Any) -> Mask | None:
@@ -124,12 +125,14 @@ def _mean(
     model: Model, search: Search[Any], state: Any, goal: Goal, half: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits, objective and gradient of what the search climbs on, averaged over draws."""
-    climbed, eot = source(model, surrogate_of(search)), draws(search)
+    named, eot = source(model, surrogate_of(search)), draws(search)
+    through = getattr(search, "through", None)
+    seen = [through(named, state, draw) if through else named for draw in range(eot)]
     query = state.query.detach().requires_grad_(True)
     # EOT (Athalye et al. 2018): the gradient of the mean objective is the mean of the gradients.
     # One draw after the other, so that memory is that of a single pass.
-    logits, value, gradient = _climb(climbed, search, state, goal, query, half)
-    for _ in range(eot - 1):
+    logits, value, gradient = _climb(seen[0], search, state, goal, query, half)
+    for climbed in seen[1:]:
         more = _climb(climbed, search, state, goal, query, half)
         logits, value, gradient = logits + more[0], value + more[1], gradient + more[2]
     return logits, value / eot, gradient / eot if eot > 1 else gradient

@@ -14,7 +14,7 @@ from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 from robustkit.models.scores import Scores, without_gradients
-from robustkit.models.surrogates.resolve import WithSurrogates, declared, source
+from robustkit.models.surrogates.resolve import SOURCE, WithSurrogates, declared, source
 from robustkit.registry import attacks, suites
 from robustkit.search.audit import Audit
 from robustkit.search.external import ExternalAttack
@@ -151,7 +151,7 @@ def line_up(
                 "another: attacks of other libraries know no criterion. Take robustkit's own."
             )
         search.jobs(threat, 10)
-        if model is not None:
+        if model is not None and not surrogate_of(search).startswith(SOURCE):  # still to be loaded
             source(model, surrogate_of(search))
     repeated = {str(spec) for spec in specs if specs.count(spec) > 1}
     if repeated:

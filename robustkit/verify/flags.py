@@ -186,6 +186,13 @@ _KINDS = (
         "from what they find.",
     ),
     FlagKind(
+        "transfer_only",
+        "suspicious",
+        "every attack followed the gradients of another model alone (source:NAME)",
+        "The robust accuracy is that under transfer. Attack the model itself (--suite fast) for "
+        "what one who knows it can do.",
+    ),
+    FlagKind(
         "unused_budget",
         "suspicious",
         "an attack made less than half of the passes that its steps ask for on the points it left",

@@ -25,13 +25,23 @@ from robustkit.search.protocol import Job, Search, Tasks, needs_no_norm
 from robustkit.search.tasks import Outcome, Work, fresh_tasks
 
 THREATS = [Threat("linf", 0.04), Threat("l2", 0.35), Threat("l1", 1.8), Threat("l0", 3)]
-SMALL = {"steps": 8, "queries": 30, "targets": 2, "pairs": 8, "legs": 2, "probes": 2}
+SMALL = {
+    "steps": 8,
+    "queries": 30,
+    "targets": 2,
+    "pairs": 8,
+    "legs": 2,
+    "probes": 2,
+    "neighbors": 2,
+}
 
 
 def small(name: str, **more: Any) -> Search[Any]:
     """Build an attack with a budget that takes milliseconds."""
     known = attacks.entry(name).options
     options = {**{key: value for key, value in SMALL.items() if key in known}, **more}
+    if known.get("eot", 1) > 2:
+        options["eot"] = 2
     built: Search[Any] = attacks.build(Spec(name, tuple(sorted(options.items()))))
     return built
 

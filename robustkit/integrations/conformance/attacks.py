@@ -19,7 +19,7 @@ from robustkit.search.functional import attack
 from robustkit.search.protocol import Search, needs_no_norm
 from robustkit.search.tasks import fresh_tasks
 
-_SMALL = {"steps": 8, "queries": 30, "targets": 2, "pairs": 4}
+_SMALL = {"steps": 8, "queries": 30, "targets": 2, "pairs": 4, "neighbors": 2}
 
 
 def checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -42,6 +42,8 @@ def checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
 def small(entry: Entry) -> Search[Any]:
     """Build the attack with a budget that takes milliseconds."""
     options = {key: value for key, value in _SMALL.items() if key in entry.options}
+    if entry.options.get("eot", 1) > 2:
+        options["eot"] = 2
     built: Search[Any] = attacks.build(Spec(entry.name, tuple(sorted(options.items()))))
     return built
 

@@ -12,7 +12,7 @@ from robustkit.core.types import Logits
 
 # Autograd nodes that mix features by weights: behind the last of them an axis of length k is the
 # classes, before it the same length would be a coincidence.
-_MIXES = ("Mm", "Addmm", "Bmm", "Mv", "Linear", "Convolution", "Embedding", "Baddbmm")
+MIXES = ("Mm", "Addmm", "Bmm", "Mv", "Linear", "Convolution", "Embedding", "Baddbmm")
 _SLACK = 1e-5  # of the range of a row: what rounding may do to an order
 SPREAD = 4.0  # standard deviation of usual logits: cross-entropy then weighs the largest few
 _TINY = 1e-38  # of a probability under a logarithm
@@ -33,7 +33,7 @@ def cuts(answer: Tensor, seen: Sequence[Tensor]) -> list[Tensor]:
         node: Any = max(waiting, key=lambda n: n._sequence_nr())  # type: ignore[union-attr]
         if len(waiting) == 1 and node in by_node and by_node[node] is not answer:
             found.append(by_node[node])
-        if any(word in node.name() for word in _MIXES):
+        if any(word in node.name() for word in MIXES):
             break
         waiting.discard(node)
         waiting |= {n for n, _ in node.next_functions if n and "AccumulateGrad" not in n.name()}

@@ -29,6 +29,7 @@ BUILT_IN: Mapping[str, Callable[[Model], Model]] = {
 # The built-in surrogates that predict the model's class on every input.
 SAME_DECISIONS = ("bpda", "bypass", "logits")
 
+SOURCE = "source:"  # before the name of another model, as `robustkit.load_model` takes it
 _PART = "part."
 
 
@@ -72,7 +73,8 @@ def source(model: Model, name: str) -> Model:
             return found
     raise UsageError(
         f"expected a surrogate that the model declares ({', '.join(sorted(known)) or 'none'}), "
-        f"got {name!r}. Any model has {', '.join(BUILT_IN)}, and part.PATH for a module inside it."
+        f"got {name!r}. Any model has {', '.join(BUILT_IN)}, and part.PATH for a module inside it; "
+        f"{SOURCE}NAME is another model, which an evaluation loads by its name."
     )
 
 
