@@ -54,8 +54,10 @@ def residual_sums(last: Node, first: Node) -> Iterator[tuple[Node, int]]:
     for node in depths:
         if not node.name().startswith("AddBackward"):
             continue
-        ends = [parent for parent, _ in node.next_functions]
-        if len(ends) != 2 or any(end not in depths for end in ends):
+        ends = [
+            parent for parent, _ in node.next_functions if parent is not None and parent in depths
+        ]
+        if len(ends) != 2:
             continue
         a, b = (depths[end] for end in ends)
         if a != b and _common(ends, depths) >= min(a, b, 1):
@@ -85,6 +87,10 @@ def _depths(last: Node, first: Node) -> dict[Node, int]:
     return depths
 
 
+def _parents(node: Node, among: dict[Node, int]) -> list[Node]:
+    return [parent for parent, _ in node.next_functions if parent is not None and parent in among]
+
+
 def _common(ends: list[Node], depths: dict[Node, int]) -> int:
     """Return the depth of the deepest node that all of `ends` come from."""
     return max(depths[node] for node in set.intersection(*(_sources(e, depths) for e in ends)))
@@ -93,9 +99,14 @@ def _common(ends: list[Node], depths: dict[Node, int]) -> int:
 def _sources(end: Node, depths: dict[Node, int]) -> set[Node]:
     found, waiting = {end}, [end]
     while waiting:
-        parents = {parent for parent, _ in waiting.pop().next_functions} & depths.keys()
-        waiting += parents - found
-        found |= parents
+        parents = [
+            parent
+            for parent, _ in waiting.pop().next_functions
+            if parent is not None and parent in depths
+        ]
+        fresh = set(parents) - found
+        waiting += fresh
+        found |= fresh
     return found
 
 

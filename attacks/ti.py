@@ -14,14 +14,14 @@ from robustkit.core.types import Images
 from robustkit.errors import UsageError
 from robustkit.registry import attacks
 
-from .di import Di
+from ._diverse import DiverseAttack
 
 _SPREAD = 3.0  # standard deviations from the middle of the kernel to its edge
 
 
 @attacks.register("ti", white_box=True, cites="arXiv:1904.02884")
 @dataclass(frozen=True)
-class Ti(Di):
+class Ti(DiverseAttack):
     """Momentum along convolved gradients (TI-FGSM) for linf and l2, on pictures, to transfer.
 
     Dong et al. 2019, equation 7: the gradient is convolved with a Gaussian kernel of 3 standard

@@ -45,7 +45,7 @@ def folder_before_line_up(
     Args:
         radii: of a run over several eps all of them, the largest first.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "defense": settings.name,
         "source": source_of(settings),
         "weights": prepared.weights.digest,

@@ -236,7 +236,8 @@ class Residual(nn.Module):
         open_ = (self.u(self.w(x)) > 0).double()
         back = torch.ones(len(x), 6).double() @ self.head.weight
         branch = ((back @ self.v.weight) * open_) @ self.u.weight
-        return (back + gamma * branch) @ self.w.weight
+        gradient: Tensor = (back + gamma * branch) @ self.w.weight
+        return gradient
 
 
 @pytest.mark.parametrize("gamma", [0.2, 1.0])
@@ -290,7 +291,7 @@ def test_torchattacks_takes_the_same_path(
     name: str, options: dict[str, Any], spec: str, source: nn.Module, x: Tensor
 ) -> None:
     library: Any = pytest.importorskip("torchattacks")
-    net = nn.Sequential(*(layer.float() for layer in source))
+    net = nn.Sequential(*(layer.float() for layer in source.children()))
     theirs = getattr(library, name)(net, eps=EPS, alpha=EPS / 10, steps=10, **options)
     theirs.set_device(x.device)
     ours = walk(f"{spec}{', ' if '(' in spec else '('}surrogate=s)", net, x.float())

@@ -53,8 +53,8 @@ def _first(x: Tensor) -> Tensor:
     return answer
 
 
-def run(models: Path, data: Dataset, source: str, attack: str = "mi", **more: object) -> Record:
-    spec = f"{attack}(surrogate='source:{models}:{source}')"
+def run(models: Path, data: Dataset, source: str) -> Record:
+    spec = f"mi(surrogate='source:{models}:{source}')"
     with torch.random.fork_rng():
         return robustkit.evaluate(
             f"{models}:first",
@@ -62,7 +62,6 @@ def run(models: Path, data: Dataset, source: str, attack: str = "mi", **more: ob
             "linf:0.3",
             attacks=[spec],
             folder=models.parent / "run",
-            **more,
         )
 
 
