@@ -110,8 +110,8 @@ class TabularSuite:
             raise UsageError(f"the suite tabular supports tabular:0.05, got {threat.norm}. "
                              "Use quick.")  # fmt: skip
         through = [f"capgd(loss=margin, surrogate={name})" for name in surrogates]
-        return ["row_program", "capgd", "capgd(loss=targeted_margin, restarts=2, targets=3)",
-                *self.without_gradients(threat), *through]  # fmt: skip
+        aimed = "capgd(loss=targeted_margin, targets=3, random_start=true, restarts=2)"
+        return ["row_program", "capgd", aimed, *self.without_gradients(threat), *through]
 
     def without_gradients(self, threat: Threat) -> Sequence[str]:
         """The attacks that see scores alone."""
