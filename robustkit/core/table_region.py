@@ -61,11 +61,32 @@ class Region:
         high = torch.where(table.discrete, high.floor(), high)
         low = torch.where(table.category, 0.0, low).where(~still, v)
         high = torch.where(table.category, 1.0, high).where(~still, v)
-        # A column that holds the 1 and may not change leaves the others of its group no choice.
-        taken = ((low * table.category) @ table.members.T >= 1).double() @ table.members > 0
-        high = torch.where(table.category & taken, low, high)
         near = torch.where(still, 0.0, reach / table.width)
-        return cls(table, x, Span(low, high), _inward(flat.double(), near))
+        return cls(table, x, alone(table, Span(low, high)), _inward(flat.double(), near))
+
+    def within(self, low: Float[Tensor, " d"], high: Float[Tensor, " d"]) -> Region | None:
+        """Return the part of one row's region between float32 numbers, both included; None: empty.
+
+        As the boxes of decision trees are given. Not empty means no more than that bounds, whole
+        numbers and groups leave a row: a constraint may still not.
+        """
+        table, discrete = self.table, self.table.discrete
+        # Float32 ends say how far a real number may move; of the others the span does.
+        first, last = (
+            torch.where(discrete, a, b) for a, b in zip((0.0, 1.0), self.ends, strict=True)
+        )
+        ends = torch.maximum(first, low), torch.minimum(last, high)
+        least, most = (table.lower + end.double() * table.width for end in ends)
+        # The whole numbers whose float32 lies between the ends.
+        first, last = least.round(), most.round()
+        first = torch.where(table.scaled(first) < low, first + 1, first)
+        last = torch.where(table.scaled(last) > high, last - 1, last)
+        span = Span(torch.where(discrete, torch.maximum(first, self.span.low), least),
+                    torch.where(discrete, torch.minimum(last, self.span.high), most))  # fmt: skip
+        span = alone(table, span)
+        there = (span.low <= span.high) & (discrete | (ends[0] <= ends[1]))
+        choices = (span.high * table.category) @ table.members.T >= 1
+        return Region(table, self.x, span, ends) if bool(there.all() and choices.all()) else None
 
     def repeated(self, count: int) -> Region:
         """Return the region of one row x as often as asked."""
@@ -78,12 +99,7 @@ class Region:
         z = self.table.scaled(v)
         low, high = self.ends
         z = torch.where(self.table.discrete, z, torch.minimum(torch.maximum(z, low), high))
-        z = torch.where(self.span.low == self.span.high, self._fixed(z), z)
         return z.view_as(self.x)
-
-    def _fixed(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """Features with one value left: bit by bit that of x, if it is that of x."""
-        return torch.where(self.table.discrete, z, self.x.flatten(1))
 
     def repaired(self, v: Raw, fallback: Images) -> tuple[Images, Mask]:
         """Return a row of the region near each of `v` [b, d], and where one was found.
@@ -215,6 +231,13 @@ class Region:
             options={"node_limit": _NODES, "mip_rel_gap": 1e-6},
         )
         return None if found.x is None else torch.from_numpy(found.x)
+
+
+def alone(table: Table, span: Span) -> Span:
+    """Leave the other columns of a group no choice where one of them must hold the 1."""
+    low, high = span
+    taken = ((low * table.category) @ table.members.T >= 1).double() @ table.members > 0
+    return Span(low, torch.where(table.category & taken, torch.minimum(low, high), high))
 
 
 def _simplex(v: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:

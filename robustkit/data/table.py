@@ -94,7 +94,7 @@ def _refuse_kinds(
             )
         if (name == "category") != (g >= 0):
             raise UsageError(
-                f"{where}: expected a feature_group from 0 on for each category and −1 for all "
+                f"{where}: expected a feature_group from 0 on for each category and -1 for all "
                 f"others, got {name} with group {g} at feature {j}."
             )
         if name == "category" and (lower[j], upper[j]) != (0, 1):
