@@ -50,6 +50,8 @@ def build() -> Built:
     rules = {
         "feature_lower": lower,
         "feature_upper": upper,
+        # The spread follows from two others: only its bounds hold it.
+        "feature_eps": (upper - lower) * np.array([1.0] * 20 + [100.0] + [1.0] * 3),
         "feature_kind": _kinds(),
         "feature_group": np.array([-1] * 21 + [0] * 3),
         "feature_mutable": np.array([name.split()[-1] != "symmetry" for name in names]),
