@@ -1,5 +1,7 @@
 """Square in l2 and l1: a proposal moves the norm of one window into a bump in another.
 
+Inputs are seen as images; those of one row have windows and bumps of one row.
+
 Andriushchenko et al. 2020, algorithm 3: a displacement that uses up its norm can change only by
 redistributing it.
 """
@@ -29,28 +31,35 @@ def grid(
     `draw` holds `grid_draws` numbers in [0, 1).
     """
     slots, channels, height, width = x.shape
-    side, down, across = _tiles(height, width)
-    upright = bump(side, _power(threat)).to(x.device)
+    (tall, wide), (top, left), (down, across) = _tiles(height, width)
+    upright = bump(tall, wide, _power(threat)).to(x.device)
     draw = draw.view(slots, channels + 1, down, across, 1, 1)
-    tiles = torch.where(draw[:, :1] < 0.5, upright, upright.T) * signs(draw[:, 1:])
-    margin, delta = (height - 5 * side) // 2, torch.zeros_like(x)
-    delta[:, :, margin : margin + down * side, margin : margin + across * side] = tiles.permute(
+    tiles = torch.where(draw[:, :1] < 0.5, upright, turned(upright)) * signs(draw[:, 1:])
+    delta = torch.zeros_like(x)
+    delta[:, :, top : top + down * tall, left : left + across * wide] = tiles.permute(
         0, 1, 2, 4, 3, 5
-    ).reshape(slots, channels, down * side, across * side)
+    ).reshape(slots, channels, down * tall, across * wide)
     return _fit(x, delta, threat)
 
 
 def grid_draws(channels: int, height: int, width: int) -> int:
     """How many random numbers `grid` needs per slot."""
-    _, down, across = _tiles(height, width)
+    _, _, (down, across) = _tiles(height, width)
     return (channels + 1) * down * across
 
 
-def _tiles(height: int, width: int) -> tuple[int, int, int]:
-    """Side of a tile, and how many fit down and across from the margin on."""
-    side = height // 5  # 5 × 5 tiles, as in the authors' code
-    margin = (height - 5 * side) // 2
-    return side, (height - margin) // side, (width - margin) // side
+def _tiles(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Height and width of a tile, the margin above and left, and how many fit down and across.
+
+    5 × 5 tiles, as in the authors' code, in one row 5; of smaller inputs every pixel is one.
+    """
+    if height == 1:
+        wide = max(width // 5, 1)
+        left = max((width - 5 * wide) // 2, 0)
+        return (1, wide), (0, left), (1, (width - left) // wide)
+    side = max(min(height // 5, width), 1)
+    margin = max((height - 5 * side) // 2, 0)
+    return (side, side), (margin, margin), ((height - margin) // side, (width - margin) // side)
 
 
 def move(
@@ -67,9 +76,9 @@ def move(
     `draw` holds 5 + c numbers in [0, 1) per slot.
     """
     height, width = x.shape[2:]
-    side = sizes(share, height, width, 3, x.device)[level, :1]
-    top, left = corner(draw[:, 0:2], side, height), corner(draw[:, 2:4], side, width)
-    rows, columns = span(top, side, height), span(left, side, width)
+    tall, wide = sizes(share, (height, width), 3, x.device)[level].split(1, 1)
+    top, left = corner(draw[:, 0:2], tall, height), corner(draw[:, 2:4], wide, width)
+    rows, columns = span(top, tall, height), span(left, wide, width)
     target, cleared = (rows[:, :, None, :, None] * columns[:, :, None, None]).unbind(1)
 
     delta = best - x
@@ -117,11 +126,11 @@ def _look_up(
     # One gather from a table of all levels, as the slots of a batch are at different levels.
     height, width = shape[2:]
     table = _table(share, height, width, _power(threat), top.device)
-    side = table.shape[-1]
-    down = (torch.arange(height, device=top.device) - top[:, None]).clamp_(0, side - 1)
-    across = (torch.arange(width, device=top.device) - left[:, None]).clamp_(0, side - 1)
-    start = (2 * level + orientation)[:, None] * side + down
-    place = (start * side)[..., None] + across[:, None]
+    tall, wide = table.shape[-2:]
+    down = (torch.arange(height, device=top.device) - top[:, None]).clamp_(0, tall - 1)
+    across = (torch.arange(width, device=top.device) - left[:, None]).clamp_(0, wide - 1)
+    start = (2 * level + orientation)[:, None] * tall + down
+    place = (start * wide)[..., None] + across[:, None]
     return table.view(-1).index_select(0, place.view(-1)).view(-1, 1, height, width)
 
 
@@ -137,15 +146,25 @@ def _power(threat: Threat) -> int:
     return 2 if threat.norm == "l2" else 1
 
 
-def bump(side: int, power: int) -> Float[Tensor, "side side"]:
+def bump(height: int, width: int, power: int) -> Float[Tensor, "h w"]:
     """Return the pattern that is drawn into windows: a hill above a valley, of `power`-norm 1.
 
-    Andriushchenko et al. 2020, l2-Square; in l1 as in the code of AutoAttack.
+    Andriushchenko et al. 2020, l2-Square; in l1 as in the code of AutoAttack. In a window of one
+    row, which they have not, the valley is to the right of the hill.
     """
-    upper = side // 2
-    pattern = torch.cat([_hill(upper, side, power), -_hill(side - upper, side, power)])
+    if height == 1:
+        first = width // 2
+        pattern = torch.cat([_hill(1, first, power), -_hill(1, width - first, power)], 1)
+    else:
+        first = height // 2
+        pattern = torch.cat([_hill(first, width, power), -_hill(height - first, width, power)])
     unit: Tensor = pattern / vector_norm(pattern, power)
     return unit
+
+
+def turned(pattern: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+    """Return the other orientation of a bump: transposed, in one row reversed."""
+    return pattern.flip(1) if len(pattern) == 1 else pattern.T
 
 
 def _hill(height: int, width: int, power: int) -> Tensor:
@@ -164,11 +183,11 @@ def _hill(height: int, width: int, power: int) -> Tensor:
 @lru_cache(maxsize=4)
 def _table(
     share: float, height: int, width: int, power: int, device: torch.device
-) -> Float[Tensor, "levels 2 side side"]:
-    """Return the bumps of all levels, upright and transposed, in the corners of equal squares."""
-    sides = [side for side, _ in schedule(share, height, width, least=3)]
-    table = torch.zeros(len(sides), 2, max(sides), max(sides))
-    for row, side in zip(table, sides, strict=True):
-        row[0, :side, :side] = bump(side, power)
-        row[1, :side, :side] = bump(side, power).T
+) -> Float[Tensor, "levels 2 h w"]:
+    """Return the bumps of all levels, in both orientations, in the corners of equal windows."""
+    sides = schedule(share, (height, width), least=3)
+    table = torch.zeros(len(sides), 2, *map(max, zip(*sides, strict=True)))
+    for row, (tall, wide) in zip(table, sides, strict=True):
+        row[0, :tall, :wide] = bump(tall, wide, power)
+        row[1, :tall, :wide] = turned(bump(tall, wide, power))
     return table.to(device)

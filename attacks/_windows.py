@@ -16,26 +16,29 @@ from robustkit.core.types import Integers
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
-def schedule(share: float, height: int, width: int, least: int = 1) -> list[tuple[int, int]]:
-    """List height and width of the window at each level; level i covers `share` / 2^i of the image.
+def schedule(share: float, extents: tuple[int, ...], least: int = 1) -> list[tuple[int, ...]]:
+    """List the sides of the window at each level; level i covers `share` / 2^i of the input.
 
-    Windows are squares, at least `least` wide, and odd if `least` is 3, as the bumps of l2 and l1
-    need a center. In an image of one row they are segments.
+    Windows are squares, in volumes cubes as far as they fit, at least `least` wide, and odd if
+    `least` is 3, as the bumps of l2 and l1 need a center. In an input of one row they are segments.
     """
-    areas = [share / 2**level * height * width for level in range(len(_HALVINGS) + 1)]
-    if height == 1:
-        return [(1, max(round(area), 1)) for area in areas]
-    sides = [max(round(math.sqrt(area)), least) for area in areas]
+    areas = [share / 2**level * math.prod(extents) for level in range(len(_HALVINGS) + 1)]
     odd = int(least == 3)
-    return [(min(side | odd, height, width),) * 2 for side in sides]
+    if extents[0] == 1 and len(extents) == 2:
+        return [(1, min(max(round(area), least) | odd, extents[1])) for area in areas]
+    if len(extents) > 2:
+        sides = [max(round(area ** (1 / len(extents))), least) for area in areas]
+        return [tuple(min(side | odd, extent) for extent in extents) for side in sides]
+    sides = [max(round(math.sqrt(area)), least) for area in areas]
+    return [(min(side | odd, *extents),) * 2 for side in sides]
 
 
 @lru_cache(maxsize=16)
 def sizes(
-    share: float, height: int, width: int, least: int, device: torch.device
-) -> Int[Tensor, "levels 2"]:
+    share: float, extents: tuple[int, ...], least: int, device: torch.device
+) -> Int[Tensor, "levels axes"]:
     """Return `schedule` as a tensor."""
-    return torch.tensor(schedule(share, height, width, least), device=device)
+    return torch.tensor(schedule(share, extents, least), device=device)
 
 
 @lru_cache(maxsize=64)

@@ -39,8 +39,9 @@ class Square:
     Andriushchenko et al. 2020, algorithms 1 to 3; l1 and all constants as in AutoAttack's code: the
     schedule of the window is not rescaled to the budget. A run costs 1 + queries forward passes.
 
-    Inputs are images [c, h, w]. In linf, flat inputs [d] count as an image of one row, in which
-    a window covers the same share of the coordinates.
+    Windows are squares of images [c, h, w]. Of vectors [d] and signals [c, t] they are segments,
+    and of volumes [c, d, h, w] cubes in linf and squares through all slices in l2 and l1; they
+    cover the same share of the input. For these shapes the paper has no proposals: ours.
 
     Differs from the reference code: every slot draws windows, signs and orientation of its own
     (there, one draw serves the batch), and windows reach the last row and column, as in the paper.
@@ -85,14 +86,11 @@ class Square:
         return list_jobs(0, self.restarts, classes)
 
     def start(self, tasks: Tasks, threat: Threat) -> State:
-        """Start at vertical stripes (linf) or a grid of bumps (l2, l1); a warm start at random.
-
-        Raises:
-            UsageError: in l2 and l1, for inputs that are not images of 5 × 5 pixels or more.
-        """
-        channels = _images(tasks.x[:1]).shape[1] if len(tasks.x) else 1
-        numbers = channels + (4 if threat.norm == "linf" else 5)
-        first = _first(_images(tasks.x), tasks.keys, threat).view_as(tasks.x)
+        """Start at vertical stripes (linf) or a grid of bumps (l2, l1); a warm start at random."""
+        x = _spatial(tasks.x) if threat.norm == "linf" else _planes(tasks.x)
+        # A corner and a side for each axis of the window; in l2 and l1 two corners and a turn.
+        numbers = x.shape[1] + (2 * (x.ndim - 2) if threat.norm == "linf" else 5)
+        first = _first(x, tasks.keys, threat).view_as(tasks.x)
         return State(
             query=threat.sample(tasks.x, tasks.keys) if self.surrogate else first,
             done=torch.zeros_like(tasks.y, dtype=torch.bool),
@@ -156,13 +154,13 @@ class Square:
             done=state.done | (due & known & (state.best_value + gain < 0)),
         )
 
-    def _propose(self, state: State, best: Images, threat: Threat) -> Float[Tensor, "s c h w"]:
-        x, best = _images(state.x), _images(best)
+    def _propose(self, state: State, best: Images, threat: Threat) -> Float[Tensor, "s c *e"]:
         place = state.answered % _BLOCK
         draw = state.draws.gather(1, place[:, None, None].expand(-1, 1, state.draws.shape[2]))[:, 0]
         if threat.norm == "linf":
-            return _paint(x, best, draw, threat)
-        return _bumps.move(x, best, _windows.level(state.answered), draw, self.share, threat)
+            return _paint(_spatial(state.x), _spatial(best), draw, threat)
+        level = _windows.level(state.answered)
+        return _bumps.move(_planes(state.x), _planes(best), level, draw, self.share, threat)
 
 
 def _redraw(state: State, share: float, threat: Threat) -> Float[Tensor, "s n m"]:
@@ -179,8 +177,9 @@ def _redraw(state: State, share: float, threat: Threat) -> Float[Tensor, "s n m"
     proposal = base + torch.arange(block, device=rows.device).repeat(len(rows))
     keys = rng.Keys(state.seed[many], state.point[many], state.task[many])
     if threat.norm == "linf":
-        drawn = rng.uniform(keys, numbers - 2, proposal + 1)
-        drawn = _plan(drawn, proposal, _images(state.x), share, threat)
+        x = _spatial(state.x)
+        drawn = rng.uniform(keys, numbers - (x.ndim - 2), proposal + 1)
+        drawn = _plan(drawn, proposal, x, share, threat)
     else:
         drawn = rng.uniform(keys, numbers, proposal + 1)
     return state.draws.index_copy(0, rows, drawn.view(len(rows), block, numbers))
@@ -189,7 +188,7 @@ def _redraw(state: State, share: float, threat: Threat) -> Float[Tensor, "s n m"
 def _plan(
     draw: Float[Tensor, "p n"],
     proposal: Integers,
-    x: Float[Tensor, "s c h w"],
+    x: Float[Tensor, "s c *e"],
     share: float,
     threat: Threat,
 ) -> Float[Tensor, "p m"]:
@@ -197,45 +196,50 @@ def _plan(
 
     For a whole block at once, so that a step spends no operation on it.
     """
-    height, width = x.shape[2:]
-    size = _windows.sizes(share, height, width, 1, x.device)[_windows.level(proposal)]
-    top = corner(draw[:, 0], size[:, 0], height)
-    left = corner(draw[:, 1], size[:, 1], width)
-    window = torch.stack([top, left, *size.unbind(1)], 1).to(draw.dtype)
-    return torch.cat([window, threat.eps * signs(draw[:, 2:])], 1)
+    extents = tuple(x.shape[2:])
+    size = _windows.sizes(share, extents, 1, x.device)[_windows.level(proposal)]
+    first = [corner(draw[:, i], size[:, i], extent) for i, extent in enumerate(extents)]
+    window = torch.stack([*first, *size.unbind(1)], 1).to(draw.dtype)
+    return torch.cat([window, threat.eps * signs(draw[:, len(extents) :])], 1)
 
 
-def _images(x: Images) -> Float[Tensor, "s c h w"]:
-    """View inputs as images; flat ones have one row."""
-    height, width = (1, *x.shape[1:])[-2:]
-    return x.reshape(len(x), -1, height, width)
+def _spatial(x: Images) -> Float[Tensor, "s c *e"]:
+    """View inputs as channels and at least two axes: vectors and signals have one row."""
+    if x.ndim > 3:
+        return x
+    channels, extent = (1, *x.shape[1:])[-2:]
+    return x.reshape(len(x), channels, 1, extent)
 
 
-def _first(x: Float[Tensor, "s c h w"], keys: rng.Keys, threat: Threat) -> Tensor:
+def _planes(x: Images) -> Float[Tensor, "s c h w"]:
+    """View inputs as images: each slice of a volume is a channel."""
+    return _spatial(x).reshape(len(x), -1, *_spatial(x).shape[-2:])
+
+
+def _first(x: Float[Tensor, "s c *e"], keys: rng.Keys, threat: Threat) -> Tensor:
     """Vertical stripes of ±eps (linf) or a grid of bumps (l2, l1)."""
-    channels, height, width = x.shape[1:]
+    channels, *others, width = x.shape[1:]
     if threat.norm == "linf":
         # One sign per column and channel: a corner of the ball with a high frequency, to which
         # convolutional networks are sensitive (Andriushchenko et al. 2020).
-        stripes = signs(rng.uniform(keys, channels * width, 0)).view(-1, channels, 1, width)
+        stripes = signs(rng.uniform(keys, channels * width, 0))
+        stripes = stripes.view(-1, channels, *[1] * len(others), width)
         return (x + threat.eps * stripes).clamp_(threat.lower, threat.upper)
-    if min(height, width) < 5:
-        raise UsageError(
-            f"square in {threat.norm} needs images [c, h, w] of at least 5 × 5 pixels, got inputs "
-            f"of {height} × {width}. Use another attack, or the linf threat model."
-        )
-    return _bumps.grid(x, rng.uniform(keys, _bumps.grid_draws(channels, height, width), 0), threat)
+    count = _bumps.grid_draws(channels, others[0], width)
+    return _bumps.grid(x, rng.uniform(keys, count, 0), threat)
 
 
 def _paint(
-    x: Float[Tensor, "s c h w"],
-    best: Float[Tensor, "s c h w"],
+    x: Float[Tensor, "s c *e"],
+    best: Float[Tensor, "s c *e"],
     plan: Float[Tensor, "s m"],
     threat: Threat,
-) -> Float[Tensor, "s c h w"]:
+) -> Float[Tensor, "s c *e"]:
     """Linf: set the displacement in a window to ±eps, one sign per channel."""
     # The window is set to ±eps around x, not added to: every displacement stays a corner of the
     # ball, where the maximum of a linear margin lies.
+    if x.ndim > 4:
+        return _paint_box(x, best, plan, threat)
     height, width = x.shape[2:]
     top, left, *size = plan[:, :4].long().unbind(1)
     shift = plan[:, 4:, None]
@@ -252,3 +256,15 @@ def _paint(
     rows, columns = span(top, size[0], height), span(left, size[1], width)
     painted = (x + shift[..., None]).clamp_(threat.lower, threat.upper)
     return torch.lerp(best, painted, rows[:, None, :, None] * columns[:, None, None])
+
+
+def _paint_box(x: Tensor, best: Tensor, plan: Float[Tensor, "s m"], threat: Threat) -> Tensor:
+    """Linf, with windows of three axes and more: as `_paint`."""
+    extents = x.shape[2:]
+    first, size = plan[:, : 2 * len(extents)].long().chunk(2, dim=1)
+    inside = torch.ones_like(x[:, :1])
+    for axis, extent in enumerate(extents):
+        part, after = span(first[:, axis], size[:, axis], extent), x.ndim - 3 - axis
+        inside = inside * part.view(len(x), *[1] * (axis + 1), extent, *[1] * after)
+    shift = plan[:, 2 * len(extents) :].view(*x.shape[:2], *[1] * len(extents))
+    return torch.lerp(best, (x + shift).clamp_(threat.lower, threat.upper), inside)

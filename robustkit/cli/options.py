@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,6 +26,16 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> An
         raise click.BadParameter(
             f"expected comma-separated numbers such as {example}, got {value!r}.", ctx, param
         ) from None
+
+
+def ends(ctx: click.Context, param: click.Parameter, value: str) -> tuple[float, float]:
+    """Read `-1,1` as lower and upper end of a box."""
+    found = numbers(ctx, param, value)
+    if len(found) != 2 or not -math.inf < found[0] < found[1] < math.inf:
+        raise click.BadParameter(
+            f"expected a lower end and a larger upper one, such as -1,1, got {value!r}.", ctx, param
+        )
+    return found[0], found[1]
 
 
 def no_option(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
@@ -137,6 +148,10 @@ max_forwards = click.option(
 criterion = click.option(
     "--criterion", metavar="targeted:3|groups:0,2|1,3|reject:10|top5|loss>2",
     help="What breaks a point; by default any decision but its label (untargeted).",
+)  # fmt: skip
+box = click.option(
+    "--box", callback=ends, default="0,1", show_default=True, metavar="LOW,HIGH",
+    help="The range of the data, where they are floats in another than [0, 1], such as -1,1.",
 )  # fmt: skip
 quiet = click.option("--quiet", is_flag=True, help="Only errors (and --json).")
 published = click.option(

@@ -135,7 +135,7 @@ class Threat:
         """Largest distance that counts as inside, for inputs of so many features.
 
         The tolerance is what float32 cannot express: 1e-6 of eps, plus one rounding per coordinate;
-        none in l0.
+        none in l0. A rounding is that of the largest number in the box, of 1 at least.
         """
         return self.eps * (1 + self._relative) + self._slack(features)
 
@@ -145,7 +145,8 @@ class Threat:
 
     def _slack(self, features: int) -> float:
         """What rounding every coordinate to float32 can add to a distance."""
-        return _ROUNDING * max(1, features) ** (1 / self._order) if self._order else 0.0
+        largest = _ROUNDING * max(1.0, abs(self.lower), abs(self.upper))
+        return largest * max(1, features) ** (1 / self._order) if self._order else 0.0
 
     def contains(
         self,

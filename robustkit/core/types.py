@@ -18,6 +18,8 @@ Scalars: TypeAlias = Float[Tensor, " b"]
 Integers: TypeAlias = Int[Tensor, " b"]
 Mask: TypeAlias = Bool[Tensor, " b"]
 Model: TypeAlias = Callable[[Tensor], Tensor]
+# Of one input: a vector [d], a signal [c, t], an image [c, h, w] or a volume [c, d, h, w].
+Shape: TypeAlias = tuple[int, ...]
 
 
 def per_point(values: Tensor, like: Tensor) -> Tensor:

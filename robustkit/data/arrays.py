@@ -1,11 +1,13 @@
 """Data of the user's own: npz files, image folders, Python functions.
 
-How the axes of `x` are read: [n, h, w] is one channel. Of [n, h, w, c] and [n, c, h, w] the one
+How the axes of `x` are read: [n, d] are vectors, [n, h, w] images of one channel, [n, c, d, h, w]
+volumes. Signals [n, c, t] state their axes (layout "nct"). Of [n, h, w, c] and [n, c, h, w] the one
 whose c is 1, 3 or 4 is taken. Where both are, tensors are channels first, as everywhere in PyTorch.
 Else nothing is guessed: the axes must be stated (in an npz, the key `layout`: "nhwc" or "nchw").
 
 How the pixels are read: integers are bytes and become x / 255; floats of any precision are taken
-as they are. See `robustkit.data.values`.
+as they are. See `robustkit.data.values`. With a range for every feature (`lower`, `upper`) numbers
+of any type are taken as they are, see `robustkit.data.ranges`.
 """
 
 from __future__ import annotations
@@ -23,20 +25,23 @@ from robustkit.core.imports import failure, load_attribute
 from robustkit.data import npz
 from robustkit.data.dataset import Dataset, ImageSet, Reader
 from robustkit.data.npz import Stored
+from robustkit.data.ranges import ranges
 from robustkit.data.torch_dataset import from_torch, is_torch_data
 from robustkit.data.values import UNIT, Box, in_box, rounded
 from robustkit.errors import UsageError
 
 _CHANNELS = (1, 3, 4)
+_LAYOUTS = ("nd", "nct", "nhw", "nhwc", "nchw", "ncdhw")
+_BY_AXES = {2: "nd", 3: "nhw", 5: "ncdhw"}
 _SCAN, _PART = 1 << 28, 1 << 22
 
 
 def open_npz(name: str, path: Path, *, box: Box = UNIT) -> ImageSet:
-    """Open an npz with `x` and `y`, and optionally `classes` and `layout`.
+    """Open an npz with `x` and `y`, and optionally `classes`, `layout`, `lower` and `upper`.
 
     Args:
         name: what records call it.
-        path: x is uint8 or float in the box; y is integers [n].
+        path: the arrays are as `from_arrays` takes them.
         box: the range of floats.
 
     Raises:
@@ -44,9 +49,11 @@ def open_npz(name: str, path: Path, *, box: Box = UNIT) -> ImageSet:
     """
     stored = npz.keys(path)
     x, y = npz.rows(path, "x"), npz.array(path, "y")
-    classes = npz.array(path, "classes") if "classes" in stored else None
+    more: dict[str, Any] = {
+        key: npz.array(path, key) for key in ("classes", "lower", "upper") if key in stored
+    }
     layout = str(npz.array(path, "layout")) if "layout" in stored else None
-    opened = from_arrays(name, x, y, classes=classes, layout=layout, box=box)
+    opened = from_arrays(name, x, y, layout=layout, box=box, **more)
     return replace(opened, source=str(path))
 
 
@@ -58,18 +65,23 @@ def from_arrays(
     classes: Any = None,
     layout: str | None = None,
     box: Box = UNIT,
+    lower: Any = None,
+    upper: Any = None,
 ) -> ImageSet:
     """Make a data set of two arrays; `x` may lie on disk and is not copied.
 
-    Float images are checked here as far as the first 256 MB go, and always when they are fetched.
+    Floats are checked here as far as the first 256 MB go, and always when they are fetched.
 
     Args:
         name: what records call it.
-        x: bytes as any integers, or floats in the box; [n, h, w], [n, h, w, c] or [n, c, h, w].
+        x: bytes as any integers, or floats in the box; vectors [n, d], signals [n, c, t], images
+            [n, h, w], [n, h, w, c] or [n, c, h, w], volumes [n, c, d, h, w].
         y: integers [n], 0 to classes − 1.
         classes: largest label + 1 when not given, and at least two.
-        layout: "nhw", "nhwc" or "nchw"; read off the shape when not given.
+        layout: one letter an axis ("nct", "nhwc", ...); read off the shape when not given.
         box: the range of floats.
+        lower, upper: ends of the range of each feature, broadcast to one input: numbers of any
+            type are handed out as shares of it, see `robustkit.data.ranges.Ranges`.
 
     Raises:
         UsageError: for a type, a shape, a pixel or a label that does not fit.
@@ -81,13 +93,26 @@ def from_arrays(
         )
     axes = _axes(name, x.shape, layout)
     labels, count = _labels(name, y, len(x), classes)
-    sizes = dict(zip(axes, x.shape, strict=True))
-    shape = (int(sizes.get("c", 1)), int(sizes["h"]), int(sizes["w"]))
-    if 0 in shape:
-        raise UsageError(f"{name}: expected images of at least one pixel, got x {list(x.shape)}.")
+    if 0 in x.shape[1:]:
+        raise UsageError(f"{name}: expected inputs of at least one number, got x {list(x.shape)}.")
     read = _reader(x, axes)
-    note = _scan(name, x, read, box)
-    return ImageSet(name, name, shape, count, labels, read, note=note, box=box)
+    shape = tuple(map(int, read(np.zeros(1, dtype=np.int64)).shape[1:]))
+    if lower is None and upper is None:
+        note = _scan(name, x, read, box)
+        return ImageSet(name, name, shape, count, labels, read, note=note, box=box)
+    if box != UNIT:
+        raise UsageError(
+            f"{name}: the data bring a range for every feature (lower, upper), and a box is "
+            "another: leave out --box (or the box of the threat model), or the ranges."
+        )
+    known = ranges(name, shape, lower, upper)
+
+    def shares(indices: NDArray[np.int64]) -> NDArray[Any]:
+        return known.shares(read(indices), indices, name)
+
+    _scan(name, x, shares, UNIT)
+    told = "features are shares of their ranges, lower to upper"
+    return ImageSet(name, name, shape, count, labels, shares, note=told, ranges=known)
 
 
 def open_function(text: str, *, box: Box = UNIT) -> Dataset:
@@ -155,17 +180,19 @@ def _array(name: str, part: Any) -> NDArray[Any]:
 
 def _axes(name: str, shape: tuple[int, ...], stated: str | None) -> str:
     if stated is not None:
-        if stated not in ("nhw", "nhwc", "nchw") or len(stated) != len(shape):
+        if stated not in _LAYOUTS or len(stated) != len(shape):
             raise UsageError(
-                f"{name}: expected the layout nhw, nhwc or nchw, one letter an axis, "
-                f"got {stated!r} for x {list(shape)}."
+                f"{name}: expected the layout {', '.join(_LAYOUTS[:-1])} or {_LAYOUTS[-1]}, one "
+                f"letter an axis, got {stated!r} for x {list(shape)}."
             )
         return stated
-    if len(shape) == 3:
-        return "nhw"
+    if len(shape) in _BY_AXES:
+        return _BY_AXES[len(shape)]
     if len(shape) != 4:
         raise UsageError(
-            f"{name}: expected x as [n, h, w], [n, h, w, c] or [n, c, h, w], got {list(shape)}."
+            f"{name}: expected x as vectors [n, d], images [n, h, w], [n, h, w, c] or "
+            f"[n, c, h, w], or volumes [n, c, d, h, w], got {list(shape)}. Signals [n, c, t] have "
+            'the key layout="nct".'
         )
     last, second = shape[3] in _CHANNELS, shape[1] in _CHANNELS
     if last == second:
@@ -185,8 +212,8 @@ def _labels(name: str, y: NDArray[Any], n: int, stated: Any) -> tuple[NDArray[np
         )
     if y.ndim != 1 or len(y) != n or n == 0:
         raise UsageError(
-            f"{name}: expected one label an image and at least one image, "
-            f"got y {list(y.shape)} for {n} images."
+            f"{name}: expected one label a point and at least one point, "
+            f"got y {list(y.shape)} for {n} points."
         )
     if stated is not None and (
         np.ndim(stated) or not np.issubdtype(np.asarray(stated).dtype, np.integer)

@@ -1,4 +1,4 @@
-"""Data sets: labels in memory, images fetched by the batch; subsets and digests."""
+"""Data sets: labels in memory, inputs fetched by the batch; subsets and digests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustkit.core.types import Images, Labels
+from robustkit.core.types import Images, Labels, Shape
+from robustkit.data.ranges import Ranges
 from robustkit.data.sampling import select, shuffled
 from robustkit.data.values import UNIT, Box, in_box
 
@@ -64,8 +65,8 @@ class Dataset(Protocol):
         ...
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image."""
+    def shape(self) -> Shape:
+        """That of one input: [c, h, w] of an image, [d] of a vector; see `Shape`."""
         ...
 
     @property
@@ -105,14 +106,15 @@ class ImageSet:
     """A `Dataset` over any storage.
 
     Attributes:
-        read: returns the raw images [b, c, h, w] at the indices [b], of any real type.
-        box: the range of floating-point images; bytes become x / 255.
-        source: the file or folder that the images are read from, for messages.
+        read: returns the raw inputs [b, *shape] at the indices [b], of any real type.
+        box: the range of floating-point inputs; bytes become x / 255.
+        source: the file or folder that the inputs are read from, for messages.
+        ranges: of each feature, where they differ: `read` then returns shares of them in [0, 1].
     """
 
     name: str
     family: str
-    shape: tuple[int, int, int]
+    shape: Shape
     classes: int
     labels: NDArray[np.int64]
     read: Reader
@@ -121,6 +123,7 @@ class ImageSet:
     note: str = ""
     box: Box = UNIT
     source: str = ""
+    ranges: Ranges | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -159,6 +162,7 @@ def subset(data: Dataset, indices: Indices) -> ImageSet:
         note=data.note,
         box=getattr(data, "box", UNIT),
         source=getattr(data, "source", ""),
+        ranges=getattr(data, "ranges", None),
     )
 
 
@@ -166,7 +170,7 @@ class Points(Protocol):
     """What a digest reads: points by their position."""
 
     @property
-    def shape(self) -> tuple[int, int, int]: ...
+    def shape(self) -> Shape: ...
     def __len__(self) -> int: ...
     def fetch(self, indices: Indices) -> tuple[Images, Labels]: ...
 

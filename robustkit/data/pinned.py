@@ -104,8 +104,8 @@ class PinnedData:
             worst = mine[row].flatten()[~inside[row]][0]
             raise UsageError(
                 f"{self.name}: point {chosen[row]} holds {float(worst):.9g}, outside the box "
-                f"[{lower:g}, {upper:g}] of the threat model. Give Threat the lower and upper end "
-                "of the data, or bring the images into the box."
+                f"[{lower:g}, {upper:g}] of the threat model. Give it the lower and upper end of "
+                "the data (--box, or lower and upper of Threat), or bring the data into the box."
             )
         return mine, torch.empty(len(chosen), dtype=torch.int64).copy_(y)
 

@@ -24,8 +24,10 @@ def is_torch_data(made: Any) -> bool:
 
 
 def from_torch(name: str, made: Any, *, box: Box = UNIT) -> ImageSet:
-    """Make a data set of PyTorch's: items are (x [c, h, w] or [h, w], y), and more is left alone.
+    """Make a data set of PyTorch's: items are (x, y), and more is left alone.
 
+    x is an image [c, h, w] or [h, w], a vector [d] or a volume [c, d, h, w]; signals [c, t] would
+    be read as images [h, w]: hand them out by `robustkit.data.from_arrays`.
     Labels are taken from `targets`, `labels` or the second tensor, where there are any; else every
     item is read once for its label. The points are those of the data set in its own order, whatever
     the order of a loader. Items must be the same each time: augmentation belongs to training.
@@ -53,7 +55,7 @@ def from_torch(name: str, made: Any, *, box: Box = UNIT) -> ImageSet:
     named = getattr(source, "classes", None)
     names = tuple(map(str, named)) if isinstance(named, list | tuple) else ()
     classes = max(2, int(labels.max()) + 1, len(names))
-    shape = (first.shape[0], first.shape[1], first.shape[2])
+    shape = tuple(map(int, first.shape))
 
     def read(indices: NDArray[np.int64]) -> NDArray[Any]:
         if not len(indices):
@@ -107,7 +109,7 @@ def _item(name: str, source: Any, index: int) -> Any:
 
 
 def _image(name: str, source: Any, index: int) -> NDArray[Any]:
-    """Return the image at a position as [c, h, w]."""
+    """Return the input at a position; an image as [c, h, w]."""
     part = _item(name, source, index)[0]
     if not isinstance(part, Tensor | np.ndarray):
         raise UsageError(
@@ -117,10 +119,10 @@ def _image(name: str, source: Any, index: int) -> NDArray[Any]:
     part = part.detach().cpu() if isinstance(part, Tensor) else torch.as_tensor(part)
     image = (part.float() if part.dtype == torch.bfloat16 else part).numpy()
     image = image[None] if image.ndim == 2 else image
-    if image.ndim != 3:
+    if image.ndim not in (1, 3, 4):
         raise UsageError(
-            f"{name}: expected images [c, h, w] or [h, w], got {list(image.shape)} "
-            f"at point {index}."
+            f"{name}: expected images [c, h, w] or [h, w], vectors [d] or volumes [c, d, h, w], "
+            f"got {list(image.shape)} at point {index}."
         )
     return image
 

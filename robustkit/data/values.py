@@ -1,4 +1,4 @@
-"""Pixels: from whatever type they are stored in to float32 inside a box."""
+"""Numbers of the inputs: from whatever type they are stored in to float32 inside a box."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robustkit.errors import UsageError
 Box: TypeAlias = "tuple[float, float]"
 UNIT: Box = (0.0, 1.0)
 # Four units in the last place of float32: what arithmetic such as x * 0.5 + 0.5 may add.
-_ROUNDING = 2.0**-21
+ROUNDING = 2.0**-21
 _OVERSHOOT = 0.05  # of a resize
 
 
@@ -38,7 +38,7 @@ def in_box(
     lower, upper = np.float32(box[0]), np.float32(box[1])
     if ((x >= lower) & (x <= upper)).all():
         return x
-    slack = np.float32(_ROUNDING * max(map(abs, box)))
+    slack = np.float32(ROUNDING * max(map(abs, box)))
     near = (x >= lower - slack) & (x <= upper + slack)
     if not near.all():
         seen = x[np.isfinite(x)]
@@ -69,9 +69,12 @@ def _refuse(
     if flat.all():
         return
     row = int(np.flatnonzero(~flat.all(axis=1))[0])
-    worst = x.reshape(len(x), -1)[row, np.flatnonzero(~flat[row])[0]]
+    first = int(np.flatnonzero(~flat[row])[0])
+    worst = x.reshape(len(x), -1)[row, first]
+    vector = f", feature {first}" if x.ndim == 2 else ""
     raise UsageError(
-        f"{name}: expected {expected}, got {float(worst):.9g} at point {indices[row]}. {advice}"
+        f"{name}: expected {expected}, got {float(worst):.9g} at point {indices[row]}{vector}. "
+        f"{advice}"
     )
 
 
@@ -79,16 +82,16 @@ def _advice(low: float, high: float, box: Box) -> str:
     """Say what images from `low` to `high` look like, and what to do with them."""
     if box != UNIT:
         return (
-            "The box is that of the threat model: give Threat the lower and upper end of the data, "
-            "or bring the images into it."
+            "The box is that of the threat model: give it the lower and upper end of the data "
+            "(--box, or lower and upper of Threat), or bring the data into it."
         )
     if low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT:
         return "If a resize has overshot, clip them: x.clip(0, 1)."
-    if -1 - _ROUNDING <= low < 0 and high <= 1 + _ROUNDING:
+    if -1 - ROUNDING <= low < 0 and high <= 1 + ROUNDING:
         return (
             "They look scaled to [-1, 1]: store x * 0.5 + 0.5 and give the model --mean and --std "
-            "of 0.5 a channel. From Python a box is possible too: Threat(norm, eps, lower=-1, "
-            "upper=1)."
+            "of 0.5 a channel. Or keep them, with --box -1,1; from Python, Threat(norm, eps, "
+            "lower=-1, upper=1)."
         )
     if low < 0:
         return "They look normalized: undo it (x * std + mean) and give the model --mean and --std."

@@ -1,4 +1,4 @@
-"""What a criterion means for a request: its threat model, the points it asks about, the labels."""
+"""What box and criterion mean for a request: its threat model, the points it asks about."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from robustkit.core.criterion import UNTARGETED, Criterion
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.data.sampling import Sample, select
+from robustkit.data.values import UNIT, Box
 from robustkit.errors import UsageError, some
 from robustkit.registry import read_criterion
 
@@ -31,6 +32,22 @@ def with_criterion(threat: Threat, criterion: Criterion | str | None) -> Threat:
             "another: leave one of them out."
         )
     return replace(threat, criterion=found)
+
+
+def in_box(threat: Threat, box: Box) -> Threat:
+    """Return a threat model in a box; in its own where that is [0, 1].
+
+    Raises:
+        UsageError: for ends that are none, and where both name one and differ.
+    """
+    if box == UNIT:
+        return threat
+    if threat.box not in (UNIT, box):
+        raise UsageError(
+            f"the threat model names a box already, {list(threat.box)}, and {list(box)} (--box) is "
+            "another: leave one of them out."
+        )
+    return replace(threat, lower=box[0], upper=box[1])
 
 
 @dataclass(frozen=True)

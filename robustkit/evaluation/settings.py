@@ -31,7 +31,7 @@ from robustkit.evaluation.criterion import with_criterion
 from robustkit.evaluation.distributed.messages import Named
 from robustkit.models.half import Precision
 from robustkit.models.load import load_model
-from robustkit.models.normalization import Numbers, normalized
+from robustkit.models.normalization import Numbers, in_units, normalized
 from robustkit.models.readiness import without_replicas
 from robustkit.models.scores import Probabilistic, has_scores, of_estimator
 from robustkit.models.tuning import AUTOMATIC, Layout, Tuning
@@ -283,11 +283,11 @@ def named_model(
         model = without_replicas(model)
     called = str(getattr(model, "__name__", type(model).__name__))
     if mean is None and std is None:
-        return model, called, ()
+        return model and in_units(model, data), called, ()
     if not isinstance(model, nn.Module):
         raise argument.refused("model", "an nn.Module, which mean and std are put before", model)
-    wrapped, note = normalized(model, data.shape[0], mean, std)
-    return wrapped, called, (note,)
+    wrapped, note = normalized(model, data.shape, mean, std)
+    return in_units(wrapped, data), called, (note,)
 
 
 def dataset(data: GivenData, box: Box = UNIT) -> Dataset:

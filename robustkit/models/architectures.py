@@ -11,18 +11,23 @@ _STATISTICS = {1: ((0.2860,), (0.3530,)), 3: ((0.4914, 0.4822, 0.4465), (0.2470,
 
 
 class Normalize(nn.Module):
-    """(x − mean) / std per channel, inside the model, so that eps stays in input units."""
+    """(x − mean) / std per channel, inside the model, so that eps stays in input units.
+
+    Args:
+        mean, std: of each channel, or of each feature of a vector.
+        axes: of one input, beside that of its channels: 0 for vectors, 2 for images.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], axes: int = 2) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, *[1] * axes))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, *[1] * axes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, c, h, w] -> [b, c, h, w]."""
+        """[b, c, *f] -> [b, c, *f]."""
         return (x - self.mean) / self.std
 
 

@@ -22,7 +22,7 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.models import checkpoints, zoo
 from robustkit.models.checkpoints import Card, Checkpoint
 from robustkit.models.guard import duplicate
-from robustkit.models.normalization import Numbers, normalized
+from robustkit.models.normalization import Numbers, in_units, normalized
 from robustkit.models.protocols import Composed, Network, assemble, learned
 from robustkit.models.readiness import evaluation_mode, refuse_training_mode, refuse_unready
 from robustkit.models.trust import trusting
@@ -224,11 +224,11 @@ def _from_library(
     if normalizes and found.prepared:
         raise UsageError(f"{text} brings its own preprocessing; leave out --mean and --std.")
     if normalizes:
-        model, note = normalized(model, data.shape[0], mean, std)
+        model, note = normalized(model, data.shape, mean, std)
         notes.append(note)
     if found.untrained:
         model.untrained = True  # type: ignore[assignment]  # read when flags are raised
-    return Subject(text, model, tuple(notes))
+    return Subject(text, in_units(model, data), tuple(notes))
 
 
 def _imported(
@@ -255,12 +255,12 @@ def _imported(
         model = duplicate(model) if model is value else model
         notes.append(checkpoints.put(checkpoints.read_weights(weights), model, str(weights)))
     if mean is not None or std is not None:
-        model, note = normalized(model, data.shape[0], mean, std)
+        model, note = normalized(model, data.shape, mean, std)
         notes.append(note)
     if "output" in options:
         model, note = zoo.output_of(model, options["output"], text)
         notes.append(note)
-    return Subject(text, model, tuple(notes))
+    return Subject(text, in_units(model, data), tuple(notes))
 
 
 def _module(value: Any, text: str) -> nn.Module:

@@ -1,24 +1,33 @@
-"""Normalization inside the model: `--mean` and `--std`, so that eps stays in units of the input."""
+"""Normalization inside the model: `--mean` and `--std`, and features in units of their own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, TypeVar, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from robustkit.core import arguments
+from robustkit.core.types import Shape
+from robustkit.data.dataset import Dataset
+from robustkit.data.ranges import Ranges
 from robustkit.errors import UsageError
 from robustkit.models.architectures import Normalize
 
 Numbers: TypeAlias = "float | Sequence[float]"  # for all channels, or for each
+_M = TypeVar("_M", bound=Callable[[Tensor], Tensor])
 
 
 def normalized(
-    model: nn.Module, channels: int, mean: Numbers | None, std: Numbers | None
+    model: nn.Module, shape: Shape, mean: Numbers | None, std: Numbers | None
 ) -> tuple[nn.Module, str]:
     """Return `model` with a layer before it that normalizes its inputs, and a note about it.
+
+    Args:
+        shape: of one input; its first axis is that of the channels, or the features of a vector.
+        mean, std: one number for all of them, or one for each.
 
     Raises:
         UsageError: when it has such a layer already, or the numbers do not fit.
@@ -28,14 +37,41 @@ def normalized(
             "the model already normalizes its inputs (robustkit.models.architectures.Normalize); "
             "leave out --mean and --std."
         )
-    center = _statistics("--mean", mean, 0.0, channels)
-    scale = _statistics("--std", std, 1.0, channels)
+    center = _statistics("--mean", mean, 0.0, shape[0])
+    scale = _statistics("--std", std, 1.0, shape[0])
     if min(scale) <= 0:
         raise UsageError(f"--std: expected positive numbers, got {_listed(scale)}.")
-    layer = Normalize(center, scale).eval()
+    layer = Normalize(center, scale, len(shape) - 1).eval()
     wrapped = nn.Sequential(layer, model)
     wrapped.training = model.training
     return wrapped, f"inputs are normalized: mean {_listed(center)}, std {_listed(scale)}"
+
+
+def in_units(model: _M, data: Dataset) -> _M:
+    """Return `model` for inputs that are shares of ranges, where `data` has a range a feature.
+
+    The layer before it is affine, so that certificates hold for both together. It gives back what
+    the data set was made of up to the rounding of float32: a whole number may be off by it.
+    """
+    found: Ranges | None = getattr(data, "ranges", None)
+    if found is None:
+        return model
+    layer = _InUnits(found).eval()
+    if not isinstance(model, nn.Module):
+        return cast(_M, lambda x: model(layer.to(x.device)(x)))
+    wrapped = nn.Sequential(layer, model)
+    wrapped.training = model.training
+    return cast(_M, wrapped)
+
+
+class _InUnits(Normalize):
+    """lower + x · (upper − lower), as (x − mean) / std: certificates know that one."""
+
+    def __init__(self, known: Ranges) -> None:
+        nn.Module.__init__(self)
+        width = known.upper - known.lower
+        for name, values in (("mean", -known.lower / width), ("std", 1 / width)):
+            self.register_buffer(name, torch.from_numpy(values).float()[None])
 
 
 def _statistics(

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from robustkit.data.dataset import Dataset
+from robustkit.errors import UsageError
 
 
 @runtime_checkable
@@ -32,10 +33,21 @@ class Composed(Protocol):
 
 
 def assemble(defense: Network | Composed, data: Dataset) -> nn.Module:
-    """Build the model of a defense for inputs and classes of `data`."""
+    """Build the model of a defense for inputs and classes of `data`.
+
+    Raises:
+        UsageError: for one that builds a network of its own, where the inputs are no images.
+    """
     if isinstance(defense, Composed):
         return defense.load(data)
-    return defense.network(data.shape, data.classes)
+    if len(data.shape) != 3:
+        raise UsageError(
+            f"{type(defense).__name__} builds a network for images [c, h, w], got inputs "
+            f"{list(data.shape)} of {data.name}. Name a model of your own, as "
+            "path/to/file.py:attr, or sklearn:FILE."
+        )
+    c, h, w = data.shape
+    return defense.network((c, h, w), data.classes)
 
 
 def learned(defense: Any, model: nn.Module) -> nn.Module | None:

@@ -116,7 +116,7 @@ def collate(batch: Any) -> Any:
         (TensorDataset(X[:0], Y[:0]), "an empty data set"),
         (TensorDataset(X), r"items \(x, y\), got tuple at point 0"),
         (Items(["a.png"], [0]), "images as tensors, got str at point 0"),
-        (Items(X.flatten(1)), r"got \[12\] at point 0"),
+        (Items(X[..., None, None]), r"vectors \[d\] or volumes.*, 1, 1\] at point 0"),
         (Items(y=[0.5] * 5), r"got float64 \[5\]"),
         (Items(y=[-1] * 5), "labels from 0 on, got -1"),
         (Items(y=[0]), "point 1 cannot be read: IndexError"),

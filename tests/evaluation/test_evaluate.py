@@ -513,12 +513,16 @@ def test_bad_arguments_are_refused_before_anything_is_written(
 
 
 def test_an_attack_that_does_not_take_the_inputs_is_refused_before_any_runs(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(self: Any, tasks: Tasks, threat: Threat) -> None:
+        raise UsageError(f"expected inputs of 5 pixels, got {list(tasks.x.shape[1:])}")
+
+    monkeypatch.setattr(registry.attacks.entry("square").target, "start", refuse)
     x = torch.rand(8, 1, 4, 6, generator=torch.Generator().manual_seed(1)).numpy()
     data = from_arrays("small", x, np.arange(8) % 2, classes=2)
     model = nn.Sequential(nn.Flatten(), nn.Linear(24, 2)).eval()
-    with pytest.raises(UsageError, match="at least 5 × 5 pixels, got inputs of 4 × 6"):
+    with pytest.raises(UsageError, match=r"expected inputs of 5 pixels, got \[1, 4, 6\]"):
         evaluate(model, name="toy", data=data, threat="l2:0.5", attacks=["pgd(steps=2)", "square"],
                  folder=tmp_path)  # fmt: skip
     assert not list(tmp_path.iterdir())

@@ -25,8 +25,9 @@ from robustkit.cli.supervisor import Supervised
     default="bundled",
     show_default=True,
     metavar="NAME|npz:PATH|folder:PATH|hf-data:FOLDER|module:function",
-    help="Images and labels.",
+    help="Inputs and labels.",
 )
+@options.box
 @options.data_root
 @click.option(
     "--threat",

@@ -19,6 +19,7 @@ from robustkit.core.text import slug
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
+from robustkit.data.values import UNIT
 from robustkit.errors import UsageError
 from robustkit.evaluation.budget import Budget, StoppingRule
 from robustkit.evaluation.distributed.messages import Named
@@ -130,7 +131,7 @@ def make(request: Request) -> Plan:
     set_up(request.device, request.distributed, request.workers)
     if request.suite and request.attacks:
         raise UsageError("--suite and --attack exclude each other: give one of them.")
-    data = open_dataset(request.data, root=request.data_root, split="test")
+    data = open_dataset(request.data, root=request.data_root, split="test", box=request.box)
     if not request.models and request.n is None:
         request = replace(request, n=min(len(data), FIRST_LOOK))
     grid = threats_of_grid(request)
@@ -240,6 +241,7 @@ def _config(
         "weights": [weights_digest(subject.model)[0] for subject in subjects],
         **({"sources": sources} if any(sources) else {}),
         "data": request.data,
+        **({"box": list(request.box)} if request.box != UNIT else {}),
         "threat": settings.threat.norm if grid else str(settings.threat),
         **({"criterion": str(goal)} if grid and (goal := settings.threat.criterion).suffix else {}),
         "suite": settings.suite and str(Spec.parse(settings.suite)),

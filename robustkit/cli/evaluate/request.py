@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustkit.data.sampling import PROPORTIONAL, Sample
+from robustkit.data.values import UNIT, Box
 from robustkit.models.tuning import AUTOMATIC, Tuning
 
 
@@ -16,6 +17,7 @@ class Request:
     models: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     data: str = "bundled"
+    box: Box = UNIT
     data_root: Path | None = None
     threat: str | None = None
     criterion: str | None = None

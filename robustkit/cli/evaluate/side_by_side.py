@@ -125,7 +125,7 @@ class _OneOfSeveral:
 
     def _plan(self) -> Plan:
         request = replace(self.request, workers=None)
-        data = open_dataset(request.data, root=request.data_root, split="test")
+        data = open_dataset(request.data, root=request.data_root, split="test", box=request.box)
         subject = load_model(
             self.source, data=data, weights=request.weights, mean=request.mean, std=request.std
         )._replace(name=self.name, text=self.source)

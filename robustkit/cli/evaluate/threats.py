@@ -9,7 +9,7 @@ from robustkit.core.text import number
 from robustkit.core.threat import NORMS, Threat
 from robustkit.data.dataset import Dataset
 from robustkit.errors import UsageError
-from robustkit.evaluation.criterion import with_criterion
+from robustkit.evaluation.criterion import in_box, with_criterion
 from robustkit.evaluation.eps_grid import descending
 from robustkit.leaderboard.grouping import shown_eps
 from robustkit.models import checkpoints
@@ -36,7 +36,7 @@ def threats_of_grid(request: Request) -> tuple[Threat, ...]:
             f"--threat {request.threat} names an eps, and --eps-grid names others: give the norm "
             f"alone, --threat {norm}."
         )
-    threat = with_criterion(Threat.parse(f"{norm}:1"), request.criterion)
+    threat = _asked(Threat.parse(f"{norm}:1"), request)
     return tuple(descending(threat, request.eps_grid))
 
 
@@ -44,9 +44,14 @@ def threat_of(request: Request, data: Dataset) -> Threat:
     """Return the threat model; a norm alone is bounded by the box, where distances are sought."""
     text = request.threat or _default_threat(request, data)
     if not request.minimum_norm or ":" in text:
-        return with_criterion(read_threat(text), request.criterion)
+        return _asked(read_threat(text), request)
     norm = Threat.parse(f"{text}:1").norm
-    return with_criterion(Threat.whole(norm, prod(data.shape)), request.criterion)
+    return _asked(Threat.whole(norm, prod(data.shape), *request.box), request)
+
+
+def _asked(threat: Threat, request: Request) -> Threat:
+    """Return a threat model in the box and under the criterion of a request."""
+    return with_criterion(in_box(threat, request.box), request.criterion)
 
 
 def _default_threat(request: Request, data: Dataset) -> str:

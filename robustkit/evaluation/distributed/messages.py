@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from robustkit.core.criterion import Criterion
 from robustkit.core.threat import Threat
-from robustkit.core.types import Images, Labels, Model
+from robustkit.core.types import Images, Labels, Model, Shape
 from robustkit.data.dataset import Indices
+from robustkit.data.ranges import Ranges
 from robustkit.evaluation.stages.stage import AttackStage, PointsToAttack
 from robustkit.evaluation.watcher import Watcher
 from robustkit.models.tuning import Tuning
@@ -36,8 +37,9 @@ class Facts(NamedTuple):
 
     name: str
     family: str
-    shape: tuple[int, int, int]
+    shape: Shape
     classes: int
+    ranges: Ranges | None = None
 
 
 class ModelSetup(NamedTuple):

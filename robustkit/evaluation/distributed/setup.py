@@ -110,7 +110,7 @@ def start_workers(
         name=settings.name,
         model=settings.named or _portable(prepared.model),
         digest=prepared.weights.digest,
-        data=Facts(data.name, data.family, data.shape, data.classes),
+        data=Facts(data.name, data.family, data.shape, data.classes, getattr(data, "ranges", None)),
         diagnosis=diagnosis.to("cpu"),
         seed=settings.seed,
         batch_size=settings.batch_size,

@@ -163,7 +163,8 @@ def _same_answers(model: Model, diagnosis: Diagnosis, name: str) -> None:
 def _without_images(facts: Facts) -> ImageSet:
     none = np.empty((0, *facts.shape), dtype=np.float32)
     labels = np.empty(0, dtype=np.int64)
-    return ImageSet(*facts, labels, lambda _: none)
+    name, family, shape, classes, ranges = facts
+    return ImageSet(name, family, shape, classes, labels, lambda _: none, ranges=ranges)
 
 
 def _work(worker: DeviceWorker, order: Order, send: Callable[[Note], None]) -> None:

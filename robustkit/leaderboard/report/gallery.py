@@ -25,6 +25,7 @@ from robustkit.record.record import Record
 
 if TYPE_CHECKING:
     from robustkit.data.dataset import Dataset
+    from robustkit.data.values import Box
 
 
 class Picture(NamedTuple):
@@ -72,7 +73,7 @@ class GalleryMaker:
 
     def __init__(self, root: Path | None = None, data: str | None = None) -> None:
         self._root, self._data = root, data
-        self._open: dict[str, Dataset | str] = {}
+        self._open: dict[tuple[str, Box], Dataset | str] = {}
         self._same: dict[tuple[str, str], bool] = {}
 
     def gallery(
@@ -122,15 +123,16 @@ class GalleryMaker:
                 f"The record names {clean(name)}, which would run code: it is opened only if you "
                 "name it yourself with --data."
             )
-        if name not in self._open:
+        box = record.threat.lower, record.threat.upper
+        if (name, box) not in self._open:
             try:
-                self._open[name] = open_dataset(name, root=self._root, download=False)
+                self._open[name, box] = open_dataset(name, root=self._root, download=False, box=box)
             except RobustkitError as error:
-                self._open[name] = (
+                self._open[name, box] = (
                     f"The clean images cannot be opened: {clean(str(error))} Name the folder that "
                     "holds them with --data-root, or the data set with --data."
                 )
-        data = self._open[name]
+        data = self._open[name, box]
         if not isinstance(data, str) and not self._belongs(data, name, record):
             return (
                 f"The images of {clean(name)} that lie here are not those of the record: their "
