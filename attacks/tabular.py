@@ -7,16 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from robustkit.core.table import Table
 from robustkit.core.tabular import TabularThreat
 from robustkit.core.text import number
 from robustkit.core.threat import Threat
+from robustkit.data.ranges import Ranges
 from robustkit.data.table import open_table
 from robustkit.errors import UsageError
 from robustkit.registry import suites, threats
 
 
-@threats.register("tabular", cites="arXiv:2406.00775")
+@threats.register("tabular", cites="arXiv:2406.00775", examples=("0.05",))
 @dataclass(frozen=True)
 class Tabular(TabularThreat):
     """Rows of a table that obey its rules: `tabular:0.05`, or `tabular:rules.npz@0.05`.
@@ -52,8 +55,9 @@ class Tabular(TabularThreat):
         Raises:
             UsageError: for data without a file.
         """
-        source, named = str(getattr(data, "source", "")), self._file
-        if named:
+        source = str(getattr(data, "source", ""))
+        if self._file:
+            self._refuse_ranges(data)
             return self
         if not source.endswith(".npz") or not Path(source).is_file():
             raise UsageError(
@@ -62,6 +66,17 @@ class Tabular(TabularThreat):
             )
         open_table(source)
         return replace(self, norm=f"tabular:{source}@{self._share}")  # type: ignore[arg-type]
+
+    def _refuse_ranges(self, data: Any) -> None:
+        known: Ranges | None = getattr(data, "ranges", None)
+        if known is None:  # the rows are shares of their ranges already
+            return
+        for key, own in (("lower", self.table.lower), ("upper", self.table.upper)):
+            if not np.array_equal(getattr(known, key).reshape(-1), own.numpy()):
+                raise UsageError(
+                    f"{self}: expected the {key} of {data.name}, by which its rows are scaled, got "
+                    "others. Give both files the same."
+                )
 
     @property
     def _file(self) -> str:

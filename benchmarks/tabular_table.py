@@ -48,8 +48,8 @@ def build() -> Built:
     lower, upper = np.floor(v.min(0)), np.ceil(v.max(0))
     lower[20], upper[20] = 0.0, np.ceil(v[:, 20].max())
     rules = {
-        "feature_lower": lower,
-        "feature_upper": upper,
+        "lower": lower,
+        "upper": upper,
         # The spread follows from two others: only its bounds hold it.
         "feature_eps": (upper - lower) * np.array([1.0] * 20 + [100.0] + [1.0] * 3),
         "feature_kind": _kinds(),

@@ -14,8 +14,9 @@ from robustkit.core.table import Table
 from robustkit.data import npz
 from robustkit.errors import UsageError
 
-_KEYS = ("lower", "upper", "eps", "mutable", "kind", "group", "names")
+_KEYS = ("eps", "mutable", "kind", "group", "names")
 _KNOWN = (
+    *("lower", "upper"),
     *(f"feature_{key}" for key in _KEYS),
     *(f"{name}_{part}" for name in ("constraint", "equality") for part in ("matrix", "bound")),
 )
@@ -45,7 +46,7 @@ def described(where: str, given: dict[str, Any]) -> Table:
 
     Args:
         where: what messages call the source.
-        given: `feature_lower` and `feature_upper` [d], and optionally `feature_eps` [d],
+        given: `lower` and `upper` [d], and optionally `feature_eps` [d],
             `feature_mutable` [d] of bools, `feature_kind` [d] of "real", "integer" and "category",
             `feature_group` [d], `feature_names` [d], `constraint_matrix` [m, d],
             `constraint_bound` [m], `equality_matrix` [q, d], `equality_bound` [q].
@@ -53,13 +54,12 @@ def described(where: str, given: dict[str, Any]) -> Table:
     Raises:
         UsageError: for what is missing, of another length, or contradicts itself.
     """
-    lower = _numbers(where, given, "feature_lower", None)
+    lower = _numbers(where, given, "lower", None)
     d = len(lower)
-    upper = _numbers(where, given, "feature_upper", (d,))
+    upper = _numbers(where, given, "upper", (d,))
     for j in np.flatnonzero(~(lower < upper)).tolist():
         raise UsageError(
-            f"{where}: expected feature_lower < feature_upper, got {lower[j]:g} and {upper[j]:g} "
-            f"at feature {j}."
+            f"{where}: expected lower < upper, got {lower[j]:g} and {upper[j]:g} at feature {j}."
         )
     names = tuple(map(str, given.get("feature_names", [f"feature {j}" for j in range(d)])))
     kind = np.asarray(given.get("feature_kind", ["real"] * d)).astype(str)

@@ -17,8 +17,8 @@ from robustkit.data.table import described, open_table
 from robustkit.errors import UsageError
 
 RULES: dict[str, Any] = {
-    "feature_lower": np.array([0, -1, 0, 0, 0, 0, 0, 0]),
-    "feature_upper": np.array([10, 1, 7, 300, 1, 1, 1, 5]),
+    "lower": np.array([0, -1, 0, 0, 0, 0, 0, 0]),
+    "upper": np.array([10, 1, 7, 300, 1, 1, 1, 5]),
     "feature_kind": np.array(["real", "real", "integer", "integer", *["category"] * 3, "real"]),
     "feature_group": np.array([-1, -1, -1, -1, 0, 0, 0, -1]),
     "feature_mutable": np.array([True] * 7 + [False]),
@@ -117,7 +117,7 @@ def test_the_best_row_is_that_of_all_rows_of_a_small_set() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "length": ({"feature_upper": np.ones(3)}, r"feature_upper \[8\].*got \[3\]"),
+    "length": ({"upper": np.ones(3)}, r"upper \[8\].*got \[3\]"),
     "kinds": ({"feature_kind": np.array(["real"] * 7)}, r"feature_kind \[8\].*got \[7\]"),
     "kind": (
         {"feature_kind": np.array([*RULES["feature_kind"][:7], "float"])},
@@ -126,11 +126,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "group": ({"feature_group": np.full(8, -1)}, "category with group -1 at feature 4"),
     "matrix": ({"constraint_matrix": np.ones((2, 3))}, r"constraint_matrix \[2, 8\].*got \[2, 3\]"),
     "half": ({"constraint_bound": None}, "the key 'constraint_bound'"),
-    "bounds": ({"feature_lower": np.full(8, 9.0)}, "feature_lower < feature_upper, got 9 and 1"),
-    "whole": ({"feature_upper": np.array([10, 1, 7.5, 300, 1, 1, 1, 5])}, "whole bounds"),
+    "bounds": ({"lower": np.full(8, 9.0)}, "lower < upper, got 9 and 1"),
+    "whole": ({"upper": np.array([10, 1, 7.5, 300, 1, 1, 1, 5])}, "whole bounds"),
     "nan": ({"feature_eps": np.full(8, np.nan)}, "finite numbers in feature_eps"),
     "mask": ({"feature_mutable": np.ones(8)}, "feature_mutable of bools"),
-    "missing": ({"feature_lower": None}, "the key 'feature_lower'"),
+    "missing": ({"lower": None}, "the key 'lower'"),
 }
 
 
