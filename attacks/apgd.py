@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from robustkit.core.losses import LOSSES, TARGETED, LossName
 from robustkit.core.threat import Threat
@@ -19,7 +17,7 @@ from robustkit.registry import attacks
 from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 
 from ._draws import any_row
-from ._momentum import momentum
+from ._momentum import checkpoints, momentum
 from ._need import need
 
 
@@ -155,7 +153,9 @@ class Apgd:
         the loss; neither the step size nor the best loss changed since the checkpoint before.
         """
         # A slot that is done is stepped on with the others until it is refilled: hence the clamp.
-        window = _windows(self.steps, state.answered.device)[state.answered.clamp_max(self.steps)]
+        window = checkpoints(self.steps, state.answered.device)[
+            state.answered.clamp_max(self.steps)
+        ]
         due = window > 0
         stalled = state.rises <= 0.75 * window
         stuck = ~state.reduced & (state.checked_value >= state.best_value)
@@ -212,21 +212,3 @@ def _record(state: State, reply: Reply) -> State:
         checked_value=torch.where(state.answered > 0, state.checked_value, reply.value),
         rises=state.rises + rose,
     )
-
-
-@lru_cache
-def _windows(steps: int, device: torch.device) -> Tensor:
-    """Length of the window that ends at each iteration, 0 where there is no checkpoint.
-
-    p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06) of the steps (Croce & Hein
-    2020, section 3); rounded as in their code. For 100 steps: 22, 41, 57, 70, 80, 87, 93, 99.
-    """
-    window, shortest = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1)
-    shrink = max(int(0.03 * steps), 1)
-    # Checkpoints get denser toward the end, from exploration to exploitation (section 3).
-    ends, last = [0] * (steps + 1), 0
-    while last + window <= steps:
-        last += window
-        ends[last] = window
-        window = max(window - shrink, shortest)
-    return torch.tensor(ends, device=device)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from robustkit.core.tabular import TabularThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 from robustkit.errors import UsageError
@@ -37,6 +38,8 @@ class Trees(ExternalAttack):
 
     batch_size: int = 16
 
+    tabular = True
+
     def jobs(self, threat: Threat, classes: int) -> Sequence[Job]:
         """One run a point, in any box.
 
@@ -51,7 +54,8 @@ class Trees(ExternalAttack):
         if self.name not in self.table or self.options:
             given = f"trees:{self.name}{dict(self.options) or ''}"
             raise UsageError(f"expected trees:nearest, which has no options, got {given}.")
-        check("trees:nearest", NEAREST, threat, classes)
+        if not isinstance(threat, TabularThreat):
+            check("trees:nearest", NEAREST, threat, classes)
 
     def perturb(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
         """Return what the search finds; the point itself where it finds nothing.

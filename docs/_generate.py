@@ -30,7 +30,14 @@ from robustkit.search.protocol import needs_no_norm, suits
 from robustkit.verify.flags import FLAGS
 
 HERE = Path(__file__).resolve().parent
-_SPECIAL = ("corruption:all", "style:mean,scale", "patch:5x5", "l0px:10", "linf:0.03+l2:0.5")
+_SPECIAL = (
+    "corruption:all",
+    "style:mean,scale",
+    "patch:5x5",
+    "l0px:10",
+    "linf:0.03+l2:0.5",
+    "tabular:0.05",
+)
 NORMS = ("linf:0.1", "l2:1", "l1:8", "l0:10")
 MARK = "<!-- Written by docs/_generate.py: change the code, then run it. -->\n"
 
@@ -298,7 +305,7 @@ def _threats() -> str:
         "exact ([how to](../howto/corruptions.md)). Style moves an image along a few parameters, "
         "which are searched and certified ([explained](../explanation/style.md)). Rotations, "
         "patches, pixels, universal perturbations, and several models joined by `+`: "
-        "[how to](../howto/threat-models.md).\n",
+        "[how to](../howto/threat-models.md). Tables with rules: [how to](../howto/tabular.md).\n",
         _table(["threat model", "what it is", "source"], rows),
         *sections,
         _table(["names", "what they stand for"], groups.items()),

@@ -20,9 +20,11 @@ from robustkit.certify.ibp import input_box, intervals, margins_of
 from robustkit.certify.parametric import parameter_bounds
 from robustkit.certify.sampling import Sampling
 from robustkit.certify.smoothing import Smoothed
+from robustkit.certify.tabular import table_bounds
 from robustkit.certify.union import joint_certifier
 from robustkit.core.named import NamedThreat
 from robustkit.core.parametric import ParametricThreat
+from robustkit.core.tabular import TabularThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Labels, Mask
 from robustkit.errors import UsageError
@@ -105,6 +107,10 @@ def build_certifier(
         return None
     if isinstance(threat, NamedThreat):
         named = method if share is None else "quick"
+        if isinstance(threat, TabularThreat):
+            if (own := declared(model)) and (named in ("auto", "quick") or named in own):
+                return formula(own, named, threat)
+            return table_bounds(model, shape, threat, named, randomized=randomized)
         if isinstance(threat, ParametricThreat):
             return parameter_bounds(model, shape, threat, named, randomized=randomized)
         build = partial(build_certifier, model, shape, seed=seed, randomized=randomized)

@@ -281,6 +281,10 @@ class _Backward:
         for l2, linf for l1). Over ball and box together it is at least the greater of both minima.
         """
         problem, known = self.problem, self.known
+        if problem.inputs is not None:
+            assert self.points is None  # whole points, as `bound` asks
+            rows = flat(values_of(a)).to(problem.x.dtype)
+            return problem.inputs.least(rows, known.middle.flatten(1))
         boxed = -self._dots(with_values(a, values_of(a).abs()), [known.radius])[0]
         if problem.threat.norm == "linf":  # else the center is x, not the middle of the box
             return boxed

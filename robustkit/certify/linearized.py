@@ -9,7 +9,7 @@ loses in A is multiplied by the width of a box, not by the size of a value.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,14 @@ from robustkit.core.types import Images
 SPARE = 6  # roundings besides those of a sum: of weights, slopes, and what multiplies them
 
 
+class Inputs(Protocol):
+    """The inputs that a bound must hold for, where they are fewer than those of a box."""
+
+    def least(self, rows: Tensor, middle: Tensor) -> Tensor:
+        """Return a lower bound of a · (x − middle) for `rows` a [b, s, f] and middle [b, f]."""
+        ...
+
+
 class Problem(NamedTuple):
     """What every backward pass needs.
 
@@ -38,6 +46,7 @@ class Problem(NamedTuple):
         slopes: by input node; CROWN's own where there is none. Lower slopes of ReLUs, [b, *f] or
             by row [b, s, *f]; of smooth functions, where between the least and the greatest slope
             the lower and the upper line lie, [b, s, 2, *f].
+        inputs: that the bound must hold for; None: all of the ball and the box.
     """
 
     graph: Graph
@@ -46,6 +55,7 @@ class Problem(NamedTuple):
     threat: Threat
     rounding: bool
     slopes: dict[int, Tensor]
+    inputs: Inputs | None = None
 
     def of(self, rows: Tensor) -> Problem:
         """Return the problem of some points only."""

@@ -35,10 +35,6 @@ class FiniteThreat(NamedThreat, ABC):
 
     suite, searched_by = "exhaustive", "enumerates"
 
-    def digest(self) -> str | None:
-        """SHA-256 of what variants are read from; None: they are made of the point alone."""
-        return None
-
     @property
     @abstractmethod
     def variants(self) -> Sequence[Variant]:

@@ -39,6 +39,18 @@ class NamedThreat(Threat, ABC):
     def check(self, shape: Sequence[int], labels: Any) -> None:
         """Refuse (a UsageError) data that it does not apply to: inputs [*shape], all labels."""
 
+    def digest(self) -> str | None:
+        """SHA-256 of the files that it is read from; None: its name says all."""
+        return None
+
+    def beside(self, data: Any) -> Self:
+        """Return what it is for a data set, where it takes something from there.
+
+        Raises:
+            UsageError: for data that does not hold it.
+        """
+        return self
+
     suite: ClassVar[str]
     """The suite where nobody names attacks."""
     searched_by: ClassVar[str]

@@ -242,7 +242,7 @@ def _variants(run: Run, index: list[int]) -> list[str] | None:
 
 def _threat(threat: Threat, content: str | None) -> ThreatInfo:
     if not isinstance(threat, FiniteThreat):
-        return ThreatInfo(**threat.facts())
+        return ThreatInfo(**threat.facts(), content=content)
     listed = list(map(str, threat.variants))
     return ThreatInfo(**threat.facts(), variants=listed, content=content)
 

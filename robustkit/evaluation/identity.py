@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robustkit.certify.certifier import Certifier
-from robustkit.core.finite import FiniteThreat
+from robustkit.core.named import NamedThreat
 from robustkit.core.packages import own_version
 from robustkit.core.text import slug
 from robustkit.core.threat import Threat
@@ -92,7 +92,7 @@ def identity(
         "seed": settings.seed,
         "attacks": [str(spec) for spec in line.specs],
     }
-    if isinstance(settings.threat, FiniteThreat) and (content := settings.threat.digest()):
+    if isinstance(settings.threat, NamedThreat) and (content := settings.threat.digest()):
         facts["variants"] = content
     if prepared.sources:
         facts["sources"] = dict(prepared.sources)

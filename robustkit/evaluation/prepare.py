@@ -11,6 +11,7 @@ from torch import nn
 from robustkit.core.arguments import refused
 from robustkit.core.device import pick_devices
 from robustkit.core.named import NamedThreat
+from robustkit.core.tabular import TabularThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Model
 from robustkit.data.dataset import Dataset, Indices
@@ -27,6 +28,7 @@ from robustkit.record.schema import WeightsInfo
 from robustkit.verify.diagnostics.probe import Diagnosis, examine
 
 SAMPLE = 16  # points that are looked at
+_CHECKED = 1000  # rows of a table at once
 
 
 class Prepared(NamedTuple):
@@ -86,6 +88,9 @@ def prepare(settings: Settings, diagnosis: Diagnosis | None = None) -> Prepared:
     if (guard := guard_of(private)) is not None:
         tuned = tuned._replace(notes=(*guard.notes, *tuned.notes))
     data.pin(points)
+    if isinstance(settings.threat, TabularThreat):
+        for part in np.array_split(points, max(1, len(points) // _CHECKED)):
+            settings.threat.check_points(data.fetch(part)[0], part.tolist())
     content, parameters = weights_digest(
         private if isinstance(private, nn.Module) else nn.Identity()
     )

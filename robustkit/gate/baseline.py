@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustkit.core.criterion import Criterion
+from robustkit.core.named import NamedThreat
 from robustkit.core.spec import Spec
 from robustkit.core.threat import Threat
 from robustkit.core.types import Model
 from robustkit.data.dataset import Dataset, digest
 from robustkit.data.open import names_code, open_dataset
-from robustkit.errors import EvidenceAltered, UsageError
+from robustkit.errors import EvidenceAltered, UsageError, digests_differ
 from robustkit.evaluation.stages.replay import find_examples
 from robustkit.leaderboard.rows import load_records
 from robustkit.record.points import Status
@@ -36,6 +37,9 @@ class Baseline(NamedTuple):
         """The threat model that a candidate must face too."""
         info = self.record.threat
         parsed = read_threat(info.norm if ":" in info.norm else f"{info.norm}:{info.eps!r}")
+        if info.content and isinstance(parsed, NamedThreat) and parsed.digest() != info.content:
+            raise digests_differ(self.path, f"what {info.norm} is read from",
+                                 info.content, parsed.digest() or "")  # fmt: skip
         return replace(parsed, lower=info.lower, upper=info.upper, criterion=info.goal)
 
     def examples(self) -> Path | None:

@@ -12,19 +12,23 @@ come cannot make up the margin (Kantchelian et al. 2016 show the problem to be N
 above searches cliques of the same boxes, section 3.2). Sums are those of scikit-learn, in its
 order, so that ties are its ties.
 
-Differs from the paper: exact within a number of branches, no bound beyond it; all norms.
+Differs from the paper: exact within a number of branches, no bound beyond it; all norms, and the
+rows of tables (`TabularThreat`), where a box is met exactly unless there are linear constraints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from robustkit.core.table_region import Region
+from robustkit.core.tabular import TabularThreat
 from robustkit.core.threat import Threat
 from robustkit.errors import UsageError
 
@@ -35,6 +39,7 @@ _ROUNDING = 1e-9  # of sums of shares: what may be lost in another order
 _PART = 256
 
 Box = dict[int, tuple[float, float]]
+Choice = tuple["NDArray[np.float32] | None", bool]
 
 
 class Leaf(NamedTuple):
@@ -69,6 +74,7 @@ class Forest:
             Whether every input has class y, and one that has another. (False, None): given up.
         """
         low, high = _region(x, threat)
+        choose, open_ = _chooser(x, threat), False
         near = [[leaf for leaf in tree if _meets(leaf.box, low, high)] for tree in self.trees]
         if len(near) == 1:  # read to its end: its leaves are no choices that multiply
             branches = len(near[0]) * len(near[0][0].scores)
@@ -77,24 +83,25 @@ class Forest:
             for target in range(len(near[0][0].scores)):
                 if target == y:
                     continue
-                for z in self._wrong(x, y, target, near, budget, low, high):
-                    if _contains(threat, z, x):
+                for box in self._wrong(y, target, near, budget, low, high):
+                    z, sure = choose(box)
+                    if z is not None:
                         return False, z
+                    open_ = open_ or not sure
         except _GivenUpError:
             return False, None
-        return True, None
+        return not open_, None
 
     def _wrong(
         self,
-        x: NDArray[np.float32],
         y: int,
         target: int,
         near: list[list[Leaf]],
         budget: Iterator[int],
         low: list[float],
         high: list[float],
-    ) -> Iterator[NDArray[np.float32]]:
-        """Yield the nearest input of every choice of leaves whose class is not y.
+    ) -> Iterator[Box]:
+        """Yield what every choice of leaves whose class is not y has in common.
 
         Choices are left out that cannot bring class `target` up to y.
         """
@@ -110,13 +117,10 @@ class Forest:
         sorted_leaves = [sorted(near[tree], key=gain, reverse=True) for tree in order]
         chosen: list[Leaf] = [near[0][0]] * len(near)
 
-        def descend(depth: int, box: Box, lead: float) -> Iterator[NDArray[np.float32]]:
+        def descend(depth: int, box: Box, lead: float) -> Iterator[Box]:
             if depth == len(order):
                 if int(self.scores(chosen).argmax()) != y:
-                    z = x.copy()
-                    for feature, (lower, upper) in box.items():
-                        z[feature] = min(max(z[feature], lower), upper)
-                    yield z
+                    yield box
                 return
             for leaf in sorted_leaves[depth]:
                 if next(budget, None) is None:
@@ -200,6 +204,12 @@ def _floor(threshold: float) -> float:
 
 def _region(x: NDArray[np.float32], threat: Threat) -> tuple[list[float], list[float]]:
     """Return bounds of every feature [d] that hold all of the threat model around x."""
+    if isinstance(threat, TabularThreat):
+        region = threat.region(torch.from_numpy(x[None]))
+        table, span = region.table, region.span
+        ends = zip(span, region.ends, strict=True)
+        low32, high32 = (torch.where(table.discrete, table.scaled(a), b) for a, b in ends)
+        return low32[0].tolist(), high32[0].tolist()
     wide = np.inf if threat.norm == "l0" else threat.eps
     low = np.nextafter((x - wide).astype(np.float32), np.float32(-np.inf))
     high = np.nextafter((x + wide).astype(np.float32), np.float32(np.inf))
@@ -220,6 +230,35 @@ def _meet(box: Box, more: Box, low: list[float], high: list[float]) -> Box | Non
             return None
         met[feature] = both
     return met
+
+
+def _chooser(x: NDArray[np.float32], threat: Threat) -> Callable[[Box], Choice]:
+    """Return what finds an input of the threat model around x [d] in a box; None: there is none.
+
+    The second result is whether that is sure: of a table with constraints it may not be.
+    """
+    if isinstance(threat, TabularThreat):
+        region = threat.region(torch.from_numpy(x[None]))
+        return partial(_row, region)
+
+    def nearest(box: Box) -> Choice:
+        z = x.copy()
+        for feature, (lower, upper) in box.items():
+            z[feature] = min(max(z[feature], lower), upper)
+        return (z if _contains(threat, z, x) else None), True
+
+    return nearest
+
+
+def _row(region: Region, box: Box) -> Choice:
+    low, high = (torch.full((region.table.features,), end) for end in (-torch.inf, torch.inf))
+    for feature, (lower, upper) in box.items():
+        low[feature], high[feature] = lower, upper
+    part = region.within(low, high)
+    if part is None:
+        return None, True
+    z, found = part.repaired(region.table.raw(region.x), region.x)
+    return (z[0].numpy() if bool(found[0]) else None), not len(region.table.rows)
 
 
 def _contains(threat: Threat, z: NDArray[np.float32], x: NDArray[np.float32]) -> bool:

@@ -139,7 +139,7 @@ class ThreatInfo(Part):
     variants: list[str] | None = None
     """Of a finite one all its variants, such as `fog@3`."""
     content: str | None = None
-    """SHA-256 of the files that they are read from, where they are stored."""
+    """SHA-256 of the files that they, or the rules of a table, are read from."""
     criterion: str | None = None
     """What breaks a point, such as `targeted:3`; None: any decision but its label."""
 
