@@ -61,6 +61,11 @@ class Poisoned(GraphModel):
         super().__init__(graph)
         self.defense, self.clean, self._graph = replace(defense, poison=False), clean, graph
 
+    @property
+    def fixed(self) -> GraphModel:
+        """The model of the clean graph."""
+        return self.clean
+
     def infer(self, edges: Pairs) -> Logits:
         """Train on the graph, and answer."""
         with torch.enable_grad():

@@ -1,130 +1,108 @@
 """Every single flip of a graph convolutional network, in closed form: the certificate `budget-1`.
 
-The logits of node v depend on the rows of v and its neighbours, and on the degrees of theirs. One
-flip of (a, b) changes two degrees and two entries; all that it does to v is a sum of a few terms.
+The logits of node v depend on the rows of v and its neighbours, and on the degrees of theirs. A
+flip of (a, b) changes two degrees and two entries: what it does to v is a sum of a few terms.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robustkit.core.types import Images, Labels, Logits, Mask
 from robustkit.data.graphs import Pairs, decode
-
-from ._graph import GraphConvolutional
+from robustkit.models.graphs import Convolutions, reaching
 
 _CHUNK = 20_000
 _TIE = 1e-4  # of the logits' size: closer margins are not proved, for rounding
 
 
+class _Flip(NamedTuple):
+    """Pairs (a, b) [p], +1 where the flip adds an edge, −1 where it removes one, and new scales."""
+
+    a: Tensor
+    b: Tensor
+    sign: Tensor
+    scale_a: Tensor
+    scale_b: Tensor
+
+
+class SingleFlips:
+    """The answers to every single flip of one graph.
+
+    Args:
+        network, projected: the network and its X W1 [n, h].
+        edges: that messages run along.
+    """
+
+    def __init__(self, network: Convolutions, projected: Tensor, edges: Pairs) -> None:
+        self.network, self.m, self.edges, self.n = network, projected, edges, len(projected)
+        self.degree = torch.bincount(edges.flatten(), minlength=self.n).float() + 1
+        self.scale = self.degree**-0.5
+        both = torch.cat([edges, edges.flip(1)])
+        self.key = (both[:, 0] * self.n + both[:, 1]).sort().values
+        z = self.scale[:, None] * projected
+        self.sums = z.index_add(0, both[:, 0], z[both[:, 1]])  # loops included
+
+    def logits(self, node: int, pairs: Pairs) -> Logits:
+        """Return the logits of `node` under the flip of each pair alone [p, k]; (v, v): none."""
+        a, b = pairs.unbind(1)
+        sign = torch.where(a == b, 0.0, 1 - 2 * self._joined(a, b).float())
+        scales = [(self.degree[end] + sign) ** -0.5 for end in (a, b)]
+        flip = _Flip(a, b, sign, *scales)
+        own = self.edges[(self.edges == node).any(1)]
+        answer = torch.zeros(len(pairs), len(self.network.b2))
+        for near in [node, *own[own != node].tolist()]:
+            gone = ((a == node) & (b == near)) | ((b == node) & (a == near))
+            answer += self._message(torch.full_like(a, near), flip, ~gone)
+        far = torch.where(a == node, b, torch.where(b == node, a, node))
+        answer += self._message(far, flip, (far != node) & (sign > 0))
+        return self._scale(torch.full_like(a, node), flip)[:, None] * answer + self.network.b2
+
+    def _joined(self, u: Tensor, v: Tensor) -> Mask:
+        place = torch.searchsorted(self.key, u * self.n + v).clamp_max(len(self.key) - 1)
+        joined: Mask = self.key[place] == u * self.n + v
+        return joined
+
+    def _scale(self, place: Tensor, flip: _Flip) -> Tensor:
+        other = torch.where(place == flip.b, flip.scale_b, self.scale[place])
+        return torch.where(place == flip.a, flip.scale_a, other)
+
+    def _message(self, place: Tensor, flip: _Flip, heard: Mask) -> Logits:
+        """Return scale[w] · relu(scale[w] Σ_u scale[u] m[u] + b1) W2 of w = `place`, if heard."""
+        a, b, sign, scale_a, scale_b = flip
+        share_a = torch.where(self._joined(place, a) | (place == a), scale_a - self.scale[a], 0)
+        share_b = torch.where(self._joined(place, b) | (place == b), scale_b - self.scale[b], 0)
+        share_a = (share_a + sign * scale_a * (place == b)) * (sign != 0)
+        share_b = (share_b + sign * scale_b * (place == a)) * (sign != 0)
+        total = self.sums[place] + share_a[:, None] * self.m[a] + share_b[:, None] * self.m[b]
+        scale = self._scale(place, flip)[:, None]
+        hidden = (scale * total + self.network.b1).relu()
+        return heard[:, None] * scale * (hidden @ self.network.w2)
+
+
 def proved(
-    model: GraphConvolutional,
-    edges: Pairs,
-    survives: Tensor | None,
-    x: Images,
-    y: Labels,
-    threat: Any,
+    flips: SingleFlips, survives: Tensor | None, x: Images, y: Labels, threat: Any
 ) -> Mask:
     """Return which points keep their label under every flip of one pair [b]; false beyond one.
 
     Args:
-        edges: that messages run along.
-        survives: which pairs do so once they are added [n, n]; others change nothing. None: all.
+        survives: which pairs the defense keeps once they are added [n, n]: others change nothing.
     """
     holds = torch.zeros(len(x), dtype=torch.bool)
     if not 1 <= threat.eps < 2:
         return holds
     for row, (node, label) in enumerate(zip(decode(x.cpu())[0].tolist(), y.tolist(), strict=True)):
-        pairs = reaching(edges, node, model.nodes)
+        pairs = reaching(flips.edges, node, flips.n)
         if survives is not None:
             pairs = pairs[survives[pairs[:, 0], pairs[:, 1]]]
-        nothing = torch.tensor([[node, node]])
         margins = []
-        for part in torch.cat([nothing, pairs]).split(_CHUNK):
-            logits = single_flips(model, edges, node, part)
-            other = logits.clone()
-            other[:, label] = -torch.inf
+        for part in torch.cat([torch.tensor([[node, node]]), pairs]).split(_CHUNK):
+            logits = flips.logits(node, part)
+            other = logits.index_fill(1, torch.tensor([label]), -torch.inf)
             slack = _TIE * logits.abs().amax(1)
             margins.append((logits[:, label] - other.amax(1) - slack).amin())
         holds[row] = bool(torch.stack(margins).amin() > 0)
     return holds.to(x.device)
-
-
-def reaching(edges: Pairs, node: int, nodes: int) -> Pairs:
-    """Return the pairs u < v whose flip can change the answer to a node: an end within two hops."""
-    matrix = torch.zeros(nodes, dtype=torch.bool)
-    matrix[node] = True
-    for _ in range(2):
-        near = matrix[edges]
-        matrix[edges[near[:, 0], 1]] = True
-        matrix[edges[near[:, 1], 0]] = True
-    inside = matrix.nonzero()[:, 0]
-    ends = torch.cartesian_prod(inside, torch.arange(nodes))
-    ends = ends[ends[:, 0] != ends[:, 1]].sort(1).values
-    key = (ends[:, 0] * nodes + ends[:, 1]).unique()
-    return torch.stack([key // nodes, key % nodes], 1)
-
-
-def single_flips(
-    model: GraphConvolutional, edges: Pairs, node: int, pairs: Pairs
-) -> Logits:
-    """Return the logits of `node` under the flip of each pair alone [p, k]; (v, v): none."""
-    network, n = model.network, model.nodes
-    a, b = pairs.unbind(1)
-    key = edges[:, 0] * n + edges[:, 1]
-    sign = 1 - 2 * torch.isin(a * n + b, key).float()
-    sign = torch.where(a == b, 0.0, sign)
-    degree = torch.bincount(edges.flatten(), minlength=n).float() + 1
-    scale = degree**-0.5
-    new_a, new_b = (degree[a] + sign) ** -0.5, (degree[b] + sign) ** -0.5
-    m, near = model.projected, _neighbours(edges, node)
-    answer = torch.zeros(len(pairs), len(network.b2))
-    # Node v and its neighbours, and the far end of a flipped pair of v's own.
-    far = torch.where(a == node, b, torch.where(b == node, a, node))
-    for w in [*near, None]:
-        place = far if w is None else torch.full_like(a, w)
-        hidden = _hidden(model, edges, place, (a, b, sign, new_a, new_b), scale)
-        own = torch.where(place == a, new_a, torch.where(place == b, new_b, scale[place]))
-        if w is None:
-            there = torch.where((far != node) & (sign > 0), 1.0, 0.0)
-        else:
-            gone = ((a == node) & (b == w)) | ((b == node) & (a == w))
-            there = torch.where(gone & (sign < 0), 0.0, 1.0)
-        act = (own[:, None] * hidden + network.b1).relu()
-        answer += (there * own)[:, None] * (act @ network.w2)
-    self_scale = torch.where(a == node, new_a, torch.where(b == node, new_b, scale[node]))
-    del m
-    return self_scale[:, None] * answer + network.b2
-
-
-def _neighbours(edges: Pairs, node: int) -> list[int]:
-    own = edges[(edges == node).any(1)]
-    return [node, *own[own != node].tolist()]
-
-
-def _hidden(
-    model: GraphConvolutional,
-    edges: Pairs,
-    place: Tensor,
-    flip: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    scale: Tensor,
-) -> Tensor:
-    """Return the sum over the neighbours u of `place` (and itself) of scale[u] · m[u] [p, h]."""
-    a, b, sign, new_a, new_b = flip
-    m, n = model.projected, model.nodes
-    whole = scale[:, None] * m
-    sums = whole.clone()
-    sums.index_add_(0, edges[:, 0], whole[edges[:, 1]])
-    sums.index_add_(0, edges[:, 1], whole[edges[:, 0]])
-    key = torch.cat([edges[:, 0] * n + edges[:, 1], edges[:, 1] * n + edges[:, 0]])
-    hears_a = (torch.isin(place * n + a, key) | (place == a)).float()
-    hears_b = (torch.isin(place * n + b, key) | (place == b)).float()
-    active = (sign != 0).float()
-    found = sums[place]
-    found = found + (active * hears_a * (new_a - scale[a]))[:, None] * m[a]
-    found = found + (active * hears_b * (new_b - scale[b]))[:, None] * m[b]
-    found = found + (sign * (place == a) * new_b)[:, None] * m[b]
-    return found + (sign * (place == b) * new_a)[:, None] * m[a]

@@ -13,7 +13,7 @@ from robustkit.models.graphs import GraphModel
 from robustkit.registry import defenses
 
 from ._graph import GraphConvolutional, GraphDefense, flipped, side_by_side
-from ._single_flips import proved
+from ._single_flips import SingleFlips, proved
 
 
 class _Plain(GraphConvolutional):
@@ -21,15 +21,19 @@ class _Plain(GraphConvolutional):
         """Return logits [s, n, k] in one pass."""
         return side_by_side(self, flipped(self, sets))
 
+    def single_flips(self, node: int, pairs: Pairs) -> Logits:
+        """Return logits [p, k] in closed form."""
+        return SingleFlips(self.network, self.projected, self.edges).logits(node, pairs)
+
     def certificates(self) -> dict[str, object]:
         """Declare `budget-1`: every flip that can reach a node is tried, in closed form."""
         return {"budget-1": self._proved}
 
     def _proved(self, x: Images, y: Labels, threat: object) -> Mask:
-        return proved(self, self.edges, None, x, y, threat)
+        return proved(SingleFlips(self.network, self.projected, self.edges), None, x, y, threat)
 
 
-@defenses.register("gcn", data="planted", cites="arXiv:1609.02907")
+@defenses.register("gcn", data="planted(n=60)", cites="arXiv:1609.02907")
 @dataclass(frozen=True)
 class Gcn(GraphDefense):
     """A graph convolutional network of two layers, tuned: softmax(Â relu(Â X W1) W2).

@@ -16,7 +16,7 @@ from robustkit.registry import defenses
 
 from ._graph import GraphConvolutional, GraphDefense, flipped, side_by_side
 from ._similarity import jaccard, jaccard_matrix
-from ._single_flips import proved
+from ._single_flips import SingleFlips, proved
 
 
 class _Cleaned(GraphConvolutional):
@@ -57,10 +57,11 @@ class _Cleaned(GraphConvolutional):
         return {"budget-1": self._proved}
 
     def _proved(self, x: Images, y: Labels, threat: object) -> Mask:
-        return proved(self, self.cleaned(self.edges), self.survives(), x, y, threat)
+        flips = SingleFlips(self.network, self.projected, self.cleaned(self.edges))
+        return proved(flips, self.survives(), x, y, threat)
 
 
-@defenses.register("gcn_jaccard", data="planted", cites="arXiv:1903.01610")
+@defenses.register("gcn_jaccard", data="planted(n=60)", cites="arXiv:1903.01610")
 @dataclass(frozen=True)
 class GcnJaccard(GraphDefense):
     """A GCN that first drops edges between nodes with hardly a word in common.

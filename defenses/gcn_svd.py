@@ -83,7 +83,7 @@ class _LowRank(GraphConvolutional):
         return logits
 
 
-@defenses.register("gcn_svd", data="planted", cites="doi:10.1145/3336191.3371789")
+@defenses.register("gcn_svd", data="planted(n=60)", cites="doi:10.1145/3336191.3371789")
 @dataclass(frozen=True)
 class GcnSvd(GraphDefense):
     """A GCN on the adjacency matrix of low rank that is nearest to the given one.

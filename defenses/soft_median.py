@@ -84,7 +84,7 @@ class _Median(GraphConvolutional):
         return SoftMedian(edges, self.nodes, self.temperature)
 
 
-@defenses.register("soft_median", data="planted", cites="arXiv:2110.14038")
+@defenses.register("soft_median", data="planted(n=60)", cites="arXiv:2110.14038")
 @dataclass(frozen=True)
 class SoftMedianGcn(GraphDefense):
     """A GCN that aggregates by a soft median, which no few neighbours can move far.

@@ -105,6 +105,9 @@ def build_certifier(
         return None
     if isinstance(threat, NamedThreat):
         named = method if share is None else "quick"
+        own = {name: how for name, how in declared(model).items() if name in threat.proved_by}
+        if own and not randomized and named in (*own, "auto", "quick"):
+            return formula(own, named, threat)
         if isinstance(threat, ParametricThreat):
             return parameter_bounds(model, shape, threat, named, randomized=randomized)
         build = partial(build_certifier, model, shape, seed=seed, randomized=randomized)

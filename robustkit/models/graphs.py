@@ -56,8 +56,8 @@ class _Product(torch.autograd.Function):
         values, z, index = ctx.saved_tensors
         (g,) = grads
         if ctx.tape is not None:
-            ctx.tape.left.append(g)
-            ctx.tape.right.append(z)
+            ctx.tape.left.append(g.detach())
+            ctx.tape.right.append(z.detach())
         by_values = (g[index[0]] * z[index[1]]).sum(1) if ctx.needs_input_grad[0] else None
         by_z = product(index, values, g, len(z)) if ctx.needs_input_grad[1] else None
         return by_values, by_z, None, None
@@ -206,10 +206,6 @@ class GraphModel(nn.Module, ABC):
 
     Every set of flips is answered for all nodes at once and remembered; the answer depends on the
     set alone. What is no code, or names no node of the graph, flips nothing.
-
-    Attributes:
-        pretends: whether the graph of `forward` is the one that it was trained on, flipped
-            (evasion); else it is trained anew on every flipped graph (poisoning).
     """
 
     features: Tensor
@@ -247,6 +243,17 @@ class GraphModel(nn.Module, ABC):
         """Return which added pairs the defense keeps [n, n]; None: all."""
         return None
 
+    @property
+    def fixed(self) -> GraphModel:
+        """What attacks work on: the model itself, whose weights stay when the graph changes."""
+        return self
+
+    def single_flips(self, node: int, pairs: Pairs) -> Logits:
+        """Return the logits of a node under the flip of each pair alone [p, k]."""
+        with torch.no_grad():
+            parts = pairs[:, None].split(_BATCH)
+            return torch.cat([self.several(list(part))[:, node] for part in parts])
+
     def several(self, sets: list[Pairs]) -> Logits:
         """Return logits [s, n, k] under each of some sets of flips; a subclass may batch them."""
         return torch.stack([self.infer(toggled(self.edges, one, self.nodes)) for one in sets])
@@ -274,6 +281,23 @@ class GraphModel(nn.Module, ABC):
 
 
 _BATCH = 16
+
+
+def reaching(edges: Pairs, node: int, nodes: int, hops: int = 2) -> Pairs:
+    """Return the pairs u < v with an end within so many hops of a node.
+
+    Two: all whose flip can change what two convolutions answer, their degrees included.
+    """
+    inside = torch.zeros(nodes, dtype=torch.bool)
+    inside[node] = True
+    for _ in range(hops):
+        near = inside[edges]
+        inside[edges[near[:, 0], 1]] = True
+        inside[edges[near[:, 1], 0]] = True
+    ends = torch.cartesian_prod(inside.nonzero()[:, 0], torch.arange(nodes))
+    ends = ends[ends[:, 0] != ends[:, 1]].sort(1).values
+    key = (ends[:, 0] * nodes + ends[:, 1]).unique()
+    return torch.stack([key // nodes, key % nodes], 1)
 
 
 def graph_model(model: Any) -> GraphModel:
