@@ -107,9 +107,10 @@ def build_certifier(
         return None
     if isinstance(threat, NamedThreat):
         named = method if share is None else "quick"
+        own = {name: how for name, how in declared(model).items() if name in threat.proved_by}
+        if own and not randomized and named in (*own, "auto", "quick"):
+            return formula(own, named, threat)
         if isinstance(threat, TabularThreat):
-            if (own := declared(model)) and (named in ("auto", "quick") or named in own):
-                return formula(own, named, threat)
             return table_bounds(model, shape, threat, named, randomized=randomized)
         if isinstance(threat, ParametricThreat):
             return parameter_bounds(model, shape, threat, named, randomized=randomized)

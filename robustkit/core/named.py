@@ -56,6 +56,11 @@ class NamedThreat(Threat, ABC):
     searched_by: ClassVar[str]
     """The attribute that is true of attacks and suites for threat models of this kind."""
 
+    discrete: ClassVar[bool] = False
+    """Whether numbers of an input are codes, between which there is nothing to probe."""
+    proved_by: ClassVar[tuple[str, ...]] = ()
+    """Certificates that models may declare and that hold for it."""
+
     @property
     def members(self) -> Sequence[Threat]:
         """Of a union the threat models that it unites: a certificate must hold for each."""

@@ -28,7 +28,7 @@ class TabularThreat(NamedThreat, ABC):
     distance. The distance is the largest share of its radius that a number moves.
     """
 
-    suite, searched_by = "tabular", "tabular"
+    suite, searched_by, proved_by = "tabular", "tabular", ("trees",)
 
     @property
     @abstractmethod

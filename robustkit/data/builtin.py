@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-import robustkit.data.simplicity  # noqa: F401  # registers data sets of its own
+import robustkit.data.graphs
+import robustkit.data.simplicity  # noqa: F401  # register data sets of their own
 from robustkit.data import npz
 from robustkit.data.arrays import from_arrays, open_npz
 from robustkit.data.dataset import Augment, ImageSet

@@ -125,8 +125,12 @@ def _look(settings: Settings, private: Model, sample: Images) -> Diagnosis:
     data = settings.data
     if data.classes < 2:
         raise UsageError(f"{data.name} has one class: a classifier has nothing to tell apart.")
-    found = examine(private, sample, data.classes, settings.name, box=settings.threat.box)
-    settings.threat.criterion.check(found.classes)
+    threat = settings.threat
+    coded = isinstance(threat, NamedThreat) and threat.discrete
+    found = examine(
+        private, sample, data.classes, settings.name, box=threat.box, probing=not coded
+    )
+    threat.criterion.check(found.classes)
     return found
 
 

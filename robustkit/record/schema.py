@@ -129,7 +129,7 @@ class DataInfo(Part):
 class ThreatInfo(Part):
     """The threat model: ‖x' − x‖ ≤ eps and lower ≤ x' ≤ upper, in input units; or a finite one."""
 
-    norm: Annotated[str, Field(pattern=r"^(linf|l2|l1|l0|[a-z][a-z0-9_]*:.+)$")]
+    norm: Annotated[str, Field(pattern=r"^(linf|l2|l1|l0|[a-z][a-z0-9_@]*:.+)$")]
     """Of one that is no norm its whole name, such as `corruption:all` or `patch:5x5`."""
     eps: Annotated[float, Field(gt=0)]
     """Of a finite one the largest severity."""

@@ -325,11 +325,12 @@ def test_defenses_can_be_trained_and_evaluated(name: str, shape: tuple[int, int,
 
 @pytest.mark.parametrize("name", [name for name in defenses if not is_network(name)])
 def test_composed_defenses_answer_and_learn_their_own_part(name: str) -> None:
-    defense, data = defenses.build(name), open_dataset("bundled")
+    defense = defenses.build(name)
+    data = open_dataset(defenses.entry(name).facts.get("data", "bundled"))
     model = assemble(defense, data).eval()
     x, y = data.fetch([0, 1, 2, 3])
     logits = model(x)
-    assert logits.shape == (4, 10)
+    assert logits.shape == (4, data.classes)
     assert bool(logits.isfinite().all())
     for surrogate in declared(model).values():
         query = x.clone().requires_grad_(True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustkit.core.rng import generator
 from robustkit.core.spec import Spec
+from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
 from robustkit.integrations.conformance.fixtures import need
 from robustkit.models.protocols import Network, assemble, learned
@@ -86,8 +87,13 @@ def _examined(model: nn.Module, x: Tensor, classes: int) -> None:
     )
 
 
+def _data(entry: Entry) -> Dataset:
+    """Open the data that a composed defense is for: it says so by `data` where it is no images."""
+    return open_dataset(entry.facts.get("data", "bundled"), download=False)
+
+
 def _loads(entry: Entry) -> None:
-    defense, data = defenses.build(entry.name), open_dataset("bundled", download=False)
+    defense, data = defenses.build(entry.name), _data(entry)
     model = assemble(defense, data)
     need(isinstance(model, nn.Module), f"load() returned {type(model).__name__}")
     part = learned(defense, model)
@@ -106,7 +112,7 @@ def _loads(entry: Entry) -> None:
 
 
 def _composed(entry: Entry) -> None:
-    defense, data = defenses.build(entry.name), open_dataset("bundled", download=False)
+    defense, data = defenses.build(entry.name), _data(entry)
     _examined(assemble(defense, data).eval(), data.fetch([0, 1, 2, 3])[0], data.classes)
 
 
@@ -114,7 +120,7 @@ def _surrogates(entry: Entry) -> None:
     if hasattr(entry.target, "network"):
         _, model, x, _ = _built(entry, _SHAPES[0])
     else:
-        data = open_dataset("bundled", download=False)
+        data = _data(entry)
         model, x = assemble(defenses.build(entry.name), data), data.fetch([0, 1, 2, 3])[0]
     for name, surrogate in declared(model.eval()).items():
         query = x.clone().requires_grad_(True)
