@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-import robustkit.data.simplicity  # noqa: F401  # registers data sets of its own
+import robustkit.data.simplicity  # registers data sets of its own
+import robustkit.data.toy_lm  # noqa: F401  # likewise
 from robustkit.data import npz
 from robustkit.data.arrays import from_arrays, open_npz
 from robustkit.data.dataset import Augment, ImageSet

@@ -31,6 +31,7 @@ __all__ = [
 
 Indices: TypeAlias = "Tensor | NDArray[Any] | Sequence[int]"
 Reader: TypeAlias = Callable[[NDArray[np.int64]], NDArray[Any]]
+Speller: TypeAlias = Callable[[NDArray[np.int64]], "list[str]"]
 _CHUNK, _CHUNK_BYTES = 256, 1 << 26
 
 
@@ -108,6 +109,7 @@ class ImageSet:
         read: returns the raw images [b, c, h, w] at the indices [b], of any real type.
         box: the range of floating-point images; bytes become x / 255.
         source: the file or folder that the images are read from, for messages.
+        spell: of texts (see `robustkit.core.tokens`), the ids [t] of one as words, one a place.
     """
 
     name: str
@@ -121,6 +123,7 @@ class ImageSet:
     note: str = ""
     box: Box = UNIT
     source: str = ""
+    spell: Speller | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -159,6 +162,7 @@ def subset(data: Dataset, indices: Indices) -> ImageSet:
         note=data.note,
         box=getattr(data, "box", UNIT),
         source=getattr(data, "source", ""),
+        spell=getattr(data, "spell", None),
     )
 
 
