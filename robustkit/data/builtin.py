@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import robustkit.data.graphs
-import robustkit.data.simplicity  # noqa: F401  # register data sets of their own
+import robustkit.data.simplicity  # register data sets of their own
+import robustkit.data.toy_lm  # noqa: F401  # likewise
 from robustkit.data import npz
 from robustkit.data.arrays import from_arrays, open_npz
 from robustkit.data.dataset import Augment, ImageSet

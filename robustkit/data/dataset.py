@@ -32,6 +32,7 @@ __all__ = [
 
 Indices: TypeAlias = "Tensor | NDArray[Any] | Sequence[int]"
 Reader: TypeAlias = Callable[[NDArray[np.int64]], NDArray[Any]]
+Speller: TypeAlias = Callable[[NDArray[np.int64]], "list[str]"]
 _CHUNK, _CHUNK_BYTES = 256, 1 << 26
 
 
@@ -110,6 +111,7 @@ class ImageSet:
         box: the range of floating-point inputs; bytes become x / 255.
         source: the file or folder that the inputs are read from, for messages.
         ranges: of each feature, where they differ: `read` then returns shares of them in [0, 1].
+        spell: of texts (see `robustkit.core.tokens`), the ids [t] of one as words, one a place.
     """
 
     name: str
@@ -124,6 +126,7 @@ class ImageSet:
     box: Box = UNIT
     source: str = ""
     ranges: Ranges | None = None
+    spell: Speller | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -163,6 +166,7 @@ def subset(data: Dataset, indices: Indices) -> ImageSet:
         box=getattr(data, "box", UNIT),
         source=getattr(data, "source", ""),
         ranges=getattr(data, "ranges", None),
+        spell=getattr(data, "spell", None),
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustkit.core.criterion import UNTARGETED, Criterion
 from robustkit.core.types import Labels, Logits, Mask, Model, per_point
-from robustkit.models.surrogates.resolve import Joint, source
+from robustkit.models.surrogates.resolve import Joint, Relaxed, source
 from robustkit.search.protocol import Reply, Search, draws, select, surrogate_of
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
@@ -63,10 +63,11 @@ def ask(
         reply = Reply(logits, search.objective(logits, state), logits.new_empty(0))
     if climbing is None:
         return reply
-    rows, gradient = climbing.nonzero().flatten(), torch.zeros_like(state.query)
+    rows = climbing.nonzero().flatten()
     if not len(rows):
-        return reply._replace(gradient=gradient)
+        return reply._replace(gradient=torch.zeros_like(state.query))
     _, value, slope = _mean(model, search, select(state, rows), goal.rows(rows), half)
+    gradient = slope.new_zeros(len(state.query), *slope.shape[1:])
     return Reply(logits, reply.value.index_copy(0, rows, value),
                  gradient.index_copy(0, rows, slope))  # fmt: skip
 
@@ -126,9 +127,12 @@ def _mean(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits, objective and gradient of what the search climbs on, averaged over draws."""
     named, eot = source(model, surrogate_of(search)), draws(search)
+    query = state.query.detach()
+    if isinstance(named, Relaxed):
+        query, named = named.relax(query).detach(), named.logits
+    query.requires_grad_(True)
     through = getattr(search, "through", None)
     seen = [through(named, state, draw) if through else named for draw in range(eot)]
-    query = state.query.detach().requires_grad_(True)
     # EOT (Athalye et al. 2018): the gradient of the mean objective is the mean of the gradients.
     # One draw after the other, so that memory is that of a single pass.
     logits, value, gradient = _climb(seen[0], search, state, goal, query, half)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from robustkit.certify.certifier import build_certifier
+from robustkit.core.named import NamedThreat
 from robustkit.core.rng import generator
 from robustkit.core.threat import Threat
 from robustkit.data.dataset import Dataset
@@ -27,7 +28,12 @@ def measure(
 
     The last bears the name of the certificate "quick", such as IBP. It is left out where none is
     known for the network, or where it proves nothing.
+
+    Under a threat model that is no ball, as of prompts, it is the clean accuracy alone, and what
+    the model says of itself by a method `measured(data)`.
     """
+    if isinstance(threat, NamedThreat):
+        return _by_itself(model, data, device)
     search, bounds = attacks.build(_PGD), build_certifier(model, data.shape, threat, "quick")
     clean = robust = proved = 0
     for start in range(0, len(data), _BATCH):
@@ -41,6 +47,23 @@ def measure(
     n = len(data)
     found = {"clean": clean / n, "pgd20": robust / n, "n": n, "threat": str(threat)}
     return {**found, bounds.method: proved / n} if bounds and proved else found
+
+
+def _by_itself(model: nn.Module, data: Dataset, device: torch.device) -> dict[str, Any]:
+    right = 0
+    for start in range(0, len(data), _BATCH):
+        x, y = data.fetch(range(start, min(start + _BATCH, len(data))))
+        with torch.no_grad():
+            right += int((model(x.to(device)).argmax(1).cpu() == y).sum())
+    own = model.measured(data) if isinstance(model, _Measured) else {}
+    return {"clean": right / len(data), "n": len(data), **own}
+
+
+@runtime_checkable
+class _Measured(Protocol):
+    """Tells a model that measures more than its decisions."""
+
+    def measured(self, data: Dataset) -> dict[str, float]: ...
 
 
 def watched(model: nn.Module, data: Dataset, threat: Threat | None, seed: int) -> float:

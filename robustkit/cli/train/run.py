@@ -31,7 +31,7 @@ from robustkit.models.checkpoints import Card, beside, digest, put, read_weights
 from robustkit.models.load import name_of
 from robustkit.models.protocols import assemble, learned
 from robustkit.models.training import Recipe, Step, Trainable, fit, save_weights, tells_its_data
-from robustkit.registry import datasets, defenses
+from robustkit.registry import datasets, defenses, read_threat
 
 _TESTED = 1000
 _OTHERS = {"clean", "pgd20", "n", "threat", "split"}  # than the share that is proved
@@ -180,7 +180,7 @@ def _measured(plan: TrainPlan) -> dict[str, Any]:
 def _threat(plan: TrainPlan) -> Threat:
     """Return the threat model that was trained for, else the usual one of the data."""
     usual = usual_threat(plan.asked.data) or "linf:0.1"
-    return attacked_as(plan.options) or Threat.parse(usual)
+    return attacked_as(plan.options) or read_threat(usual)
 
 
 def _card(plan: TrainPlan, measured: dict[str, Any]) -> Card:
@@ -202,12 +202,14 @@ def _card(plan: TrainPlan, measured: dict[str, Any]) -> Card:
 def _report(plan: TrainPlan, card: Card) -> None:
     console, found = stdout(), card.measured
     if found:
-        console.out(
-            f"{plan.name} on {found['n']} {found.get('split', 'test')} points: "
-            f"clean {found['clean']:.4f}, PGD-20 ({found['threat']}) {found['pgd20']:.4f}"
-            + "".join(f", certified ({name}) {found[name]:.4f}" for name in found.keys() - _OTHERS),
-            highlight=False,
-        )
+        text = f"{plan.name} on {found['n']} {found.get('split', 'test')} points: "
+        text += f"clean {found['clean']:.4f}"
+        others, told = sorted(found.keys() - _OTHERS), "{}"
+        if "pgd20" in found:
+            text += f", PGD-20 ({found['threat']}) {found['pgd20']:.4f}"
+            told = "certified ({})"
+        text += "".join(f", {told.format(name)} {found[name]:.4f}" for name in others)
+        console.out(text, highlight=False)
     console.out(f"weights: {plan.weights}", highlight=False)
     console.out(f"card: {plan.folder / 'card.json'}", highlight=False)
     console.out(f"next: {plan.next_command}", highlight=False)

@@ -48,6 +48,26 @@ class Joint:
         return self.both(x)[0]
 
 
+@dataclass(frozen=True)
+class Relaxed:
+    """A surrogate for discrete inputs: its gradient is by a relaxation of them, [b, *g].
+
+    A search through it finds that gradient in `Reply.gradient`: of one-hot rows of token ids, say,
+    one number for each token at each place.
+
+    Attributes:
+        relax: [b, *f] -> [b, *g].
+        logits: [b, *g] -> [b, k].
+    """
+
+    relax: Callable[[Images], Tensor]
+    logits: Callable[[Tensor], Logits]
+
+    def __call__(self, x: Images) -> Logits:
+        """[b, *f] -> [b, k]."""
+        return self.logits(self.relax(x))
+
+
 def declared(model: Any) -> dict[str, Model]:
     """Return the surrogates of `model` by name; most models declare none."""
     method = getattr(model, "surrogates", None)

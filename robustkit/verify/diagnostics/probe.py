@@ -11,6 +11,7 @@ from robustkit.errors import UsageError
 from robustkit.models.agreement import OTHER_BATCH, SAME_KERNEL, row_distance
 from robustkit.models.guard import Habits, habits, watching
 from robustkit.models.scores import without_gradients
+from robustkit.models.surrogates.resolve import plain
 from robustkit.verify.diagnostics.absorbing import of_outputs
 from robustkit.verify.diagnostics.counted_model import CountedModel
 from robustkit.verify.diagnostics.gradients import of_gradients
@@ -114,7 +115,8 @@ def _examine(
         if scores.forest is None or len(scores.forest.trees) > 1:
             seen = "the model gives scores and no gradients: only attacks without gradients apply"
             flags.append(flag("scores_only", seen))
-    if probing:
+    # The inputs of a discrete model mean nothing where a probe moves them to.
+    if probing and not getattr(plain(counted.model), "discrete", False):
         flags += _probe(counted, x, first, box, randomized=not steady)
         if steady and "stateful" not in {found.name for found in flags}:
             seen = f"after {counted.forwards} passes an input is answered otherwise than before"
