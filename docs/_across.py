@@ -35,13 +35,18 @@ TEXT = (
 def page() -> str:
     """Write the page from the committed records."""
     found = [(path, record) for path, record in load_records([RECORDS]) if record.data.name == DATA]
-    return "\n".join([TEXT, table(found), *_suites(record for _, record in found)])
+    groups = columns(found)
+    return "\n".join([TEXT, table(groups), *map(_suites, groups)])
 
 
-def table(found: Iterable[tuple[Path | str, Record]]) -> str:
-    """Write a line per model: clean accuracy, a cell per threat model, the worst, and all."""
+def columns(found: Iterable[tuple[Path | str, Record]]) -> list[list[Model]]:
+    """Return the models under each threat model that two or more have records of."""
     groups = [group for group in models(found) if len(group) > 1]
-    groups.sort(key=lambda group: (_kind(group[0].record), group[0].record.threat.text))
+    return sorted(groups, key=lambda of: (_kind(of[0].record), of[0].record.threat.text))
+
+
+def table(groups: Sequence[Sequence[Model]]) -> str:
+    """Write a line per model: clean accuracy, a cell per threat model, the worst, and all."""
     heads = [_shown(group[0].record) for group in groups]
     cells: dict[str, dict[str, Model]] = {}
     for head, group in zip(heads, groups, strict=True):
@@ -91,10 +96,8 @@ def _shown(record: Record) -> str:
     return shown_threat(record.threat.norm, record.threat.eps).replace(", eps =", "")
 
 
-def _suites(records: Iterable[Record]) -> list[str]:
-    """Say by which suites each column was attacked, which its figures depend on."""
-    suites: dict[str, set[str]] = {}
-    for record in sorted(records, key=_kind):
-        name = (record.suite or "attacks").partition("(")[0]
-        suites.setdefault(_shown(record), set()).add(f"`{name}`")
-    return [f"- {threat}: {', '.join(sorted(names))}." for threat, names in suites.items()]
+def _suites(group: Sequence[Model]) -> str:
+    """Say by which suites a column was attacked, which its figures depend on."""
+    runs = (record for model in group for _, record in model.runs)
+    names = {f"`{(record.suite or 'attacks').partition('(')[0]}`" for record in runs}
+    return f"- {_shown(group[0].record)}: {', '.join(sorted(names))}."

@@ -41,7 +41,8 @@ def test_a_line_is_a_model_with_its_least_cell_and_what_no_threat_breaks(
         make_record("b", "rrrr", data=data(4), threat=l2),
         make_record("b", "rrrr", data=data(4), threat=patch),  # of one model alone
     ]
-    lines = across.table((f"{i}.json", record) for i, record in enumerate(records)).splitlines()
+    named = ((f"{i}.json", record) for i, record in enumerate(records))
+    lines = across.table(across.columns(named)).splitlines()
     assert lines[0] == "| model | clean | linf 0.1 | l2 0.5 | worst | all |"
     assert lines[2:] == [
         "| `a` | 1.000 | 0.600 (n = 10) | 0.750 (n = 4) | 0.600 linf 0.1 | 0.750 (n = 4) |",
