@@ -112,6 +112,7 @@ class ImageSet:
         source: the file or folder that the inputs are read from, for messages.
         ranges: of each feature, where they differ: `read` then returns shares of them in [0, 1].
         spell: of texts (see `robustkit.core.tokens`), the ids [t] of one as words, one a place.
+        targets: of a regression the different values of y, ascending; a label is one's number.
     """
 
     name: str
@@ -127,6 +128,7 @@ class ImageSet:
     source: str = ""
     ranges: Ranges | None = None
     spell: Speller | None = None
+    targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -167,6 +169,7 @@ def subset(data: Dataset, indices: Indices) -> ImageSet:
         source=getattr(data, "source", ""),
         ranges=getattr(data, "ranges", None),
         spell=getattr(data, "spell", None),
+        targets=getattr(data, "targets", None),
     )
 
 
