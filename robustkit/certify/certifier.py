@@ -108,8 +108,6 @@ def build_certifier(
     if isinstance(threat, NamedThreat):
         named = method if share is None else "quick"
         if isinstance(threat, TabularThreat):
-            if (own := declared(model)) and (named in ("auto", "quick") or named in own):
-                return formula(own, named, threat)
             return table_bounds(model, shape, threat, named, randomized=randomized)
         if isinstance(threat, ParametricThreat):
             return parameter_bounds(model, shape, threat, named, randomized=randomized)
