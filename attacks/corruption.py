@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from robustkit.core.finite import FiniteThreat, Variant
+from robustkit.core.named import ANY_SHAPE
 from robustkit.core.types import Images
 from robustkit.errors import UsageError
 from robustkit.registry import threats
@@ -64,7 +65,7 @@ class Corruption(FiniteThreat):
         if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < _SMALLEST:
             raise UsageError(
                 f"{self} needs gray or colour images [1 or 3, h, w] of at least {_SMALLEST} pixels "
-                f"a side, got inputs {list(shape)}."
+                f"a side, got inputs {list(shape)}. {ANY_SHAPE}"
             )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustkit.core.losses import margin, targeted_margin
-from robustkit.core.named import NamedThreat
+from robustkit.core.named import ANY_SHAPE, NamedThreat
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 from robustkit.errors import UsageError
@@ -58,7 +58,9 @@ class Patch(NamedThreat):
     def check(self, shape: Sequence[int], labels: Any) -> None:
         """Refuse what is no image, and one that is smaller than the patch."""
         if len(shape) != 3:
-            raise UsageError(f"{self} needs images [c, h, w], got inputs {list(shape)}.")
+            raise UsageError(
+                f"{self} needs images [c, h, w], got inputs {list(shape)}. {ANY_SHAPE}"
+            )
         height, width = self.window
         if height > shape[1] or width > shape[2]:
             raise UsageError(

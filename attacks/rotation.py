@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustkit.core.finite import FiniteThreat, Variant
+from robustkit.core.named import ANY_SHAPE
 from robustkit.core.text import number
 from robustkit.core.types import Images
 from robustkit.errors import UsageError
@@ -43,7 +44,9 @@ class _Spatial(FiniteThreat):
     def check(self, shape: Sequence[int], labels: Any) -> None:
         """Refuse what is no image, and one that a translation moves out of its frame."""
         if len(shape) != 3:
-            raise UsageError(f"{self} needs images [c, h, w], got inputs {list(shape)}.")
+            raise UsageError(
+                f"{self} needs images [c, h, w], got inputs {list(shape)}. {ANY_SHAPE}"
+            )
         most = max(move.down for move in _moves(self.norm).values())
         if most >= min(shape[1:]):
             raise UsageError(

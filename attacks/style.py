@@ -14,6 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustkit.core.named import ANY_SHAPE
 from robustkit.core.parametric import STEPS, Parameters, ParametricThreat, Positions
 from robustkit.core.text import number
 from robustkit.core.types import Images, Mask
@@ -64,7 +65,8 @@ class Style(ParametricThreat):
         """Refuse what is no image."""
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise UsageError(
-                f"{self} needs gray or colour images [1 or 3, h, w], got inputs {list(shape)}."
+                f"{self} needs gray or colour images [1 or 3, h, w], got inputs {list(shape)}. "
+                f"{ANY_SHAPE}"
             )
 
     def size(self, shape: Sequence[int]) -> int:

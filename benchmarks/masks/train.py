@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.masks.mask import Mask, Masked
 from robustkit.data.dataset import Dataset
-from robustkit.models.protocols import Network
+from robustkit.models.protocols import Network, assemble
 from robustkit.models.training import Trainable, fit
 
 
@@ -60,6 +60,6 @@ def _trained(
                     device=torch.device("cpu"), identity=identity):  # fmt: skip
         if step.step % 100 == 0:
             report(f"{folder.name}: training, step {step.step} of {step.steps}, {step.loss:.3f}")
-    net = cast(Network, objective).network(data.shape, data.classes)
+    net = assemble(cast(Network, objective), data)
     net.load_state_dict(load_file(folder / "model.safetensors"))
     return net.eval().requires_grad_(False)

@@ -118,6 +118,31 @@ def padded_convolution(layer: nn.Conv2d, shape: tuple[int, ...]) -> Steps | None
     return [pad, ConvOp(bare, inner)]
 
 
+def signal_convolution(
+    layer: nn.Conv1d, shape: tuple[int, ...], result: tuple[int, ...]
+) -> Steps | None:
+    """Return a convolution of signals [c, t] as one of images of one row."""
+    wide = nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        (1, layer.kernel_size[0]),
+        stride=(1, layer.stride[0]),
+        padding=layer.padding if isinstance(layer.padding, str) else (0, layer.padding[0]),
+        dilation=(1, layer.dilation[0]),
+        groups=layer.groups,
+        bias=False,
+        padding_mode=layer.padding_mode,
+        device="meta",
+    )
+    with_tensors(wide, layer.weight.detach()[:, :, None], layer.bias)
+    steps = padded_convolution(wide, (shape[0], 1, *shape[1:]))
+    if steps is None or len(shape) != 2:
+        return None
+    first = AverageOp(lambda x: x[:, :, None], shape)
+    last = AverageOp(lambda x: x[:, :, 0], (result[0], 1, *result[1:]))
+    return [first, *steps, last]
+
+
 def clamped(
     name: str, module: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Steps | None:

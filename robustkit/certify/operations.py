@@ -17,7 +17,13 @@ from torch.nn import functional as F
 from robustkit.certify.activations import KNOWN, Activation, leaky
 from robustkit.certify.affine import Affine, AverageOp
 from robustkit.certify.compound import Plan, Step, compound
-from robustkit.certify.functional import as_module, clamped, layer, padded_convolution
+from robustkit.certify.functional import (
+    as_module,
+    clamped,
+    layer,
+    padded_convolution,
+    signal_convolution,
+)
 from robustkit.certify.nonlinear import Nonlinear, Product
 from robustkit.certify.shapes import moved
 from robustkit.certify.supported import SUPPORTED
@@ -122,6 +128,8 @@ def operations(call: Call) -> list[Step] | None:
         module = as_module(name, call.args, call.kwargs)
     if single and isinstance(module, nn.Conv2d):
         return _chain(padded_convolution(module, call.sources[0]))
+    if single and isinstance(module, nn.Conv1d):
+        return _chain(signal_convolution(module, call.sources[0], call.result))
     if single and isinstance(module, nn.ConvTranspose2d):
         sized = module is call.module and (len(call.args) > 1 or call.kwargs)
         return None if sized else _chain([TransposedConvOp(module, call.sources[0])])

@@ -5,8 +5,8 @@ from __future__ import annotations
 # Kind: the operations, as modules, functions or methods; how they are bounded.
 SUPPORTED = {
     "linear layers": (
-        "`Linear`, `Conv2d`, `ConvTranspose2d`, `F.linear`, `F.conv2d`, `F.conv_transpose2d`, "
-        "padding of every mode",
+        "`Linear`, `Conv1d`, `Conv2d`, `ConvTranspose2d`, `F.linear`, `F.conv2d`, "
+        "`F.conv_transpose2d`, padding of every mode",
         "exact",
     ),
     "batch normalization": (

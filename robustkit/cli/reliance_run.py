@@ -14,7 +14,7 @@ from robustkit.cli.progress import counting
 from robustkit.core import files, json_files
 from robustkit.core.device import pick_device
 from robustkit.core.text import spreadsheet
-from robustkit.core.types import Model
+from robustkit.core.types import Model, Shape
 from robustkit.data.dataset import Dataset, digest, select
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
@@ -95,7 +95,7 @@ def _models(request: Request, data: Dataset) -> dict[str, Model]:
     return {name: source(model, name) for name in request.parts}
 
 
-def _blocks(request: Request, shape: tuple[int, int, int]) -> list[Block]:
+def _blocks(request: Request, shape: Shape) -> list[Block]:
     named = [named_block(text, shape) for text in request.blocks]
     if request.masks is not None:
         try:

@@ -111,6 +111,7 @@ def opened(record: Path, command: str, **given: Any) -> Any:
     from robustkit.errors import UsageError
     from robustkit.gate.baseline import load_baselines, models_of, open_points
     from robustkit.models.load import load_model
+    from robustkit.models.regression import for_targets
 
     if not record.exists():
         raise UsageError(f"{record}: expected a record or the folder of a run, got no such path.")
@@ -124,4 +125,4 @@ def opened(record: Path, command: str, **given: Any) -> Any:
     subject = load_model(
         name, data=data, weights=given["weights"], mean=given["mean"], std=given["std"]
     )
-    return baseline, subject.model, data
+    return baseline, for_targets(subject.model, data, baseline.threat.criterion), data

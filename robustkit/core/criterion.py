@@ -76,6 +76,27 @@ class Criterion:
         """
         return np.ones(len(labels), dtype=np.bool_)
 
+    def tolerances(self, targets: NDArray[np.float32] | None) -> NDArray[np.float64] | None:
+        """Return how far an answer may be from each target [k]; None for classes.
+
+        Raises:
+            UsageError: for data whose y are numbers, unless the criterion is of such.
+        """
+        if targets is None:
+            return None
+        raise UsageError(
+            f"the y of this data are floats, and the criterion {self} is of classes. Store classes "
+            "as integers, y.astype('int64'); for a model that predicts numbers say how far it may "
+            "be off, such as --criterion 'error>0.5'."
+        )
+
+    def probed(self, classes: int) -> tuple[int, int] | None:
+        """Return two outputs that probes of a model look at, for data of so many classes.
+
+        None: all, as where the decision is the largest of them.
+        """
+        return None
+
     def classes(self, outputs: int) -> int:
         """Return the most decisions that can matter at a point, that for its label included."""
         return outputs

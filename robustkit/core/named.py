@@ -12,6 +12,8 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Integers, Labels, Mask, Scalars
 from robustkit.errors import UsageError
 
+ANY_SHAPE = "Balls of linf, l2, l1 and l0, and unions of them, take inputs of any shape."
+
 
 @dataclass(frozen=True)
 class NamedThreat(Threat, ABC):

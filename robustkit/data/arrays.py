@@ -33,6 +33,7 @@ from robustkit.errors import UsageError
 _CHANNELS = (1, 3, 4)
 _LAYOUTS = ("nd", "nct", "nhw", "nhwc", "nchw", "ncdhw")
 _BY_AXES = {2: "nd", 3: "nhw", 5: "ncdhw"}
+_TARGETS = 2000
 _SCAN, _PART = 1 << 28, 1 << 22
 
 
@@ -76,7 +77,7 @@ def from_arrays(
         name: what records call it.
         x: bytes as any integers, or floats in the box; vectors [n, d], signals [n, c, t], images
             [n, h, w], [n, h, w, c] or [n, c, h, w], volumes [n, c, d, h, w].
-        y: integers [n], 0 to classes − 1.
+        y: integers [n], 0 to classes − 1; floats [n] are targets of a regression.
         classes: largest label + 1 when not given, and at least two.
         layout: one letter an axis ("nct", "nhwc", ...); read off the shape when not given.
         box: the range of floats.
@@ -92,14 +93,15 @@ def from_arrays(
             "Use x.astype('uint8') for bytes, x.astype('float32') for numbers in the range."
         )
     axes = _axes(name, x.shape, layout)
-    labels, count = _labels(name, y, len(x), classes)
+    targets, y = _targets(name, y) if np.issubdtype(y.dtype, np.floating) else (None, y)
+    labels, count = _labels(name, y, len(x), classes if targets is None else len(targets))
     if 0 in x.shape[1:]:
         raise UsageError(f"{name}: expected inputs of at least one number, got x {list(x.shape)}.")
     read = _reader(x, axes)
     shape = tuple(map(int, read(np.zeros(1, dtype=np.int64)).shape[1:]))
     if lower is None and upper is None:
         note = _scan(name, x, read, box)
-        return ImageSet(name, name, shape, count, labels, read, note=note, box=box)
+        return ImageSet(name, name, shape, count, labels, read, note=note, box=box, targets=targets)
     if box != UNIT:
         raise UsageError(
             f"{name}: the data bring a range for every feature (lower, upper), and a box is "
@@ -112,7 +114,9 @@ def from_arrays(
 
     _scan(name, x, shares, UNIT)
     told = "features are shares of their ranges, lower to upper"
-    return ImageSet(name, name, shape, count, labels, shares, note=told, ranges=known)
+    return ImageSet(
+        name, name, shape, count, labels, shares, note=told, ranges=known, targets=targets
+    )
 
 
 def open_function(text: str, *, box: Box = UNIT) -> Dataset:
@@ -202,6 +206,25 @@ def _axes(name: str, shape: tuple[int, ...], stated: str | None) -> str:
             'layout="nhwc" or layout="nchw", or return a Dataset made by from_arrays.'
         )
     return "nhwc" if last else "nchw"
+
+
+def _targets(name: str, y: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the different targets, ascending, and the number of each point's."""
+    if not np.isfinite(y).all():
+        raise UsageError(
+            f"{name}: expected y as finite numbers, got {y[~np.isfinite(y)][0]} at point "
+            f"{np.argwhere(~np.isfinite(y))[0][0]}."
+        )
+    values, places = np.unique(y.astype(np.float32), return_inverse=True)
+    if len(values) > _TARGETS:
+        raise UsageError(
+            f"{name}: expected at most {_TARGETS:,} different targets, got {len(values):,}: a "
+            "model is judged at each of them. Round y to so many values, or take fewer points; "
+            "classes are stored as integers."
+        )
+    if len(values) == 1:  # a second one, which no point has: one class would be none
+        values = np.append(values, np.float32(np.nextafter(values[0], np.float32(np.inf))))
+    return values, places.reshape(y.shape).astype(np.int64)
 
 
 def _labels(name: str, y: NDArray[Any], n: int, stated: Any) -> tuple[NDArray[np.int64], int]:

@@ -110,6 +110,7 @@ class ImageSet:
         box: the range of floating-point inputs; bytes become x / 255.
         source: the file or folder that the inputs are read from, for messages.
         ranges: of each feature, where they differ: `read` then returns shares of them in [0, 1].
+        targets: of a regression the different values of y, ascending; a label is one's number.
     """
 
     name: str
@@ -124,6 +125,7 @@ class ImageSet:
     box: Box = UNIT
     source: str = ""
     ranges: Ranges | None = None
+    targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -163,6 +165,7 @@ def subset(data: Dataset, indices: Indices) -> ImageSet:
         box=getattr(data, "box", UNIT),
         source=getattr(data, "source", ""),
         ranges=getattr(data, "ranges", None),
+        targets=getattr(data, "targets", None),
     )
 
 

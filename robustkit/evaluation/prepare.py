@@ -22,6 +22,7 @@ from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.watcher import Watcher
 from robustkit.models.guard import guard_of, habits
 from robustkit.models.readiness import private_copy
+from robustkit.models.regression import Pair
 from robustkit.models.tuning import Tuned, tune
 from robustkit.record.provenance import weights_digest
 from robustkit.record.schema import WeightsInfo
@@ -123,9 +124,15 @@ def _look(settings: Settings, private: Model, sample: Images) -> Diagnosis:
     data = settings.data
     if data.classes < 2:
         raise UsageError(f"{data.name} has one class: a classifier has nothing to tell apart.")
-    found = examine(private, sample, data.classes, settings.name, box=settings.threat.box)
+    box, pair = settings.threat.box, settings.threat.criterion.probed(data.classes)
+    found = examine(private, sample, data.classes, settings.name, box=box, probing=pair is None)
     settings.threat.criterion.check(found.classes)
-    return found
+    if pair is None:
+        return found
+    seen = examine(Pair(private, pair), sample, 2, settings.name, box=box)
+    told = {flag.name for flag in seen.flags}
+    flags = (*seen.flags, *(flag for flag in found.flags if flag.name not in told))
+    return found._replace(flags=flags).after(seen.forwards, seen.backwards)
 
 
 def chosen_points(settings: Settings) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -33,6 +33,7 @@ from robustkit.models.half import Precision
 from robustkit.models.load import load_model
 from robustkit.models.normalization import Numbers, in_units, normalized
 from robustkit.models.readiness import without_replicas
+from robustkit.models.regression import for_targets
 from robustkit.models.scores import Probabilistic, has_scores, of_estimator
 from robustkit.models.tuning import AUTOMATIC, Layout, Tuning
 from robustkit.registry import read_threat
@@ -180,8 +181,9 @@ def ask(
     if not (others.get("suite") or others.get("attacks")):
         others["suite"] = default_suite(radius, minimum_norm=bool(others.get("minimum_norm")))
     return Settings(
-        subject, called or usual, points, radius, arguments=given, notes=(*known, *more), **others
-    )
+        for_targets(subject, points, radius.criterion), called or usual, points, radius,
+        arguments=given, notes=(*known, *more), **others,
+    )  # fmt: skip
 
 
 _SWITCHES = ("attack_certified", "fresh", "save_adversarial", "save_proofs", "minimum_norm")
@@ -259,9 +261,6 @@ def named_model(
     std: Numbers | None = None,
 ) -> tuple[Any, str, tuple[str, ...]]:
     """Load a model by its name; a model comes back as it is, with the name of its class.
-
-    Args:
-        mean, std: normalize the inputs inside the model.
 
     Returns:
         The model, its name, and notes for the record.

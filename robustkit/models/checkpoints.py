@@ -35,7 +35,7 @@ class Card:
     Attributes:
         options: of the defense, all of them.
         data: family of the training data.
-        shape: of one input [c, h, w].
+        shape: of one input.
         command: repeats the training.
         measured: accuracies as fractions of n test points.
         sha256: of the weights file.
@@ -45,7 +45,7 @@ class Card:
     defense: str
     options: dict[str, Any]
     data: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     command: str
     seed: int

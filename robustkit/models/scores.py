@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustkit.core import arguments
+from robustkit.core.types import Shape
 from robustkit.errors import UsageError, unknown
 from robustkit.models.surrogates.resolve import plain
 from robustkit.models.trees import Forest, forest_of
@@ -163,7 +164,7 @@ _METHODS = ("predict_proba", "decision_function")
 
 def of_estimator(
     estimator: Any,
-    shape: tuple[int, int, int],
+    shape: Shape,
     classes: int,
     class_names: Sequence[str] = (),
     *,
@@ -176,7 +177,7 @@ def of_estimator(
     It runs on one thread: sums of forests would depend on the order in which threads end.
 
     Args:
-        shape: of one input [c, h, w].
+        shape: of one input.
         class_names: of the data, for a classifier whose classes are texts.
         content: digest of all that its answers depend on.
 

@@ -22,6 +22,7 @@ from benchmarks.masks.transformations import MovedConv
 from robustkit.data.dataset import Dataset, subset
 from robustkit.data.open import open_dataset
 from robustkit.models.load import load_model
+from robustkit.models.protocols import assemble
 from robustkit.models.surrogates.resolve import screened
 from robustkit.models.training import Step
 from robustkit.verify.diagnostics.probe import examine
@@ -37,8 +38,8 @@ def _worn(name: str, data: Dataset) -> Masked:
     data = subset(data, range(100))
     torch.manual_seed(0)
     mask = MASKS[name](width=4)
-    bare = mask.adversarial.network(data.shape, data.classes)  # type: ignore[attr-defined]
-    learned = mask.network(data.shape, data.classes) if mask.learns else None
+    bare = assemble(mask.adversarial, data)  # type: ignore[attr-defined]
+    learned = assemble(mask, data) if mask.learns else None
     return mask.wrap(bare, learned, data).eval().requires_grad_(False)
 
 
@@ -59,7 +60,7 @@ def test_masks_answer_point_by_point_and_experts_have_a_gradient(name: str, data
 def test_objectives_depend_on_the_step_alone(name: str, data: Dataset) -> None:
     mask, (x, y) = MASKS[name](width=4), data.fetch(np.arange(32))
     torch.manual_seed(0)
-    net = mask.network(data.shape, data.classes).train()
+    net = assemble(mask, data).train()
     losses = []
     for noise in (1, 2):  # of the global generator
         torch.manual_seed(noise)

@@ -106,7 +106,7 @@ class TestNpz:
             (random_bytes(4, 6, 5), Y4[:3], r"one label a point.*got y \[3\] for 4 points"),
             (random_bytes(4, 6, 5), Y4[:, None], r"got y \[4, 1\]"),
             (random_bytes(0, 6, 5), Y4[:0], "at least one point"),
-            (random_bytes(4, 6, 5), Y4.astype(float), "y as integers, got float64"),
+            (random_bytes(4, 6, 5), Y4.astype(complex), "y as integers, got complex128"),
             (random_bytes(4, 6, 5), Y4 - 1, "labels from 0 to 1, got -1 at point 0"),
             (random_bytes(4, 6, 5).astype(object), Y4, "holds Python objects"),
         ],

@@ -94,7 +94,7 @@ def pack(
         ("b", 0.1, "fashion_mnist"),
         ("c", 0.2, "mnist"),
     ):
-        nets[name] = small_cnn(data.shape, 10, 2)
+        nets[name] = small_cnn((1, 28, 28), 10, 2)
         content = save(nets[name].state_dict())
         (folder / "checkpoints" / f"{name}.safetensors").write_bytes(content)
         card = _card("toy", {"width": 2, "eps": eps}, content, data=family)
@@ -426,7 +426,7 @@ class TestRegistered:
 
     def test_a_card_of_other_weights_is_ignored(self, data: Dataset, tmp_path: Path) -> None:
         weights = _trained(tmp_path, data, width=3)
-        save_file(small_cnn(data.shape, 10, 5).state_dict(), weights)
+        save_file(small_cnn((1, 28, 28), 10, 5).state_dict(), weights)
         assert beside(weights) is None
         loaded = load_model("undefended(width=5)", data=data, weights=weights)
         assert loaded.name == "undefended(width=5)"
@@ -449,7 +449,7 @@ class TestRegistered:
 
 def _trained(folder: Path, data: Dataset, width: int) -> Path:
     """What `robustkit train` leaves: weights and their card."""
-    content = save(small_cnn(data.shape, 10, width).state_dict())
+    content = save(small_cnn((1, 28, 28), 10, width).state_dict())
     (folder / "model.safetensors").write_bytes(content)
     card = _card("undefended", {"width": width}, content)
     (folder / "card.json").write_text(json.dumps(card))
@@ -458,7 +458,7 @@ def _trained(folder: Path, data: Dataset, width: int) -> Path:
 
 def test_a_card_is_data_and_imports_nothing(data: Dataset, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
-    content = save(small_cnn(data.shape, 10, 4).state_dict())
+    content = save(small_cnn((1, 28, 28), 10, 4).state_dict())
     (tmp_path / "model.safetensors").write_bytes(content)
     card = _card("smoothed", {"base": f"{tmp_path / 'mine.py'}:make"}, content)
     (tmp_path / "card.json").write_text(json.dumps(card))

@@ -33,6 +33,7 @@ from robustkit.gate.formats.markdown import to_markdown
 from robustkit.gate.formats.sarif import to_sarif
 from robustkit.gate.verdict import Failure, GateVerdict, exit_code
 from robustkit.models.load import Subject, load_model
+from robustkit.models.regression import for_targets
 from robustkit.record.evidence import without_digests
 from robustkit.record.provenance import weights_digest
 
@@ -186,7 +187,8 @@ def _gate(entry: ModelEntry, asked: CheckRequest, setup: Config) -> _Gate:
     baseline = choose(known, subject.name, **wanted)
     arguments = {"model": subject.name, "data": asked.data or first.record.data.name,
                  "baseline": str(baseline.path)}  # fmt: skip
-    candidate = Candidate(subject.name, subject.model, subject.notes, arguments, _file(entry.model))
+    judged = for_targets(subject.model, data, baseline.threat.criterion)
+    candidate = Candidate(subject.name, judged, subject.notes, arguments, _file(entry.model))
     code = _code(baseline, subject, asked.replay)
     top = asked.out or Path("robustkit-runs") / f"check-{slug(subject.name)}-{code}"
     folder = top / slug(subject.name) if asked.out and len(asked.models) != 1 else top

@@ -31,6 +31,7 @@ from robustkit.evaluation.prepare import chosen_points
 from robustkit.evaluation.settings import Settings
 from robustkit.evaluation.stages.replay import find_examples
 from robustkit.models.load import Subject, bundled, load_model
+from robustkit.models.regression import for_targets
 from robustkit.models.trust import trusted
 from robustkit.record.provenance import weights_digest
 from robustkit.search.suites import default_suite
@@ -104,8 +105,10 @@ class Plan:
         given = {key: value for key, value in spread.items() if value is not None}
         return {**kept, "model": subject.source, "device": request.device, **given}
 
-    def named(self, subject: Subject) -> Named:
+    def named(self, subject: Subject) -> Named | None:
         """Return how workers load a model; they may have another working directory."""
+        if getattr(self.settings.data, "targets", None) is not None:
+            return None  # a model and its targets go there as they are
         weights = self.request.weights
         return Named(
             _absolute(subject.source), weights and weights.resolve(), self.request.mean,
@@ -147,7 +150,10 @@ def make(request: Request) -> Plan:
     chosen_points(settings)
     if request.replay:
         find_examples(request.replay, data.shape)
-    subjects = _subjects(request, data, settings.threat.norm.partition(":")[0])
+    subjects = tuple(
+        subject._replace(model=for_targets(subject.model, data, settings.threat.criterion))
+        for subject in _subjects(request, data, settings.threat.norm.partition(":")[0])
+    )
     for subject in subjects:
         replace(settings, model=subject.model).line_up()
         if asked:

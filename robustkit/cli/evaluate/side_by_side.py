@@ -27,6 +27,7 @@ from robustkit.evaluation.prepare import looked_at
 from robustkit.evaluation.watcher import Watcher
 from robustkit.models.load import Subject, load_model
 from robustkit.models.readiness import private_copy
+from robustkit.models.regression import for_targets
 from robustkit.models.trust import trusted, trusting
 from robustkit.record.provenance import weights_digest
 from robustkit.record.record import Record
@@ -130,6 +131,8 @@ class _OneOfSeveral:
             self.source, data=data, weights=request.weights, mean=request.mean, std=request.std
         )._replace(name=self.name, text=self.source)
         settings = replace(settings_for(request, data, self.grid), budget=self.budget)
+        judged = for_targets(subject.model, data, settings.threat.criterion)
+        subject = subject._replace(model=judged)
         return Plan(self.request, settings, tuple(self.grid), (subject,), self.config, self.out)
 
     def _is_the_same(self, plan: Plan, subject: Subject, device: torch.device) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from robustkit.core.text import clean
 from robustkit.errors import RobustkitError
+from robustkit.leaderboard.report.drawn import SAYS, drawn, widest
 from robustkit.leaderboard.report.images import SHOWN, Pixels, fitted, magnified, pixels
 from robustkit.leaderboard.report.view import class_name
 from robustkit.record.ledger_reader import open_readonly
@@ -43,6 +44,8 @@ class Picture(NamedTuple):
     """Clean, adversarial, perturbation."""
     size: tuple[int, int] = (0, 0)
     """Height and width of the input in pixels; the images may be shrunk."""
+    says: str = ""
+    """What is seen, where the input is no image."""
 
     @property
     def zoom(self) -> float:
@@ -190,10 +193,20 @@ def _picture(
     record: Record, before: NDArray[Any], broken: BrokenPoint, after: NDArray[Any]
 ) -> Picture:
     row = record.points.index.index(broken.point)
-    size = before.shape[1], before.shape[2]
-    # Shrinking averages a change away: what is magnified, by how much, is what is shown.
-    before, after = fitted(before), fitted(after)
-    change, factor = magnified(before, after)
+    axes, (low, high) = before.ndim, (record.threat.lower, record.threat.upper)
+    before, after = ((part - low) / (high - low) for part in (before, after))
+    if axes == 4:
+        place = widest(before, after)
+        before, after = before[:, place], after[:, place]
+    if before.ndim == 3:
+        # Shrinking averages a change away: what is magnified, by how much, is what is shown.
+        size = before.shape[1], before.shape[2]
+        before, after = fitted(before), fitted(after)
+        change, factor = magnified(before, after)
+    else:
+        change, factor = magnified(before, after)
+        before, after, change = drawn(before), drawn(after), drawn(change, 0.5)
+        size = before.shape[1], before.shape[2]
     return Picture(
         point=broken.point,
         label=class_name(record, record.points.label[row]),
@@ -203,4 +216,5 @@ def _picture(
         factor=factor,
         images=(pixels(before), pixels(after), pixels(change)),
         size=size,
+        says=SAYS.get(axes, ""),
     )

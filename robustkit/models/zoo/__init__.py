@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from robustkit.core.spec import Spec
+from robustkit.core.types import Shape
 from robustkit.errors import UsageError
 from robustkit.models.outputs import Output
 from robustkit.models.zoo.base import Ask, Found
@@ -21,6 +22,7 @@ from robustkit.models.zoo.base import Ask, Found
 __all__ = ["Ask", "Found", "open_model", "prefixes"]
 
 _HELPERS = ("base", "network", "processor", "zero_shot")
+_OF_IMAGES = ("hf", "robustbench", "timm", "torchvision")
 
 
 def prefixes() -> list[str]:
@@ -37,7 +39,7 @@ def is_named(text: str) -> bool:
 
 def open_model(
     text: str,
-    shape: tuple[int, int, int],
+    shape: Shape,
     classes: int,
     weights: Path | None = None,
     class_names: tuple[str, ...] = (),
@@ -46,7 +48,7 @@ def open_model(
 
     Args:
         text: see the file of each source for what `name` and the options are.
-        shape: of one input [c, h, w].
+        shape: of one input.
         classes: of the data.
         weights: a file that replaces what the source would download.
         class_names: of the data, for models that read them.
@@ -60,6 +62,11 @@ def open_model(
     prefix, _, rest = text.partition(":")
     name, options = split_options(rest.strip(), text)
     entry = options.pop("output", None)
+    if prefix in _OF_IMAGES and len(shape) != 3:
+        raise UsageError(
+            f"{text} is a model of images [c, h, w], got inputs {list(shape)}. Name one of your "
+            "own, as path/to/file.py:attr, or sklearn:FILE."
+        )
     source = importlib.import_module(f"robustkit.models.zoo.{prefix}")
     found: Found = source.load(Ask(text, name, options, shape, classes, weights, class_names))
     if entry is None:

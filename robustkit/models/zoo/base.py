@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustkit.core.imports import failure
 from robustkit.core.optional import library, quiet
+from robustkit.core.types import Shape
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.models import checkpoints
 from robustkit.models.architectures import Normalize
@@ -22,7 +23,7 @@ __all__ = ["RANDOM", "Ask", "Found", "Resized", "building", "fill", "library", "
 
 
 class Ask(NamedTuple):
-    """The request for a model: `text` is all of it, `shape` that of one input [c, h, w].
+    """The request for a model: `text` is all of it, `shape` that of one input.
 
     `weights` is a file to load in place of what the source would download; `class_names` are the
     data's, nothing where it has none.
@@ -31,7 +32,7 @@ class Ask(NamedTuple):
     text: str
     name: str
     options: dict[str, Any]
-    shape: tuple[int, int, int]
+    shape: Shape
     classes: int
     weights: Path | None = None
     class_names: tuple[str, ...] = ()

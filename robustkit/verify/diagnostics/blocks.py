@@ -85,14 +85,22 @@ def given_masks(masks: Mapping[str, NDArray[np.bool_]], shape: Sequence[int]) ->
 
 
 def ready_blocks(shape: Sequence[int]) -> list[Block]:
-    """List the blocks that need no labels, for inputs [c, h, w].
+    """List the blocks that need no labels.
 
     Images: halves, 4 x 4 cells, every channel where there are several, colour statistics, low and
-    high frequencies. Tables, one row high: every feature.
+    high frequencies. Vectors, and images one row high: every feature.
+
+    Raises:
+        UsageError: for signals and volumes, which have none.
     """
-    channels, height, width = shape
-    if height == 1 or width == 1:
+    if len(shape) == 1 or (len(shape) == 3 and 1 in shape[1:]):
         return _features(shape)
+    if len(shape) != 3:
+        raise UsageError(
+            f"inputs {list(shape)} have no ready blocks, which images and vectors have: name some, "
+            "such as --block first=0-9."
+        )
+    channels = shape[0]
     blocks = _halves(shape) + _cells(shape)
     if channels > 1:
         blocks += [_box(f"channel {c}", shape, channel=slice(c, c + 1)) for c in range(channels)]
