@@ -27,7 +27,7 @@ class State(NamedTuple):
     x: Images
     y: Labels
     number: Integers
-    count: Integers
+    total: Integers
 
 
 @attacks.register("all_rows", white_box=False, cites="")
@@ -76,10 +76,10 @@ class AllRows:
         """Go on to the next row that obeys the constraints."""
         assert isinstance(threat, TabularThreat)
         rows = Rows(threat.region(state.x))
-        query, number = rows.following(state.number.cpu(), state.count.cpu())
+        query, number = rows.following(state.number.cpu(), state.total.cpu())
         number = number.to(state.number.device)
         return state._replace(
             query=query.to(state.query.device),
             number=number,
-            done=state.done | (state.number >= state.count),
+            done=state.done | (state.number >= state.total),
         )

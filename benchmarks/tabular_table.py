@@ -8,11 +8,11 @@ value may fall below its mean. Two features may not change: symmetry, mean and l
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer
 
 Array = NDArray[Any]
 SIZES = (0.0, 12.0, 16.0, 30.0)  # ends of the mean radius of the classes small, medium, large
@@ -35,7 +35,7 @@ class Built(NamedTuple):
 
 def build() -> Built:
     """Build the table; every second row is of the test."""
-    raw = load_breast_cancer()
+    raw: Any = import_module("sklearn.datasets").load_breast_cancer()
     mean, worst = raw.data[:, :10].copy(), raw.data[:, 20:].copy()
     area = 3
     mean[:, area], worst[:, area] = np.floor(mean[:, area]), np.ceil(worst[:, area])

@@ -249,8 +249,7 @@ class _Backward:
         unstable = ((box.low < 0) & (box.high > 0))[:, None]
         below = up * torch.where(unstable, slope.to(up.dtype), own)
         gap = below * center - up * center.clamp_min(0)
-        gap = torch.where(unstable, gap, 0.0).flatten(2).to(self.constant.dtype).sum(2)
-        self.constant = self.constant + gap
+        self.constant = self.constant + gap.where(unstable, 0.0).flatten(2).to(self.constant).sum(2)
         return below
 
     def _leave(self, a: Coefficients, gap: Tensor) -> None:
@@ -281,10 +280,8 @@ class _Backward:
         for l2, linf for l1). Over ball and box together it is at least the greater of both minima.
         """
         problem, known = self.problem, self.known
-        if problem.inputs is not None:
-            assert self.points is None  # whole points, as `bound` asks
-            rows = flat(values_of(a)).to(problem.x.dtype)
-            return problem.inputs.least(rows, known.middle.flatten(1))
+        if problem.inputs is not None:  # whole points, as `bound` asks
+            return problem.inputs.least(flat(values_of(a)).to(problem.x.dtype), known.middle)
         boxed = -self._dots(with_values(a, values_of(a).abs()), [known.radius])[0]
         if problem.threat.norm == "linf":  # else the center is x, not the middle of the box
             return boxed

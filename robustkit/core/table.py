@@ -78,7 +78,8 @@ class Table:
     def members(self) -> Float[Tensor, "g d"]:
         """1 where a feature belongs to a group."""
         known = self.group.unique()
-        return (known[known >= 0][:, None] == self.group).double()
+        ones: Tensor = known[known >= 0][:, None] == self.group
+        return ones.double()
 
     @cached_property
     def rows(self) -> Float[Tensor, "r d"]:

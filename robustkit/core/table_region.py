@@ -29,7 +29,7 @@ class Span(NamedTuple):
     low: Raw
     high: Raw
 
-    def rows(self, index: Tensor) -> Span:
+    def rows(self, index: Tensor | slice) -> Span:
         """Return some of them."""
         return Span(self.low[index], self.high[index])
 

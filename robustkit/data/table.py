@@ -81,7 +81,7 @@ def described(where: str, given: dict[str, Any]) -> Table:
         raise UsageError(f"{where}: expected feature_eps of 0 or more, got {radius.min():g}.")
     _refuse_kinds(where, kind, group, lower, upper)
     arrays = [lower, upper, radius, mutable, kind == "integer", group.astype(np.int64), *rows]
-    return Table(*(torch.from_numpy(np.array(array)) for array in arrays), names)  # type: ignore[arg-type]
+    return Table(*(torch.from_numpy(np.array(array)) for array in arrays), names=names)
 
 
 def _refuse_kinds(

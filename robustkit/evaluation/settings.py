@@ -94,13 +94,12 @@ class Settings:
         for name in ("batch_size", "workers"):
             if (value := getattr(self, name)) is not None:
                 argument.whole(name, value, 1)
-        if isinstance(self.threat, NamedThreat):
-            object.__setattr__(self, "threat", self.threat.beside(self.data))
         self.threat.refuse_beyond_box(self.data.shape)
         if isinstance(self.threat, NamedThreat):
             self._refuse_without_ball(self.threat)
 
     def _refuse_without_ball(self, threat: NamedThreat) -> None:
+        object.__setattr__(self, "threat", threat := threat.beside(self.data))
         threat.check(self.data.shape, self.data.labels)
         if self.minimum_norm:
             raise threat.refusal("minimum_norm (--minimum-norm)")
