@@ -33,6 +33,7 @@ SMALL = {
     "legs": 2,
     "probes": 2,
     "neighbors": 2,
+    "blocks": 1,  # of pictures of 6 x 6, shuffled blocks show nothing
 }
 
 
