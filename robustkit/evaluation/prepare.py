@@ -120,9 +120,7 @@ def _look(settings: Settings, private: Model, sample: Images) -> Diagnosis:
         raise UsageError(f"{data.name} has one class: a classifier has nothing to tell apart.")
     threat = settings.threat
     coded = isinstance(threat, NamedThreat) and threat.discrete
-    found = examine(
-        private, sample, data.classes, settings.name, box=threat.box, probing=not coded
-    )
+    found = examine(private, sample, data.classes, settings.name, box=threat.box, probing=not coded)
     threat.criterion.check(found.classes)
     return found
 
