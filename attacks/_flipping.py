@@ -1,4 +1,4 @@
-"""How sets of flips are found: by chance, by classes, by one gradient after the other, by ascent."""
+"""How sets of flips are found: by chance, by classes, one gradient after another, by ascent."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ class Goal(NamedTuple):
 
     Attributes:
         adaptive: whether to leave out pairs that the defense would drop once they are added.
+        passes: nodes asked about so far, forward and backward.
     """
 
     model: GraphModel
     nodes: Tensor
     labels: Tensor
+    passes: list[int]
     adaptive: bool = True
 
     def loss(self, logits: Logits) -> Tensor:
@@ -35,14 +37,24 @@ class Goal(NamedTuple):
 
     def right(self, flips: Pairs) -> int:
         """Return how many nodes are classified rightly on the flipped graph."""
+        self.passes[0] += len(self.nodes)
         with torch.no_grad():
             logits = self.model.infer(toggled(self.model.edges, flips, self.model.nodes))
         return int((logits[self.nodes].argmax(1) == self.labels).sum())
 
+    def gradient(self, flips: Pairs, shares: Tensor) -> Tape:
+        """Return the gradient of the loss by pairs, where `flips` are flipped so far."""
+        self.passes[0] += len(self.nodes)
+        self.passes[1] += len(self.nodes)
+        return pair_gradient(self.model, self.loss, flips, shares)
+
     def there(self, pairs: Pairs) -> Mask:
         """Return which pairs are edges."""
         n, edges = self.model.nodes, self.model.edges
-        return torch.isin(pairs[:, 0] * n + pairs[:, 1], edges[:, 0] * n + edges[:, 1])
+        known, asked = edges[:, 0] * n + edges[:, 1], pairs[:, 0] * n + pairs[:, 1]
+        place = torch.searchsorted(known, asked).clamp_max(len(known) - 1)
+        there: Mask = known[place] == asked
+        return there
 
     def allowed(self, pairs: Pairs) -> Pairs:
         """Return the pairs whose flip does not come to nothing: deletions always are among them."""
@@ -95,7 +107,7 @@ def one_by_one(goal: Goal, budget: int, rounds: int) -> Pairs:
         more = -(-(budget - len(chosen)) // left)
         if not more:
             break
-        tape = pair_gradient(goal.model, goal.loss, chosen, torch.ones(len(chosen)))
+        tape = goal.gradient(chosen, torch.ones(len(chosen)))
         slope = goal.slope(tape, pairs).masked_fill(~free, -torch.inf)
         best = slope.topk(min(more, int(free.sum()))).indices
         free[best] = False
@@ -144,7 +156,7 @@ class Ascent(NamedTuple):
         shares = torch.zeros(len(pairs))
         for step in range(self.steps):
             moved = shares > 0
-            tape = pair_gradient(goal.model, goal.loss, pairs[moved], shares[moved])
+            tape = goal.gradient(pairs[moved], shares[moved])
             slope = goal.slope(tape, pairs)
             unit = slope.topk(min(budget, len(slope))).values.abs().mean().clamp_min(1e-12)
             shares = onto_budget(shares + self.size / (step + 1) ** 0.5 * slope / unit, budget)

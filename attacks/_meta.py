@@ -93,7 +93,7 @@ def _normalized(edges: Pairs, n: int) -> tuple[sparse.csr_matrix, Array]:
 def _by_pair(found: Array, matrix: sparse.csr_matrix, scale: Array) -> Array:
     """Return the gradient by the weight of each pair from that by Â: its degrees take part."""
     both: Array = found + found.T
-    # dÂ[u, v] / d scale[u] = Â[u, v] / scale[u], and scale = degree^-1/2; loops count twice in both.
+    # dÂ[u, v] / d scale[u] = Â[u, v] / scale[u], scale = degree^-1/2; loops count twice in both.
     by_scale = np.asarray(matrix.multiply(both).sum(1)).ravel() / scale
     by_degree = -0.5 * by_scale * scale**3
     both *= scale[:, None] * scale

@@ -1,4 +1,4 @@
-"""Edges that an adversary adds or removes, as threat models: around one node, or for all at once."""
+"""Edges that an adversary adds or removes, as threat models: around a node, or for all nodes."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class StoredFlips(FiniteThreat):
 
     def images(self, x: Images, points: Sequence[int], variant: Variant) -> Images:
         """Put the flips into the slots."""
-        node, edges, slots = decode(x.cpu())
+        node, _, slots = decode(x.cpu())
         pairs = open_flips(self._file)[variant.kind]
         found = encode(node.tolist(), 0, slots.shape[1], pairs)
         found[..., 1] = x.cpu()[..., 1]

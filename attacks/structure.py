@@ -16,10 +16,11 @@ from robustkit.core.threat import Threat
 from robustkit.core.types import Images
 from robustkit.data.graphs import Pairs, decode, encode
 from robustkit.errors import UsageError
-from robustkit.models.graphs import GraphModel, graph_model, pair_gradient, reaching
+from robustkit.models.graphs import graph_model, reaching
 from robustkit.registry import attacks, suites
 from robustkit.search.external import Batch, ExternalAttack, power
 from robustkit.search.flips import open_flips
+from robustkit.search.pass_counter import PassCounter
 
 from ._flipping import Ascent, Goal, by_classes, drawn_pairs, one_by_one
 from ._meta import Labelled, meta_flips
@@ -54,13 +55,21 @@ class _OnEdges(ExternalAttack):
         """Return every node under the one set of flips that is chosen for all."""
         inner, (nodes, _, slots) = graph_model(model), decode(batch.x.cpu())
         edges, draw = len(inner.edges), generator(batch.seed, 0, 0)
-        chosen = self.chosen(Goal(inner.fixed, nodes, batch.y.cpu()), threat.budget(edges), draw)
-        found = encode(nodes.tolist(), edges, slots.shape[1], chosen)
-        return found.to(batch.x)
+        goal = Goal(inner.fixed, nodes, batch.y.cpu(), [0, 0])
+        chosen = self.chosen(goal, threat.budget(edges), draw)
+        _count(model, goal)
+        return encode(nodes.tolist(), edges, slots.shape[1], chosen).to(batch.x)
 
     @abstractmethod
     def chosen(self, goal: Goal, budget: int, draw: Generator) -> Pairs:
         """Return at most `budget` distinct pairs u < v."""
+
+
+def _count(model: nn.Module, goal: Goal) -> None:
+    """Add what the attack asked of the graph itself to the passes of the run."""
+    if isinstance(model, PassCounter):
+        model.forwards += goal.passes[0]
+        model.backwards += goal.passes[1]
 
 
 @attacks.register("random_flips", white_box=False, cites="")
@@ -250,24 +259,27 @@ class GreedyFlips(_OnEdges):
         inner, (nodes, _, slots) = graph_model(model), decode(batch.x.cpu())
         rows = []
         for node, label in zip(nodes.tolist(), batch.y.tolist(), strict=True):
-            chosen = self._around(inner.fixed, node, label, threat.budget(len(inner.edges)))
+            goal = Goal(inner.fixed, torch.tensor([node]), torch.tensor([label]), [0, 0])
+            chosen = self._around(goal, threat.budget(len(inner.edges)))
             rows.append(encode([node], len(inner.edges), slots.shape[1], chosen))
+            _count(model, goal)
         return torch.cat(rows).to(batch.x)
 
     def chosen(self, goal: Goal, budget: int, draw: Generator) -> Pairs:
-        """Return a set for the first node."""
-        return self._around(goal.model, int(goal.nodes[0]), int(goal.labels[0]), budget)
+        """Return a set for the only node."""
+        return self._around(goal, budget)
 
-    def _around(self, model: GraphModel, node: int, label: int, budget: int) -> Pairs:
-        goal = Goal(model, torch.tensor([node]), torch.tensor([label]))
+    def _around(self, goal: Goal, budget: int) -> Pairs:
+        model, node, label = goal.model, int(goal.nodes), int(goal.labels)
         chosen = torch.zeros(0, 2, dtype=torch.int64)
         hops = 1 if self.tries else 2
         every = goal.allowed(reaching(model.edges, node, model.nodes, hops))
         for _ in range(budget):
             pairs = every[~(every[:, None] == chosen).all(2).any(1)]
             if self.tries and len(pairs) > self.tries:
-                tape = pair_gradient(model, goal.loss, chosen, torch.ones(len(chosen)))
+                tape = goal.gradient(chosen, torch.ones(len(chosen)))
                 pairs = pairs[goal.slope(tape, pairs).topk(self.tries).indices]
+            goal.passes[0] += len(pairs)
             if len(chosen):
                 sets = [torch.cat([chosen, pair[None]]) for pair in pairs]
                 with torch.no_grad():

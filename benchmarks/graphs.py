@@ -11,28 +11,30 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from robustkit.core.rng import generator, task_key
-from robustkit.data.graphs import Pairs, graph_of
+from robustkit.core.rng import task_key
+from robustkit.data.graphs import Pairs, decode, encode, graph_of
 from robustkit.data.open import open_dataset
 from robustkit.models.graphs import GraphModel, graph_model
 from robustkit.models.load import load_model
 from robustkit.registry import attacks, read_threat
+from robustkit.search.external import Batch
 from robustkit.search.flips import open_flips, write_flips
 
 MODELS = ("gcn", "gcn_jaccard", "gcn_svd", "soft_median", "stable")
 ADAPTIVE, BLIND = "prbcd", ("random_flips", "dice")
 
 
-def find(model: GraphModel, nodes: torch.Tensor, spec: str, budget: int) -> Pairs:
+def find(model: GraphModel, nodes: torch.Tensor, spec: str, threat: Any) -> Pairs:
     """Return the flips of one attack on all `nodes` at once."""
-    from robustkit.attacks._flipping import Goal
-
-    goal = Goal(model.fixed, nodes, model.labels[nodes])
-    found: Pairs = attacks.build(spec).chosen(goal, budget, generator(0, task_key(spec), budget))
-    return found
+    budget = threat.budget(len(model.edges))
+    x = encode(nodes.tolist(), len(model.edges), budget)
+    batch = Batch(x, model.labels[nodes], task_key(spec), 2)
+    slots = decode(attacks.build(spec).perturb(model, batch, threat))[2][0]
+    return slots[(slots >= 0).all(1)]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,12 +49,13 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     data = open_dataset(asked.data, root=asked.data_root)
     graph, file = graph_of(data), asked.out / f"{data.name}-{asked.share}.npz"
-    budget = read_threat(f"edges:{asked.share}%").budget(len(graph.edges))  # type: ignore[attr-defined]
+    threat: Any = read_threat(f"edges:{asked.share}%")
     sets = dict(open_flips(str(file))) if file.is_file() else {}
     if asked.meta is not None and asked.meta.is_file():
-        sets["metattack"] = open_flips(str(asked.meta))["metattack"][:budget]
-    todo = [(spec, name) for name in asked.models for spec in (ADAPTIVE,)]
-    todo = [(spec, asked.models[0]) for spec in (*BLIND, "fga")] + todo
+        sets["metattack"] = open_flips(str(asked.meta))["metattack"][
+            : threat.budget(len(graph.edges))
+        ]
+    todo = [(spec, asked.models[0]) for spec in BLIND] + [(ADAPTIVE, n) for n in asked.models]
     models: dict[str, GraphModel] = {}
     for spec, name in todo:
         label = spec if spec in BLIND else f"{spec}_on_{name}"
@@ -61,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         if name not in models:
             models[name] = graph_model(load_model(name, data=data).model)
         began = time.monotonic()
-        sets[label] = find(models[name], graph.test, spec, budget)
+        sets[label] = find(models[name], graph.test, spec, threat)
         print(f"{label}: {len(sets[label])} flips in {time.monotonic() - began:.1f} s", flush=True)
         asked.out.mkdir(parents=True, exist_ok=True)
         write_flips(file, dict(sorted(sets.items())))

@@ -9,7 +9,7 @@ from robustkit.data.graphs import Pairs
 
 
 def jaccard(features: Tensor, pairs: Pairs) -> Tensor:
-    """Return |u ∩ v| / |u ∪ v| of the words of each pair [p]; 0 where both have none."""
+    """Return the share of the words of either that both have, by pair [p]; 0: there are none."""
     u, v = (features[pairs[:, side]].bool() for side in (0, 1))
     shared, whole = (u & v).sum(1).float(), (u | v).sum(1).float()
     return shared / whole.clamp_min(1)

@@ -83,9 +83,7 @@ class SingleFlips:
         return heard[:, None] * scale * (hidden @ self.network.w2)
 
 
-def proved(
-    flips: SingleFlips, survives: Tensor | None, x: Images, y: Labels, threat: Any
-) -> Mask:
+def proved(flips: SingleFlips, survives: Tensor | None, x: Images, y: Labels, threat: Any) -> Mask:
     """Return which points keep their label under every flip of one pair [b]; false beyond one.
 
     Args:

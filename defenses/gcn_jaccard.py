@@ -76,8 +76,4 @@ class GcnJaccard(GraphDefense):
 
     def fit(self, graph: Graph) -> GraphModel:
         """Train on a graph, cleaned."""
-        return _Cleaned(
-            graph, hidden=64, dropout=0.9, decay=1e-3, seed=self.seed, least=self.least
-        )
-
-
+        return _Cleaned(graph, hidden=64, dropout=0.9, decay=1e-3, seed=self.seed, least=self.least)

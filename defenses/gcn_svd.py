@@ -100,6 +100,4 @@ class GcnSvd(GraphDefense):
 
     def fit(self, graph: Graph) -> GraphModel:
         """Train on the approximation of a graph."""
-        return _LowRank(
-            graph, hidden=64, dropout=0.9, decay=1e-3, seed=self.seed, rank=self.rank
-        )
+        return _LowRank(graph, hidden=64, dropout=0.9, decay=1e-3, seed=self.seed, rank=self.rank)

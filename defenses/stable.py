@@ -156,9 +156,7 @@ class Stable(GraphModel):
     def infer(self, edges: Pairs) -> Logits:
         """Embed, refine and classify on a graph."""
         embeddings = self.embedded(edges)
-        logits: Logits = self.network(
-            embeddings @ self.network.w1, self.refined(edges, embeddings)
-        )
+        logits: Logits = self.network(embeddings @ self.network.w1, self.refined(edges, embeddings))
         return logits
 
     def relaxed(self, pairs: Pairs, weights: Tensor, tape: Tape) -> Logits:
@@ -252,5 +250,3 @@ class StableDefense(GraphDefense):
             self.words, self.near, self.k, self.power, self.width, self.patience, self.epochs
         )
         return Stable(graph, setting, 16, self.seed)
-
-

@@ -37,6 +37,7 @@ _SPECIAL = (
     "l0px:10",
     "linf:0.03+l2:0.5",
     "tabular:0.05",
+    "edges:5%",
 )
 NORMS = ("linf:0.1", "l2:1", "l1:8", "l0:10")
 MARK = "<!-- Written by docs/_generate.py: change the code, then run it. -->\n"

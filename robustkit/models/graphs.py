@@ -120,9 +120,7 @@ class Convolutions(nn.Module):
         generator: of the first weights (Glorot & Bengio 2010, uniform).
     """
 
-    def __init__(
-        self, inputs: int, hidden: int, classes: int, generator: torch.Generator
-    ) -> None:
+    def __init__(self, inputs: int, hidden: int, classes: int, generator: torch.Generator) -> None:
         super().__init__()
         self.w1 = nn.Parameter(glorot(inputs, hidden, generator))
         self.w2 = nn.Parameter(glorot(hidden, classes, generator))
@@ -185,9 +183,7 @@ def toggled(edges: Pairs, flips: Pairs, nodes: int) -> Pairs:
     return kept[(kept[:, 0] * nodes + kept[:, 1]).argsort()]
 
 
-def weighted(
-    edges: Pairs, flips: Pairs, shares: Tensor, nodes: int
-) -> tuple[Pairs, Tensor]:
+def weighted(edges: Pairs, flips: Pairs, shares: Tensor, nodes: int) -> tuple[Pairs, Tensor]:
     """Return pairs and weights of a graph some of whose pairs are flipped in part.
 
     Args:
@@ -267,8 +263,9 @@ class GraphModel(nn.Module, ABC):
             pairs = [torch.tensor(one, dtype=torch.int64).reshape(-1, 2) for one in part]
             with torch.no_grad():
                 known |= dict(zip(part, self.several(pairs).unbind(0), strict=True))
-        kept = [(one, known[one]) for one in [(), *sets[-_KEPT:]] if one in known]
-        self._answers = dict(kept)
+        recent = [one for one in known if one not in sets] + list(dict.fromkeys(sets))
+        self._answers = {one: known[one] for one in {(): None, **dict.fromkeys(recent[-_KEPT:])}
+                         if one in known}  # fmt: skip
         return [known[one] for one in sets]
 
     def forward(self, x: Images) -> Logits:

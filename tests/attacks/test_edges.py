@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ from robustkit.search.external import Batch
 from robustkit.search.flips import write_flips
 
 defenses.entries()  # the packs have to be loaded before their modules are asked for
-from robustkit.attacks._flipping import onto_budget  # noqa: E402
-from robustkit.attacks._meta import Labelled, meta_flips  # noqa: E402
+flipping = importlib.import_module("robustkit.attacks._flipping")
+meta = importlib.import_module("robustkit.attacks._meta")
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,7 @@ def test_projection_onto_a_budget_is_the_nearest_point() -> None:
             bounds=[(0, 1)] * 10, constraints={"type": "ineq", "fun": lambda s: 3 - s.sum()},
             options={"ftol": 1e-12, "maxiter": 500},
         )  # fmt: skip
-        found = onto_budget(torch.from_numpy(given), 3)
+        found = flipping.onto_budget(torch.from_numpy(given), 3)
         np.testing.assert_allclose(found.numpy(), oracle.x, atol=1e-5)
 
 
@@ -173,9 +174,9 @@ def test_a_file_of_flips_is_judged_set_by_set_and_poisons_alike(
 
 def test_meta_flips_leave_no_node_alone_and_go_on(data: GraphSet) -> None:
     graph = graph_of(data)
-    known = Labelled(graph.features, graph.labels, graph.train, 3)
-    whole = meta_flips(known, graph.edges, 4, steps=5)
-    assert torch.equal(meta_flips(known, graph.edges, 4, steps=5, begun=whole[:2]), whole)
+    known = meta.Labelled(graph.features, graph.labels, graph.train, 3)
+    whole = meta.meta_flips(known, graph.edges, 4, steps=5)
+    assert torch.equal(meta.meta_flips(known, graph.edges, 4, steps=5, begun=whole[:2]), whole)
     left = toggled(graph.edges, whole, graph.nodes)
     assert len(left.unique()) == graph.nodes
 

@@ -117,7 +117,14 @@ def test_numbers_of_nodes_do_not_matter(data: GraphSet) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gcn", "gcn_jaccard", "gcn_svd(rank=20)", "soft_median", "stable(width=32,epochs=100,words=0.0)"]
+    "name",
+    [
+        "gcn",
+        "gcn_jaccard",
+        "gcn_svd(rank=20)",
+        "soft_median",
+        "stable(width=32,epochs=100,words=0.0)",
+    ],
 )
 def test_every_defense_learns_and_its_gradient_reaches_the_edges(name: str, data: GraphSet) -> None:
     model = graph_model(load_model(name, data=data).model)
