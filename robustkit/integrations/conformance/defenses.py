@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustkit.core.rng import generator
 from robustkit.core.spec import Spec
+from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
 from robustkit.integrations.conformance.fixtures import need
 from robustkit.models.protocols import Network, assemble, learned
@@ -24,8 +25,8 @@ _SHAPES = ((1, 8, 8), (3, 12, 12))
 
 
 def checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
-    """List the checks of one defense, by name."""
-    if hasattr(entry.target, "network"):
+    """List the checks of one defense, by name; one for a data set is tried on that alone."""
+    if hasattr(entry.target, "network") and "data" not in entry.facts:
         for shape in _SHAPES:
             told = "x".join(map(str, shape))
             yield f"can be trained on inputs {told}", partial(_trains, entry, shape)
@@ -34,6 +35,10 @@ def checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "can be loaded", partial(_loads, entry)
         yield "answers for each input alone", partial(_composed, entry)
     yield "declares surrogates that have a gradient", partial(_surrogates, entry)
+
+
+def _data(entry: Entry) -> Dataset:
+    return open_dataset(entry.facts.get("data", "bundled"), download=False)
 
 
 def _built(entry: Entry, shape: tuple[int, int, int]) -> tuple[Any, nn.Module, Tensor, Tensor]:
@@ -87,7 +92,7 @@ def _examined(model: nn.Module, x: Tensor, classes: int) -> None:
 
 
 def _loads(entry: Entry) -> None:
-    defense, data = defenses.build(entry.name), open_dataset("bundled", download=False)
+    defense, data = defenses.build(entry.name), _data(entry)
     model = assemble(defense, data)
     need(isinstance(model, nn.Module), f"load() returned {type(model).__name__}")
     part = learned(defense, model)
@@ -106,15 +111,15 @@ def _loads(entry: Entry) -> None:
 
 
 def _composed(entry: Entry) -> None:
-    defense, data = defenses.build(entry.name), open_dataset("bundled", download=False)
+    defense, data = defenses.build(entry.name), _data(entry)
     _examined(assemble(defense, data).eval(), data.fetch([0, 1, 2, 3])[0], data.classes)
 
 
 def _surrogates(entry: Entry) -> None:
-    if hasattr(entry.target, "network"):
+    if hasattr(entry.target, "network") and "data" not in entry.facts:
         _, model, x, _ = _built(entry, _SHAPES[0])
     else:
-        data = open_dataset("bundled", download=False)
+        data = _data(entry)
         model, x = assemble(defenses.build(entry.name), data), data.fetch([0, 1, 2, 3])[0]
     for name, surrogate in declared(model.eval()).items():
         query = x.clone().requires_grad_(True)
