@@ -15,6 +15,7 @@ from robustkit.data.toy_grammar import DOING, FILLERS, FORBIDDEN, NOUN_AT, VERB_
 from robustkit.models.language.dialogue import ToyDialogue
 from robustkit.models.language.gpt import Gpt
 from robustkit.models.language.prompted import Prompt, Prompted
+from robustkit.models.load import load_model
 
 DATA = "toy-lm"
 _SEEN = FORBIDDEN[: len(FORBIDDEN) // 2]  # the others are held out of adversarial training
@@ -53,6 +54,15 @@ class Adapted(nn.Module):
     def reference(self) -> Prompted:
         """The policy that the training started from, frozen."""
         return self._reference[0]
+
+
+def adapted(data: Dataset, layers: int) -> Adapted:
+    """Return a policy with the weights of `toy_sft`, which stays beside it."""
+    reference = load_model("toy_sft", data=data).model
+    assert isinstance(reference, Prompted)
+    own = policy(data.shape, layers)
+    own.load_state_dict(reference.state_dict())
+    return Adapted(own, reference)
 
 
 class Batch(NamedTuple):

@@ -13,8 +13,7 @@ from robustkit.data.dataset import Dataset
 from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
 
-from ._policy import DATA, Adapted, attacked, batch_of, preference_loss
-from .toy_advul import ToyAdvUl
+from ._policy import DATA, Adapted, adapted, attacked, batch_of, preference_loss
 
 
 @defenses.register("toy_advipo", cites="arXiv:2405.15589", data=DATA)
@@ -47,7 +46,7 @@ class ToyAdvIpo:
 
     def load(self, data: Dataset) -> nn.Module:
         """Return a policy with the weights of `toy_sft`, which stays beside it."""
-        return ToyAdvUl(layers=self.layers).load(data)
+        return adapted(data, self.layers)
 
     def learned(self, model: Adapted) -> nn.Module:
         """Return the policy."""

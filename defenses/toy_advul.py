@@ -12,11 +12,10 @@ from torch import Generator, Tensor, nn
 from robustkit.core.tokens import Tokens
 from robustkit.data.dataset import Dataset
 from robustkit.models.language.prompted import Prompted
-from robustkit.models.load import load_model
 from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
 
-from ._policy import DATA, Adapted, attacked, batch_of, cut, filled, plain_prompt, policy
+from ._policy import DATA, Adapted, adapted, attacked, batch_of, cut, filled, plain_prompt
 
 
 @defenses.register("toy_advul", cites="arXiv:2405.15589", data=DATA)
@@ -50,11 +49,7 @@ class ToyAdvUl:
 
     def load(self, data: Dataset) -> nn.Module:
         """Return a policy with the weights of `toy_sft`, which stays beside it."""
-        reference = load_model("toy_sft", data=data).model
-        assert isinstance(reference, Prompted)
-        own = policy(data.shape, self.layers)
-        own.load_state_dict(reference.state_dict())
-        return Adapted(own, reference)
+        return adapted(data, self.layers)
 
     def learned(self, model: Adapted) -> nn.Module:
         """Return the policy."""

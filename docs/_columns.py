@@ -55,6 +55,13 @@ COLUMNS = {
     "audit_halving": "How many passes more, forward and backward, a random part of the audit "
     "that halves `audit_bound` would take, at what the audited points cost here "
     "(`fast(audit_share=...)` sets the size). Empty where there is nothing to halve.",
+    "refusal": "Of a model of prompts ([language models](../howto/language-models.md)): the share "
+    "of the harmful ones that are refused without an attack. This column and the next two are left "
+    "out of a table in which no row has them.",
+    "attack_success": "Of those prompts the share that an attack got answered: *success* in "
+    "tables.",
+    "over_refusal": "The share of the prompts to be answered, near misses among them, that are "
+    "refused. A model that refuses everything has a success of 0 and an over-refusal of 1.",
     "mean_corrupted": "Of a finite threat model: the mean over corruptions of the mean accuracy "
     "over their severities (mCA), misclassified points included. This column and the following "
     "ones are left out of a table in which no row has them "

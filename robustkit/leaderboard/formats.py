@@ -22,8 +22,9 @@ from robustkit.leaderboard import grouping
 
 SCHEMA = "robustkit/rows/1"
 _SOUND = " No flags were raised: every row is reliable."
+_PROMPTS = ("refusal", "attack_success", "over_refusal")
 _DIGITS = {
-    **dict.fromkeys(("clean", "robust", "robust_low", "robust_high"), ".4f"),
+    **dict.fromkeys(("clean", "robust", "robust_low", "robust_high", *_PROMPTS), ".4f"),
     **dict.fromkeys(("audit_bound", "certified", "undecided"), ".4f"),
     **dict.fromkeys(("worst_class", "tail_30", "severity_5", "worst_corruption"), ".4f"),
     **dict.fromkeys(("mean_corrupted", "mean_corrupted_low", "mean_corrupted_high"), ".4f"),
@@ -53,17 +54,16 @@ _READ = {  # heading in Markdown and LaTeX, and its alignment
 # and rows stand in the order of their ranks.
 _LEAST = ("strongest attack", "worst class", "F/pt", "may miss", "rank", "flags", "certified")
 _WHOLE = ("rank", "clean", "robust [95%]", "mean [95%]", "severity 5", "may miss", "certified",
-          "F/pt", "verdict")  # fmt: skip
+          "refusal", "success", "over-refusal", "F/pt", "verdict")  # fmt: skip
 _CONTRACT = (
     *("defense", "data", "norm", "eps", "n", "clean", "robust", "robust_low", "robust_high"),
     *("certified", "randomized", "flags", "strongest_attack", "suite", "forwards_per_point"),
     *("backwards_per_point", "seconds", "seed", "record"),
     *("rank", "worst_class", "worst_class_name", "tail_30", "audit_bound", "strength"),
     "reliability",
-    "undecided",
-    "audit_halving",
-    *("mean_corrupted", "mean_corrupted_low", "mean_corrupted_high", "severity_5"),
-    *("worst_corruption", "worst_corruption_name", "corruptions"),  # of finite threat models alone
+    *("undecided", "audit_halving", "mean_corrupted", "mean_corrupted_low"),
+    *("mean_corrupted_high", "severity_5", "worst_corruption", "worst_corruption_name"),
+    *("corruptions", *_PROMPTS),
 )
 _Cells: TypeAlias = Mapping[str, Any]
 
@@ -165,7 +165,7 @@ def _tables(frame: pd.DataFrame) -> list[tuple[str, list[_Cells]]]:
 
 def _heads(rows: Sequence[_Cells]) -> Mapping[str, str]:
     """The headings of one table, each with its alignment."""
-    return {**_READ, **dict.fromkeys(_corrupted(rows[0]), "r")}
+    return {**_READ, **dict.fromkeys({**_of_prompts(rows[0]), **_corrupted(rows[0])}, "r")}
 
 
 def _read(cells: _Cells) -> list[str]:
@@ -187,8 +187,17 @@ def _read(cells: _Cells) -> list[str]:
         f"{cells['backwards_per_point']:.1f}",
         cells["reliability"],
         ", ".join(_flags(cells)),
+        *_of_prompts(cells).values(),
         *_corrupted(cells).values(),
     ]
+
+
+def _of_prompts(cells: _Cells) -> dict[str, str]:
+    """The cells of a model of prompts, by heading: never refusal without over-refusal."""
+    if all(cells.get(name) is None for name in _PROMPTS):
+        return {}
+    told = zip(("refusal", "success", "over-refusal"), map(cells.get, _PROMPTS), strict=True)
+    return {head: "–" if share is None else f"{share:.3f}" for head, share in told}
 
 
 def _flags(cells: _Cells) -> list[str]:
@@ -222,6 +231,7 @@ def _shown(cells: _Cells) -> dict[str, str]:
         "defense": clean(cells["defense"]),
         "clean": f"{cells['clean']:.3f}",
         "robust [95%]": with_interval(cells["robust"], low, high),
+        **_of_prompts(cells),
         **_corrupted(cells),
         "may miss": "" if cells["audit_bound"] is None else f"{cells['audit_bound']:.3f}",
         "certified": "" if cells["certified"] is None else f"{cells['certified']:.3f}",

@@ -18,6 +18,7 @@ from robustkit.cli.train.plan import TrainPlan, TrainRequest, attacked_as
 from robustkit.cli.train.points import TakesUnlabeled, joined, split
 from robustkit.core import json_files
 from robustkit.core.device import pick_device
+from robustkit.core.named import NamedThreat
 from robustkit.core.packages import own_version
 from robustkit.core.rng import generator
 from robustkit.core.spec import Spec
@@ -179,8 +180,10 @@ def _measured(plan: TrainPlan) -> dict[str, Any]:
 
 def _threat(plan: TrainPlan) -> Threat:
     """Return the threat model that was trained for, else the usual one of the data."""
-    usual = usual_threat(plan.asked.data) or "linf:0.1"
-    return attacked_as(plan.options) or read_threat(usual)
+    usual = read_threat(usual_threat(plan.asked.data) or "linf:0.1")
+    if isinstance(usual, NamedThreat):  # an eps of theirs is no radius of a norm
+        return usual
+    return attacked_as(plan.options) or usual
 
 
 def _card(plan: TrainPlan, measured: dict[str, Any]) -> Card:

@@ -25,8 +25,8 @@ _SHAPES = ((1, 8, 8), (3, 12, 12))
 
 
 def checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
-    """List the checks of one defense, by name."""
-    if hasattr(entry.target, "network"):
+    """List the checks of one defense, by name; one for a data set is tried on that alone."""
+    if hasattr(entry.target, "network") and "data" not in entry.facts:
         for shape in _SHAPES:
             told = "x".join(map(str, shape))
             yield f"can be trained on inputs {told}", partial(_trains, entry, shape)
@@ -35,6 +35,10 @@ def checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "can be loaded", partial(_loads, entry)
         yield "answers for each input alone", partial(_composed, entry)
     yield "declares surrogates that have a gradient", partial(_surrogates, entry)
+
+
+def _data(entry: Entry) -> Dataset:
+    return open_dataset(entry.facts.get("data", "bundled"), download=False)
 
 
 def _built(entry: Entry, shape: tuple[int, int, int]) -> tuple[Any, nn.Module, Tensor, Tensor]:
@@ -117,7 +121,7 @@ def _composed(entry: Entry) -> None:
 
 
 def _surrogates(entry: Entry) -> None:
-    if hasattr(entry.target, "network"):
+    if hasattr(entry.target, "network") and "data" not in entry.facts:
         _, model, x, _ = _built(entry, _SHAPES[0])
     else:
         data = _data(entry)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot, softplus
 
-from robustkit.core.tokens import PADDING, Texts, Tokens, exact, offsets, token_ids
+from robustkit.core.tokens import PADDING, RESERVED, Texts, Tokens, exact, offsets, token_ids
 from robustkit.core.types import Logits, Mask, Model, Scalars
 from robustkit.data.dataset import Dataset
 from robustkit.models.language.dialogue import Dialogue
@@ -64,8 +64,8 @@ class Prompted(nn.Module):
         return table
 
     def embed(self, ids: Tokens) -> Tensor:
-        """[b, t] -> [b, t, d]; ids that the model does not have become padding."""
-        return self.table[torch.where(ids < len(self.table), ids, PADDING)]
+        """[b, t] -> [b, t, d]."""
+        return self.table[ids]
 
     def unit(self) -> Tensor:
         """The length that offsets are given in: the mean of all rows of the embedding."""
@@ -73,8 +73,9 @@ class Prompted(nn.Module):
 
     def prompt(self, x: Texts) -> Prompt:
         """Embed inputs, with their offsets, in the template."""
-        ids = token_ids(x)
-        moved = offsets(x)
+        ids, moved = token_ids(x), offsets(x)
+        # Nobody can type an id that the model does not have: the judge sees a control token.
+        ids = torch.where(ids < len(self.table), ids, RESERVED - 1)
         e = self.embed(ids) + moved * self.unit() if moved.shape[2] else self.embed(ids)
         return self.framed(ids, e)
 
