@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from robustkit.core.boxed import BoxedThreat
 from robustkit.core.losses import margin, targeted_margin
-from robustkit.core.named import ANY_SHAPE, NamedThreat
+from robustkit.core.named import ANY_SHAPE
 from robustkit.core.threat import Threat
 from robustkit.core.types import Images, Integers, Labels, Logits, Mask, Scalars, per_point
 from robustkit.errors import UsageError
@@ -24,12 +25,13 @@ from robustkit.search.protocol import Job, Reply, Tasks, list_jobs
 from ._draws import any_row
 from ._patches import every, extent, inside, lattice
 
+_TOGETHER = 32  # windows that are bounded at once
 _PROBES = 3  # what a window is looked at with: best by the gradient, black, white
 
 
 @threats.register("patch", cites="arXiv:1712.09665", examples=("5x5", "3x8"))
 @dataclass(frozen=True)
-class Patch(NamedThreat):
+class Patch(BoxedThreat):
     """Every x' that differs from x in one window of pixels alone: any place, any values in [0, 1].
 
     Brown et al. 2017 and Karmon et al. 2018, with a patch of its own for every image. `patch:5x5`
@@ -71,7 +73,13 @@ class Patch(NamedThreat):
     @property
     def instead(self) -> str:
         """A window."""
-        return "changes one window of pixels: leave out --attack, --suite and --certify."
+        return "changes one window of pixels: leave out --attack and --suite."
+
+    def boxes(self, x: Images) -> Iterator[tuple[Images, Images]]:
+        """Yield what a patch in each window may turn an image [1, c, h, w] into."""
+        for places in every(self.window, x).split(_TOGETHER):
+            held = inside(places, self.window, x)
+            yield torch.where(held, 0.0, x), torch.where(held, 1.0, x)
 
     def distance(self, z: Images, x: Images, points: Sequence[int] | None = None) -> Scalars:
         """Pixels that changed; infinite where they fit in no window, or leave the box."""

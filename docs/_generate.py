@@ -306,8 +306,8 @@ def _threats() -> str:
         "exact ([how to](../howto/corruptions.md)). Style moves an image along a few parameters, "
         "which are searched and certified ([explained](../explanation/style.md)). Rotations, "
         "patches, pixels, universal perturbations, and several models joined by `+`: "
-        "[how to](../howto/threat-models.md). Tables with rules: [how to](../howto/tabular.md). Edges "
-        "of a graph: [how to](../howto/graphs.md).\n",
+        "[how to](../howto/threat-models.md). Tables with rules: [how to](../howto/tabular.md). "
+        "Edges of a graph: [how to](../howto/graphs.md).\n",
         _table(["threat model", "what it is", "source"], rows),
         *sections,
         _table(["names", "what they stand for"], groups.items()),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.certify.agreement import refuse_less_precision
+from robustkit.certify.boxes import box_bounds
 from robustkit.certify.complete.verifier import SECONDS, Effort, obstacle
 from robustkit.certify.crown import crown_margins
 from robustkit.certify.declared import METHODS, declared, formula
@@ -22,6 +23,7 @@ from robustkit.certify.sampling import Sampling
 from robustkit.certify.smoothing import Smoothed
 from robustkit.certify.tabular import table_bounds
 from robustkit.certify.union import joint_certifier
+from robustkit.core.boxed import BoxedThreat
 from robustkit.core.named import NamedThreat
 from robustkit.core.parametric import ParametricThreat
 from robustkit.core.tabular import TabularThreat
@@ -114,6 +116,8 @@ def build_certifier(
             return table_bounds(model, shape, threat, named, randomized=randomized)
         if isinstance(threat, ParametricThreat):
             return parameter_bounds(model, shape, threat, named, randomized=randomized)
+        if isinstance(threat, BoxedThreat):
+            return box_bounds(model, shape, threat, named, randomized=randomized)
         build = partial(build_certifier, model, shape, seed=seed, randomized=randomized)
         return joint_certifier(threat, named, build)
     effort = Effort.parse(method) if share is None else Effort("auto", SECONDS)

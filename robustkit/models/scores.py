@@ -17,7 +17,8 @@ from robustkit.core import arguments
 from robustkit.core.types import Shape
 from robustkit.errors import UsageError, unknown
 from robustkit.models.surrogates.resolve import plain
-from robustkit.models.trees import Forest, forest_of
+from robustkit.models.tree_leaves import forest_of
+from robustkit.models.trees import Forest
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
 
@@ -47,7 +48,8 @@ class Scores(nn.Module):
         layout: of what it gets: "images" [n, c, h, w], "rows" [n, c·h·w], or "rows-nhwc", with the
             channels last.
         labels: of its columns, ascending; nothing: 0 to k − 1.
-        forest: the trees that the scores are of, where they are known.
+        forest: the trees that the scores are of, where they are known; they read inputs before
+            `scale`.
         content: digest of all that answers depend on, as weights are of others.
     """
 
@@ -73,7 +75,9 @@ class Scores(nn.Module):
 
     def arrays(self, x: Tensor) -> NDArray[np.float32]:
         """Return images [b, c, h, w] as the function gets them."""
-        x = x.detach().cpu().float() * self.scale
+        return self._laid_out(x.detach().cpu().float() * self.scale)
+
+    def _laid_out(self, x: Tensor) -> NDArray[np.float32]:
         if self.layout == "rows-nhwc":
             x = x.permute(0, 2, 3, 1)
         return np.ascontiguousarray((x if self.layout == "images" else x.flatten(1)).numpy())
@@ -137,8 +141,9 @@ class Scores(nn.Module):
         """
         assert self.forest is not None
         columns = {label: place for place, label in enumerate(self.labels)}
+        rows = self._laid_out(x.detach().cpu().float())
         found: list[tuple[bool, Tensor | None]] = []
-        for row, point, label in zip(self.arrays(x), x, y.tolist(), strict=True):
+        for row, point, label in zip(rows, x, y.tolist(), strict=True):
             column = columns.get(label, -1) if columns else label
             proved, z = self.forest.search(row, column, threat)
             image = None if z is None else self.images(z[None], point[None])[0]
@@ -198,7 +203,7 @@ def of_estimator(
     labels = _labels(estimator, kind, classes, class_names)
     return Scores(
         getattr(estimator, method), layout=layout, scale=scale, labels=labels,
-        forest=forest_of(estimator) if scale == 1 else None, content=content,
+        forest=forest_of(estimator, scale), content=content,
     )  # fmt: skip
 
 

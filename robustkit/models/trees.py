@@ -12,6 +12,9 @@ come cannot make up the margin (Kantchelian et al. 2016 show the problem to be N
 above searches cliques of the same boxes, section 3.2). Sums are those of scikit-learn, in its
 order, so that ties are its ties.
 
+Gradient boosting adds its trees to a start. There classes are compared two at a time, by the trees
+of these two, and what is within rounding of a tie is no proof.
+
 Differs from the paper: exact within a number of branches, no bound beyond it; all norms, and the
 rows of tables (`TabularThreat`), where a box is met exactly unless there are linear constraints.
 """
@@ -20,8 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,13 +33,10 @@ from numpy.typing import NDArray
 from robustkit.core.table_region import Region
 from robustkit.core.tabular import TabularThreat
 from robustkit.core.threat import Threat
-from robustkit.errors import UsageError
 
 _BRANCHES = 20_000  # of the search for one point
-_SINGLE = ("DecisionTreeClassifier", "ExtraTreeClassifier")
-_FORESTS = ("RandomForestClassifier", "ExtraTreesClassifier")
 _ROUNDING = 1e-9  # of sums of shares: what may be lost in another order
-_PART = 256
+_DEEP = 500  # trees that a search may descend through: each takes a frame of Python
 
 Box = dict[int, tuple[float, float]]
 Choice = tuple["NDArray[np.float32] | None", bool]
@@ -51,18 +51,32 @@ class Leaf(NamedTuple):
 
 @dataclass(frozen=True)
 class Forest:
-    """Trees by their leaves; the scores of an input are the mean of one leaf a tree."""
+    """Trees by their leaves; the scores of an input are the mean of one leaf a tree.
+
+    Attributes:
+        start: of gradient boosting the scores [k] that trees add to, in place of a mean.
+    """
 
     trees: tuple[tuple[Leaf, ...], ...]
+    start: NDArray[np.float64] | None = None
+
+    @cached_property
+    def rounding(self) -> float:
+        """What sums of scores may lose in another order."""
+        if self.start is None:
+            return _ROUNDING
+        sizes = (max(np.abs(leaf.scores).max() for leaf in tree) for tree in self.trees)
+        return _ROUNDING * float(1 + np.abs(self.start).max() + sum(sizes))
 
     def scores(self, leaves: list[Leaf]) -> NDArray[np.float64]:
         """Return the scores [k] of one leaf a tree, as scikit-learn sums them."""
-        if len(self.trees) == 1:
+        if self.start is None and len(self.trees) == 1:
             return leaves[0].scores
-        total = np.zeros_like(leaves[0].scores)
+        total = np.zeros_like(leaves[0].scores) if self.start is None else self.start.copy()
         for leaf in leaves:
             total += leaf.scores
-        total /= len(leaves)
+        if self.start is None:
+            total /= len(leaves)
         return total
 
     def search(
@@ -73,10 +87,12 @@ class Forest:
         Returns:
             Whether every input has class y, and one that has another. (False, None): given up.
         """
+        if y < 0:  # no column has the class
+            return False, x
         low, high = _region(x, threat)
         choose, open_ = _chooser(x, threat), False
         near = [[leaf for leaf in tree if _meets(leaf.box, low, high)] for tree in self.trees]
-        if len(near) == 1:  # read to its end: its leaves are no choices that multiply
+        if len(near) == 1 and self.start is None:  # read to its end: no choices multiply
             branches = len(near[0]) * len(near[0][0].scores)
         budget = iter(range(branches))
         try:
@@ -107,99 +123,43 @@ class Forest:
         """
 
         def gain(leaf: Leaf) -> float:
-            share = leaf.scores[target] - (leaf.scores[y] if y >= 0 else 0)
-            return float(share)
+            return float(leaf.scores[target] - leaf.scores[y])
 
         # The trees that decide most come first; of each the leaves that speak for the target.
         gains = [[gain(leaf) for leaf in leaves] for leaves in near]
         order = sorted(range(len(near)), key=lambda t: min(gains[t]) - max(gains[t]))
+        if self.start is not None:  # trees of other classes say nothing about these two
+            order = [tree for tree in order if any(gains[tree])]
         ahead = np.cumsum([0.0, *(max(gains[tree]) for tree in reversed(order))])[::-1]
         sorted_leaves = [sorted(near[tree], key=gain, reverse=True) for tree in order]
         chosen: list[Leaf] = [near[0][0]] * len(near)
+        first = 0.0 if self.start is None else float(self.start[target] - self.start[y])
+        if first + ahead[0] < -self.rounding:
+            return
+        if len(order) > _DEEP:
+            raise _GivenUpError
 
         def descend(depth: int, box: Box, lead: float) -> Iterator[Box]:
             if depth == len(order):
-                if int(self.scores(chosen).argmax()) != y:
+                if self.start is not None or int(self.scores(chosen).argmax()) != y:
                     yield box
                 return
             for leaf in sorted_leaves[depth]:
                 if next(budget, None) is None:
                     raise _GivenUpError
                 now = lead + gain(leaf)
-                if now + ahead[depth + 1] < -_ROUNDING:
+                if now + ahead[depth + 1] < -self.rounding:
                     return  # leaves that follow gain less
                 met = _meet(box, leaf.box, low, high)
                 if met is not None:
                     chosen[order[depth]] = leaf
                     yield from descend(depth + 1, met, now)
 
-        yield from descend(0, {}, 0.0)
+        yield from descend(0, {}, first)
 
 
 class _GivenUpError(Exception):
     """The branches of a point are used up."""
-
-
-def forest_of(estimator: Any) -> Forest | None:
-    """Return the trees of a fitted classifier of scikit-learn; None of other kinds.
-
-    Raises:
-        UsageError: when inputs inside a leaf's box do not end in it, as in a version of
-            scikit-learn that compares otherwise.
-    """
-    kind, module = type(estimator).__name__, type(estimator).__module__
-    if not module.startswith("sklearn.") or getattr(estimator, "n_outputs_", 0) != 1:
-        return None
-    if kind in _SINGLE:
-        return Forest((_leaves(estimator),))
-    if kind in _FORESTS:
-        return Forest(tuple(_leaves(tree) for tree in estimator.estimators_))
-    return None
-
-
-def _leaves(estimator: Any) -> tuple[Leaf, ...]:
-    tree = estimator.tree_
-    boxes = dict(_boxes(tree))
-    places, found = list(boxes), list[Leaf]()
-    for start in range(0, len(places), _PART):
-        part = places[start : start + _PART]
-        inside = np.full((len(part), estimator.n_features_in_), 0.5, dtype=np.float32)
-        for row, place in enumerate(part):
-            for feature, (low, high) in boxes[place].items():
-                inside[row, feature] = min(max(0.5, low), high)
-        if not (estimator.apply(inside) == np.array(part)).all():
-            raise UsageError(
-                f"{type(estimator).__name__}: expected inputs with x <= threshold in float32 to go "
-                "left, got a leaf of another side. This version of scikit-learn is not known: "
-                "name the model by call:path/to/file.py:attr, without certificate."
-            )
-        scores = np.asarray(estimator.predict_proba(inside), dtype=np.float64)
-        found += [Leaf(boxes[place], row) for place, row in zip(part, scores, strict=True)]
-    return tuple(found)
-
-
-def _boxes(tree: Any) -> Iterator[tuple[int, Box]]:
-    """Yield the number and the box of every leaf that a float32 input can reach."""
-    left, right = tree.children_left, tree.children_right
-    stack: list[tuple[int, Box]] = [(0, {})]
-    while stack:
-        node, box = stack.pop()
-        if left[node] == right[node]:
-            yield node, box
-            continue
-        feature, split = int(tree.feature[node]), _floor(float(tree.threshold[node]))
-        low, high = box.get(feature, (-np.inf, np.inf))
-        above = float(np.nextafter(np.float32(split), np.float32(np.inf)))
-        if above <= high:
-            stack.append((int(right[node]), {**box, feature: (max(low, above), high)}))
-        if low <= split:
-            stack.append((int(left[node]), {**box, feature: (low, min(high, split))}))
-
-
-def _floor(threshold: float) -> float:
-    """Return the largest float32 number that is not above a threshold."""
-    near = np.float32(threshold)
-    return float(near if float(near) <= threshold else np.nextafter(near, np.float32(-np.inf)))
 
 
 def _region(x: NDArray[np.float32], threat: Threat) -> tuple[list[float], list[float]]:

@@ -184,7 +184,13 @@ def test_what_does_not_fit_is_refused_and_says_what_to_do(tmp_path: Path) -> Non
         line_up(None, ["apgd"], threat)
     with pytest.raises(UsageError, match=r"patch supports patch:5x5 and the like, got linf"):
         attacks.build("patch").jobs(Threat("linf", 0.1), 10)
-    with pytest.raises(UsageError, match=r"certificate \(--certify ibp\) needs a norm"):
-        build_certifier(model, (2, 7, 6), threat, "ibp")
+    with pytest.raises(UsageError, match=r"patch:5x5: expected --certify auto, ibp or crown.*got"):
+        build_certifier(model, (2, 7, 6), threat, "complete")
+    with pytest.raises(
+        UsageError, match=r"--certify ibp bounds deterministic networks, got Linear"
+    ):
+        build_certifier(model, (2, 7, 6), threat, "ibp", randomized=True)
+    assert build_certifier(model, (2, 7, 6), threat, "auto", randomized=True) is None
+    assert build_certifier(model, (2, 7, 6), threat, "quick") is None
     with pytest.raises(UsageError, match=r"minimum_norm.*needs a norm"):
         robustkit.evaluate("pgd_at", "bundled", threat, n=4, minimum_norm=True)

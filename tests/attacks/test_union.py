@@ -156,8 +156,13 @@ def test_a_certificate_must_hold_for_every_member(points: tuple[Tensor, Tensor])
     assert torch.equal(whole, parts[0] & parts[1])
     assert 0 < whole.sum() < min(part.sum() for part in parts)
     assert build_certifier(Flat(), (1, 6, 6), read_threat("l2:0.1+patch:2x2"), "quick") is None
-    with pytest.raises(UsageError, match=r"certificate \(--certify ibp\) needs a norm.*patch:2x2"):
-        build_certifier(Flat(), (1, 6, 6), read_threat("l2:0.1+patch:2x2"), "ibp")
+    with pytest.raises(UsageError, match=r"certificate \(--certify ibp\) needs a norm.*l0px:2"):
+        build_certifier(Flat(), (1, 6, 6), read_threat("l2:0.1+l0px:2"), "ibp")
+    both = build_certifier(Flat(), (1, 6, 6), read_threat("l2:0.1+patch:2x2"), "crown")
+    alone = [build_certifier(Flat(), (1, 6, 6), read_threat(text), "crown")
+             for text in ("l2:0.1", "patch:2x2")]  # fmt: skip
+    whole, *parts = [proof.prove(x, y) for proof in (both, *alone) if proof is not None]
+    assert torch.equal(whole, parts[0] & parts[1])
     with pytest.raises(UsageError, match=r"--certify complete: .*unites several.*expected one of"):
         build_certifier(Flat(), (1, 6, 6), union, "complete")
 

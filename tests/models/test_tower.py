@@ -73,3 +73,19 @@ def test_what_is_missing_or_does_not_fit_is_said(place: Path, data: Dataset) -> 
         load_model(name(place), data=data)
     with pytest.raises(UsageError, match="expected texts='FOLDER'"):
         load_model(f"tower:{place / 'mine.py'}:images", data=data)
+
+
+def test_files_of_torch_are_read_without_running_code(place: Path, data: Dataset) -> None:
+    """A bare tensor, one of a dictionary in bfloat16; an object of a class is refused."""
+    texts, model = place / "texts", torch.from_numpy(TEXTS)
+    torch.save(model[0], texts / "cat.pt")
+    torch.save({"text_features": model[1:].bfloat16()}, texts / "dog.pth")
+    found = load_model(name(place), data=data).model.state_dict()["texts"]
+    whole = torch.stack([model[0], model[1].bfloat16().float()])
+    assert torch.allclose(found, torch.nn.functional.normalize(whole, dim=1))
+    torch.save({"one": model[0], "two": model[1]}, texts / "dog.pth")
+    with pytest.raises(UsageError, match=r"dog\.pth cannot be read: expected one tensor, got 2"):
+        load_model(name(place), data=data)
+    torch.save(torch.nn.Flatten(), texts / "dog.pth")
+    with pytest.raises(UsageError, match=r"dog\.pth cannot be read: .*[Ww]eights.only"):
+        load_model(name(place), data=data)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from robustkit.core.threat import Norm, Threat
-from robustkit.models.trees import forest_of
+from robustkit.models.tree_leaves import forest_of
 
 tree = pytest.importorskip("sklearn.tree")
 ensemble = pytest.importorskip("sklearn.ensemble")
@@ -109,3 +109,75 @@ def test_other_models_have_no_leaves() -> None:
     assert forest_of(linear.LogisticRegression().fit(X, Y)) is None
     several = tree.DecisionTreeClassifier().fit(X, np.stack([Y, Y], 1))
     assert forest_of(several) is None
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.1), ("l0", 1.0)])
+@pytest.mark.parametrize("kind", ["boosting", "boosting-3", "standard", "min-max", "bytes"])
+def test_boosting_and_trees_behind_scalers_say_what_a_grid_says(
+    kind: str, norm: Norm, eps: float
+) -> None:
+    """Values next to every end of a box, asked of the model itself."""
+    steps = pytest.importorskip("sklearn.preprocessing")
+    make_pipeline = pytest.importorskip("sklearn.pipeline").make_pipeline
+    boosting, y = ensemble.GradientBoostingClassifier, np.minimum(Y, 1)
+    deep = tree.DecisionTreeClassifier(random_state=0)
+    model = {
+        "boosting": lambda: boosting(n_estimators=4, max_depth=2, learning_rate=0.5),
+        "boosting-3": lambda: boosting(n_estimators=2, max_depth=2, learning_rate=0.9),
+        "standard": lambda: make_pipeline(steps.StandardScaler(), deep),
+        "min-max": lambda: make_pipeline("passthrough", steps.MinMaxScaler((-3, 1)), deep),
+        "bytes": lambda: deep,
+    }[kind]()
+    scale = 255.0 if kind == "bytes" else 1.0
+    model.fit(X * np.float32(scale), Y if kind != "boosting" else y)
+    found, threat, verdicts = forest_of(model, scale), Threat(norm, eps), set()
+    assert found is not None
+    decided = model.predict(X[:8] * np.float32(scale))
+    for x, label in zip(X[:8], decided, strict=True):
+        axes = []
+        for f in range(3):
+            ends = {end for one in found.trees for leaf in one for end in leaf.box.get(f, ())}
+            near = [np.float32(end) for end in ends if np.isfinite(end)]
+            around = {np.nextafter(end, np.float32(side)) for end in near for side in (-9, 9)}
+            axes.append([v for v in {np.float32(x[f]), *near, *around} if 0 <= v <= 1])
+        grid = np.array(list(itertools.product(*axes)), dtype=np.float32)
+        inside = threat.contains(
+            torch.from_numpy(grid), torch.from_numpy(x)[None].expand(len(grid), -1)
+        )
+        broken = (model.predict(grid[inside.numpy()] * np.float32(scale)) != label).any()
+        proved, z = found.search(x, int(label), threat, 100_000)
+        assert proved == (not broken)
+        if z is not None:
+            assert model.predict(z[None] * np.float32(scale))[0] != label
+        verdicts.add(proved)
+    assert verdicts == {True, False} or norm == "l0"
+
+
+def test_the_ends_of_boxes_behind_a_scaler_are_exact() -> None:
+    """The largest float32 number that the pipeline sends left, and the next one."""
+    steps = pytest.importorskip("sklearn.preprocessing")
+    pipeline = pytest.importorskip("sklearn.pipeline")
+    model = pipeline.make_pipeline(
+        steps.StandardScaler(), tree.DecisionTreeClassifier(max_depth=1, random_state=0)
+    ).fit(X, np.minimum(Y, 1))
+    (leaves,) = forest_of(model).trees  # type: ignore[union-attr]
+    ((feature, _),) = leaves[0].box.items()
+    (low, left), (right, high) = sorted(leaf.box[feature] for leaf in leaves)
+    assert (low, high) == (-np.inf, np.inf)
+    assert right == np.nextafter(np.float32(left), np.float32(1))
+    ends = np.repeat(X[:1], 2, axis=0)
+    ends[:, feature] = left, right
+    leaf = model[-1].apply(model[:-1].transform(ends))
+    assert leaf[0] != leaf[1]
+
+
+def test_boosting_from_an_estimator_has_no_leaves_and_many_trees_are_bounded() -> None:
+    own = tree.DecisionTreeClassifier(max_depth=1)
+    boosting, y = ensemble.GradientBoostingClassifier, np.minimum(Y, 1)
+    assert forest_of(boosting(n_estimators=2, init=own).fit(X, y)) is None
+    model = boosting(n_estimators=600, max_depth=1).fit(X, y)
+    found = forest_of(model)
+    assert found is not None
+    label = int(model.predict(X[:1])[0])
+    assert found.search(X[0], label, Threat("linf", 1e-4)) == (True, None)
+    assert found.search(X[0], label, Threat("linf", 0.9)) == (False, None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ from robustkit.models import zoo
 from robustkit.models.readiness import evaluation_mode, refuse_unready
 from robustkit.models.zoo.base import Ask, Found, building
 
-_SUFFIXES = (".npy", ".safetensors")
+_SUFFIXES = (".npy", ".safetensors", ".pt", ".pth")
 _SCALE = 100.0  # of CLIP, whose training clips it there
 
 
@@ -46,8 +47,9 @@ def load(ask: Ask) -> Found:
 
     MODEL is the image tower, [b, c, h, w] -> embeddings [b, d]: `path/to/file.py:attr`,
     `package.module:attr` or a name of another source. `texts` is a folder with one file a class,
-    `NAME.npy` or `.safetensors`, an embedding [d] or several [t, d], which are averaged as unit
-    vectors (3.1.4); NAME is that of the class, or its label. `scale=100` is that of the cosines.
+    `NAME.npy`, `.safetensors`, or `.pt` with tensors alone, an embedding [d] or several [t, d],
+    which are averaged as unit vectors (3.1.4); NAME is that of the class, or its label. `scale=100`
+    is that of the cosines.
     Normalization is that of the tower, or left to --mean and --std.
 
     Raises:
@@ -112,18 +114,29 @@ def _files(ask: Ask, folder: Path) -> list[Path]:
 def _embedding(ask: Ask, path: Path) -> Tensor:
     """Read the embedding of a class as a unit vector [d]."""
     try:
-        raw = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _only(load_file(path))
+        raw = _read(path)
     except Exception as error:  # damaged files fail in many ways
         raise UsageError(f"{ask.text}: {path} cannot be read: {error}.") from None
-    if raw.ndim not in (1, 2) or not np.issubdtype(raw.dtype, np.floating) or not raw.size:
+    if raw.ndim not in (1, 2) or not raw.is_floating_point() or not raw.numel():
         raise UsageError(
-            f"{ask.text}: expected an embedding [d] or [t, d] of floats in {path}, got {raw.dtype} "
-            f"{list(raw.shape)}."
+            f"{ask.text}: expected an embedding [d] or [t, d] of floats in {path}, got "
+            f"{str(raw.dtype).removeprefix('torch.')} {list(raw.shape)}."
         )
-    several = torch.from_numpy(np.atleast_2d(raw).astype(np.float32))
+    several = torch.atleast_2d(raw.detach().float())
     return F.normalize(F.normalize(several, dim=1).mean(0), dim=0)
 
 
-def _only(tensors: dict[str, Any]) -> Any:
-    (one,) = tensors.values()
-    return one
+def _read(path: Path) -> Tensor:
+    """Read the only tensor of a file; of `.pt` no code is run."""
+    if path.suffix == ".npy":
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    read = load_file if path.suffix == ".safetensors" else _tensors
+    found: Any = read(path)
+    tensors = list(found.values()) if isinstance(found, Mapping) else [found]
+    if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
+        raise ValueError(f"expected one tensor, got {len(tensors)} entries")
+    return tensors[0]
+
+
+def _tensors(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
