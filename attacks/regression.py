@@ -68,11 +68,6 @@ class Error(Criterion):
     def _of(self, targets: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.full(len(targets), self.above)
 
-    def check(self, outputs: int) -> None:
-        """Refuse logits that are not those of `Residuals`."""
-        if outputs % 3:
-            raise UsageError(f"criterion {self}: expected a model of one number a point.")
-
     def probed(self, classes: int) -> tuple[int, int]:
         """Above and below the median target: all outputs move together, so that none leads."""
         return classes + classes // 2, 2 * classes + classes // 2
@@ -89,17 +84,21 @@ class Error(Criterion):
     def broken(self, logits: Answers, y: Labels) -> Bool[Tensor, "*t b"]:
         """Where the answer lies above or below; the logits of other targets do not count."""
         spared = self.harmless(y, logits.shape[-1])
-        beyond: Tensor = logits.masked_fill(spared, -torch.inf).amax(-1) > 0
-        return beyond
+        beyond = logits.masked_fill(spared, -torch.inf).amax(-1)
+        return beyond > _own(logits, y)[..., 0]
 
     def margins(self, logits: Answers, y: Labels) -> Answers:
         """The tolerance less the error, against the two of the point's own target alone."""
-        own = torch.zeros_like(logits[..., :1])
-        return settled(logits, self.harmless(y, logits.shape[-1]), own, y)
+        return settled(logits, self.harmless(y, logits.shape[-1]), _own(logits, y), y)
 
     def reference(self, logits: Logits, y: Labels) -> Labels:
-        """The target's own, which is 0."""
+        """The target's own."""
         return y
+
+
+def _own(logits: Answers, y: Labels) -> Answers:
+    """Return the logit of each label [*t, b, 1], which `Residuals` leaves at 0."""
+    return logits.gather(-1, y.expand(logits.shape[:-1])[..., None])
 
 
 @criteria.register("relative_error", cites="", examples=("relative_error>0.1",))

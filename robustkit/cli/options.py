@@ -146,7 +146,7 @@ max_forwards = click.option(
     "earlier lives of the run included.",
 )  # fmt: skip
 criterion = click.option(
-    "--criterion", metavar="targeted:3|groups:0,2|1,3|reject:10|top5|loss>2",
+    "--criterion", metavar="targeted:3|groups:0,2|1,3|reject:10|top5|loss>2|error>0.5",
     help="What breaks a point; by default any decision but its label (untargeted).",
 )  # fmt: skip
 box = click.option(
