@@ -37,10 +37,6 @@ def checks(entry: Entry) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "declares surrogates that have a gradient", partial(_surrogates, entry)
 
 
-def _data(entry: Entry) -> Dataset:
-    return open_dataset(entry.facts.get("data", "bundled"), download=False)
-
-
 def _built(entry: Entry, shape: tuple[int, int, int]) -> tuple[Any, nn.Module, Tensor, Tensor]:
     """Return defense, network of three classes, and five points."""
     options = {"width": 4} if "width" in entry.options else {}
