@@ -80,8 +80,11 @@ def described(where: str, given: dict[str, Any]) -> Table:
     if (radius < 0).any():
         raise UsageError(f"{where}: expected feature_eps of 0 or more, got {radius.min():g}.")
     _refuse_kinds(where, kind, group, lower, upper)
-    arrays = [lower, upper, radius, mutable, kind == "integer", group.astype(np.int64), *rows]
-    return Table(*(torch.from_numpy(np.array(array)) for array in arrays), names=names)
+    whole = kind == "integer"
+    arrays = [lower, upper, radius, mutable, whole, group.astype(np.int64), *rows]
+    made = [torch.from_numpy(np.array(array)) for array in arrays]
+    low, high, reach, free, counts, groups, matrix, bound, equal, value = made
+    return Table(low, high, reach, free, counts, groups, matrix, bound, equal, value, names)
 
 
 def _refuse_kinds(
