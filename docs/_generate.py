@@ -29,7 +29,8 @@ from robustkit.search.protocol import needs_no_norm, suits
 from robustkit.verify.flags import FLAGS
 
 HERE = Path(__file__).resolve().parent
-_SPECIAL = ("corruption:all", "style:mean,scale", "patch:5x5", "l0px:10", "linf:0.03+l2:0.5")
+_SPECIAL = ("corruption:all", "style:mean,scale", "patch:5x5", "l0px:10", "linf:0.03+l2:0.5",
+            "embed:0.05", "suffix:20")  # fmt: skip
 NORMS = ("linf:0.1", "l2:1", "l1:8", "l0:10")
 MARK = "<!-- Written by docs/_generate.py: change the code, then run it. -->\n"
 
