@@ -99,12 +99,13 @@ class EmbeddingSearch:
     gains by their refusal.
 
     Attributes:
-        steps: of a run.
+        iterations: of a run. No `steps`: prompts that are not attacked use none of them, which would
+            look like a budget left unused.
         random: start from random offsets on the sphere, in place of zero.
         surrogate: name of the surrogate to take gradients from; "" takes them from the model.
     """
 
-    steps: Annotated[int, Field(ge=1)] = 50
+    iterations: Annotated[int, Field(ge=1)] = 50
     random: bool = False
     surrogate: str = ""
 
@@ -137,12 +138,12 @@ class EmbeddingSearch:
 
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Move every token by the sign of its gradient."""
-        share = (2 * (1 - state.moves / self.steps)).clamp(0, 1)[:, None, None]
+        share = (2 * (1 - state.moves / self.iterations)).clamp(0, 1)[:, None, None]
         slope = reply.gradient[:, 0, :, 1:].sign()
         size = threat.eps / (4 * slope.shape[2] ** 0.5)
         ahead = offsets(state.query) + share * size * slope
         return state._replace(query=_projected(state.x, ahead, threat.eps), moves=state.moves + 1,
-                              done=state.done | (state.moves + 1 >= self.steps))  # fmt: skip
+                              done=state.done | (state.moves + 1 >= self.iterations))  # fmt: skip
 
 
 def _projected(x: Images, moved: Tensor, eps: float) -> Images:
@@ -167,5 +168,5 @@ class Alone:
         """
         EmbeddingSearch().jobs(threat, 2)
         through = "surrogate=likelihood, " if "likelihood" in surrogates else ""
-        return [f"embedding({through}steps={steps}, random={random})"
-                for steps, random in ((50, "false"), (200, "true"))]  # fmt: skip
+        return [f"embedding({through}iterations={count}, random={random})"
+                for count, random in ((50, "false"), (200, "true"))]  # fmt: skip

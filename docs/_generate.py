@@ -38,6 +38,8 @@ _SPECIAL = (
     "linf:0.03+l2:0.5",
     "tabular:0.05",
     "edges:5%",
+    "embed:0.05",
+    "suffix:20",
 )
 NORMS = ("linf:0.1", "l2:1", "l1:8", "l0:10")
 MARK = "<!-- Written by docs/_generate.py: change the code, then run it. -->\n"

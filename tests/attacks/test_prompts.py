@@ -85,7 +85,7 @@ def test_embedding_attack_stays_in_its_balls_and_gains(policy: Prompted) -> None
         logits: Tensor = policy.surrogates()["likelihood"](z)
         return logits
 
-    z = attack(watched, x, y, attacks.build("embedding(steps=8)"), threat)
+    z = attack(watched, x, y, attacks.build("embedding(iterations=8)"), threat)
     assert bool((offsets(z).norm(dim=2) <= 0.2).all())
     for query in seen:
         if query.shape == x.shape:
