@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from benchmarks.masks.transformations import MovedConv
 from robustkit.data.dataset import Dataset, subset
 from robustkit.data.open import open_dataset
 from robustkit.models.load import load_model
-from robustkit.models.protocols import assemble
+from robustkit.models.protocols import Network, assemble
 from robustkit.models.surrogates.resolve import screened
 from robustkit.models.training import Step
 from robustkit.verify.diagnostics.probe import examine
@@ -38,7 +39,7 @@ def _worn(name: str, data: Dataset) -> Masked:
     data = subset(data, range(100))
     torch.manual_seed(0)
     mask = MASKS[name](width=4)
-    bare = assemble(mask.adversarial, data)  # type: ignore[attr-defined]
+    bare = assemble(cast(Network, mask.adversarial), data)
     learned = assemble(mask, data) if mask.learns else None
     return mask.wrap(bare, learned, data).eval().requires_grad_(False)
 

@@ -31,14 +31,14 @@ def made(layout: str, low: float = 0.0, high: float = 1.0) -> tuple[Any, nn.Modu
     shape, draw = SHAPES[layout], np.random.default_rng(3)
     share = draw.uniform(0.47, 0.53, size=(24, *shape))
     x = (low + (high - low) * share).astype(np.float32)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(x[0].size, 2)).eval().requires_grad_(False)
-    net[1].weight[0] = 0
-    net[1].weight[1] = torch.tensor(draw.normal(size=x[0].size)).float()
-    net[1].bias[:] = torch.tensor([0.0, -float(net[1].weight[1].sum() * (low + high) / 2)])
+    last = nn.Linear(x[0].size, 2).requires_grad_(False)
+    last.weight[0] = 0
+    last.weight[1] = torch.tensor(draw.normal(size=x[0].size)).float()
+    last.bias[:] = torch.tensor([0.0, -float(last.weight[1].sum() * (low + high) / 2)])
+    net = nn.Sequential(nn.Flatten(), last).eval()
     gap = net(torch.tensor(x))[:, 1].numpy()
-    return from_arrays("toy", x, (gap > 0).astype(int), layout=layout, box=(low, high)), net, gap, (
-        net[1].weight[1].numpy()
-    )  # fmt: skip
+    data = from_arrays("toy", x, (gap > 0).astype(int), layout=layout, box=(low, high))
+    return data, net, gap, last.weight[1].numpy()
 
 
 def exact(gap: Any, weight: Any, norm: Norm) -> Any:
