@@ -263,9 +263,10 @@ class GraphModel(nn.Module, ABC):
             pairs = [torch.tensor(one, dtype=torch.int64).reshape(-1, 2) for one in part]
             with torch.no_grad():
                 known |= dict(zip(part, self.several(pairs).unbind(0), strict=True))
-        recent = [one for one in known if one not in sets] + list(dict.fromkeys(sets))
-        self._answers = {one: known[one] for one in {(): None, **dict.fromkeys(recent[-_KEPT:])}
-                         if one in known}  # fmt: skip
+        for one in dict.fromkeys([(), *sets]):
+            if one in known:  # the latest come last
+                known[one] = known.pop(one)
+        self._answers = dict(list(known.items())[-_KEPT:])
         return [known[one] for one in sets]
 
     def forward(self, x: Images) -> Logits:
