@@ -146,7 +146,8 @@ class Convolutions(nn.Module):
 def glorot(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Draw a weight [rows, columns], uniform."""
     width = (6 / (rows + columns)) ** 0.5
-    return (2 * torch.rand(rows, columns, generator=generator) - 1) * width
+    drawn: Tensor = (2 * torch.rand(rows, columns, generator=generator) - 1) * width
+    return drawn
 
 
 class Words:
@@ -357,7 +358,7 @@ def train(
         logits = network(project(), propagate, dropped)
         loss = functional.cross_entropy(logits[graph.train], graph.labels[graph.train])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         with torch.no_grad():
             answer = network(project(), propagate)[graph.val]
