@@ -324,5 +324,7 @@ class OnEdges:
         """
         if hasattr(threat, "shared"):
             return ["best_flips"]
-        GreedyFlips().check(threat, 2)
+        if not getattr(threat, "discrete", False):
+            told = f"edges supports edges:5% and edges@node:3, got {threat.norm}."
+            raise UsageError(f"the suite {told}")
         return ["greedy_flips"]

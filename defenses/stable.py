@@ -124,7 +124,7 @@ class Stable(GraphModel):
                 told = torch.cat([self.encoder.score(part, summary) for part in (real, fake)])
                 loss = loss + functional.binary_cross_entropy_with_logits(told, truth)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             waited = 0 if float(loss.detach()) < best else waited + 1
             best = min(best, float(loss.detach()))

@@ -146,7 +146,8 @@ class Convolutions(nn.Module):
 def glorot(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Draw a weight [rows, columns], uniform."""
     width = (6 / (rows + columns)) ** 0.5
-    return (2 * torch.rand(rows, columns, generator=generator) - 1) * width
+    drawn: Tensor = (2 * torch.rand(rows, columns, generator=generator) - 1) * width
+    return drawn
 
 
 class Words:
@@ -263,9 +264,10 @@ class GraphModel(nn.Module, ABC):
             pairs = [torch.tensor(one, dtype=torch.int64).reshape(-1, 2) for one in part]
             with torch.no_grad():
                 known |= dict(zip(part, self.several(pairs).unbind(0), strict=True))
-        recent = [one for one in known if one not in sets] + list(dict.fromkeys(sets))
-        self._answers = {one: known[one] for one in {(): None, **dict.fromkeys(recent[-_KEPT:])}
-                         if one in known}  # fmt: skip
+        for one in dict.fromkeys([(), *sets]):
+            if one in known:  # the latest come last
+                known[one] = known.pop(one)
+        self._answers = dict(list(known.items())[-_KEPT:])
         return [known[one] for one in sets]
 
     def forward(self, x: Images) -> Logits:
@@ -356,7 +358,7 @@ def train(
         logits = network(project(), propagate, dropped)
         loss = functional.cross_entropy(logits[graph.train], graph.labels[graph.train])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         with torch.no_grad():
             answer = network(project(), propagate)[graph.val]

@@ -16,7 +16,7 @@ from robustkit.core.named import NamedThreat
 from robustkit.data.graphs import GraphSet, decode, encode, graph_of
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
-from robustkit.models.graphs import GraphModel, graph_model, reaching, toggled
+from robustkit.models.graphs import Convolutions, GraphModel, graph_model, reaching, toggled
 from robustkit.models.load import load_model
 from robustkit.registry import attacks, defenses, read_threat
 from robustkit.search.external import Batch
@@ -48,6 +48,7 @@ def threat(text: str) -> NamedThreat:
 def brute_force(model: GraphModel, node: int, label: int) -> bool:
     """Whether every single flip of any pair leaves the node its label: one dense GCN a pair."""
     network, n = model.network, model.nodes
+    assert isinstance(network, Convolutions)
     base = torch.zeros(n, n, dtype=torch.float64)
     base[tuple(model.edges.t())] = 1
     base = base + base.t()

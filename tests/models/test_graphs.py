@@ -83,7 +83,7 @@ def test_the_gradient_by_pairs_is_that_of_finite_differences() -> None:
 
     weights = there.double()
     tape = Tape()
-    value(weights, tape).backward()  # type: ignore[no-untyped-call]
+    value(weights, tape).backward()
     for place in range(0, len(every), 5):  # edges and others
         step = torch.zeros_like(weights).index_fill(0, torch.tensor([place]), 1e-6)
         change = float(value(weights + step).detach() - value(weights - step).detach()) / 2e-6
