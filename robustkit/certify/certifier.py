@@ -109,17 +109,7 @@ def build_certifier(
         return None
     if isinstance(threat, NamedThreat):
         named = method if share is None else "quick"
-        own = {name: how for name, how in declared(model).items() if name in threat.proved_by}
-        if own and not randomized and named in (*own, "auto", "quick"):
-            return formula(own, named, threat)
-        if isinstance(threat, TabularThreat):
-            return table_bounds(model, shape, threat, named, randomized=randomized)
-        if isinstance(threat, ParametricThreat):
-            return parameter_bounds(model, shape, threat, named, randomized=randomized)
-        if isinstance(threat, BoxedThreat):
-            return box_bounds(model, shape, threat, named, randomized=randomized)
-        build = partial(build_certifier, model, shape, seed=seed, randomized=randomized)
-        return joint_certifier(threat, named, build)
+        return _of_named(model, shape, threat, named, seed, randomized)
     effort = Effort.parse(method) if share is None else Effort("auto", SECONDS)
     method = effort.method if share is None else "quick"
     own = declared(model)
@@ -160,6 +150,28 @@ def build_certifier(
     bound = "ibp" if method == "quick" else method
     return Bounds(graph, _slack(threat, shape), bound, mixture, branching,
                   share if branching else None)  # fmt: skip
+
+
+def _of_named(
+    model: Any,
+    shape: tuple[int, ...],
+    threat: NamedThreat,
+    method: str,
+    seed: int,
+    randomized: bool,
+) -> Certifier | None:
+    """Return the certificate for a threat model without a ball, each kind of which has its own."""
+    own = {name: how for name, how in declared(model).items() if name in threat.proved_by}
+    if own and not randomized and method in (*own, "auto", "quick"):
+        return formula(own, method, threat)
+    if isinstance(threat, TabularThreat):
+        return table_bounds(model, shape, threat, method, randomized=randomized)
+    if isinstance(threat, ParametricThreat):
+        return parameter_bounds(model, shape, threat, method, randomized=randomized)
+    if isinstance(threat, BoxedThreat):
+        return box_bounds(model, shape, threat, method, randomized=randomized)
+    build = partial(build_certifier, model, shape, seed=seed, randomized=randomized)
+    return joint_certifier(threat, method, build)
 
 
 def _branching(effort: Effort, graph: Graph, base: nn.Module, threat: Threat) -> Effort | None:
