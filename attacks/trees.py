@@ -25,7 +25,7 @@ NEAREST = Foreign(("linf", "l2", "l1", "l0"))
 @libraries.register("trees", cites="arXiv:1906.03849")
 @dataclass(frozen=True)
 class Trees(ExternalAttack):
-    """Nearest inputs in other leaves of a decision tree, a forest or gradient boosting, without any pass.
+    """Nearest inputs in other leaves of a tree, a forest or gradient boosting, without any pass.
 
     Leaves are boxes, and the nearest point of each is known (`robustkit.models.trees`). With the
     certificate `trees` the robust accuracy of a tree is exact, and that of a forest where the

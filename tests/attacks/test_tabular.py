@@ -76,6 +76,8 @@ def saved(path: Path, rules: dict[str, Any], x: Tensor, y: Tensor) -> str:
 class OfUnits(nn.Module):
     """A model of shares as one of rows in the units of `RULES`."""
 
+    width: Tensor
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -94,9 +96,10 @@ def threat_of(path: Path, eps: float = 0.3) -> TabularThreat:
 
 def net(features: int, seed: int = 0, hidden: int = 16) -> nn.Module:
     torch.manual_seed(seed)
-    layers = nn.Flatten(), nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, 3)
-    made = nn.Sequential(*layers).requires_grad_(False).eval()
-    made[3].weight *= 3
+    last = nn.Linear(hidden, 3)
+    made = nn.Sequential(nn.Flatten(), nn.Linear(features, hidden), nn.ReLU(), last)
+    made.requires_grad_(False).eval()
+    last.weight *= 3
     return made
 
 
@@ -226,7 +229,7 @@ def test_a_run_reads_the_rules_of_its_data_and_is_verified(tmp_path: Path) -> No
     x, model = counts(8), net(6)
     y = model(x).argmax(1)
     data, model = saved(tmp_path / "t.npz", RULES, x, y), OfUnits(model)
-    given = {"certify": "auto"}
+    given: dict[str, Any] = {"certify": "auto"}
     record = robustkit.evaluate(model, data, "tabular:0.3", folder=tmp_path / "run", **given)
     assert record.robust == record.certified < 1  # the bracket closes: every set is finite
     assert record.threat.norm == f"tabular:{tmp_path / 't.npz'}@0.3"
