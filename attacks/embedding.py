@@ -74,7 +74,8 @@ class Embedding(NamedThreat):
         length = moved.norm(dim=2)
         still = (z[..., 0] == x[..., 0]).flatten(1).all(1)
         still &= (length * (token_ids(x) == PADDING)).amax(1) == 0
-        return length.amax(1).masked_fill(~still, torch.inf)
+        longest: Scalars = length.amax(1).masked_fill(~still, torch.inf)
+        return longest
 
 
 class State(NamedTuple):
@@ -99,8 +100,8 @@ class EmbeddingSearch:
     gains by their refusal.
 
     Attributes:
-        iterations: of a run. No `steps`: prompts that are not attacked use none of them, which would
-            look like a budget left unused.
+        iterations: of a run. They are not called steps, for prompts that are not attacked use none,
+            which would look like a budget left unused.
         random: start from random offsets on the sphere, in place of zero.
         surrogate: name of the surrogate to take gradients from; "" takes them from the model.
     """

@@ -52,7 +52,7 @@ def test_half_of_the_forbidden_nouns_is_never_attacked() -> None:
 
 
 def test_training_attack_stays_in_its_balls_and_off_padding() -> None:
-    model = load_model("toy_sft", data=DATA).model
+    model: Any = load_model("toy_sft", data=DATA).model
     x, y = DATA.fetch(range(40))
     ids = policy.batch_of(x, y).attacked
     prompt, moved = policy.attacked(model, ids, 0.1, 5)

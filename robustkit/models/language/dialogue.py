@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from robustkit.core.tokens import PADDING, Tokens
+from robustkit.core.tokens import PADDING, RESERVED, Tokens
 from robustkit.core.types import Mask
 from robustkit.data import toy_grammar as grammar
 
@@ -81,7 +81,7 @@ class ToyDialogue:
 
     def admitted(self, ids: Tokens) -> Mask:
         """Words of the language, at places without gaps; no control token."""
-        typed: Mask = (ids == PADDING) | ((ids >= grammar.RESERVED) & (ids < len(grammar.WORDS)))
+        typed: Mask = (ids == PADDING) | ((ids >= RESERVED) & (ids < len(grammar.WORDS)))
         return typed.all(1)
 
     def refuses(self, ids: Tokens, begun: Tokens) -> Mask:

@@ -24,7 +24,7 @@ class Block(nn.Module):
     def forward(self, e: Float[Tensor, "b l d"], seen: Bool[Tensor, "b 1 l l"]) -> Tensor:
         """[b, l, d] -> [b, l, d]; `seen` tells which places each place attends to."""
         parts = self.mixed(self.before(e)).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        heads = scaled_dot_product_attention(*parts, attn_mask=seen)
+        heads = scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=seen)
         e = e + self.out(heads.transpose(1, 2).flatten(2))
         moved: Tensor = e + self.narrow(gelu(self.wide(self.between(e))))
         return moved
