@@ -15,6 +15,7 @@ from robustkit.data.dataset import Dataset
 from robustkit.data.ranges import Ranges
 from robustkit.errors import UsageError
 from robustkit.models.architectures import Normalize
+from robustkit.models.scores import Scores
 
 Numbers: TypeAlias = "float | Sequence[float]"  # for all channels, or for each
 _M = TypeVar("_M", bound=Callable[[Tensor], Tensor])
@@ -57,6 +58,8 @@ def in_units(model: _M, data: Dataset) -> _M:
     if found is None:
         return model
     layer = _InUnits(found).eval()
+    if isinstance(model, Scores):
+        return model.behind(layer, data.shape)
     if not isinstance(model, nn.Module):
         return cast(_M, lambda x: model(layer.to(x.device)(x)))
     wrapped = nn.Sequential(layer, model)

@@ -17,7 +17,7 @@ from robustkit.core import arguments
 from robustkit.core.types import Shape
 from robustkit.errors import UsageError, unknown
 from robustkit.models.surrogates.resolve import plain
-from robustkit.models.tree_leaves import forest_of
+from robustkit.models.tree_leaves import forest_of, moved
 from robustkit.models.trees import Forest
 
 CALLS_MODELS = True  # an error raised below is the model's; see `robustkit.core.attribution`
@@ -89,6 +89,28 @@ class Scores(nn.Module):
             c, h, w = like.shape[1:]
             made = made.view(len(rows), h, w, c).permute(0, 3, 1, 2)
         return made.reshape(len(rows), *like.shape[1:]).to(like)
+
+    def behind(self, layer: nn.Module, shape: Shape) -> Scores:
+        """Return the same scores of layer(x), which increases with each feature alone.
+
+        Trees stay known: their boxes become those of the inputs of `layer`.
+
+        Args:
+            shape: of one input.
+        """
+        like = torch.zeros(1, *shape)
+
+        def before(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+            return self._laid_out(layer.to("cpu")(self.images(rows, like)))
+
+        made = Scores(
+            lambda rows: self.function((torch.from_numpy(before(rows)) * self.scale).numpy()),
+            layout=self.layout,
+            labels=self.labels,
+            forest=self.forest and moved(self.forest, before, math.prod(shape)),
+        )
+        made.content, made.layer = self.content, layer
+        return made
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, c, h, w] -> scores [b, k], float64.

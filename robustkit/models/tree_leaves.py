@@ -37,7 +37,7 @@ def forest_of(estimator: Any, scale: float = 1.0) -> Forest | None:
     forest = None if last is None else _trees(last)
     if forest is None or before is None:
         return forest
-    return _moved(forest, before, last.n_features_in_)
+    return moved(forest, before, last.n_features_in_)
 
 
 def _trees(estimator: Any) -> Forest | None:
@@ -143,7 +143,7 @@ def _below(value: float) -> float:
     return float(np.nextafter(np.float32(value), np.float32(-np.inf)))
 
 
-def _moved(forest: Forest, before: Rows, features: int) -> Forest:
+def moved(forest: Forest, before: Rows, features: int) -> Forest:
     """Return the same trees with boxes of the inputs from which `before` makes those of trees."""
     leaves = [leaf for tree in forest.trees for leaf in tree]
     ends: list[set[float]] = [set() for _ in range(features)]

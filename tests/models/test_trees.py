@@ -11,6 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from robustkit.core.threat import Norm, Threat
+from robustkit.data.arrays import from_arrays
+from robustkit.models.normalization import in_units
+from robustkit.models.scores import of_estimator
 from robustkit.models.tree_leaves import forest_of
 
 tree = pytest.importorskip("sklearn.tree")
@@ -181,3 +184,24 @@ def test_boosting_from_an_estimator_has_no_leaves_and_many_trees_are_bounded() -
     label = int(model.predict(X[:1])[0])
     assert found.search(X[0], label, Threat("linf", 1e-4)) == (True, None)
     assert found.search(X[0], label, Threat("linf", 0.9)) == (False, None)
+
+
+def test_trees_of_tables_are_searched_in_the_units_of_the_table() -> None:
+    lower, upper = np.array([-3.0, 10.0, 0.0]), np.array([5.0, 1000.0, 1.0])
+    rows = lower + X * (upper - lower)
+    fitted = tree.DecisionTreeClassifier(random_state=0).fit(rows, Y)
+    data = from_arrays("table", rows, Y, lower=lower, upper=upper)
+    x, y = data.fetch(range(40))
+    scores, threat = in_units(of_estimator(fitted, (3,), 3), data), Threat("linf", 0.03)
+    near = (x[:, None] + (torch.rand(40, 500, 3) * 2 - 1) * 0.03).clamp(0, 1)
+    safe = scores(near.flatten(0, 1)).argmax(1).view(40, 500).eq(y[:, None]).all(1)
+    proofs = []
+    for (proved, z), point, label, held in zip(
+        scores.searched(x, y, threat), x, y, safe, strict=True
+    ):
+        proofs.append(proved)
+        assert held or not proved
+        if not proved:
+            assert z is not None
+            assert threat.contains(z[None], point[None]) and scores(z[None]).argmax() != label
+    assert 5 < sum(proofs) < 35
