@@ -71,7 +71,9 @@ def test_a_linear_model_is_proved_exactly_where_no_window_can_break_it(method: s
             slope = weight[other] - weight[label]
             gain = torch.maximum(slope * (1 - x[row]), -slope * x[row]).sum(0)
             most = max(float(gain[window].sum()) for window in windows(2, 3))
-            least[row] = min(least[row], float(logits[row, label] - logits[row, other]) - most)
+            least[row] = min(
+                float(least[row]), float(logits[row, label] - logits[row, other]) - most
+            )
     assert (least.abs() > 1e-4).all() and 5 < (least > 0).sum() < 55
     assert torch.equal(proved(net, x, y, method), least > 0)
 
