@@ -9,7 +9,8 @@ from torch import Generator, Tensor
 
 from robustkit.core.types import Logits, Mask
 from robustkit.data.graphs import Pairs
-from robustkit.models.graphs import GraphModel, Tape, pair_gradient, toggled
+from robustkit.models.graphs import GraphModel, pair_gradient
+from robustkit.models.message_passing import Tape, toggled
 
 _DENSE = 64  # candidates a node from which on the gradient of all pairs is cheaper
 

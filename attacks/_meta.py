@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from robustkit.core.rng import generator
 from robustkit.data.graphs import Pairs
-from robustkit.models.graphs import glorot
+from robustkit.models.message_passing import glorot
 
 Array = NDArray[np.float32]
 

@@ -14,15 +14,9 @@ from robustkit.core.rng import generator
 from robustkit.core.types import Logits
 from robustkit.data.dataset import Dataset
 from robustkit.data.graphs import Graph, Pairs, graph_of
-from robustkit.models.graphs import (
-    Convolutions,
-    GraphModel,
-    Propagation,
-    Tape,
-    Words,
-    toggled,
-    train,
-)
+from robustkit.models.graph_training import train
+from robustkit.models.graphs import GraphModel
+from robustkit.models.message_passing import Convolutions, Propagation, Tape, Words, toggled
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from robustkit.core.types import Images, Labels, Logits, Mask
 from robustkit.data.graphs import Pairs, decode
-from robustkit.models.graphs import Convolutions, reaching
+from robustkit.models.graphs import reaching
+from robustkit.models.message_passing import Convolutions
 
 _CHUNK = 20_000
 _TIE = 1e-4  # of the logits' size: closer margins are not proved, for rounding

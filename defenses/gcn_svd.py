@@ -15,7 +15,8 @@ from torch import Tensor
 
 from robustkit.core.types import Logits
 from robustkit.data.graphs import Graph, Pairs
-from robustkit.models.graphs import GraphModel, Propagation, Tape
+from robustkit.models.graphs import GraphModel
+from robustkit.models.message_passing import Propagation, Tape
 from robustkit.registry import defenses
 
 from ._graph import GraphConvolutional, GraphDefense

@@ -13,16 +13,9 @@ from torch.nn import functional
 from robustkit.core.rng import generator
 from robustkit.core.types import Logits
 from robustkit.data.graphs import Graph, Pairs
-from robustkit.models.graphs import (
-    Convolutions,
-    GraphModel,
-    Propagation,
-    Tape,
-    Words,
-    glorot,
-    product,
-    train,
-)
+from robustkit.models.graph_training import train
+from robustkit.models.graphs import GraphModel
+from robustkit.models.message_passing import Convolutions, Propagation, Tape, Words, glorot, product
 from robustkit.registry import defenses
 
 from ._graph import GraphDefense

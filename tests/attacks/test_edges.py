@@ -16,8 +16,9 @@ from robustkit.core.named import NamedThreat
 from robustkit.data.graphs import GraphSet, decode, encode, graph_of
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
-from robustkit.models.graphs import Convolutions, GraphModel, graph_model, reaching, toggled
+from robustkit.models.graphs import GraphModel, graph_model, reaching
 from robustkit.models.load import load_model
+from robustkit.models.message_passing import Convolutions, toggled
 from robustkit.registry import attacks, defenses, read_threat
 from robustkit.search.external import Batch
 from robustkit.search.flips import write_flips

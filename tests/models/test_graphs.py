@@ -18,8 +18,9 @@ from robustkit.data.graphs import (
 )
 from robustkit.data.open import open_dataset
 from robustkit.errors import UsageError
-from robustkit.models.graphs import GraphModel, Propagation, Tape, graph_model, pair_gradient
+from robustkit.models.graphs import GraphModel, graph_model, pair_gradient
 from robustkit.models.load import load_model
+from robustkit.models.message_passing import Propagation, Tape
 from robustkit.registry import defenses
 
 RING = np.array([[0, 1], [1, 2], [2, 3], [0, 3]])
