@@ -21,7 +21,7 @@ DATA = "toy-lm"
 _SEEN = FORBIDDEN[: len(FORBIDDEN) // 2]  # the others are held out of adversarial training
 
 
-def policy(shape: tuple[int, int, int], layers: int) -> Prompted:
+def policy(shape: tuple[int, ...], layers: int) -> Prompted:
     """Build an untrained policy for inputs [1, t, 1 + d]: a transformer of width d."""
     return Prompted(Gpt(shape[2] - 1, layers), ToyDialogue())
 

@@ -59,7 +59,7 @@ def in_units(model: _M, data: Dataset) -> _M:
         return model
     layer = _InUnits(found).eval()
     if isinstance(model, Scores):
-        return model.behind(layer, data.shape)
+        return cast(_M, model.behind(layer, data.shape))
     if not isinstance(model, nn.Module):
         return cast(_M, lambda x: model(layer.to(x.device)(x)))
     wrapped = nn.Sequential(layer, model)

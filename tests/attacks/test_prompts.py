@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustkit.core.named import NamedThreat
 from robustkit.core.tokens import (
     CENTER,
     RESERVED,
@@ -175,5 +176,7 @@ def test_threats_say_what_they_expect(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("text", ["embed:0.05", "suffix:60"])
 def test_threats_refuse_other_data(text: str) -> None:
+    threat = read_threat(text)
+    assert isinstance(threat, NamedThreat)
     with pytest.raises(UsageError, match="toy-lm"):
-        read_threat(text).check((3, 32, 32), None)
+        threat.check((3, 32, 32), None)

@@ -147,13 +147,14 @@ def test_verdicts_and_certificate_agree_with_brute_force(eps: float, tmp_path: P
 
 def test_a_linear_model_is_decided_as_by_a_linear_program(tmp_path: Path) -> None:
     rules, x = real(40)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).requires_grad_(False)
+    linear = nn.Linear(4, 3)
+    model = nn.Sequential(nn.Flatten(), linear).requires_grad_(False)
     torch.manual_seed(3)
-    model[1].weight.copy_(torch.randn(3, 4))
+    linear.weight.copy_(torch.randn(3, 4))
     y = model(x).argmax(1)
     saved(tmp_path / "t.npz", rules, x, y)
     threat = threat_of(tmp_path / "t.npz", 0.15)
-    weight, bias = model[1].weight.double().numpy(), model[1].bias.double().numpy()
+    weight, bias = linear.weight.double().numpy(), linear.bias.double().numpy()
     best = np.full(40, -np.inf)
     lower, v = rules["lower"], x.double().numpy() * 4 + rules["lower"]
     for row in range(40):
@@ -231,6 +232,7 @@ def test_a_run_reads_the_rules_of_its_data_and_is_verified(tmp_path: Path) -> No
     data, model = saved(tmp_path / "t.npz", RULES, x, y), OfUnits(model)
     given: dict[str, Any] = {"certify": "auto"}
     record = robustkit.evaluate(model, data, "tabular:0.3", folder=tmp_path / "run", **given)
+    assert record.certified is not None
     assert record.robust == record.certified < 1  # the bracket closes: every set is finite
     assert record.threat.norm == f"tabular:{tmp_path / 't.npz'}@0.3"
     assert record.threat.content == threat_of(tmp_path / "t.npz").digest()

@@ -22,10 +22,14 @@ class Dialogue(Protocol):
         longest: tokens that an answer may take.
     """
 
-    before: Sequence[int]
-    behind: Sequence[int]
-    end: int
-    longest: int
+    @property
+    def before(self) -> Sequence[int]: ...
+    @property
+    def behind(self) -> Sequence[int]: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def longest(self) -> int: ...
 
     def affirmative(self, ids: Tokens) -> Tokens:
         """Return the beginning of an answer that complies with each prompt [b, t] -> [b, a]."""

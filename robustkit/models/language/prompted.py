@@ -69,7 +69,8 @@ class Prompted(nn.Module):
 
     def unit(self) -> Tensor:
         """The length that offsets are given in: the mean of all rows of the embedding."""
-        return self.table.norm(dim=1).mean()
+        mean: Tensor = self.table.norm(dim=1).mean()
+        return mean
 
     def prompt(self, x: Texts) -> Prompt:
         """Embed inputs, with their offsets, in the template."""
