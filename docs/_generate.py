@@ -293,8 +293,9 @@ def _datasets() -> str:
 def _threats() -> str:
     entries = _entries("threats")
     rows = [(f"`{name}:EPS`", meaning, "[the norms](attacks.md)") for name, meaning in _BALLS]
-    rows += [(f"[`{entry.name}:...`](#{entry.name})", entry.summary, _source(entry))
-             for entry in entries]  # fmt: skip
+    for entry in entries:
+        anchor = entry.name.replace("@", "")
+        rows.append((f"[`{entry.name}:...`](#{anchor})", entry.summary, _source(entry)))
     groups = {
         f"`{entry.name}:{group}`": ", ".join(f"`{name}`" for name in names)
         for entry in entries

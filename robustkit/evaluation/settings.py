@@ -281,7 +281,7 @@ def named_model(
         model = without_replicas(model)
     called = str(getattr(model, "__name__", type(model).__name__))
     if mean is None and std is None:
-        return model and in_units(model, data), called, ()
+        return None if model is None else in_units(model, data), called, ()
     if not isinstance(model, nn.Module):
         raise argument.refused("model", "an nn.Module, which mean and std are put before", model)
     wrapped, note = normalized(model, data.shape, mean, std)

@@ -123,7 +123,7 @@ class TestReference:
             for entry in getattr(registry, kind).entries()
             if entry.target.__module__.startswith("robustkit.")
         }
-        listed = re.findall(r"^\| \[?`([\w-]+)[`:]", page, re.MULTILINE)
+        listed = re.findall(r"^\| \[?`([\w@-]+)[`:]", page, re.MULTILINE)
         assert names <= set(listed)
 
     def test_every_column_command_and_option_is_there(self) -> None:

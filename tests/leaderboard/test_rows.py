@@ -15,13 +15,14 @@ from rich.console import Console
 
 from robustkit.errors import UsageError
 from robustkit.leaderboard.formats import to_csv, to_json, to_latex, to_markdown, to_rich
-from robustkit.leaderboard.rows import OF_FINITE, Row, load_records, row, table
+from robustkit.leaderboard.rows import OF_FINITE, OF_PROMPTS, Row, load_records, row, table
 from robustkit.record.points import Points, Status
 from robustkit.record.record import Record, save
 from robustkit.record.schema import DataInfo, Stage, ThreatInfo, WeightsInfo
 from robustkit.verify.flags import Flag
 
-COLUMNS = tuple(name for name in Row._fields if name not in OF_FINITE)  # of a table of norms
+# Of a table of norms.
+COLUMNS = tuple(name for name in Row._fields if name not in (*OF_FINITE, *OF_PROMPTS))
 
 
 def a_record(

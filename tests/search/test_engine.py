@@ -196,7 +196,7 @@ def test_what_is_not_confirmed_goes_on() -> None:
 
 def test_queries_outside_are_no_candidates_of_a_search_that_wanders() -> None:
     """From 3 the first query at 0 or below is 3 away; the ball ends at 2.5."""
-    near = Threat("linf", 2.5, lower=-1e9, upper=1e9)
+    near = Threat("linf", 2.5, lower=-100, upper=100)
     judge, _ = play(line(3, 2), slots=2, threat=near, search=Script(stays_inside=False))
     assert judge.outcomes[Work(0, 0)].spent
     assert judge.asked == [(Work(1, 0), 0.0)]

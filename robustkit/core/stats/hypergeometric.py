@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,28 @@ def _log_choose(n: NDArray[Any] | int, k: NDArray[Any] | int) -> NDArray[Any]:
     kept = np.where(defined, k, 0)
     value = gammaln(n + 1) - gammaln(kept + 1) - gammaln(n - kept + 1)
     return np.where(defined, value, -np.inf)
+
+
+class Hypergeometric(NamedTuple):
+    """How many of `draws` drawn from `total` are among `bad`, for many such urns [m] at once."""
+
+    total: NDArray[Any]
+    bad: NDArray[Any]
+    draws: NDArray[Any]
+
+    def logpmf(self, k: NDArray[Any]) -> NDArray[Any]:
+        """Return the log probability of k [m]."""
+        rest = _log_choose(self.total - self.bad, self.draws - k)
+        found: NDArray[Any] = _log_choose(self.bad, k) + rest - _log_choose(self.total, self.draws)
+        return found
+
+    def between(self, low: NDArray[Any], high: NDArray[Any]) -> NDArray[Any]:
+        """Return the probability of low to high, both included [m]."""
+        found = np.zeros(len(low))
+        for row, (first, last) in enumerate(zip(low, high, strict=True)):
+            urn = Hypergeometric(*(part[row] for part in self))
+            found[row] = np.exp(urn.logpmf(np.arange(first, last + 1))).sum()
+        return found
 
 
 def drawn_to_halve(rest: int, size: int, found: int, missed: int) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import betainc, ndtri
 
+from robustkit.core.stats.hypergeometric import Hypergeometric
 from robustkit.core.stats.intervals import Interval, check
 from robustkit.errors import UsageError
 
@@ -57,21 +58,19 @@ def fisher_all(
     Given the sums, k1 is hypergeometric. Its law has one peak, so that the tables as unlikely as
     the one seen are a tail on each side: that of k1, and on the other side what bisection finds.
     """
-    from scipy.stats import hypergeom  # takes a second to import
-
     # Each table of the list once, and the side of k1 made the lower one.
     tables, place = np.unique(np.stack([k1, n1, k2, n2]), axis=1, return_inverse=True)
     k1, n1, k2, n2 = tables
     turned = k1 * n2 > k2 * n1
     k1, k2 = np.where(turned, n1 - k1, k1), np.where(turned, n2 - k2, k2)
-    law = hypergeom(n1 + n2, k1 + k2, n1)
+    law = Hypergeometric(n1 + n2, k1 + k2, n1)
     seen = law.logpmf(k1) + 1e-7  # equal likelihoods differ by rounding, as in SciPy's own test
     low, high = ((k1 + k2) * n1) // (n1 + n2), np.minimum(k1 + k2, n1) + 1
     while (low + 1 < high).any():  # from the mean on the law falls: likelier at low, not at high
         middle = (low + high) // 2
         rarer = law.logpmf(middle) <= seen
         low, high = np.where(rarer, low, middle), np.where(rarer, middle, high)
-    p: Float[np.ndarray, " m"] = np.minimum(1.0, law.cdf(k1) + law.sf(high - 1))
+    p: Float[np.ndarray, " m"] = np.minimum(1.0, law.between(0 * k1, k1) + law.between(high, n1))
     return p[place.reshape(-1)]
 
 

@@ -16,7 +16,7 @@ from robustkit.data.dataset import Dataset
 from robustkit.data.open import open_dataset
 from robustkit.integrations.conformance.fixtures import need
 from robustkit.models.protocols import Network, assemble, learned
-from robustkit.models.surrogates.resolve import declared
+from robustkit.models.surrogates.resolve import Relaxed, declared
 from robustkit.models.training import Step
 from robustkit.registry import Entry, defenses
 from robustkit.verify.diagnostics.probe import examine
@@ -123,7 +123,11 @@ def _surrogates(entry: Entry) -> None:
         data = _data(entry)
         model, x = assemble(defenses.build(entry.name), data), data.fetch([0, 1, 2, 3])[0]
     for name, surrogate in declared(model.eval()).items():
-        query = x.clone().requires_grad_(True)
+        if isinstance(surrogate, Relaxed):
+            query, surrogate = surrogate.relax(x).detach(), surrogate.logits
+        else:
+            query = x.clone()
+        query.requires_grad_(True)
         (gradient,) = torch.autograd.grad(surrogate(query).square().sum(), query)
         alive = bool(gradient.isfinite().all()) and bool(gradient.any())
         need(alive, f"the surrogate {name!r} has no finite gradient")
