@@ -34,6 +34,7 @@ class EdgeAttack(ExternalAttack):
     package = "robustkit"
     flips = True
     uses_gradient = False  # of the model: it asks the graph for gradients by pairs itself
+    stays_inside = True
     shared = True  # whether it is for one set of flips for all nodes
 
     def check(self, threat: Threat, classes: int) -> None:

@@ -66,7 +66,9 @@ class Suffix(NamedThreat):
         added: Tensor = filled.sum(1) - (~free).sum(1)
         gapless = (filled.long().diff(dim=1) <= 0).all(1)
         same = (z[..., 1:] == x[..., 1:]).flatten(1).all(1)
-        return added.double().masked_fill(~(fits.all(1) & gapless & same & exact(z)), torch.inf)
+        filled_up = fits.all(1) & gapless & same & exact(z)
+        untouched = (z == x).flatten(1).all(1)
+        return added.double().masked_fill(~(filled_up | untouched), torch.inf)
 
 
 class State(NamedTuple):
