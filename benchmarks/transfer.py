@@ -84,14 +84,14 @@ def measured(
 
 
 def share(found: Sequence[Broken]) -> str:
-    """Write the share of the points that fall, with its interval, in percent."""
-    fallen, n = sum(sum(one.values()) for one in found), sum(map(len, found))
-    low, high = clopper_pearson(fallen, n)
-    return f"{100 * fallen / n:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+    """Write the share of the points that are broken, with its interval, in percent."""
+    count, n = sum(sum(one.values()) for one in found), sum(map(len, found))
+    low, high = clopper_pearson(count, n)
+    return f"{100 * count / n:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def average(found: Sequence[Broken]) -> float:
-    """Return the mean over targets of the share that falls, in percent."""
+    """Return the mean over targets of the share that is broken, in percent."""
     return 100 * sum(sum(one.values()) / len(one) for one in found) / len(found)
 
 

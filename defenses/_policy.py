@@ -56,13 +56,22 @@ class Adapted(nn.Module):
         return self._reference[0]
 
 
-def adapted(data: Dataset, layers: int) -> Adapted:
-    """Return a policy with the weights of `toy_sft`, which stays beside it."""
-    reference = load_model("toy_sft", data=data).model
-    assert isinstance(reference, Prompted)
-    own = policy(data.shape, layers)
-    own.load_state_dict(reference.state_dict())
-    return Adapted(own, reference)
+class FromSft:
+    """A defense that goes on from `toy_sft`."""
+
+    layers: int
+
+    def load(self, data: Dataset) -> nn.Module:
+        """Return a policy with the weights of `toy_sft`, which stays beside it."""
+        reference = load_model("toy_sft", data=data).model
+        assert isinstance(reference, Prompted)
+        own = policy(data.shape, self.layers)
+        own.load_state_dict(reference.state_dict())
+        return Adapted(own, reference)
+
+    def learned(self, model: Adapted) -> nn.Module:
+        """Return the policy."""
+        return model.own
 
 
 class Batch(NamedTuple):

@@ -9,16 +9,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustkit.data.dataset import Dataset
 from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
 
-from ._policy import DATA, Adapted, adapted, attacked, batch_of, preference_loss
+from ._policy import DATA, Adapted, FromSft, attacked, batch_of, preference_loss
 
 
 @defenses.register("toy_advipo", cites="arXiv:2405.15589", data=DATA)
 @dataclass(frozen=True)
-class ToyAdvIpo:
+class ToyAdvIpo(FromSft):
     """C-AdvIPO of Xhonneux et al. 2024, equation (5), on the toy policy, from `toy_sft`.
 
     IPO (arXiv:2310.12036) between refusal and affirmative answer under one attack on the
@@ -43,14 +42,6 @@ class ToyAdvIpo:
     def recipe(self) -> Recipe:
         """As in the paper, twenty epochs."""
         return Recipe(epochs=20, batch_size=64, lr=2e-4, weight_decay=0.0)
-
-    def load(self, data: Dataset) -> nn.Module:
-        """Return a policy with the weights of `toy_sft`, which stays beside it."""
-        return adapted(data, self.layers)
-
-    def learned(self, model: Adapted) -> nn.Module:
-        """Return the policy."""
-        return model.own
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Loss of the attacked prompts among x [b, 1, t, w], y [b]; 0 where there is none."""

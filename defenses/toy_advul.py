@@ -10,17 +10,16 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from robustkit.core.tokens import Tokens
-from robustkit.data.dataset import Dataset
 from robustkit.models.language.prompted import Prompted
 from robustkit.models.training import Recipe, Step
 from robustkit.registry import defenses
 
-from ._policy import DATA, Adapted, adapted, attacked, batch_of, cut, filled, plain_prompt
+from ._policy import DATA, Adapted, FromSft, attacked, batch_of, cut, filled, plain_prompt
 
 
 @defenses.register("toy_advul", cites="arXiv:2405.15589", data=DATA)
 @dataclass(frozen=True)
-class ToyAdvUl:
+class ToyAdvUl(FromSft):
     """C-AdvUL of Xhonneux et al. 2024, equation (3), on the toy policy, from `toy_sft`.
 
     0.5 away + 0.5 toward + 1.0 utility. Under the attack on embeddings, away is the log-probability
@@ -46,14 +45,6 @@ class ToyAdvUl:
     def recipe(self) -> Recipe:
         """As in the paper, five epochs; each is a few seconds."""
         return Recipe(epochs=5, batch_size=64, lr=5e-4, weight_decay=0.0)
-
-    def load(self, data: Dataset) -> nn.Module:
-        """Return a policy with the weights of `toy_sft`, which stays beside it."""
-        return adapted(data, self.layers)
-
-    def learned(self, model: Adapted) -> nn.Module:
-        """Return the policy."""
-        return model.own
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Loss of x [b, 1, t, w], y [b]; prompts to be refused that may not be seen are skipped."""

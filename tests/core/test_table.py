@@ -23,7 +23,7 @@ RULES: dict[str, Any] = {
     "feature_group": np.array([-1, -1, -1, -1, 0, 0, 0, -1]),
     "feature_mutable": np.array([True] * 7 + [False]),
     "feature_eps": np.array([4.0, 1.0, 7.0, 300.0, 1.0, 1.0, 1.0, 5.0]),
-    "feature_names": np.array(["income", "trend", "rooms", "area", "rent", "own", "lent", "age"]),
+    "feature_names": np.array(["income", "trend", "rooms", "area", "rent", "own", "free", "age"]),
     "constraint_matrix": np.array([[0, 0, 20, -1, 0, 0, 0, 0], [1, 0, 0, 0, 0, -6, 0, 0.0]]),
     "constraint_bound": np.array([0, 4.0]),
     "equality_matrix": np.array([[1, 5, 0, 0, 0, 0, 0, -1.0]]),
