@@ -113,11 +113,11 @@ def _proposed(
     order, kind, where, near = noise.chunk(4, dim=1)
     # A group is one feature: its columns are drawn together, by the number of its first.
     first = torch.arange(table.features)
-    for columns in (row.nonzero().flatten() for row in table.members):
+    for columns in table.groups:
         first[columns] = columns[0]
     order = order[:, first].masked_fill(~(low < high)[:, :], 2.0)
     # Of a group that may change some columns may be left out: all take the least.
-    for columns in (row.nonzero().flatten() for row in table.members):
+    for columns in table.groups:
         least = order[:, columns].amin(1, keepdim=True)
         order = order.index_copy(1, columns, least.expand(-1, len(columns)))
     chosen = (order < share[:, None]) | (order == order.amin(1, keepdim=True))

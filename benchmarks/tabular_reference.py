@@ -118,7 +118,7 @@ class Capgd:
         v = torch.where(
             table.whole, torch.where(v > clean, (v + 1e-6).floor(), (v - 1e-6).ceil()), v
         )
-        for columns in (row.nonzero().flatten() for row in table.members):
+        for columns in table.groups:
             v[:, columns] = F.one_hot(v[:, columns].argmax(1), len(columns)).double()
         made = self._mended(table.scaled(v))
         return torch.where(table.mutable, made, x)

@@ -107,7 +107,7 @@ class RowsOfSpans:
         table, low, high = self.table, self.span.low[:, None], self.span.high[:, None]
         each = torch.where(slope > 0, slope * low, slope * high)
         total = (each * ~table.category).sum(2)
-        for columns in (row.nonzero().flatten() for row in table.members):
+        for columns in table.groups:
             allowed = slope[:, :, columns].masked_fill(high[:, :, columns] < 1, torch.inf)
             total = total + allowed.amin(2)
         size = torch.maximum(low.abs(), high.abs())

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from robustkit.certify.agreement import refuse_less_precision
 from robustkit.certify.complete.verifier import Effort
 from robustkit.certify.crown import crown_margins
-from robustkit.certify.declared import Formula, declared, formula
 from robustkit.certify.graph import Graph, trace
 from robustkit.certify.ibp import Box, intervals, margins_of
 from robustkit.certify.linear_bounds import bound_in_chunks
@@ -192,8 +191,8 @@ def table_bounds(
     method: str,
     *,
     randomized: bool = False,
-) -> TableBounds | Formula | None:
-    """Return the certificate of a network, or the one that a model declares, as trees do.
+) -> TableBounds | None:
+    """Return the certificate of a network.
 
     None where none is known and nobody insists on it.
 
@@ -204,9 +203,6 @@ def table_bounds(
     Raises:
         UsageError: for other methods, and for a model that "ibp" or "crown" cannot bound.
     """
-    own = declared(model)
-    if own and (method in ("auto", "quick") or method in own):
-        return formula(own, method, threat)
     effort = Effort.parse(method)
     if effort.method not in _METHODS or "seconds" in method:
         raise UsageError(

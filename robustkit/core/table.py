@@ -82,6 +82,11 @@ class Table:
         return ones.double()
 
     @cached_property
+    def groups(self) -> list[Int[Tensor, " c"]]:
+        """The columns of each one-hot group."""
+        return [row.nonzero().flatten() for row in self.members]
+
+    @cached_property
     def rows(self) -> Float[Tensor, "r d"]:
         """The coefficients of all constraints, inequalities first."""
         return torch.cat([self.matrix, self.equal])
@@ -122,7 +127,7 @@ class Table:
         """Tell which rows obey all of the description, checked in float64."""
         flat, v = z.flatten(1), self.raw(z)
         exact = (~self.discrete | (self.scaled(v) == flat)).all(1)
-        bounded = ((v >= self.lower) & (v <= self.upper) & flat.isfinite()).all(1)
+        bounded = ((flat >= 0) & (flat <= 1)).all(1)  # lower + 1 · width may round beyond upper
         single = (v.clamp_min(0) @ self.members.T == 1).all(1)
         return exact & bounded & single & (self.excess(v) <= self.tolerance).all(1)
 

@@ -18,9 +18,7 @@ from robustkit.core.table import Raw, Table
 from robustkit.core.types import Images, Mask
 
 _SWEEPS, _FILLS = 12, 3  # over all constraints; of the features of one
-_STILL = 1e-7  # of its bounds: float32 has next to nothing within such a radius
 _NODES = 500  # of the branch and bound for a best row
-_TIGHTER = 4  # rounds over all constraints
 
 
 class Span(NamedTuple):
@@ -54,7 +52,7 @@ class Region:
         x = x.detach().cpu()
         flat, v = x.flatten(1), table.raw(x)
         reach = eps * table.radius
-        still = ~table.mutable | (~table.discrete & (reach < _STILL * table.width))
+        still = ~table.mutable
         low = torch.maximum(v - reach, table.lower)
         high = torch.minimum(v + reach, table.upper)
         low = torch.where(table.discrete, low.ceil(), low)
@@ -118,7 +116,7 @@ class Region:
         Categories lie in the simplex of the columns of their group that may be chosen.
         """
         (low, high), v = self.span, v.cpu()
-        for columns in (row.nonzero().flatten() for row in self.table.members):
+        for columns in self.table.groups:
             part = v[:, columns].masked_fill(high[:, columns] < 1, -1e9)
             v = v.index_copy(1, columns, _simplex(part))
         return torch.minimum(torch.maximum(v, low), high)
@@ -133,7 +131,7 @@ class Region:
         table, (low, high) = self.table, self.span
         slope = gradient.detach().cpu().flatten(1).double()
         direction = slope.sign() * torch.maximum(high - table.raw(self.x), table.raw(self.x) - low)
-        for columns in (row.nonzero().flatten() for row in table.members):
+        for columns in table.groups:
             allowed = (high[:, columns] > 0).double()
             part = slope[:, columns] * allowed
             part = (part - part.sum(1, keepdim=True) / allowed.sum(1, keepdim=True)) * allowed
@@ -147,7 +145,7 @@ class Region:
     def _snapped(self, v: Raw) -> Raw:
         table, (low, high) = self.table, self.span
         v = torch.where(table.whole, v.round(), v)
-        for columns in (row.nonzero().flatten() for row in table.members):
+        for columns in table.groups:
             allowed = v[:, columns].masked_fill(high[:, columns] < 1, -torch.inf)
             chosen = allowed.argmax(1, keepdim=True)
             v = v.index_copy(1, columns, torch.zeros_like(allowed).scatter(1, chosen, 1.0))

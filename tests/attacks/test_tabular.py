@@ -94,7 +94,7 @@ def threat_of(path: Path, eps: float = 0.3) -> TabularThreat:
     return found
 
 
-def net(features: int, seed: int = 0, hidden: int = 16) -> nn.Module:
+def net(features: int, seed: int = 0, hidden: int = 16) -> nn.Sequential:
     torch.manual_seed(seed)
     last = nn.Linear(hidden, 3)
     made = nn.Sequential(nn.Flatten(), nn.Linear(features, hidden), nn.ReLU(), last)
@@ -227,9 +227,9 @@ def test_searches_do_not_depend_on_the_batch(search: str, tmp_path: Path) -> Non
 
 
 def test_a_run_reads_the_rules_of_its_data_and_is_verified(tmp_path: Path) -> None:
-    x, model = counts(8), net(6)
-    y = model(x).argmax(1)
-    data, model = saved(tmp_path / "t.npz", RULES, x, y), OfUnits(model)
+    x, shares = counts(8), net(6)
+    y = shares(x).argmax(1)
+    data, model = saved(tmp_path / "t.npz", RULES, x, y), OfUnits(shares)
     given: dict[str, Any] = {"certify": "auto"}
     record = robustkit.evaluate(model, data, "tabular:0.3", folder=tmp_path / "run", **given)
     assert record.certified is not None
@@ -289,3 +289,30 @@ def test_requests_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         build_certifier(model, (6,), threat_of(tmp_path / "t.npz"), "alpha-crown")
     bound = replace(threat_of(tmp_path / "t.npz"), eps=0.9)
     assert build_certifier(model, (6,), bound, "auto") is not None
+
+
+def test_a_radius_that_is_small_beside_the_bounds_is_one(tmp_path: Path) -> None:
+    """50 of 10^9: near 0 float32 has many numbers within it, and one of them breaks the point."""
+    rules = {"lower": np.zeros(1), "upper": np.array([1e9]), "feature_eps": np.array([50.0])}
+    tree = pytest.importorskip("sklearn.tree")
+    fitted = tree.DecisionTreeClassifier().fit([[10.0], [40.0]], [0, 1])
+    x, y, z = torch.tensor([[1e-8]]), torch.tensor([0]), torch.tensor([[4e-8]])
+    opened = robustkit.open_dataset(saved(tmp_path / "t.npz", rules, x, y))
+    model = in_units(of_estimator(fitted, (1,), 2), opened)
+    threat = threat_of(tmp_path / "t.npz", 1.0)
+    assert threat.contains(z, x).all() and model(z).argmax(1) != y == model(x).argmax(1)
+    proof = build_certifier(model, (1,), threat, "trees")
+    assert proof is not None and not proof.prove(x, y).any()
+
+
+def test_certificates_that_a_model_declares_for_norms_are_not_believed(tmp_path: Path) -> None:
+    class Declares(nn.Sequential):
+        def certificates(self) -> dict[str, Any]:
+            return {"formula": lambda x, y, threat: torch.ones(len(x), dtype=torch.bool)}
+
+    x, model = counts(8), Declares(*net(6))
+    y = model(x).argmax(1)
+    saved(tmp_path / "t.npz", RULES, x, y)
+    for method in ("auto", "quick"):
+        proof = build_certifier(model, (6,), threat_of(tmp_path / "t.npz", 1.0), method)
+        assert proof is not None and not proof.prove(x, y).all()

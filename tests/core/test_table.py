@@ -152,3 +152,12 @@ def test_constraints_that_nobody_can_meet_are_refused_at_the_door(tmp_path: Path
     assert open_table(str(path)).digest() == table().digest()
     assert table(feature_names=None).digest() == table().digest()
     assert table(feature_eps=None).digest() != table().digest()
+
+
+def test_a_row_at_its_upper_bounds_is_feasible_however_they_round() -> None:
+    draw = np.random.default_rng(0)
+    low, high = draw.uniform(-10, 10, 200), draw.uniform(20, 50, 200)
+    rules = described("rules.npz", {"lower": low, "upper": high})
+    assert (rules.lower + rules.width > rules.upper).any()
+    assert rules.feasible(torch.ones(1, 200)).all()
+    assert not rules.feasible(torch.full((1, 200), torch.nan)).any()
