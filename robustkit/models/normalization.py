@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, TypeVar, cast
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,16 +55,32 @@ def in_units(model: _M, data: Dataset) -> _M:
     the data set was made of up to the rounding of float32: a whole number may be off by it.
     """
     found: Ranges | None = getattr(data, "ranges", None)
-    if found is None:
+    if found is None or _is_in_units(model):  # one that was wrapped may come back, to be attacked
         return model
     layer = _InUnits(found).eval()
     if isinstance(model, Scores):
         return cast(_M, model.behind(layer, data.shape))
     if not isinstance(model, nn.Module):
-        return cast(_M, lambda x: model(layer.to(x.device)(x)))
+        return cast(_M, _Ahead(layer, model))
     wrapped = nn.Sequential(layer, model)
     wrapped.training = model.training
     return cast(_M, wrapped)
+
+
+def _is_in_units(model: object) -> bool:
+    if isinstance(model, nn.Module):
+        return any(isinstance(part, _InUnits) for part in model.modules())
+    return isinstance(model, _Ahead)
+
+
+class _Ahead(NamedTuple):
+    """A function of what a layer makes of its inputs."""
+
+    layer: nn.Module
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(self.layer.to(x.device)(x))
 
 
 class _InUnits(Normalize):

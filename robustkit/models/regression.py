@@ -65,4 +65,6 @@ def for_targets(model: Any, data: Dataset, criterion: Criterion) -> Any:
         return model
     if not isinstance(model, nn.Module):
         raise UsageError(f"criterion {criterion} needs an nn.Module, got {type(model).__name__}.")
+    if isinstance(model, Residuals):  # one that was judged so may come back, to be attacked
+        model = model.model
     return Residuals(model, targets, tolerances).eval()

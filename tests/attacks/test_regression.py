@@ -12,11 +12,13 @@ from click.testing import CliRunner
 from torch import nn
 
 import robustkit
+from robustkit import registry
 from robustkit.cli.program import program
 from robustkit.core.threat import Norm, Threat
 from robustkit.data.arrays import from_arrays
 from robustkit.errors import UsageError
 from robustkit.evaluation.worst_errors import worst_errors
+from robustkit.models.regression import for_targets
 
 DRAW = np.random.default_rng(0)
 X, WEIGHT = DRAW.uniform(0.4, 0.6, size=(30, 8)), DRAW.normal(size=8)
@@ -146,3 +148,12 @@ def test_targets_that_no_model_can_be_judged_at_are_refused() -> None:
     with pytest.raises(UsageError, match="at most 2,000 different targets, got 2,001"):
         from_arrays("r", np.zeros((2001, 1)), np.arange(2001.0))
     assert from_arrays("r", X[:2], np.array([1.0, 1.0])).classes == 2
+
+
+def test_a_model_that_is_judged_by_targets_is_not_judged_twice() -> None:
+    x = np.linspace(0, 1, 8, dtype=np.float32)[:, None]
+    data, criterion = from_arrays("x", x, x[:, 0]), registry.read_criterion("error>0.5")
+    once = for_targets(nn.Linear(1, 1), data, criterion)
+    twice = for_targets(once, data, criterion)
+    assert twice.model is once.model
+    assert torch.equal(twice(torch.from_numpy(x)), once(torch.from_numpy(x)))

@@ -100,3 +100,10 @@ def test_a_box_that_excludes_a_point_names_it_however_the_data_are_made() -> Non
 def test_other_axes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"expected (x as|the layout)"):
         from_arrays("x", np.zeros(shape), Y, layout="nct" if len(shape) == 2 else None)
+
+
+def test_a_model_that_is_in_units_is_not_wrapped_again() -> None:
+    data = from_arrays("x", TABLE, Y, lower=LOWER, upper=UPPER)
+    for model in (nn.Linear(3, 2), lambda x: x):
+        once = in_units(model, data)
+        assert once is not model and in_units(once, data) is once
