@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from robustkit.core.losses import margin
 from robustkit.core.types import Logits, Mask
 from robustkit.data.graphs import Pairs
 from robustkit.models.graphs import GraphModel, pair_gradient
@@ -31,10 +32,7 @@ class Goal(NamedTuple):
 
     def loss(self, logits: Logits) -> Tensor:
         """Return the mean of tanh of the margins, which lost and safe nodes hardly move."""
-        rows = logits[self.nodes]
-        own = rows.gather(1, self.labels[:, None])[:, 0]
-        others = rows.scatter(1, self.labels[:, None], -torch.inf).amax(1)
-        return (others - own).tanh().mean()
+        return margin(logits[self.nodes], self.labels, self.labels).tanh().mean()
 
     def right(self, flips: Pairs) -> int:
         """Return how many nodes are classified rightly on the flipped graph."""

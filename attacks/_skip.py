@@ -54,9 +54,7 @@ def residual_sums(last: Node, first: Node) -> Iterator[tuple[Node, int]]:
     for node in depths:
         if not node.name().startswith("AddBackward"):
             continue
-        ends = [
-            parent for parent, _ in node.next_functions if parent is not None and parent in depths
-        ]
+        ends = _parents(node, depths)
         if len(ends) != 2:
             continue
         a, b = (depths[end] for end in ends)
@@ -99,12 +97,7 @@ def _common(ends: list[Node], depths: dict[Node, int]) -> int:
 def _sources(end: Node, depths: dict[Node, int]) -> set[Node]:
     found, waiting = {end}, [end]
     while waiting:
-        parents = [
-            parent
-            for parent, _ in waiting.pop().next_functions
-            if parent is not None and parent in depths
-        ]
-        fresh = set(parents) - found
+        fresh = set(_parents(waiting.pop(), depths)) - found
         waiting += fresh
         found |= fresh
     return found

@@ -9,6 +9,8 @@ import torch
 from pydantic import Field
 from torch import Generator, nn
 
+from robustkit.core.losses import margin
+from robustkit.core.rng import generator
 from robustkit.core.types import Images
 from robustkit.data.graphs import Pairs, decode, encode
 from robustkit.models.graphs import graph_model, reaching
@@ -39,25 +41,24 @@ class GreedyFlips(EdgeAttack):
     def perturb(self, model: nn.Module, batch: Batch, threat: Any) -> Images:
         """Return each node under a set of flips of its own."""
         inner, (nodes, _, slots) = graph_model(model), decode(batch.x.cpu())
-        rows = []
+        rows, draw = [], generator(batch.seed, 0, 0)
         for node, label in zip(nodes.tolist(), batch.y.tolist(), strict=True):
             goal = Goal(inner.fixed, torch.tensor([node]), torch.tensor([label]), [0, 0])
-            chosen = self._around(goal, threat.budget(len(inner.edges)))
+            chosen = self.chosen(goal, threat.budget(len(inner.edges)), draw)
             rows.append(encode([node], len(inner.edges), slots.shape[1], chosen))
             count_passes(model, goal)
         return torch.cat(rows).to(batch.x)
 
     def chosen(self, goal: Goal, budget: int, draw: Generator) -> Pairs:
         """Return a set for the only node."""
-        return self._around(goal, budget)
-
-    def _around(self, goal: Goal, budget: int) -> Pairs:
-        model, node, label = goal.model, int(goal.nodes), int(goal.labels)
+        model, node = goal.model, int(goal.nodes)
         chosen = torch.zeros(0, 2, dtype=torch.int64)
         hops = 1 if self.tries else 2
         every = goal.allowed(reaching(model.edges, node, model.nodes, hops))
         for _ in range(budget):
             pairs = every[~(every[:, None] == chosen).all(2).any(1)]
+            if not len(pairs):
+                break
             if self.tries and len(pairs) > self.tries:
                 tape = goal.gradient(chosen, torch.ones(len(chosen)))
                 pairs = pairs[goal.slope(tape, pairs).topk(self.tries).indices]
@@ -69,10 +70,10 @@ class GreedyFlips(EdgeAttack):
                 logits = torch.cat(parts)[:, node]
             else:
                 logits = model.single_flips(node, pairs)
-            others = logits.index_fill(1, goal.labels, -torch.inf).amax(1)
-            margins = logits[:, label] - others
-            chosen = torch.cat([chosen, pairs[margins.argmin()][None]])
-            if float(margins.min()) < 0:
+            labels = goal.labels.expand(len(logits))
+            broken = margin(logits, labels, labels)
+            chosen = torch.cat([chosen, pairs[broken.argmax()][None]])
+            if float(broken.max()) > 0:
                 break
         return chosen
 

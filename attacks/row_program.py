@@ -79,8 +79,11 @@ class RowProgram:
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Go to the best row for the gradient at the query."""
         assert isinstance(threat, TabularThreat)  # `jobs` refuses others
-        region = threat.region(state.x)
-        query = region.repaired(region.best(reply.gradient), state.query)[0].to(state.query.device)
-        same = (query == state.query).flatten(1).all(1)
-        over = same | (state.moves >= self.steps)
-        return state._replace(query=query, moves=state.moves + 1, done=state.done | over)
+        query = state.query
+        live = (~state.done & (state.moves < self.steps)).nonzero().flatten()
+        if len(live):  # a program is dear: none for rows that nobody asks about
+            region = threat.region(state.x[live])
+            found = region.repaired(region.best(reply.gradient[live]), query[live])[0]
+            query = query.index_copy(0, live, found.to(query))
+        same = (query == state.query).flatten(1).all(1)  # as those that are over
+        return state._replace(query=query, moves=state.moves + 1, done=state.done | same)

@@ -84,7 +84,7 @@ class Sia(MomentumAttack):
 def _cut(draw: Tensor, n: int, length: int) -> Strips:
     """Cut an axis at n − 1 different places; draws [s, length − 1]."""
     cuts = draw.argsort(1)[:, : n - 1].sort(1).values + 1
-    edge = torch.zeros_like(draw[:, :1], dtype=torch.long) if length > 1 else cuts[:, :0]
+    edge = torch.zeros(len(draw), 1, dtype=torch.long, device=draw.device)
     bounds = torch.cat([edge, cuts, edge + length], 1)
     lengths = bounds.diff(dim=1)
     order = torch.arange(n, device=draw.device).expand(len(draw), -1)

@@ -19,8 +19,6 @@ from ._edge_attack import EdgeAttack
 from ._flipping import Ascent, Goal, by_classes, drawn_pairs, one_by_one
 from ._meta import Labelled, meta_flips
 
-_ALL = 10**6  # points of a batch: one set of flips is for all of them
-
 
 @attacks.register("random_flips", white_box=False, cites="")
 @dataclass(frozen=True)

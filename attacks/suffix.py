@@ -21,8 +21,6 @@ from robustkit.errors import UsageError
 from robustkit.registry import attacks, suites, threats
 from robustkit.search.protocol import Job, Reply, Tasks
 
-from ._draws import any_row
-
 
 @threats.register("suffix", cites="arXiv:2307.15043", examples=("5", "20"))
 @dataclass(frozen=True)
@@ -156,7 +154,8 @@ class Gcg:
     def step(self, state: State, reply: Reply, threat: Threat) -> State:
         """Take in the gradient and draw the swaps of a round, or look at the next of them."""
         first = state.taken < 0
-        if any_row(first):
+        # Not `any_row`: where no slot climbs there is no gradient by one-hot rows to draw from.
+        if bool(first.any()):
             drawn, ids = self._drawn(state, reply.gradient, int(threat.eps))
             state = state._replace(
                 swaps=torch.where(first[:, None, None], drawn, state.swaps),

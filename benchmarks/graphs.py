@@ -37,6 +37,12 @@ def find(model: GraphModel, nodes: torch.Tensor, spec: str, threat: Any) -> Pair
     return slots[(slots >= 0).all(1)]
 
 
+def save(file: Path, sets: dict[str, Pairs]) -> None:
+    """Write the sets of flips, in order of their names."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_flips(file, dict(sorted(sets.items())))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Find what is missing."""
     parser = argparse.ArgumentParser(prog="benchmarks.graphs", description=__doc__)
@@ -51,10 +57,11 @@ def main(arguments: list[str] | None = None) -> None:
     graph, file = graph_of(data), asked.out / f"{data.name}-{asked.share}.npz"
     threat: Any = read_threat(f"edges:{asked.share}%")
     sets = dict(open_flips(str(file))) if file.is_file() else {}
-    if asked.meta is not None and asked.meta.is_file():
+    if asked.meta is not None:
         sets["metattack"] = open_flips(str(asked.meta))["metattack"][
             : threat.budget(len(graph.edges))
         ]
+        save(file, sets)
     todo = [(spec, asked.models[0]) for spec in BLIND] + [(ADAPTIVE, n) for n in asked.models]
     models: dict[str, GraphModel] = {}
     for spec, name in todo:
@@ -66,8 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         began = time.monotonic()
         sets[label] = find(models[name], graph.test, spec, threat)
         print(f"{label}: {len(sets[label])} flips in {time.monotonic() - began:.1f} s", flush=True)
-        asked.out.mkdir(parents=True, exist_ok=True)
-        write_flips(file, dict(sorted(sets.items())))
+        save(file, sets)
 
 
 if __name__ == "__main__":
