@@ -14,7 +14,6 @@ from robustkit.data.dataset import ImageSet
 from robustkit.data.toy_grammar import prompts, spell
 from robustkit.registry import datasets
 
-REFUSED, COMPLIED = 0, 1
 VERDICTS = ("refused", "complied")
 
 

@@ -22,9 +22,9 @@ from robustkit.leaderboard import grouping
 
 SCHEMA = "robustkit/rows/1"
 _SOUND = " No flags were raised: every row is reliable."
-_PROMPTS = ("refusal", "attack_success", "over_refusal")
+OF_PROMPTS = ("refusal", "attack_success", "over_refusal")
 _DIGITS = {
-    **dict.fromkeys(("clean", "robust", "robust_low", "robust_high", *_PROMPTS), ".4f"),
+    **dict.fromkeys(("clean", "robust", "robust_low", "robust_high", *OF_PROMPTS), ".4f"),
     **dict.fromkeys(("audit_bound", "certified", "undecided"), ".4f"),
     **dict.fromkeys(("worst_class", "tail_30", "severity_5", "worst_corruption"), ".4f"),
     **dict.fromkeys(("mean_corrupted", "mean_corrupted_low", "mean_corrupted_high"), ".4f"),
@@ -63,7 +63,7 @@ _CONTRACT = (
     "reliability",
     *("undecided", "audit_halving", "mean_corrupted", "mean_corrupted_low"),
     *("mean_corrupted_high", "severity_5", "worst_corruption", "worst_corruption_name"),
-    *("corruptions", *_PROMPTS),
+    *("corruptions", *OF_PROMPTS),
 )
 _Cells: TypeAlias = Mapping[str, Any]
 
@@ -194,9 +194,9 @@ def _read(cells: _Cells) -> list[str]:
 
 def _of_prompts(cells: _Cells) -> dict[str, str]:
     """The cells of a model of prompts, by heading: never refusal without over-refusal."""
-    if all(cells.get(name) is None for name in _PROMPTS):
+    if all(cells.get(name) is None for name in OF_PROMPTS):
         return {}
-    told = zip(("refusal", "success", "over-refusal"), map(cells.get, _PROMPTS), strict=True)
+    told = zip(("refusal", "success", "over-refusal"), map(cells.get, OF_PROMPTS), strict=True)
     return {head: "–" if share is None else f"{share:.3f}" for head, share in told}
 
 

@@ -15,7 +15,14 @@ import pandas as pd
 from robustkit.core import stats
 from robustkit.core.text import posix
 from robustkit.errors import UsageError
-from robustkit.leaderboard.formats import to_csv, to_json, to_latex, to_markdown, to_rich
+from robustkit.leaderboard.formats import (
+    OF_PROMPTS,
+    to_csv,
+    to_json,
+    to_latex,
+    to_markdown,
+    to_rich,
+)
 from robustkit.leaderboard.grouping import group_of
 from robustkit.record.evidence import refuse_altered
 from robustkit.record.interval import robust_interval, variants_interval
@@ -91,7 +98,6 @@ class Row(NamedTuple):
     """The accuracy under each corruption, the mean over its severities."""
 
 
-OF_PROMPTS = ("refusal", "attack_success", "over_refusal")
 OF_FINITE = Row._fields[Row._fields.index("mean_corrupted") :]
 
 

@@ -56,7 +56,7 @@ def ask(
             with torch.no_grad():
                 logits = goal(model(state.query).float())
         return Reply(logits, value, gradient)
-    if climbing is not None and not surrogate_of(search):
+    if climbing is not None and not _elsewhere(search):
         return _apart(model, search, state, goal, climbing, half)
     with torch.no_grad():
         logits = goal(model(state.query).float())
@@ -95,6 +95,11 @@ def _apart(
     )
 
 
+def _elsewhere(search: Search[Any]) -> bool:
+    """Whether what is differentiated is not the model itself."""
+    return bool(surrogate_of(search)) or hasattr(search, "through")
+
+
 def passes(model: Model, search: Search[Any], state: Any) -> tuple[Tensor | int, Tensor | int]:
     """Return the forward and backward passes of one input that `ask` makes for every slot.
 
@@ -102,7 +107,7 @@ def passes(model: Model, search: Search[Any], state: Any) -> tuple[Tensor | int,
     """
     eot, climbing = draws(search), _climbing(search, state)
     if climbing is not None:
-        alone = 1 + eot * climbing if surrogate_of(search) else 1 + (eot - 1) * climbing
+        alone = 1 + eot * climbing if _elsewhere(search) else 1 + (eot - 1) * climbing
         return alone, eot * climbing
     return eot + _second_pass(model, search), eot * search.uses_gradient
 

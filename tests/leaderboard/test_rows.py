@@ -14,8 +14,15 @@ import pytest
 from rich.console import Console
 
 from robustkit.errors import UsageError
-from robustkit.leaderboard.formats import to_csv, to_json, to_latex, to_markdown, to_rich
-from robustkit.leaderboard.rows import OF_FINITE, OF_PROMPTS, Row, load_records, row, table
+from robustkit.leaderboard.formats import (
+    OF_PROMPTS,
+    to_csv,
+    to_json,
+    to_latex,
+    to_markdown,
+    to_rich,
+)
+from robustkit.leaderboard.rows import OF_FINITE, Row, load_records, row, table
 from robustkit.record.points import Points, Status
 from robustkit.record.record import Record, save
 from robustkit.record.schema import DataInfo, Stage, ThreatInfo, WeightsInfo

@@ -33,7 +33,7 @@ def measure(
     the model says of itself by a method `measured(data)`.
     """
     if isinstance(threat, NamedThreat):
-        return _by_itself(model, data, device)
+        return _by_itself(model, data)
     search, bounds = attacks.build(_PGD), build_certifier(model, data.shape, threat, "quick")
     clean = robust = proved = 0
     for start in range(0, len(data), _BATCH):
@@ -49,14 +49,9 @@ def measure(
     return {**found, bounds.method: proved / n} if bounds and proved else found
 
 
-def _by_itself(model: nn.Module, data: Dataset, device: torch.device) -> dict[str, Any]:
-    right = 0
-    for start in range(0, len(data), _BATCH):
-        x, y = data.fetch(range(start, min(start + _BATCH, len(data))))
-        with torch.no_grad():
-            right += int((model(x.to(device)).argmax(1).cpu() == y).sum())
+def _by_itself(model: nn.Module, data: Dataset) -> dict[str, Any]:
     own = model.measured(data) if isinstance(model, _Measured) else {}
-    return {"clean": right / len(data), "n": len(data), **own}
+    return {"clean": watched(model, data, None, 0), "n": len(data), **own}
 
 
 @runtime_checkable

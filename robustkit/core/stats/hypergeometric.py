@@ -9,37 +9,12 @@ from numpy.typing import NDArray
 from scipy.special import gammaln  # `scipy.stats` takes a second to import
 
 
-def most_bad(rest: int, size: int, found: int, confidence: float = 0.95) -> int:
-    """Bound the bad points among `rest`, of which `size` were drawn at random and `found` are bad.
-
-    The largest number of bad points under which a draw with so few of them still has probability
-    above 1 − confidence.
-    """
-    if size in (0, rest):
-        return found if size else rest
-    bad = np.arange(found, rest - size + found + 1)
-    seen = np.arange(found + 1)[:, None]
-    chance = np.exp(
-        _log_choose(bad, seen) + _log_choose(rest - bad, size - seen) - _log_choose(rest, size)
-    )
-    return int(bad[chance.sum(0) > 1 - confidence].max())
-
-
-def _log_choose(n: NDArray[Any] | int, k: NDArray[Any] | int) -> NDArray[Any]:
-    """Return log C(n, k), −∞ where it is zero."""
-    n, k = np.broadcast_arrays(n, k)
-    defined = (k >= 0) & (k <= n)
-    kept = np.where(defined, k, 0)
-    value = gammaln(n + 1) - gammaln(kept + 1) - gammaln(n - kept + 1)
-    return np.where(defined, value, -np.inf)
-
-
 class Hypergeometric(NamedTuple):
     """How many of `draws` drawn from `total` are among `bad`, for many such urns [m] at once."""
 
-    total: NDArray[Any]
-    bad: NDArray[Any]
-    draws: NDArray[Any]
+    total: NDArray[Any] | int
+    bad: NDArray[Any] | int
+    draws: NDArray[Any] | int
 
     def logpmf(self, k: NDArray[Any]) -> NDArray[Any]:
         """Return the log probability of k [m]."""
@@ -51,9 +26,32 @@ class Hypergeometric(NamedTuple):
         """Return the probability of low to high, both included [m]."""
         found = np.zeros(len(low))
         for row, (first, last) in enumerate(zip(low, high, strict=True)):
-            urn = Hypergeometric(*(part[row] for part in self))
+            urn = Hypergeometric(*(np.asarray(part)[row] for part in self))
             found[row] = np.exp(urn.logpmf(np.arange(first, last + 1))).sum()
         return found
+
+
+def most_bad(rest: int, size: int, found: int, confidence: float = 0.95) -> int:
+    """Bound the bad points among `rest`, of which `size` were drawn at random and `found` are bad.
+
+    The largest number of bad points under which a draw with so few of them still has probability
+    above 1 − confidence.
+    """
+    if size in (0, rest):
+        return found if size else rest
+    bad = np.arange(found, rest - size + found + 1)
+    seen = np.arange(found + 1)[:, None]
+    chance = np.exp(Hypergeometric(rest, bad, size).logpmf(seen))
+    return int(bad[chance.sum(0) > 1 - confidence].max())
+
+
+def _log_choose(n: NDArray[Any] | int, k: NDArray[Any] | int) -> NDArray[Any]:
+    """Return log C(n, k), −∞ where it is zero."""
+    n, k = np.broadcast_arrays(n, k)
+    defined = (k >= 0) & (k <= n)
+    kept = np.where(defined, k, 0)
+    value = gammaln(n + 1) - gammaln(kept + 1) - gammaln(n - kept + 1)
+    return np.where(defined, value, -np.inf)
 
 
 def drawn_to_halve(rest: int, size: int, found: int, missed: int) -> int:
